@@ -1,0 +1,197 @@
+"""What the ledger says, folded: attempts, best, noise, spend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from agent.records import (
+    AttemptFinished,
+    AttemptInterrupted,
+    AttemptStarted,
+    ConversationOpened,
+    Direction,
+    Entry,
+    ModelCalled,
+    RunFinished,
+    Scored,
+    SessionEnded,
+    SessionResumed,
+    SessionStarted,
+    Verdict,
+)
+
+
+@dataclass
+class Attempt:
+    """One attempt with everything that was recorded about it."""
+
+    started: AttemptStarted
+    started_at: str
+    runs: list[RunFinished] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
+    finished: AttemptFinished | None = None
+    interrupted: AttemptInterrupted | None = None
+    cost_usd: float = 0.0
+    """What the model calls since the attempt before cost."""
+
+    @property
+    def number(self) -> int:
+        return self.started.attempt
+
+    @property
+    def open(self) -> bool:
+        return self.finished is None and self.interrupted is None
+
+    @property
+    def kept(self) -> bool:
+        return self.finished is not None and self.finished.verdict is Verdict.KEPT
+
+    def values(self, split: str = "val") -> dict[int, float]:
+        """Valid scores by seed."""
+        return {s.seed: s.value for s in self.scores if s.split == split and s.value is not None}
+
+
+@dataclass
+class History:
+    """The fold over one ledger. Read it, never write it: `apply` alone changes it."""
+
+    session: SessionStarted | None = None
+    started_at: str = ""
+    last_at: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    best: Attempt | None = None
+    """The last kept attempt; the baseline until then."""
+    calls: int = 0
+    spent_usd: float = 0.0
+    unpriced_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    active_seconds: float = 0.0
+    """Time between events, not counting the gaps between an end and a resume."""
+    ended: SessionEnded | None = None
+    resumes: int = 0
+    conversation: int = 0
+    """Number of the conversation that goes on; 0 before the first."""
+    _cost_since_attempt: float = 0.0
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more event into account."""
+        event = entry.event
+        if self.last_at and not isinstance(event, SessionResumed):
+            self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
+        self.last_at = entry.at
+        match event:
+            case SessionStarted():
+                self.session, self.started_at = event, entry.at
+            case SessionResumed():
+                self.ended, self.resumes = None, self.resumes + 1
+            case AttemptStarted():
+                attempt = Attempt(event, entry.at, cost_usd=self._cost_since_attempt)
+                self._cost_since_attempt = 0.0
+                self.attempts.append(attempt)
+            case RunFinished():
+                self.attempt(event.attempt).runs.append(event)
+            case Scored():
+                self.attempt(event.attempt).scores.append(event)
+            case AttemptFinished():
+                self._finish(event)
+            case AttemptInterrupted():
+                self.attempt(event.attempt).interrupted = event
+            case ConversationOpened():
+                self.conversation = event.conversation
+            case ModelCalled():
+                self._charge(event)
+            case SessionEnded():
+                self.ended = event
+            case _:
+                pass
+
+    def attempt(self, number: int) -> Attempt:
+        """The attempt of that number.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for attempt in reversed(self.attempts):
+            if attempt.number == number:
+                return attempt
+        raise KeyError(number)
+
+    @property
+    def baseline(self) -> Attempt | None:
+        """The measured baseline, if there is one."""
+        for attempt in self.attempts:
+            if attempt.started.kind == "baseline" and attempt.kept:
+                return attempt
+        return None
+
+    @property
+    def candidates(self) -> list[Attempt]:
+        """Attempts that came from a researcher, in order."""
+        return [a for a in self.attempts if a.started.kind == "candidate"]
+
+    @property
+    def completed(self) -> list[Attempt]:
+        """Candidates that got a verdict."""
+        return [a for a in self.candidates if a.finished is not None]
+
+    @property
+    def failures_in_a_row(self) -> int:
+        """Failed or invalid attempts since the last one that was measured."""
+        count = 0
+        for attempt in reversed(self.completed):
+            assert attempt.finished is not None
+            if attempt.finished.verdict not in (Verdict.FAILED, Verdict.INVALID):
+                break
+            count += 1
+        return count
+
+    def repeats(self) -> list[list[float]]:
+        """Scores on val, one group per attempt: what noise is estimated from."""
+        groups = [list(a.values().values()) for a in self.attempts]
+        return [group for group in groups if len(group) > 1]
+
+    def count(self, verdict: Verdict) -> int:
+        """How many candidates got that verdict."""
+        return sum(
+            1 for a in self.completed if a.finished is not None and a.finished.verdict is verdict
+        )
+
+    def _finish(self, event: AttemptFinished) -> None:
+        attempt = self.attempt(event.attempt)
+        attempt.finished = event
+        if event.verdict is Verdict.KEPT:
+            self.best = attempt
+
+    def _charge(self, event: ModelCalled) -> None:
+        self.calls += 1
+        self.input_tokens += (
+            event.usage.input_tokens
+            + event.usage.cache_read_tokens
+            + event.usage.cache_write_tokens
+        )
+        self.output_tokens += event.usage.output_tokens
+        if event.cost_usd is None:
+            self.unpriced_calls += 1
+        else:
+            self.spent_usd += event.cost_usd
+            self._cost_since_attempt += event.cost_usd
+
+
+def fold(entries: Iterable[Entry]) -> History:
+    """The history that `entries` tell, oldest first."""
+    history = History()
+    for entry in entries:
+        history.apply(entry)
+    return history
+
+
+def gain(direction: Direction, candidate: float, reference: float) -> float:
+    """How much better `candidate` is; positive when better, whatever the direction."""
+    return reference - candidate if direction == "minimize" else candidate - reference
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()

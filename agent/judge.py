@@ -1,0 +1,141 @@
+"""Decides keep or discard by arithmetic alone.
+
+A score is a measurement with noise. Noise is the standard deviation of one score, pooled over
+every group of repeats that the session has (same files, different seeds). A candidate is kept when
+it beats the best by more than Student's t at the configured confidence times the standard error of
+the difference of the two means. A gain that is too small as it stands, but that further repeats
+could still prove, asks for repeats instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from statistics import fmean
+
+from agent.history import gain
+from agent.records import Arithmetic, Direction
+
+
+class Ruling(StrEnum):
+    """What to do with a measured candidate."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+    REPEAT = "repeat"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of one score and how well it is known."""
+
+    sigma: float
+    degrees_of_freedom: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A ruling with its reason and its numbers."""
+
+    ruling: Ruling
+    reason: str
+    explanation: str
+    arithmetic: Arithmetic
+
+
+def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise:
+    """Noise of one score from groups of repeats, each group about its own mean.
+
+    Raises:
+        ValueError: no group has two scores; nothing can be said about noise.
+    """
+    degrees = sum(len(group) - 1 for group in groups if group)
+    if degrees < 1:
+        raise ValueError("noise needs at least one repeated measurement")
+    squares = 0.0
+    for group in groups:
+        if group:
+            mean = fmean(group)
+            squares += sum((value - mean) ** 2 for value in group)
+    return Noise(math.sqrt(squares / degrees), degrees)
+
+
+@lru_cache(maxsize=256)
+def student_t_quantile(probability: float, degrees_of_freedom: int) -> float:
+    """The `t` with P(T <= t) = `probability` for Student's distribution.
+
+    With t = sqrt(n) * tan(a) the density becomes proportional to cos(a) ** (n - 1) on a bounded
+    interval, where Simpson's rule and bisection are exact enough (1e-6) for every n.
+
+    Raises:
+        ValueError: `probability` lies outside [0.5, 1) or there are no degrees of freedom.
+    """
+    if not 0.5 <= probability < 1.0 or degrees_of_freedom < 1:
+        raise ValueError("needs 0.5 <= probability < 1 and at least one degree of freedom")
+    n = degrees_of_freedom
+    scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(math.pi)
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if 0.5 + scale * _integral_of_cosine_power(middle, n - 1) < probability:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(n) * math.tan((low + high) / 2)
+
+
+def judge(
+    candidate: Sequence[float],
+    best: Sequence[float],
+    noise: Noise,
+    *,
+    direction: Direction,
+    confidence: float,
+    max_repeats: int,
+) -> Judgement:
+    """Rule on a candidate from its scores and those of the best.
+
+    Args:
+        candidate: valid scores of the candidate, one a seed; at least one.
+        best: valid scores of the best, one a seed; at least one.
+        noise: of one score, see `pooled_noise`.
+        direction: of the metric.
+        confidence: one-sided, 0.5 or more and less than 1.
+        max_repeats: how many scores a candidate may get before it must be settled.
+    """
+    improvement = gain(direction, fmean(candidate), fmean(best))
+    t = student_t_quantile(confidence, noise.degrees_of_freedom)
+    required = t * noise.sigma * math.sqrt(1 / len(candidate) + 1 / len(best))
+    arithmetic = Arithmetic(
+        candidate_mean=fmean(candidate),
+        candidate_values=tuple(candidate),
+        best_mean=fmean(best),
+        best_values=tuple(best),
+        gain=improvement,
+        noise=noise.sigma,
+        degrees_of_freedom=noise.degrees_of_freedom,
+        confidence=confidence,
+        required_gain=required,
+    )
+    repeats = max(max_repeats, len(candidate))
+    provable = t * noise.sigma * math.sqrt(1 / repeats + 1 / max(repeats, len(best)))
+    numbers = f"gain {improvement:+.4f}, needed {required:.4f} at {confidence:.0%} confidence"
+    if improvement > required:
+        return Judgement(Ruling.KEEP, "better", f"better beyond noise: {numbers}", arithmetic)
+    if improvement > provable and len(candidate) < max_repeats:
+        return Judgement(Ruling.REPEAT, "close_call", f"too close to call: {numbers}", arithmetic)
+    if improvement > 0:
+        return Judgement(Ruling.DISCARD, "unproven", f"better, but unproven: {numbers}", arithmetic)
+    return Judgement(Ruling.DISCARD, "not_better", f"not better: {numbers}", arithmetic)
+
+
+def _integral_of_cosine_power(upper: float, power: int, steps: int = 400) -> float:
+    """Integral of cos(a) ** power from 0 to `upper`, by Simpson's rule."""
+    width = upper / steps
+    total = 1.0 + math.cos(upper) ** power
+    for i in range(1, steps):
+        total += (4 if i % 2 else 2) * math.cos(i * width) ** power
+    return total * width / 3

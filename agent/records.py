@@ -1,0 +1,290 @@
+"""Every event that a ledger can hold, one model each.
+
+Events are born complete: what is not known when an event is written does not belong in it. Large
+bodies (files, diffs, messages) are named here by the SHA-256 of their blob.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from sandbox.contract import Box, Record, RunResult, Sha256
+
+SCHEMA_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What became of an attempt."""
+
+    KEPT = "kept"
+    DISCARDED = "discarded"
+    FAILED = "failed"
+    INVALID = "invalid"
+
+
+class StopReason(StrEnum):
+    """Why a session ended."""
+
+    ATTEMPTS = "attempts"
+    HOURS = "hours"
+    MONEY = "money"
+    TOKENS = "tokens"
+    CALLS = "calls"
+    FAILURES_IN_A_ROW = "failures_in_a_row"
+    FINISHED = "finished"
+    AGENT_IDLE = "agent_idle"
+    API_OUTAGE = "api_outage"
+    API_REFUSED = "api_refused"
+    REFUSED = "refused"
+    BASELINE_FAILED = "baseline_failed"
+    SANDBOX_FAULT = "sandbox_fault"
+    EXHAUSTED = "exhausted"
+
+
+PLANNED_STOPS = frozenset(
+    {
+        StopReason.ATTEMPTS,
+        StopReason.HOURS,
+        StopReason.MONEY,
+        StopReason.TOKENS,
+        StopReason.CALLS,
+        StopReason.FAILURES_IN_A_ROW,
+        StopReason.FINISHED,
+        StopReason.EXHAUSTED,
+    }
+)
+
+Split = Literal["val", "holdout"]
+AttemptKind = Literal["baseline", "candidate"]
+Direction = Literal["minimize", "maximize"]
+
+
+class Disturbance(Record):
+    """What the rest of the machine did while a run went on."""
+
+    other_cores: Annotated[float, Field(ge=0)]
+    """Mean number of cores used by anything but the run."""
+    limit_cores: Annotated[float, Field(ge=0)]
+    disturbed: bool
+
+
+class Arithmetic(Record):
+    """The numbers a verdict was decided from; values are means of the goal's metric."""
+
+    candidate_mean: float
+    candidate_values: tuple[float, ...]
+    best_mean: float
+    best_values: tuple[float, ...]
+    gain: float
+    """How much better than the best, positive when better, whatever the metric's direction."""
+    noise: float
+    """Standard deviation of one score, pooled over every repeat of the session."""
+    degrees_of_freedom: int
+    confidence: float
+    required_gain: float
+
+
+class Usage(Record):
+    """Tokens of one model call, as the service counted them."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+
+
+class SessionStarted(Record):
+    type: Literal["session_started"] = "session_started"
+    schema_version: Literal[1] = 1
+    session: str
+    nightlab_version: str
+    program: Sha256
+    settings: dict[str, Any]
+    researcher: str
+    image: dict[str, Any]
+    engine: dict[str, Any]
+    data: dict[str, Any]
+    machine: dict[str, Any]
+    files: dict[str, Sha256]
+    """The baseline's files by path."""
+    fixed_files: dict[str, Sha256]
+    """The person's own files that score a run, by path."""
+    seeds: tuple[int, ...]
+    """Seeds in the order in which repeats use them; the first also serves single runs."""
+
+
+class SessionResumed(Record):
+    type: Literal["session_resumed"] = "session_resumed"
+    nightlab_version: str
+    settings: dict[str, Any]
+    """The settings from here on; a resume may allow more attempts, hours or money."""
+    interrupted_attempt: int | None
+    removed_containers: tuple[str, ...]
+
+
+class AttemptStarted(Record):
+    type: Literal["attempt_started"] = "attempt_started"
+    attempt: int
+    kind: AttemptKind
+    hypothesis: str
+    researcher: str
+    files: dict[str, Sha256]
+    diff: Sha256 | None
+    """Unified diff against the best at that time; none for the baseline."""
+    parent: int | None
+    """The attempt whose files were the best at that time."""
+
+
+class RunStarted(Record):
+    type: Literal["run_started"] = "run_started"
+    attempt: int
+    run_id: str
+    box: Box
+    seed: int
+    spec: dict[str, Any]
+
+
+class RunFinished(Record):
+    type: Literal["run_finished"] = "run_finished"
+    attempt: int
+    seed: int
+    result: RunResult
+    disturbance: Disturbance | None
+    over_budget_seconds: float
+    """Seconds past the budget; 0 when within it."""
+
+
+class Scored(Record):
+    """A measurement, or the reason why there is none: exactly one of `value` and `reason`."""
+
+    type: Literal["scored"] = "scored"
+    attempt: int
+    seed: int
+    split: Split
+    value: float | None
+    reason: str | None
+    explanation: str
+    details: dict[str, Any]
+
+
+class AttemptFinished(Record):
+    type: Literal["attempt_finished"] = "attempt_finished"
+    attempt: int
+    verdict: Verdict
+    reason: str
+    """Short snake_case code."""
+    explanation: str
+    value: float | None
+    """Mean score on val; none unless the attempt was measured."""
+    arithmetic: Arithmetic | None
+    seconds: float
+
+
+class AttemptInterrupted(Record):
+    """An attempt that nightlab itself could not finish: killed, stopped or a sandbox fault."""
+
+    type: Literal["attempt_interrupted"] = "attempt_interrupted"
+    attempt: int
+    reason: str
+
+
+class ConversationOpened(Record):
+    type: Literal["conversation_opened"] = "conversation_opened"
+    conversation: int
+    researcher: str
+    system: Sha256
+    tools: Sha256
+    reason: str
+
+
+class MessageAdded(Record):
+    """One message of a conversation, stored byte for byte; the blob is a JSON message object."""
+
+    type: Literal["message_added"] = "message_added"
+    conversation: int
+    role: Literal["user", "assistant"]
+    message: Sha256
+
+
+class ModelCalled(Record):
+    type: Literal["model_called"] = "model_called"
+    conversation: int
+    model: str
+    request_id: str | None
+    stop_reason: str
+    usage: Usage
+    cost_usd: float | None
+    seconds: float
+
+
+class RetryWaited(Record):
+    type: Literal["retry_waited"] = "retry_waited"
+    conversation: int
+    error: str
+    wait_seconds: float
+
+
+class ToolCalled(Record):
+    type: Literal["tool_called"] = "tool_called"
+    call_id: str
+    name: str
+    input: Sha256
+
+
+class ToolReturned(Record):
+    type: Literal["tool_returned"] = "tool_returned"
+    call_id: str
+    name: str
+    is_error: bool
+    output: Sha256
+
+
+class Noticed(Record):
+    """Something a person should be able to find later: a nudge, a refusal, a change of machine."""
+
+    type: Literal["noticed"] = "noticed"
+    kind: str
+    explanation: str
+
+
+class SessionEnded(Record):
+    type: Literal["session_ended"] = "session_ended"
+    reason: StopReason
+    explanation: str
+
+
+Event = Annotated[
+    SessionStarted
+    | SessionResumed
+    | AttemptStarted
+    | RunStarted
+    | RunFinished
+    | Scored
+    | AttemptFinished
+    | AttemptInterrupted
+    | ConversationOpened
+    | MessageAdded
+    | ModelCalled
+    | RetryWaited
+    | ToolCalled
+    | ToolReturned
+    | Noticed
+    | SessionEnded,
+    Field(discriminator="type"),
+]
+
+EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class Entry(Record):
+    """One line of the ledger: an event in its place in the chain."""
+
+    seq: Annotated[int, Field(ge=0)]
+    at: str
+    """UTC time of writing, ISO 8601."""
+    previous: Sha256
+    hash: Sha256
+    event: Event

@@ -1,0 +1,197 @@
+"""What a run is asked for, and what came of it.
+
+The only module of `sandbox` that the rest of nightlab may depend on. It knows neither Docker nor
+language models. Every size is in bytes, every duration in seconds; each limit must be given, since
+a limit that defaults to "none" is no limit.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ByteCount = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+RUN_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
+
+
+class Record(BaseModel):
+    """A frozen value, closed to unknown fields, without NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SandboxError(Exception):
+    """nightlab or the engine failed; never the fault of the program that ran.
+
+    Args:
+        message: what happened.
+        hint: what the user can do next.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class EngineUnavailable(SandboxError):
+    """No container engine answers, or it stopped answering."""
+
+
+class ImageMissing(SandboxError):
+    """The image is not on this engine."""
+
+
+class LimitNotEnforced(SandboxError):
+    """The engine dropped a wall or a limit; the run was refused before the program started."""
+
+
+class ContainerUnkillable(SandboxError):
+    """A container would not die; its devices must not be used again before someone looks."""
+
+
+class Outcome(StrEnum):
+    """How a run ended, as the host saw it."""
+
+    OK = "ok"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
+    DISK_FULL = "disk_full"
+    INTERRUPTED = "interrupted"
+
+
+Box = Literal["train", "model", "scorer"]
+
+
+class Limits(Record):
+    """Everything that bounds one run. No field has a default."""
+
+    wall_seconds: Seconds
+    memory_bytes: Annotated[int, Field(ge=16 * 2**20)]
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    pids: Annotated[int, Field(ge=4)]
+    tmp_bytes: Annotated[int, Field(ge=2**20)]
+    shm_bytes: Annotated[int, Field(ge=2**20)]
+    output_bytes: Annotated[int, Field(ge=2**12)]
+    output_files: Annotated[int, Field(ge=1, le=1000)]
+    open_files: Annotated[int, Field(ge=64)]
+    log_bytes: Annotated[int, Field(ge=2**12, le=2**24)]
+    """Bytes kept of the log's head, and again of its tail."""
+
+
+class Mount(Record):
+    """A host path seen read-only inside the box."""
+
+    source: Path
+    target: str
+
+    @field_validator("target")
+    @classmethod
+    def _absolute(cls, target: str) -> str:
+        if not target.startswith("/") or ".." in target.split("/") or ":" in target:
+            raise ValueError("a mount's target is an absolute path without '..' or ':'")
+        return target
+
+
+class RunSpec(Record):
+    """One run: what to execute, in which box, within which limits."""
+
+    run_id: str
+    session: str
+    box: Box
+    image: str
+    """Image id or digest; never a tag."""
+    argv: Annotated[tuple[str, ...], Field(min_length=1)]
+    working_directory: str
+    environment: dict[str, str]
+    mounts: tuple[Mount, ...]
+    gpus: tuple[str, ...]
+    """UUIDs of the leased GPUs; empty for none."""
+    limits: Limits
+
+    @field_validator("run_id", "session")
+    @classmethod
+    def _identifier(cls, value: str) -> str:
+        if not RUN_ID_PATTERN.match(value):
+            raise ValueError("lower-case letters, digits and dashes only, 63 at most")
+        return value
+
+
+class Log(Record):
+    """The run's output, both streams as they came: exact head, exact tail, a counted middle."""
+
+    head: str
+    tail: str
+    omitted_bytes: ByteCount
+
+
+class OutputFile(Record):
+    """One regular file that a run left in its output directory, as received by the host."""
+
+    name: str
+    bytes: ByteCount
+    sha256: Sha256
+
+
+class RunResult(Record):
+    """What became of a run, written by the watcher and never by the watched."""
+
+    run_id: str
+    box: Box
+    outcome: Outcome
+    exit_code: int | None
+    signal: int | None
+    wall_seconds: Annotated[float, Field(ge=0)]
+    """From the start of the program to its end, on the host's monotonic clock."""
+    limits: Limits
+    peak_memory_bytes: ByteCount | None
+    cpu_seconds: Annotated[float, Field(ge=0)] | None
+    oom_kills: int
+    gpus: tuple[str, ...]
+    log: Log
+    output: tuple[OutputFile, ...]
+    image_digest: str
+    started_at: datetime
+    finished_at: datetime
+    evidence: dict[str, Any]
+    """What the outcome was decided from: counters, clock, signal, the engine's own view."""
+
+
+class Executor(Protocol):
+    """The seam in front of the container engine."""
+
+    def run(
+        self,
+        spec: RunSpec,
+        *,
+        output_dir: Path | None = None,
+        channel: socket.socket | None = None,
+        on_log: Callable[[bytes], None] | None = None,
+    ) -> RunResult:
+        """Run `spec` to its end and say truthfully what happened.
+
+        Args:
+            spec: what to run.
+            output_dir: an empty host directory that receives the run's output files as plain
+                regular files; without it the output is dropped.
+            channel: a connected stream socket that the program finds as file descriptor 3
+                (named in `NIGHTLAB_CHANNEL_FD`); the caller's end stays the caller's to close.
+            on_log: called with pieces of the log while the run goes on; pieces may be skipped.
+
+        Raises:
+            SandboxError: the engine or nightlab failed. A failed program is a result, not an error.
+            KeyboardInterrupt: passed on after the container is gone.
+        """
+        ...
