@@ -1,0 +1,477 @@
+"""The append-only record: hash-chained events, content-addressed blobs.
+
+Each line of `ledger.jsonl` is canonical JSON (sorted keys, no spaces, UTF-8) and carries the
+SHA-256 of itself and of the line before. So a line that was changed, moved or taken out is found.
+A tail that was cut off cannot be found from the file alone: only the head hash, kept elsewhere,
+shows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from pydantic import ValidationError
+
+from agent.history import History
+from agent.records import Entry, Event
+
+FIRST_PREVIOUS = "0" * 64
+LEDGER_NAME = "ledger.jsonl"
+
+_LOCK_NAME = "ledger.lock"
+_BLOBS_NAME = "blobs"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RESTORE_HINT = (
+    "Keep the directory as it is for inspection and restore the session from a copy; "
+    "nightlab does not go on from a record that it cannot trust."
+)
+
+Clock = Callable[[], datetime]
+_EventDict = MutableMapping[str, Any]
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used as it is.
+
+    Args:
+        message: what is wrong, and where.
+        hint: what the user can do next.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value, the form that is hashed and stored.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def entry_hash(entry: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in a parsed line but its own `hash`."""
+    rest = {key: value for key, value in entry.items() if key != "hash"}
+    return hashlib.sha256(canonical(rest).encode()).hexdigest()
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+def read_ledger(directory: Path) -> list[Entry]:
+    """Every entry, verified, without taking the lock or changing anything.
+
+    A torn last line is left out: a session that is being written right now looks the same.
+
+    Raises:
+        LedgerError: no ledger, or one that was damaged.
+    """
+    entries, _ = _verify(_read_bytes(directory), directory / LEDGER_NAME)
+    return entries
+
+
+def read_blob(directory: Path, sha: str) -> bytes:
+    """The bytes with that SHA-256.
+
+    Raises:
+        LedgerError: missing, unreadable, or no longer the bytes that were stored.
+    """
+    path = _blob_path(directory, sha)
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"blob {sha} cannot be read: {error.strerror}", _RESTORE_HINT) from error
+    found = hashlib.sha256(body).hexdigest()
+    if found != sha:
+        raise LedgerError(f"blob {sha} is damaged: its content hashes to {found}", _RESTORE_HINT)
+    return body
+
+
+class Ledger:
+    """One session's record, held open by one process.
+
+    Use `create` or `open`, and close it: as a context manager or with `close`.
+    """
+
+    def __init__(self, directory: Path, lock: int, file: int, entries: list[Entry], now: Clock):
+        self.directory = directory
+        self.entries = entries
+        self.history = History()
+        for entry in entries:
+            self.history.apply(entry)
+        self._lock: int | None = lock
+        self._file = _DurableFile(file)
+        self._log: _Appender = structlog.wrap_logger(
+            self._file,
+            processors=[
+                self._number,
+                _Stamp(now),
+                self._link,
+                _seal,
+                structlog.processors.JSONRenderer(serializer=_serialise),
+            ],
+            wrapper_class=_Appender,
+        )
+
+    @classmethod
+    def create(cls, directory: Path, now: Clock = utc_now) -> Self:
+        """Begin a ledger in a directory that has none.
+
+        Raises:
+            LedgerError: there is one already, another process holds it, or the disk refused.
+        """
+        with _disk_errors(f"a ledger cannot be created in {directory}"):
+            (directory / _BLOBS_NAME).mkdir(parents=True, exist_ok=True)
+            lock = _lock(directory)
+            try:
+                file = os.open(
+                    directory / LEDGER_NAME,
+                    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                    0o644,
+                )
+                _sync_directory(directory)
+            except FileExistsError as error:
+                os.close(lock)
+                raise LedgerError(
+                    f"{directory} already holds a ledger",
+                    f"`nightlab resume {directory.name}` goes on with it; "
+                    "a new session needs a name of its own.",
+                ) from error
+            except OSError:
+                os.close(lock)
+                raise
+        return cls(directory, lock, file, [], now)
+
+    @classmethod
+    def open(cls, directory: Path, now: Clock = utc_now) -> Self:
+        """Go on with a ledger: verify its chain, cut a torn last line off, lock it.
+
+        The bytes cut off stay beside it as `ledger.torn-<n>`.
+
+        Raises:
+            LedgerError: none there, damaged, or held by another process.
+        """
+        _read_bytes(directory)  # says that there is none before a lock file is left behind
+        with _disk_errors(f"the ledger in {directory} cannot be opened"):
+            lock = _lock(directory)
+            try:
+                path = directory / LEDGER_NAME
+                written = path.read_bytes()
+                entries, good_bytes = _verify(written, path)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                file = os.open(path, flags)
+                if good_bytes < len(written):
+                    _set_torn_aside(directory, written[good_bytes:])
+                    os.ftruncate(file, good_bytes)
+                    os.fsync(file)
+            except BaseException:
+                os.close(lock)
+                raise
+        return cls(directory, lock, file, entries, now)
+
+    @property
+    def head(self) -> str:
+        """The last entry's hash: who knows it can tell that nothing was changed or cut off."""
+        return self.entries[-1].hash if self.entries else FIRST_PREVIOUS
+
+    def append(self, event: Event) -> Entry:
+        """Write one event, durably: when this returns, it survives a power cut.
+
+        A NaN in an open-ended field, such as a score's details, is stored as null.
+
+        Raises:
+            LedgerError: the disk refused; the ledger is as it was before.
+        """
+        entry = self._log.append(event.model_dump(mode="json"))
+        self.entries.append(entry)
+        self.history.apply(entry)
+        return entry
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes durably under their SHA-256, once; returns it.
+
+        Raises:
+            LedgerError: the disk refused.
+        """
+        sha = hashlib.sha256(data).hexdigest()
+        path = _blob_path(self.directory, sha)
+        with _disk_errors("a blob cannot be written"):
+            if path.is_file() and path.stat().st_size == len(data):
+                return sha
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _sync_directory(path.parent.parent)
+            _replace_durably(path, data)
+        return sha
+
+    def get_blob(self, sha: str) -> bytes:
+        """The bytes with that SHA-256, verified.
+
+        Raises:
+            LedgerError: missing, unreadable or damaged.
+        """
+        return read_blob(self.directory, sha)
+
+    def close(self) -> None:
+        """Let another process have the ledger. Closing twice is fine."""
+        self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _number(self, _logger: object, _method: str, line: _EventDict) -> _EventDict:
+        line["seq"] = len(self.entries)
+        return line
+
+    def _link(self, _logger: object, _method: str, line: _EventDict) -> _EventDict:
+        line["previous"] = self.head
+        return line
+
+
+class _Appender(structlog.BoundLoggerBase):
+    """structlog's way to our file: one method, which returns the entry written."""
+
+    def append(self, event: dict[str, Any]) -> Entry:
+        entry: Entry = self._proxy_to_logger("append", event)  # type: ignore[arg-type]  # an object, not a sentence
+        return entry
+
+
+class _Stamp:
+    """Adds the time of writing, from the clock it was given."""
+
+    def __init__(self, now: Clock) -> None:
+        self._now = now
+
+    def __call__(self, _logger: object, _method: str, line: _EventDict) -> _EventDict:
+        line["at"] = self._now().isoformat(timespec="microseconds")
+        return line
+
+
+def _seal(_logger: object, _method: str, line: _EventDict) -> _EventDict:
+    line["hash"] = entry_hash(line)
+    return line
+
+
+def _serialise(line: _EventDict, **_options: object) -> str:
+    return canonical(line)
+
+
+class _DurableFile:
+    """Lines appended so that each is either on disk or not there at all."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        self._good_bytes = os.fstat(descriptor).st_size
+
+    def append(self, line: str) -> Entry:
+        """Write and sync one line.
+
+        Raises:
+            LedgerError: the disk refused; what was written of the line is gone again.
+            ValueError: the line could not be read back as an entry; nothing was written.
+        """
+        if self._descriptor is None:
+            raise LedgerError("the ledger is closed", "Open it again to write to it.")
+        entry = Entry.model_validate_json(line)
+        record = line.encode() + b"\n"
+        try:
+            _write_all(self._descriptor, record)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._roll_back()
+            message = f"the ledger cannot be written: {error.strerror}"
+            raise LedgerError(message, _what_to_do(error)) from error
+        self._good_bytes += len(record)
+        return entry
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _roll_back(self) -> None:
+        """Take a half-written line back; where even that fails, the next `open` repairs it."""
+        assert self._descriptor is not None
+        try:
+            os.ftruncate(self._descriptor, self._good_bytes)
+            os.fsync(self._descriptor)
+        except OSError:
+            self.close()
+
+
+def _verify(written: bytes, path: Path) -> tuple[list[Entry], int]:
+    """The entries that a ledger's bytes hold, and how many of the bytes hold them.
+
+    What lies behind them is a torn last line: one without its newline, or with bytes that never
+    reached the disk and read as NUL.
+    """
+    *lines, torn = written.split(b"\n")
+    if lines and not torn and b"\0" in lines[-1]:
+        torn = lines.pop() + b"\n"
+    entries: list[Entry] = []
+    for number, line in enumerate(lines, start=1):
+        previous = entries[-1].hash if entries else FIRST_PREVIOUS
+        try:
+            entries.append(_verified_entry(line, len(entries), previous))
+        except _Damage as damage:
+            message = f"{path}, line {number} (seq {len(entries)}): {damage}"
+            raise LedgerError(message, _RESTORE_HINT) from damage
+    return entries, len(written) - len(torn)
+
+
+class _Damage(Exception):
+    """What differs in one line."""
+
+
+def _verified_entry(line: bytes, seq: int, previous: str) -> Entry:
+    """One line as an entry; hashed as the JSON it is, never as a model would write it again."""
+    parsed = _parsed(line)
+    if parsed.get("seq") != seq:
+        raise _Damage(f"its seq is {parsed.get('seq')!r}: a line is missing, extra or moved")
+    if parsed.get("previous") != previous:
+        raise _Damage("its `previous` is not the hash of the line before")
+    if parsed.get("hash") != entry_hash(parsed):
+        raise _Damage("its content does not match its hash")
+    try:
+        return Entry.model_validate_json(line)
+    except ValidationError as error:
+        raise _Damage(f"its event is not one that this nightlab knows: {error}") from error
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(line.decode())
+        if not isinstance(parsed, dict):
+            raise _Damage("it is not a JSON object")
+        if canonical(parsed).encode() != line:
+            raise _Damage("it is not in the form in which nightlab writes it")
+    except (ValueError, RecursionError) as error:
+        raise _Damage(f"it is not readable as JSON ({error})") from error
+    return parsed
+
+
+def _read_bytes(directory: Path) -> bytes:
+    try:
+        return (directory / LEDGER_NAME).read_bytes()
+    except FileNotFoundError as error:
+        raise LedgerError(
+            f"there is no ledger in {directory}",
+            "Name a session's directory, such as runs/<session>.",
+        ) from error
+    except OSError as error:
+        message = f"the ledger in {directory} cannot be read: {error.strerror}"
+        raise LedgerError(message, _what_to_do(error)) from error
+
+
+def _blob_path(directory: Path, sha: str) -> Path:
+    if not _SHA256.fullmatch(sha):
+        raise LedgerError(f"{sha[:80]!r} is not the name of a blob")
+    return directory / _BLOBS_NAME / sha[:2] / sha[2:]
+
+
+def _lock(directory: Path) -> int:
+    """Take the session's lock; returns the descriptor that holds it.
+
+    The file stays when the lock goes: removing it would let two processes lock two files.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(directory / _LOCK_NAME, flags, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        _write_all(descriptor, f"{os.getpid()}\n".encode())
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise LedgerError(
+            f"another process (pid {holder}) is working on {directory}",
+            "Wait for it or stop it; two processes never share a session.",
+        ) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _set_torn_aside(directory: Path, torn: bytes) -> None:
+    taken = {path.name for path in directory.glob("ledger.torn-*")}
+    number = next(n for n in range(1, len(taken) + 2) if f"ledger.torn-{n}" not in taken)
+    _replace_durably(directory / f"ledger.torn-{number}", torn)
+
+
+def _replace_durably(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, all of it or nothing, synced down to the directory."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(message: str) -> Iterator[None]:
+    """What the disk refuses becomes a LedgerError with what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"{message}: {error.strerror}", _what_to_do(error)) from error
+
+
+def _what_to_do(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Make room on the disk, then `nightlab resume` goes on; nothing recorded is lost."
+    return "Look at the disk and its permissions, then `nightlab resume` goes on."

@@ -1,0 +1,362 @@
+"""The morning after: HTML report, results.tsv, picture, summary.
+
+All of it is computed from the ledger each time; nothing here keeps state. Whatever a model or a
+run wrote is bounded, made visible and escaped on its way into a report.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from agent import charts
+from agent.history import Attempt, History, fold
+from agent.ledger import LedgerError, canonical
+from agent.records import Arithmetic, Entry, ModelCalled, RetryWaited, SessionStarted, Verdict
+from agent.render import one_line, visible
+from agent.summary import direction_of, metric_of, noise_of, summary, value_of
+from sandbox.contract import Log, Outcome, Record
+
+REPORT_NAME = "report.html"
+RESULTS_NAME = "results.tsv"
+PICTURE_NAME = "progress.png"
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_RESULTS_HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
+_NOT_MEASURED = "nan"
+_TEXT_BYTES_PER_REPORT = 900_000
+_MOST_TEXT_BYTES, _LEAST_TEXT_BYTES = 60_000, 1_500
+_MAX_LINE_CHARS = 400
+_MAX_ROWS = 12
+
+GetBlob = Callable[[str], bytes]
+
+
+class ReportPaths(Record):
+    """Where the report's files lie."""
+
+    html: Path
+    results: Path
+    picture: Path
+
+
+def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> ReportPaths:
+    """Write report.html, results.tsv and progress.png, each of them whole or not at all."""
+    history = fold(entries)
+    paths = ReportPaths(
+        html=directory / REPORT_NAME,
+        results=directory / RESULTS_NAME,
+        picture=directory / PICTURE_NAME,
+    )
+    noise = noise_of(history) or 0.0
+    png = charts.progress_png(history, direction_of(history), metric_of(history), noise)
+    _replace(paths.results, results_tsv(history).encode())
+    _replace(paths.html, render_html(entries, get_blob).encode())
+    _replace(paths.picture, png)
+    return paths
+
+
+def results_tsv(history: History) -> str:
+    """The table that people's notebooks read: one row for each attempt with a verdict.
+
+    Columns and words are those of karpathy/autoresearch. An attempt without a score has `nan`,
+    which pandas, R and Python's float() read as missing: the 0.000000 written elsewhere would be
+    the best of all. Failed and invalid attempts are `crash`, the status that notebooks leave out.
+    """
+    rows = [_RESULTS_HEADER, *(_result_row(a) for a in history.attempts if a.finished)]
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def candidate_id(files: Mapping[str, str]) -> str:
+    """Seven hex digits for a candidate, from its files' paths and hashes."""
+    return hashlib.sha256(canonical(dict(files)).encode()).hexdigest()[:7]
+
+
+def _result_row(attempt: Attempt) -> tuple[str, ...]:
+    assert attempt.finished is not None
+    value, memory_bytes = attempt.finished.value, _peak_memory_bytes(attempt)
+    statuses = {Verdict.KEPT: "keep", Verdict.DISCARDED: "discard"}
+    return (
+        candidate_id(attempt.started.files),
+        _NOT_MEASURED if value is None else f"{value:.6f}",
+        _NOT_MEASURED if memory_bytes is None else f"{memory_bytes / 2**30:.1f}",
+        statuses.get(attempt.finished.verdict, "crash"),
+        _description(attempt),
+    )
+
+
+def _description(attempt: Attempt) -> str:
+    """One line that neither a TSV parser nor a spreadsheet takes for anything but text."""
+    assert attempt.finished is not None
+    text = one_line(attempt.started.hypothesis, 200).replace('"', "'") or "(no hypothesis)"
+    if attempt.finished.verdict in (Verdict.FAILED, Verdict.INVALID):
+        text = f"{text} [{attempt.finished.verdict.value}: {one_line(attempt.finished.reason, 60)}]"
+    return f"'{text}" if text[0] in "=+-@" else text
+
+
+def _peak_memory_bytes(attempt: Attempt) -> int | None:
+    peaks = [r.result.peak_memory_bytes for r in attempt.runs if r.result.box == "train"]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One attempt as the report shows it; lines are visible and bounded, not yet escaped."""
+
+    attempt: Attempt
+    mark: str
+    value: float | None
+    gain: float | None
+    gain_in_noise: float | None
+    arithmetic: str
+    diff: list[str]
+    logs: list[tuple[str, list[str]]]
+    curve: charts.LossCurve | None
+    runs_left_out: int
+    scores_left_out: int
+
+
+def render_html(entries: Sequence[Entry], get_blob: GetBlob) -> str:
+    """The whole report as one HTML text that asks nothing of any network."""
+    history = fold(entries)
+    style, script = _asset("report.css"), _asset("report.js")
+    direction, noise = direction_of(history), noise_of(history)
+    figures = [
+        charts.progress_chart(history, direction, noise or 0.0, frame)
+        for frame in (charts.WIDE, charts.NARROW)
+    ]
+    return _template().render(
+        style=style,
+        script=script,
+        policy=_content_policy(style, script),
+        summary=summary(entries),
+        figures=figures,
+        pages=list(_pages(history, get_blob)),
+        time=_time_spent(history, entries),
+        facts=_facts(history.session),
+        max_rows=_MAX_ROWS,
+    )
+
+
+def _pages(history: History, get_blob: GetBlob) -> Iterator[_Page]:
+    share = _TEXT_BYTES_PER_REPORT // max(1, len(history.attempts))
+    limit_bytes = min(_MOST_TEXT_BYTES, max(_LEAST_TEXT_BYTES, share))
+    for attempt in history.attempts:
+        yield _page(attempt, get_blob, limit_bytes)
+
+
+def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> _Page:
+    """One attempt; half of the text goes to its diff and half to its logs."""
+    arithmetic = attempt.finished.arithmetic if attempt.finished else None
+    trained = [run.result.log for run in attempt.runs if run.result.box == "train"]
+    return _Page(
+        attempt=attempt,
+        mark=charts.mark_of(attempt),
+        value=value_of(attempt),
+        gain=arithmetic.gain if arithmetic else None,
+        gain_in_noise=arithmetic.gain / arithmetic.noise
+        if arithmetic and arithmetic.noise
+        else None,
+        arithmetic=_in_words(arithmetic) if arithmetic else "",
+        diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
+        logs=list(_logs(attempt, limit_bytes // 2)),
+        curve=charts.loss_curve(f"{log.head}\n{log.tail}" for log in trained),
+        runs_left_out=max(0, len(attempt.runs) - _MAX_ROWS),
+        scores_left_out=max(0, len(attempt.scores) - _MAX_ROWS),
+    )
+
+
+def _in_words(numbers: Arithmetic) -> str:
+    """A verdict's arithmetic as a sentence that can be checked by hand."""
+    direction = "better" if numbers.gain >= 0 else "worse"
+    return (
+        f"{_mean(numbers.candidate_mean, numbers.candidate_values)} against "
+        f"{_mean(numbers.best_mean, numbers.best_values)} of the best so far: "
+        f"{abs(numbers.gain):.4f} {direction}{_in_noise(numbers)}. "
+        f"To be kept it had to be better by more than {numbers.required_gain:.4f}: "
+        f"noise {numbers.noise:.4f} with {numbers.degrees_of_freedom} degrees of freedom, "
+        f"at {numbers.confidence:.0%} confidence."
+    )
+
+
+def _in_noise(numbers: Arithmetic) -> str:
+    return f", {abs(numbers.gain) / numbers.noise:.1f} \u00d7 noise" if numbers.noise else ""
+
+
+def _mean(mean: float, values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    return f"{mean:.4f} (mean of {', '.join(f'{value:.4f}' for value in values[:_MAX_ROWS])})"
+
+
+def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[str]:
+    if attempt.started.diff is None:
+        return []
+    try:
+        text = get_blob(attempt.started.diff).decode(errors="replace")
+    except LedgerError as error:
+        return [f"(the diff cannot be shown: {one_line(str(error), 200)})"]
+    whole = visible(text[: limit_bytes + 1]).rstrip("\n").split("\n")
+    return _ends(whole, limit_bytes, 0, is_cut=len(text) > limit_bytes + 1)
+
+
+def _logs(attempt: Attempt, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
+    """The logs that explain an attempt: of runs that went wrong, or of the first training."""
+    wrong = [run for run in attempt.runs if run.result.outcome is not Outcome.OK]
+    trained = [run for run in attempt.runs if run.result.box == "train"]
+    chosen = wrong[-2:] or trained[:1]
+    for run in chosen:
+        lines = _log_lines(run.result.log, limit_bytes // len(chosen))
+        if lines:
+            yield f"{run.result.box} box, seed {run.seed}", lines
+
+
+def _log_lines(log: Log, limit_bytes: int) -> list[str]:
+    head, tail = visible(log.head[:limit_bytes]), visible(log.tail[-limit_bytes:])
+    cut = len(log.head) > limit_bytes or len(log.tail) > limit_bytes
+    if log.omitted_bytes:
+        gap = [f"⋯ {log.omitted_bytes:,} bytes that the box did not keep ⋯"]
+        lines = [*head.split("\n"), *gap, *tail.split("\n")]
+    else:
+        lines = (head + ("\n" if cut else "") + tail).split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    return _ends(lines, limit_bytes // 4, limit_bytes - limit_bytes // 4, is_cut=cut)
+
+
+def _ends(lines: list[str], head_bytes: int, tail_bytes: int, *, is_cut: bool) -> list[str]:
+    """First and last lines within so many bytes of HTML, with the gap named."""
+    head = list(_within(lines, head_bytes))
+    tail = list(_within(reversed(lines[len(head) :]), tail_bytes))[::-1]
+    if len(head) + len(tail) == len(lines) and not is_cut:
+        return head + tail
+    return [*head, "⋯ more of this is in the session's record ⋯", *tail]
+
+
+def _within(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
+    left = limit_bytes
+    for line in lines:
+        shown = line if len(line) <= _MAX_LINE_CHARS else line[:_MAX_LINE_CHARS] + " ⋯"
+        left -= len(escape(shown).encode()) + 12
+        if left < 0:
+            return
+        yield shown
+
+
+def _time_spent(history: History, entries: Sequence[Entry]) -> list[tuple[str, float]]:
+    """Where the hours went, in seconds."""
+    events = [entry.event for entry in entries]
+    runs = [run.result for attempt in history.attempts for run in attempt.runs]
+    thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
+    waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
+    return [
+        ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
+        ("scoring", sum(run.wall_seconds for run in runs if run.box != "train")),
+        ("the model's replies", thinking),
+        ("waiting for the service", waiting),
+    ]
+
+
+def _facts(session: SessionStarted | None) -> list[tuple[str, str]]:
+    """What an auditor asks for first, flat."""
+    if session is None:
+        return []
+    known: dict[str, Any] = {
+        "nightlab": session.nightlab_version,
+        "program.md": session.program,
+        "seeds": list(session.seeds),
+        "image": session.image,
+        "engine": session.engine,
+        "machine": session.machine,
+        "data": session.data,
+        "settings": session.settings,
+        "files": session.files,
+        "fixed files": session.fixed_files,
+    }
+    return [(one_line(k, 80), one_line(v, 200)) for k, v in _flat(known, "")][:120]
+
+
+def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name} · {key}" if name else str(key))
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _content_policy(style: str, script: str) -> str:
+    """Only this very style and this very script; nothing from anywhere, nothing injected."""
+    return (
+        f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "line": one_line,
+        "value": lambda number: f"{number:.4f}",
+        "signed": lambda number: f"{number:+.4f}".replace("-", "\u2212"),
+        "times": lambda number: f"{abs(number):.1f}",
+        "duration": _duration,
+        "size": _size,
+        "compact": lambda value: one_line(json.dumps(value, ensure_ascii=False), 300),
+    }
+    return environment.get_template("report.html")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours and not minutes:
+        return f"{hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _size(count_bytes: int) -> str:
+    if count_bytes < 1024:
+        return f"{count_bytes} B"
+    power = min(3, int(math.log(count_bytes, 1024)))
+    return f"{count_bytes / 1024**power:.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never a half; it can always be written again."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,231 @@
+"""What a session came to: the numbers of the first screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+from agent.history import Attempt, History, fold, gain
+from agent.judge import pooled_noise
+from agent.ledger import FIRST_PREVIOUS
+from agent.records import (
+    PLANNED_STOPS,
+    Direction,
+    Entry,
+    ModelCalled,
+    Noticed,
+    RunFinished,
+    SessionStarted,
+    StopReason,
+    Verdict,
+)
+from agent.render import one_line
+from sandbox.contract import Record
+
+
+class Attention(Record):
+    """One thing that a person should look at, in a sentence, with the attempts it is about."""
+
+    kind: str
+    text: str
+    attempts: tuple[int, ...] = ()
+
+
+class Summary(Record):
+    """The numbers of the first screen."""
+
+    session: str
+    researcher: str
+    metric: str
+    direction: Direction
+    started_at: str
+    is_running: bool
+    """No end is recorded: still at work, or cut off."""
+    ended: StopReason | None
+    ended_explanation: str
+    baseline: float | None
+    best: float | None
+    best_attempt: int | None
+    noise: float | None
+    """Standard deviation of one score; none before anything was repeated."""
+    gain: float | None
+    """How much better the best is than the baseline, positive when better."""
+    gain_in_noise: float | None
+    holdout_gain: float | None
+    """The same gain on text that decided nothing; none until both were scored on it."""
+    survived: float | None
+    """What share of the gain came back on holdout."""
+    attempts: int
+    kept: int
+    discarded: int
+    failed: int
+    invalid: int
+    interrupted: int
+    attempts_limit: int | None
+    hours: float
+    hours_limit: float | None
+    spent_usd: float
+    usd_limit: float | None
+    unpriced_calls: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    attention: tuple[Attention, ...]
+    events: int
+    head: str
+    """The last entry's hash: keep it elsewhere, and a cut-off tail can be found."""
+
+
+def summary(entries: Sequence[Entry]) -> Summary:
+    """What the session came to, as far as its ledger goes."""
+    history = fold(entries)
+    session = history.session
+    direction = direction_of(history)
+    baseline, best = value_of(history.baseline), value_of(history.best)
+    noise = noise_of(history)
+    better = None if baseline is None or best is None else gain(direction, best, baseline)
+    limits = _setting(session, "session")
+    on_holdout = holdout_gain(history)
+    return Summary(
+        session=session.session if session else "",
+        researcher=session.researcher if session else "",
+        metric=metric_of(history),
+        direction=direction,
+        started_at=history.started_at,
+        is_running=history.ended is None,
+        ended=history.ended.reason if history.ended else None,
+        ended_explanation=history.ended.explanation if history.ended else "",
+        baseline=baseline,
+        best=best,
+        best_attempt=history.best.number if history.best else None,
+        noise=noise,
+        gain=better,
+        gain_in_noise=better / noise if better is not None and noise else None,
+        holdout_gain=on_holdout,
+        survived=on_holdout / better if on_holdout is not None and better else None,
+        attempts=len(history.completed),
+        kept=history.count(Verdict.KEPT),
+        discarded=history.count(Verdict.DISCARDED),
+        failed=history.count(Verdict.FAILED),
+        invalid=history.count(Verdict.INVALID),
+        interrupted=sum(1 for a in history.attempts if a.interrupted is not None),
+        attempts_limit=limits.get("attempts"),
+        hours=history.active_seconds / 3600,
+        hours_limit=limits.get("hours"),
+        spent_usd=history.spent_usd,
+        usd_limit=limits.get("usd"),
+        unpriced_calls=history.unpriced_calls,
+        calls=history.calls,
+        input_tokens=history.input_tokens,
+        output_tokens=history.output_tokens,
+        attention=tuple(_attention(history, entries)),
+        events=len(entries),
+        head=entries[-1].hash if entries else FIRST_PREVIOUS,
+    )
+
+
+def noise_of(history: History) -> float | None:
+    """Standard deviation of one score, pooled over all repeats; none before there are any."""
+    groups = history.repeats()
+    return pooled_noise(groups).sigma if groups else None
+
+
+def holdout_gain(history: History) -> float | None:
+    """How much better the best is than the baseline on holdout; none unless both are scored."""
+    if history.baseline is None or history.best is None:
+        return None
+    before = list(history.baseline.values("holdout").values())
+    after = list(history.best.values("holdout").values())
+    if not before or not after:
+        return None
+    return gain(direction_of(history), fmean(after), fmean(before))
+
+
+def direction_of(history: History) -> Direction:
+    """Which way is better; `minimize` until a session says otherwise."""
+    stated = _setting(history.session, "goal").get("direction")
+    return "maximize" if stated == "maximize" else "minimize"
+
+
+def metric_of(history: History) -> str:
+    """The name of what is measured."""
+    return str(_setting(history.session, "goal").get("metric", "val_bpb"))
+
+
+def value_of(attempt: Attempt | None) -> float | None:
+    """The mean score of an attempt; none unless it was measured."""
+    return attempt.finished.value if attempt is not None and attempt.finished else None
+
+
+def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+    yield from _about_the_end(history)
+    yield from _about_attempts(history)
+    yield from _about_the_service(history, entries)
+    notices = [entry.event for entry in entries if isinstance(entry.event, Noticed)]
+    for kind, count in Counter(notice.kind for notice in notices).items():
+        latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
+        times = "" if count == 1 else f" ({count} times; this is the last)"
+        yield Attention(kind=one_line(kind, 60), text=one_line(latest, 300) + times)
+
+
+def _about_the_end(history: History) -> Iterator[Attention]:
+    if history.session is None:
+        return
+    name = history.session.session
+    if history.ended is None:
+        text = "No end is recorded: the session is at work, or it was cut off and"
+        yield Attention(kind="not_ended", text=f"{text} nightlab resume {name} goes on with it.")
+    elif history.ended.reason not in PLANNED_STOPS:
+        text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
+        yield Attention(kind="ended_early", text=one_line(text, 400))
+
+
+def _about_attempts(history: History) -> Iterator[Attention]:
+    invalid = _numbers(
+        history, lambda a: a.finished is not None and a.finished.verdict is Verdict.INVALID
+    )
+    if invalid:
+        text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
+        yield Attention(kind="invalid", text=text, attempts=invalid)
+    disturbed = _numbers(history, lambda a: any(_was_disturbed(run) for run in a.runs))
+    if disturbed:
+        count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
+        text = f"{_count(count, 'run was', 'runs were')} disturbed by other work on the machine."
+        yield Attention(kind="disturbed", text=text, attempts=disturbed)
+    interrupted = _numbers(history, lambda a: a.interrupted is not None)
+    if interrupted:
+        text = (
+            f"{_count(len(interrupted), 'attempt was', 'attempts were')} interrupted, not judged."
+        )
+        yield Attention(kind="interrupted", text=text, attempts=interrupted)
+
+
+def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+    events = [entry.event for entry in entries]
+    refusals = sum(isinstance(e, ModelCalled) and e.stop_reason == "refusal" for e in events)
+    if refusals:
+        text = f"The model refused {_count(refusals, 'time', 'times')}."
+        yield Attention(kind="refusals", text=text)
+    if history.unpriced_calls:
+        calls = _count(history.unpriced_calls, "call has", "calls have")
+        text = f"{calls} no known price: the money shown is less than what was spent."
+        yield Attention(kind="unpriced", text=text)
+
+
+def _numbers(history: History, is_meant: Callable[[Attempt], bool]) -> tuple[int, ...]:
+    return tuple(attempt.number for attempt in history.attempts if is_meant(attempt))
+
+
+def _was_disturbed(run: RunFinished) -> bool:
+    return run.disturbance is not None and run.disturbance.disturbed
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _setting(session: SessionStarted | None, section: str) -> dict[str, Any]:
+    found = session.settings.get(section) if session else None
+    return found if isinstance(found, dict) else {}

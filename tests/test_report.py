@@ -1,0 +1,549 @@
+"""The report says what the ledger says, shows hostile text as text, and asks no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import math
+import random
+import re
+import subprocess
+import time
+import unicodedata
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import charts
+from agent.ledger import FIRST_PREVIOUS, Ledger, LedgerError
+from agent.records import (
+    AttemptFinished,
+    AttemptStarted,
+    SessionEnded,
+    StopReason,
+    Verdict,
+)
+from agent.report import candidate_id, render_html, results_tsv, write_report
+from agent.summary import Summary, summary
+from sandbox.contract import Log, Outcome
+from tests import histories
+
+NIGHT = histories.night(48)
+HOSTILE = histories.night(40, hostile=True)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a report: tags, attributes, texts, whole scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.texts: list[str] = []
+        self._inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.raw:
+            self.raw[self._inside].append(data)
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render_html(NIGHT.entries, NIGHT.get_blob))
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> Page:
+    return Page(render_html(HOSTILE.entries, HOSTILE.get_blob))
+
+
+def kinds(numbers: Summary) -> dict[str, tuple[int, ...]]:
+    return {item.kind: item.attempts for item in numbers.attention}
+
+
+# The summary
+
+
+def test_the_summary_counts_every_attempt_once() -> None:
+    numbers = summary(NIGHT.entries)
+    judged = numbers.kept + numbers.discarded + numbers.failed + numbers.invalid
+    assert judged == numbers.attempts
+    assert numbers.attempts + numbers.interrupted == 48
+    assert (numbers.head, numbers.events) == (NIGHT.head, len(NIGHT.entries))
+
+
+def test_the_gain_is_told_in_units_of_the_noise_of_one_score() -> None:
+    numbers = summary(NIGHT.entries)
+    assert numbers.baseline is not None
+    assert numbers.best is not None
+    assert numbers.noise is not None
+    assert numbers.gain == pytest.approx(numbers.baseline - numbers.best)
+    assert numbers.gain_in_noise == pytest.approx((numbers.baseline - numbers.best) / numbers.noise)
+    assert numbers.noise == pytest.approx(histories.NOISE, rel=0.5)
+
+
+def test_a_metric_to_maximise_gains_upwards() -> None:
+    made = histories.Night()
+    goal = {"metric": "accuracy", "direction": "maximize"}
+    histories.start(made, settings={"goal": goal})
+    histories.baseline(made, random.Random(1), value=0.5)
+    finish(made, 1, Verdict.KEPT, 0.75)
+    numbers = summary(made.entries)
+    assert numbers.gain == pytest.approx(0.25, abs=0.02)
+    chart = charts.progress_chart(made.history, "maximize", 0.004, charts.WIDE)
+    assert chart is not None
+    places = {dot.number: dot.y for dot in chart.dots}
+    assert places[1] < places[0]
+
+
+def test_what_survived_on_holdout_is_told_once_both_are_scored() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.2)
+    assert summary(made.entries).survived is None
+    for number, value in ((0, 2.5), (1, 2.35)):
+        score = histories.scored(number, 1, value).model_copy(update={"split": "holdout"})
+        made.add(score)
+    numbers = summary(made.entries)
+    assert numbers.holdout_gain == pytest.approx(0.15)
+    assert numbers.survived == pytest.approx(0.75)
+    text = " ".join(Page(render_html(made.entries, made.get_blob)).text.split())
+    assert "0.1500 better on the holdout text" in text
+    assert "75% of the gain came back" in text
+
+
+def test_what_needs_the_person_is_listed_with_its_attempts() -> None:
+    found = kinds(summary(NIGHT.entries))
+    assert found["invalid"] == (7, 18, 29, 40)
+    assert found["disturbed"] == (3,)
+    assert found["interrupted"] == (21, 32, 43)
+    assert {"refusals", "unpriced", "nudge"} < set(found)
+    assert "not_ended" not in found
+
+
+def test_a_session_without_an_end_says_how_to_go_on() -> None:
+    made = histories.night(2, ended=False)
+    (item,) = summary(made.entries).attention
+    assert item.kind == "not_ended"
+    assert "nightlab resume mar7-evening" in item.text
+
+
+def test_an_end_that_was_not_planned_is_named() -> None:
+    made = histories.night(2, ended=False)
+    made.add(SessionEnded(reason=StopReason.API_OUTAGE, explanation="No answer for six hours."))
+    (item,) = summary(made.entries).attention
+    assert item.text == "It ended early (api_outage): No answer for six hours."
+
+
+def test_a_night_where_all_went_well_needs_nobody() -> None:
+    assert summary(histories.night(2).entries).attention == ()
+
+
+def test_an_empty_ledger_has_a_summary() -> None:
+    numbers = summary([])
+    assert (numbers.best, numbers.gain, numbers.head) == (None, None, FIRST_PREVIOUS)
+
+
+# results.tsv
+
+
+def rows_of(made: histories.Night) -> list[dict[str, str]]:
+    """Read as notebooks read it: tab-separated, with a parser that knows quotes."""
+    return list(csv.DictReader(io.StringIO(results_tsv(made.history)), delimiter="\t"))
+
+
+def test_results_tsv_is_the_table_that_people_know(golden: Callable[[str, str], None]) -> None:
+    golden("results.tsv", results_tsv(histories.night(12).history))
+
+
+def test_results_tsv_has_a_row_for_each_verdict_and_no_other() -> None:
+    statuses = [row["status"] for row in rows_of(NIGHT)]
+    numbers = summary(NIGHT.entries)
+    assert statuses.count("keep") == 1 + numbers.kept
+    assert statuses.count("discard") == numbers.discarded
+    assert statuses.count("crash") == numbers.failed + numbers.invalid
+    assert len(statuses) == 1 + numbers.attempts
+
+
+def test_an_attempt_without_a_score_never_reads_as_a_number() -> None:
+    for row in rows_of(NIGHT):
+        assert (row["status"] == "crash") == math.isnan(float(row["val_bpb"]))
+
+
+def test_hostile_hypotheses_stay_in_their_cell() -> None:
+    rows = rows_of(HOSTILE)
+    assert len(rows) == 1 + summary(HOSTILE.entries).attempts
+    for row in rows:
+        assert set(row) == {"commit", "val_bpb", "memory_gb", "status", "description"}
+        assert re.fullmatch(r"[0-9a-f]{7}", row["commit"])
+        assert row["description"][0] not in "=+-@"
+        assert not {c for c in row["description"] if unicodedata.category(c) in ("Cc", "Cf")}
+
+
+def test_the_commit_names_the_content_whatever_the_order_of_files() -> None:
+    one, other = "1" * 64, "2" * 64
+    assert candidate_id({"a": one, "b": other}) == candidate_id({"b": other, "a": one})
+    assert candidate_id({"a": one}) != candidate_id({"a": other})
+
+
+# The page
+
+
+def test_the_first_screen_tells_what_the_night_was_worth(page: Page) -> None:
+    numbers = summary(NIGHT.entries)
+    words = " ".join(page.text.split())
+    assert f"Best val_bpb {numbers.best:.4f}" in words
+    assert f"than the baseline's {numbers.baseline:.4f}" in words
+    assert f"{numbers.gain_in_noise:.1f} times the noise" in words
+    assert f"head hash {NIGHT.head}" in words
+    assert "4 scores were refused as invalid. #7 #18 #29 #40" in words
+
+
+def test_every_attempt_is_there_with_idea_diff_log_and_numbers(page: Page) -> None:
+    text = page.text
+    places = {value for tag, name, value in page.attributes if (tag, name) == ("details", "id")}
+    assert places == {f"a{attempt.number}" for attempt in NIGHT.history.attempts}
+    for attempt in NIGHT.history.attempts:
+        assert attempt.started.hypothesis in text
+        if attempt.started.diff is not None:
+            assert f"+DEPTH = {attempt.number}  # blocks" in text
+    assert "KeyError: 4" in text
+    assert "To be kept it had to be better by more than 0.0080" in text
+
+
+def test_every_dot_of_the_chart_leads_to_its_attempt(page: Page) -> None:
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "data-n")]
+    numbers = [str(attempt.number) for attempt in NIGHT.history.attempts]
+    assert sorted(links) == sorted(numbers * 2)  # one chart for wide screens, one for phones
+
+
+def test_hostile_text_adds_no_tag_and_no_script(page: Page, hostile_page: Page) -> None:
+    assert set(hostile_page.tags) <= set(page.tags)
+    assert hostile_page.tags.count("h1") == 1
+    assert hostile_page.raw == page.raw
+    assert len(hostile_page.raw["script"]) == 1
+    assert not [name for _, name, _ in hostile_page.attributes if name.startswith("on")]
+
+
+def test_hostile_text_is_shown_as_it_was_written(hostile_page: Page) -> None:
+    for shown in (
+        "</script><script>document.title='executed'</script>",
+        "{{ 7*7 }}{% for x in range(9) %}{{ config }}{% endfor %}{# gone #}",
+        "⟨U+001B⟩[31mred",
+        "gain⟨U+202E⟩%05",
+        "[click](javascript:document.title='executed')",
+    ):
+        assert shown in hostile_page.text
+
+
+def test_no_invisible_or_steering_character_reaches_the_page() -> None:
+    text = html.unescape(render_html(HOSTILE.entries, HOSTILE.get_blob))
+    found = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    assert found <= {"\n", "\t"}
+
+
+def test_the_page_asks_nothing_of_any_network(hostile_page: Page) -> None:
+    links = [v for _, name, v in hostile_page.attributes if name in ("href", "src", "xlink:href")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    loading = {"link", "img", "iframe", "object", "embed", "form", "base", "image", "video"}
+    assert not loading & set(hostile_page.tags)
+    assert not re.search(r"url\(|@import", hostile_page.raw["style"][0])
+    assert not re.search(r"fetch|XMLHttp|innerHTML|eval", hostile_page.raw["script"][0])
+
+
+def test_the_policy_allows_this_style_and_this_script_and_nothing_else(page: Page) -> None:
+    (policy,) = [v for _, name, v in page.attributes if name == "content" and "-src" in v]
+    expected = ["default-src 'none'"]
+    for kind in ("style", "script"):
+        digest = hashlib.sha256(page.raw[kind][0].encode()).digest()
+        expected.append(f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'")
+    assert policy.split("; ") == [*expected, "base-uri 'none'", "form-action 'none'"]
+    assert not [name for _, name, _ in page.attributes if name == "style"]
+
+
+def young_sessions() -> dict[str, histories.Night]:
+    empty, begun, measuring, measured = (histories.Night() for _ in range(4))
+    for made in (begun, measuring, measured):
+        histories.start(made)
+    begin(measuring, 0, "baseline")
+    histories.boxes(measuring, attempt=0, seed=1)
+    histories.baseline(measured, random.Random(0))
+    return {"empty": empty, "begun": begun, "measuring": measuring, "measured": measured}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty", "A session that has not begun"),
+        ("begun", "The baseline is still being measured."),
+        ("measuring", "At work."),
+        ("measured", "No attempt has been judged yet."),
+    ],
+)
+def test_a_young_session_has_a_report(tmp_path: Path, name: str, says: str) -> None:
+    made = young_sessions()[name]
+    paths = write_report(tmp_path, made.entries, made.get_blob)
+    assert says in paths.html.read_text(encoding="utf-8")
+
+
+def test_a_session_whose_baseline_failed_has_a_report(tmp_path: Path) -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    result = histories.run_result("a0", "train", log="no\n", outcome=Outcome.TIMED_OUT)
+    made.add(histories.run_finished(0, 1, result))
+    made.add(finished(0, Verdict.FAILED, None))
+    made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation="It timed out."))
+    paths = write_report(tmp_path, made.entries, made.get_blob)
+    assert "It ended early (baseline_failed)" in paths.html.read_text(encoding="utf-8")
+    assert paths.results.read_text(encoding="utf-8").splitlines()[1].split("\t")[3] == "crash"
+
+
+def test_the_files_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        paths = write_report(tmp_path, HOSTILE.entries, HOSTILE.get_blob)
+    assert {paths.html, paths.results, paths.picture} == set(tmp_path.iterdir())
+    assert paths.picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert paths.results.read_text(encoding="utf-8") == results_tsv(HOSTILE.history)
+
+
+def test_a_report_is_written_from_a_real_session_directory(tmp_path: Path) -> None:
+    NIGHT.write(tmp_path)
+    with Ledger.open(tmp_path) as ledger:
+        paths = write_report(tmp_path, ledger.entries, ledger.get_blob)
+    assert paths.html.read_text(encoding="utf-8") == render_html(NIGHT.entries, NIGHT.get_blob)
+
+
+def test_a_lost_diff_is_named_and_the_rest_is_still_told() -> None:
+    def lost(sha: str) -> bytes:
+        raise LedgerError(f"blob {sha} is damaged")
+
+    text = Page(render_html(NIGHT.entries, lost)).text
+    assert "(the diff cannot be shown: blob" in text
+    assert histories.IDEAS[1] in text
+
+
+def test_three_hundred_attempts_with_endless_hostile_logs_stay_under_two_megabytes() -> None:
+    made = histories.night(300, hostile=True, log_lines=1)
+    flood = Log(head='<&"\x1b\u202e' * 4000, tail="</script>\n" * 4000, omitted_bytes=10**9)
+    for attempt in made.history.candidates:
+        result = histories.run_result(f"flood-{attempt.number}", "train", log="")
+        result = result.model_copy(update={"log": flood, "outcome": Outcome.FAILED})
+        for _ in range(15):
+            made.add(histories.run_finished(attempt.number, 1, result))
+    begun = time.process_time()
+    size = len(render_html(made.entries, made.get_blob).encode())
+    seconds = time.process_time() - begun
+    assert size < 2_000_000
+    assert seconds < 10
+
+
+def test_three_hundred_attempts_are_rendered_in_three_seconds_of_work() -> None:
+    made = histories.night(300, log_lines=300)
+    begun = time.process_time()
+    size = len(render_html(made.entries, made.get_blob).encode())
+    assert time.process_time() - begun < 3
+    assert size < 2_000_000
+
+
+# Charts
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_axis_ticks_are_few_round_and_in_range(low: float, span: float) -> None:
+    ticks = charts.axis_ticks(low, low + span)
+    assert 1 <= len(ticks) <= 11
+    slack = 1e-9 * (abs(low) + span)
+    assert all(low - slack <= value <= low + span + slack for value, _ in ticks)
+
+
+@given(st.text(alphabet='{}[]":,.0123456789eE-+lossecondNaIfity\n', max_size=300))
+def test_no_log_breaks_the_loss_curve(text: str) -> None:
+    prefix = '{"seconds": 1, "loss": 2}\n{"seconds": 2, "loss": 1}\n'
+    curve = charts.loss_curve([prefix + text])
+    assert curve is not None
+    assert "nan" not in "".join(curve.lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"seconds": 1, "loss": NaN}',
+        '{"seconds": 1, "loss": 1e999}',
+        '{"seconds": -1, "loss": 1}',
+        '{"seconds": "1", "loss": [1]}',
+        '{"seconds": 1, "loss": ' + "9" * 900 + "}",
+        '{"a":' * 190 + "1" + "}" * 40,
+        "[" * 900,
+        "{" + " " * 5000 + "}",
+    ],
+)
+def test_a_progress_line_that_cannot_be_true_is_not_drawn(line: str) -> None:
+    good = '{"seconds": 3, "loss": 2.5}\n{"seconds": 4, "loss": 2.0}\n'
+    assert charts.loss_curve([good + line]) == charts.loss_curve([good])
+
+
+def test_a_wild_attempt_is_drawn_at_the_edge_and_flattens_nothing() -> None:
+    made = histories.night(12)
+    finish(made, 13, Verdict.DISCARDED, 80.0)
+    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    assert chart is not None
+    wild = next(dot for dot in chart.dots if dot.number == 13)
+    assert wild.is_off_scale
+    assert wild.y == charts.WIDE.top
+    assert max(float(tick.label) for tick in chart.y_ticks) < 3
+
+
+def begin(made: histories.Night, number: int, kind: str) -> None:
+    made.add(
+        AttemptStarted(
+            attempt=number,
+            kind="baseline" if kind == "baseline" else "candidate",
+            hypothesis="an idea",
+            researcher="tpe",
+            files={},
+            diff=None,
+            parent=None,
+        )
+    )
+
+
+def finished(number: int, verdict: Verdict, value: float | None) -> AttemptFinished:
+    return AttemptFinished(
+        attempt=number,
+        verdict=verdict,
+        reason="test",
+        explanation="",
+        value=value,
+        arithmetic=None,
+        seconds=1.0,
+    )
+
+
+def finish(made: histories.Night, number: int, verdict: Verdict, value: float) -> None:
+    begin(made, number, "candidate")
+    made.add(histories.scored(number, 1, value))
+    made.add(finished(number, verdict, value))
+
+
+# In a browser
+
+
+def browse(chromium: Path, profile: Path, address: str, *options: str) -> tuple[str, list[str]]:
+    """The page after its script ran, and what the browser's console said."""
+    command = [
+        str(chromium),
+        "--headless=new",
+        "--no-sandbox",  # the tests may run as root, where chromium refuses its own
+        "--disable-gpu",
+        f"--user-data-dir={profile}",
+        "--enable-logging=stderr",
+        *options,
+        address,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("session")
+    return write_report(directory, HOSTILE.entries, HOSTILE.get_blob).html
+
+
+@pytest.mark.slow
+def test_the_report_opens_in_a_browser_and_runs_only_its_own_script(
+    chromium: Path, tmp_path: Path, written: Path
+) -> None:
+    dom, console = browse(chromium, tmp_path, f"{written.as_uri()}#a7", "--dump-dom")
+    assert console == []
+    assert "<title>mar7-evening · nightlab</title>" in dom
+    assert re.search(r'<details id="a7" class="attempt invalid" open="">', dom)
+    assert not re.search(r'<details id="a8"[^>]* open', dom)
+
+
+@pytest.mark.slow
+def test_a_script_planted_past_the_escaping_is_stopped_by_the_policy(
+    chromium: Path, tmp_path: Path, written: Path
+) -> None:
+    planted = tmp_path / "planted.html"
+    evil = "</main><script>document.title='executed'</script>"
+    planted.write_text(written.read_text(encoding="utf-8").replace("</main>", evil, 1), "utf-8")
+    dom, console = browse(chromium, tmp_path / "profile", planted.as_uri(), "--dump-dom")
+    assert "<title>mar7-evening · nightlab</title>" in dom
+    assert any("Content Security Policy" in line for line in console)
+
+
+DRIVER = """
+const dot = document.querySelector('.wide a.dot[data-n="6"]');
+dot.dispatchEvent(new PointerEvent("pointerenter"));
+const tip = document.getElementById("tip");
+const said = `${tip.hidden} ${tip.textContent} ${tip.children.length}`;
+dot.dispatchEvent(new PointerEvent("pointerleave"));
+document.querySelector('button[data-show="failed"]').click();
+const shown = [...document.querySelectorAll(".attempt")].filter((row) => row.offsetHeight > 0);
+const failed = shown.every((row) => row.classList.contains("failed"));
+dot.querySelector("use").dispatchEvent(new MouseEvent("click", { bubbles: true }));
+const opened = document.getElementById("a6").open;
+document.title = JSON.stringify({ said, hidden: tip.hidden, count: shown.length, failed, opened });
+"""
+
+
+@pytest.mark.slow
+def test_hovering_tells_filtering_hides_and_clicking_opens(
+    chromium: Path, tmp_path: Path, written: Path
+) -> None:
+    driven = tmp_path / "driven.html"
+    text = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text(encoding="utf-8"))
+    driven.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"), "utf-8")
+    dom, console = browse(chromium, tmp_path / "profile", driven.as_uri(), "--dump-dom")
+    found = re.search(r"<title>(.*?)</title>", dom)
+    assert found
+    seen = json.loads(html.unescape(found.group(1)))
+    value = HOSTILE.history.attempt(6).values()[1]
+    assert seen.pop("said").startswith(f"false #6 kept  {value:.4f}"[:15])
+    assert seen == {
+        "hidden": True,
+        "count": summary(HOSTILE.entries).failed,
+        "failed": True,
+        "opened": True,
+    }
+    assert console == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_report_can_be_drawn_on_a_phone_and_a_desk(
+    chromium: Path, tmp_path: Path, written: Path, width: int
+) -> None:
+    picture = tmp_path / "report.png"
+    options = (f"--screenshot={picture}", f"--window-size={width},1600")
+    browse(chromium, tmp_path / "profile", written.as_uri(), *options)
+    assert picture.stat().st_size > 40_000
