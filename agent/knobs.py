@@ -1,0 +1,262 @@
+"""Finds a file's knobs, and turns one in place.
+
+A knob is a module-level `NAME = literal` in capitals, alone on its line. The end of its comment may
+say what to try: `[low..high]`, `[low..high log]` or `{a, b, c}`; a comment that begins or ends with
+the word `fixed` keeps the knob out. Without a range, positive floats go ten times up and down and
+positive whole numbers four times; truth values go both ways; texts, zero and negative numbers stay.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import warnings
+from dataclasses import dataclass
+
+KnobValue = bool | int | float | str
+
+NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
+NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+RANGE = re.compile(rf"\[\s*({NUMBER})\s*\.\.\s*({NUMBER})\s*(log)?\s*\]\s*$")
+CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
+FIXED = re.compile(r"^#\s*fixed\b|\bfixed\s*[.)\]]?\s*$", re.IGNORECASE)
+
+FLOAT_FACTOR = 10.0
+INT_FACTOR = 4
+MAX_CHOICES = 64
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A few values; numbers among them are in order."""
+
+    values: tuple[KnobValue, ...]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbours are alike, so that a step to one is a small step."""
+        return all(type(value) in (int, float) for value in self.values)
+
+
+Domain = Span | Choices
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob where it stands."""
+
+    file: str
+    name: str
+    value: KnobValue
+    domain: Domain
+    from_comment: bool
+    """Whether the file itself says what to try."""
+    line: int
+    start: int
+    end: int
+    """Bytes of the line between which the literal stands."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.file}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One knob's literal before and after, as they stand in the file."""
+
+    file: str
+    name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The next point that a sampler would try, and why."""
+
+    changes: tuple[Change, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A text that occurs once in a file, and what to put there."""
+
+    old: str
+    new: str
+
+
+def find_knobs(file: str, source: bytes) -> list[Knob]:
+    """The knobs of one Python file, in its order; none when it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the file's own deprecations are not ours
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    lines = source.splitlines()
+    per_line: dict[int, int] = {}
+    for statement in tree.body:
+        for line in {statement.lineno, statement.end_lineno or statement.lineno}:
+            per_line[line] = per_line.get(line, 0) + 1
+    found = [
+        _knob(file, statement, lines[statement.lineno - 1])
+        for statement in tree.body
+        if per_line[statement.lineno] == 1
+    ]
+    knobs = [knob for knob in found if knob is not None]
+    names = [name for statement in tree.body for name in _assigned(statement)]
+    return [knob for knob in knobs if names.count(knob.name) == 1]
+
+
+def literal(value: KnobValue) -> str:
+    """How a value is written into a file: three digits are enough to search with."""
+    if isinstance(value, bool | int | str):
+        return repr(value)
+    text = f"{value:.3g}"
+    return text if re.search(r"[.e]", text) else f"{text}.0"
+
+
+def current_literal(source: bytes, knob: Knob) -> str:
+    """The knob's literal as it is written in `source` now."""
+    return source.splitlines()[knob.line - 1][knob.start : knob.end].decode()
+
+
+def turn(source: bytes, knob: Knob, value: KnobValue) -> bytes:
+    """The file with the knob's literal replaced, and every other byte as it was."""
+    lines = source.splitlines(keepends=True)
+    line = lines[knob.line - 1]
+    lines[knob.line - 1] = line[: knob.start] + literal(value).encode() + line[knob.end :]
+    return b"".join(lines)
+
+
+def replacement(source: bytes, knob: Knob, value: KnobValue) -> Replacement:
+    """The edit that `turn` stands for: whole lines, as few as make the old text unique."""
+    old, new = (text.splitlines(keepends=True) for text in (source, turn(source, knob, value)))
+    first, last = knob.line - 1, knob.line
+    while source.count(b"".join(old[first:last])) > 1 and (first > 0 or last < len(old)):
+        first, last = max(0, first - 1), min(len(old), last + 1)
+    return Replacement(b"".join(old[first:last]).decode(), b"".join(new[first:last]).decode())
+
+
+def _assigned(statement: ast.stmt) -> list[str]:
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _knob(file: str, statement: ast.stmt, line: bytes) -> Knob | None:
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+        return None
+    names, node = _assigned(statement), statement.value
+    if len(names) != 1 or not NAME.match(names[0]) or statement.end_lineno != statement.lineno:
+        return None
+    value = _literal_value(node)
+    end = node.end_col_offset
+    if value is None or end is None:
+        return None
+    place = statement.lineno, node.col_offset, end
+    comment = line[end:].decode("utf-8", "replace").strip()
+    if (comment and not comment.startswith("#")) or not _stands_at(line, place, value):
+        return None
+    stated = _stated_domain(comment, value)
+    domain = None if FIXED.search(comment) else stated or _usual_domain(value)
+    if domain is None:
+        return None
+    return Knob(file, names[0], value, domain, stated is not None, *place)
+
+
+def _stands_at(line: bytes, place: tuple[int, int, int], value: KnobValue) -> bool:
+    """Whether the bytes there are the value: offsets count UTF-8, and a file may be in another."""
+    try:
+        return bool(ast.literal_eval(line[place[1] : place[2]].decode()) == value)
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _literal_value(node: ast.expr) -> KnobValue | None:
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node, sign = node.operand, -1
+    if not isinstance(node, ast.Constant):
+        return None
+    value = node.value
+    if isinstance(value, bool | str):
+        return value if sign == 1 else None
+    if isinstance(value, int | float) and abs(value) < 1e15 and math.isfinite(value):
+        return sign * value
+    return None
+
+
+def _stated_domain(comment: str, value: KnobValue) -> Domain | None:
+    if match := RANGE.search(comment):
+        span = Span(float(match[1]), float(match[2]), match[3] is not None, isinstance(value, int))
+        return _stated_range(span, value)
+    if match := CHOICES.search(comment):
+        return _stated_choices(match[1], value)
+    return None
+
+
+def _stated_range(span: Span, value: KnobValue) -> Domain | None:
+    low, high = span.low, span.high
+    if isinstance(value, bool | str) or not math.isfinite(low) or not math.isfinite(high):
+        return None
+    if span.whole:
+        low, high = math.ceil(low), math.floor(high)
+    if not low < high or (span.log and low <= 0):
+        return None
+    if span.whole and span.log and all(_is_power_of_two(n) for n in (low, high, value)):
+        return _powers_of_two(int(low), int(high))
+    return Span(low, high, span.log, span.whole)
+
+
+def _stated_choices(text: str, value: KnobValue) -> Domain | None:
+    try:
+        values = ast.literal_eval(f"({text},)")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    kinds = (int, float) if type(value) in (int, float) else (type(value),)
+    if len(values) > MAX_CHOICES or any(type(choice) not in kinds for choice in values):
+        return None
+    unique = tuple(dict.fromkeys((*values, value)))
+    if Choices(unique).ordered:
+        unique = tuple(sorted(unique))
+    return Choices(unique) if len(unique) > 1 else None
+
+
+def _usual_domain(value: KnobValue) -> Domain | None:
+    if isinstance(value, bool):
+        return Choices((False, True))
+    if isinstance(value, str) or value <= 0:
+        return None
+    if isinstance(value, float):
+        # Up to one it often is a share, a momentum or a probability, and more makes no sense.
+        ceiling = 1.0 if value <= 1 else math.inf
+        return Span(value / FLOAT_FACTOR, min(value * FLOAT_FACTOR, ceiling), log=True, whole=False)
+    low = max(1, value // INT_FACTOR)
+    if value > 1 and _is_power_of_two(value):
+        return _powers_of_two(low, value * INT_FACTOR)
+    return Span(low, value * INT_FACTOR, log=True, whole=True)
+
+
+def _is_power_of_two(number: float) -> bool:
+    return number >= 1 and number == int(number) and int(number) & (int(number) - 1) == 0
+
+
+def _powers_of_two(low: int, high: int) -> Choices:
+    return Choices(tuple(2**n for n in range(low.bit_length() - 1, high.bit_length())))

@@ -1,0 +1,448 @@
+"""Reads program.md: prose for the agent, settings for nightlab."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from agent.records import Direction
+from sandbox.contract import Limits, Record
+
+MAX_PROGRAM_BYTES = 256 * 1024
+FIXED_FILES = ("prepare.py", "evaluate.py")
+"""Files of a workspace that decide the score; the agent may read them and never write them."""
+
+SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+SIZE_PATTERN = re.compile(r"^([0-9]{1,15})\s*([kmg]?)b?$", re.IGNORECASE)
+FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*?)[ \t]*$")
+TOML_HEADER = re.compile(r"^\s*\[([^\[\]]+)\]\s*(?:#.*)?$")
+TOML_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"' -]+?)\s*=")
+TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+class ProgramError(Exception):
+    """program.md, or a flag that overrides it, says something nightlab cannot use.
+
+    Args:
+        message: place, and what is wrong there.
+        hint: what to write instead.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as "512m" or "8g"; a whole number counts bytes.
+
+    Raises:
+        ValueError: a text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = SIZE_PATTERN.match(value.strip())
+    if match is None:
+        raise ValueError("not a size: a whole number and k, m or g")
+    return int(match[1]) * SIZE_UNITS[match[2].lower()]
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[float, Field(gt=0, le=366 * 86_400)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+
+
+class Section(Record):
+    """One table of the settings; values are taken as they are written, never converted."""
+
+    model_config = ConfigDict(strict=True, validate_by_name=True, validate_by_alias=True)
+
+
+class Goal(Section):
+    """What the night is after."""
+
+    metric: Name = Field("val_bpb", examples=["val_bpb"])
+    direction: Direction = Field("minimize", examples=["minimize"])
+
+
+class WorkspaceSettings(Section):
+    """What the agent may write."""
+
+    editable: Annotated[tuple[str, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
+        ("train.py",), examples=[["train.py", "src/*.py"]]
+    )
+
+    @field_validator("editable")
+    @classmethod
+    def _inside_and_not_fixed(cls, editable: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in editable:
+            parts = pattern.split("/")
+            if not pattern or "\0" in pattern or any(p == "" or p.startswith(".") for p in parts):
+                raise ValueError("holds a path that is not plain and relative")
+            if pattern in FIXED_FILES:
+                raise ValueError(f"holds {pattern}, which decides the score and stays fixed")
+            if "**" in pattern:
+                raise ValueError("holds '**'; a '*' stands for one name")
+        return editable
+
+
+class Budget(Section):
+    """What one training may use."""
+
+    kind: Literal["wall", "tokens"] = Field(examples=["wall"])
+    seconds: Duration = Field(examples=[300])
+    """Wall budget; with a tokens budget the time the tokens must fit into."""
+    tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[2_000_000])
+    grace_seconds: Duration = Field(examples=[60])
+    """Added to `seconds` it gives the hard limit at which a run is killed."""
+
+    @model_validator(mode="after")
+    def _tokens_belong_to_a_tokens_budget(self) -> Self:
+        if self.kind == "tokens" and self.tokens is None:
+            raise ValueError('has kind = "tokens" but no tokens; add a line like tokens = 2000000')
+        if self.kind == "wall" and self.tokens is not None:
+            raise ValueError(
+                'has tokens but kind = "wall"; remove tokens, or write kind = "tokens"'
+            )
+        return self
+
+
+class BoxLimits(Section):
+    """What bounds a train box; every one must be given."""
+
+    memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["4g"])
+    cpus: Annotated[float, Field(gt=0, le=4096)] = Field(examples=[2])
+    pids: Annotated[int, Field(ge=4, le=2**20)] = Field(examples=[256])
+    tmp_bytes: Annotated[Size, Field(ge=2**20)] = Field(alias="tmp", examples=["1g"])
+    shm_bytes: Annotated[Size, Field(ge=2**20)] = Field(alias="shm", examples=["512m"])
+    output_bytes: Annotated[Size, Field(ge=2**12)] = Field(alias="output", examples=["512m"])
+    output_files: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[64])
+    open_files: Annotated[int, Field(ge=64, le=2**20)] = Field(examples=[1024])
+    log_bytes: Annotated[Size, Field(ge=2**12, le=2**24)] = Field(alias="log", examples=["256k"])
+
+
+class Scoring(Section):
+    """What bounds the model box and the scorer box."""
+
+    wall_seconds: Duration = Field(examples=[300])
+    memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["2g"])
+
+
+class Session(Section):
+    """What ends a night."""
+
+    attempts: Annotated[int, Field(ge=1, le=100_000)] = Field(examples=[100])
+    hours: Annotated[float, Field(gt=0, le=24 * 366)] = Field(examples=[10.0])
+    usd: Annotated[float, Field(gt=0)] | None = Field(None, examples=[20.0])
+    """Money for the language model; none for no limit."""
+    max_failures_in_a_row: Annotated[int, Field(ge=1)] = Field(examples=[10])
+
+
+class Noise(Section):
+    """How sure the judge must be."""
+
+    baseline_repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, examples=[3])
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, examples=[0.95])
+    max_repeats: Annotated[int, Field(ge=1, le=100)] = Field(3, examples=[3])
+
+
+class DisturbanceSettings(Section):
+    """When the rest of the machine spoils a run."""
+
+    max_other_cores: Annotated[float, Field(ge=0)] = Field(0.25, examples=[0.25])
+    max_repeats: Annotated[int, Field(ge=0, le=100)] = Field(2, examples=[2])
+
+
+class ResearcherSettings(Section):
+    """Who proposes the next candidate."""
+
+    name: Literal["auto", "claude", "tpe"] = Field("auto", examples=["auto"])
+    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(
+        "claude-sonnet-5-5", examples=["claude-sonnet-5-5"]
+    )
+    max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = Field(32_000, examples=[32_000])
+    max_conversation_tokens: Annotated[int, Field(ge=16_000)] = Field(120_000, examples=[120_000])
+    effort: Literal["low", "medium", "high", "xhigh", "max"] = Field("high", examples=["high"])
+
+
+class Hardware(Section):
+    """Where the boxes run."""
+
+    profile: Name = Field("cpu", examples=["cpu"])
+
+
+class DataSettings(Section):
+    """What is learned from."""
+
+    source: Annotated[str, Field(pattern=r"^(shakespeare|folder:.+|url:.+)$")] = Field(
+        "shakespeare", examples=["shakespeare"]
+    )
+    vocab_size: Annotated[int, Field(ge=256, le=65_536)] = Field(1024, examples=[1024])
+    context: Annotated[int, Field(ge=8, le=65_536)] = Field(256, examples=[256])
+
+
+class Settings(Section):
+    """The toml block of program.md, checked."""
+
+    goal: Goal = Goal()
+    workspace: WorkspaceSettings = WorkspaceSettings()
+    budget: Budget
+    limits: BoxLimits
+    scoring: Scoring
+    session: Session
+    noise: Noise = Noise()
+    disturbance: DisturbanceSettings = DisturbanceSettings()
+    researcher: ResearcherSettings = ResearcherSettings()
+    hardware: Hardware = Hardware()
+    data: DataSettings = DataSettings()
+
+    def train_limits(self) -> Limits:
+        """Limits of a train box; the wall is the budget and its grace."""
+        wall_seconds = self.budget.seconds + self.budget.grace_seconds
+        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
+
+    def scoring_limits(self) -> Limits:
+        """Limits of a model box and of a scorer box."""
+        return Limits(**{**self.limits.model_dump(), **self.scoring.model_dump()})
+
+    def with_overrides(
+        self,
+        *,
+        attempts: int | None = None,
+        hours: float | None = None,
+        usd: float | None = None,
+        budget_seconds: float | None = None,
+        researcher: str | None = None,
+    ) -> Settings:
+        """These settings with what flags say instead; a flag that was not given is None.
+
+        Raises:
+            ProgramError: a flag's value is out of range; the message names the flag.
+        """
+        flags = {
+            ("session", "attempts"): ("--attempts", attempts),
+            ("session", "hours"): ("--hours", hours),
+            ("session", "usd"): ("--usd", usd),
+            ("budget", "seconds"): ("--budget-seconds", budget_seconds),
+            ("researcher", "name"): ("--researcher", researcher),
+        }
+        tables = self.model_dump()
+        for (section, key), (_, value) in flags.items():
+            if value is not None:
+                tables[section][key] = value
+        try:
+            return Settings.model_validate(tables)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            flag, value = flags[str(detail["loc"][0]), str(detail["loc"][1])]
+            message = f"{flag} {value}: {_reason(detail)}"
+            raise ProgramError(message, "see nightlab run --help") from None
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a person asks for: words for the agent, settings for nightlab, the file itself."""
+
+    prose: str
+    settings: Settings
+    source: bytes
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block: the indices of its two fences, and the language it names."""
+
+    opens: int
+    closes: int
+    language: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The toml block, and the line of program.md on which its first line stands."""
+
+    text: str
+    first_line: int
+
+
+def load_program(path: Path) -> Program:
+    """The program that `path` holds.
+
+    Raises:
+        ProgramError: the file is missing, or a setting is; the message names file and line.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        hint = "copy the program.md that nightlab ships, or name another with --program"
+        raise ProgramError(f"{path}: {error.strerror or 'cannot be read'}", hint) from None
+    return parse_program(source, path.name)
+
+
+def parse_program(source: bytes, name: str) -> Program:
+    """The program in `source`; `name` is what errors call the file.
+
+    Raises:
+        ProgramError: as `load_program`.
+    """
+    if len(source) > MAX_PROGRAM_BYTES:
+        raise ProgramError(f"{name}: larger than 256 KiB", "keep to a few pages of prose")
+    try:
+        text = source.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = source[: error.start].count(b"\n") + 1
+        raise ProgramError(f"{name}:{line}: not UTF-8", "save the file as UTF-8") from None
+    prose, block = _split(text, name)
+    return Program(prose, _settings(block, name), source)
+
+
+def _split(text: str, name: str) -> tuple[str, Block]:
+    """Prose and the one toml block; other fenced blocks belong to the prose."""
+    lines = text.splitlines()
+    fences = [fence for fence in _fences(lines) if fence.language == "toml"]
+    block = _only_block(lines, fences, name)
+    prose = lines[: fences[0].opens] + lines[fences[0].closes + 1 :]
+    return "\n".join(prose).strip() + "\n", block
+
+
+def _fences(lines: list[str]) -> list[Fence]:
+    """Every fenced block, as CommonMark closes them; one without an end reaches past the text."""
+    found: list[Fence] = []
+    mark, opens, language = "", 0, ""
+    for index, line in enumerate(lines):
+        match = FENCE.match(line)
+        if match is None:
+            continue
+        if not mark:
+            mark, opens, language = match[1], index, match[2].lower().partition(" ")[0]
+        elif match[1].startswith(mark) and not match[2]:
+            found.append(Fence(opens, index, language))
+            mark = ""
+    if mark:
+        found.append(Fence(opens, len(lines), language))
+    return found
+
+
+def _only_block(lines: list[str], fences: list[Fence], name: str) -> Block:
+    if not fences:
+        hint = "add the settings between a line ```toml and a line ```, as in the shipped file"
+        raise ProgramError(f"{name}: holds no toml block", hint)
+    if len(fences) > 1:
+        hint = "put every setting into the first block"
+        raise ProgramError(f"{name}:{fences[1].opens + 1}: a second toml block", hint)
+    fence = fences[0]
+    if fence.closes == len(lines):
+        place = f"{name}:{fence.opens + 1}"
+        raise ProgramError(f"{place}: the toml block has no end", "close it with a line ```")
+    return Block("\n".join(lines[fence.opens + 1 : fence.closes]), fence.opens + 2)
+
+
+def _settings(block: Block, name: str) -> Settings:
+    try:
+        tables = tomllib.loads(block.text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(error, block, name) from None
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as error:
+        lines = _key_lines(block)
+        found = [_setting_error(detail, lines, name, block) for detail in error.errors()[:10]]
+        raise ProgramError(
+            "\n".join(message for message, _ in found),
+            "\n".join(dict.fromkeys(hint for _, hint in found if hint)),
+        ) from None
+
+
+def _syntax_error(error: tomllib.TOMLDecodeError, block: Block, name: str) -> ProgramError:
+    text = str(error)
+    place = TOML_PLACE.search(text)
+    inside = int(place[1]) if place and place[1] else len(block.text.splitlines())
+    line = block.first_line + max(inside, 1) - 1
+    message = f"{name}:{line}: not toml: {TOML_PLACE.sub('', text)}"
+    return ProgramError(message, 'write name = value; texts stand in "quotes"')
+
+
+def _key_lines(block: Block) -> dict[tuple[str, ...], int]:
+    """Line of program.md on which each section and each key stands."""
+    lines: dict[tuple[str, ...], int] = {}
+    section: tuple[str, ...] = ()
+    for number, line in enumerate(block.text.splitlines(), start=block.first_line):
+        if header := TOML_HEADER.match(line):
+            section = _dotted(header[1])
+            lines.setdefault(section, number)
+        elif key := TOML_KEY.match(line):
+            lines.setdefault(section + _dotted(key[1]), number)
+    return lines
+
+
+def _dotted(key: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in key.split("."))
+
+
+def _setting_error(
+    detail: ErrorDetails, lines: dict[tuple[str, ...], int], name: str, block: Block
+) -> tuple[str, str]:
+    place = tuple(str(part) for part in detail["loc"][:2])
+    line = lines.get(place) or lines.get(place[:1]) or block.first_line
+    called = f"[{place[0]}]" + "".join(f" {key}" for key in place[1:])
+    if detail["type"] == "extra_forbidden":
+        problem, hint = "is not a setting", _nearest(place)
+    elif detail["type"] == "missing":
+        problem, hint = "is missing", _example(place)
+    elif len(place) == 1:
+        problem, hint = _reason(detail), ""
+    else:
+        given = json.dumps(detail["input"], default=str)[:80]
+        problem, hint = f"= {given}: {_reason(detail)}", _example(place)
+    return f"{name}:{line}: {called} {problem}", hint
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    return detail["msg"][:1].lower() + detail["msg"][1:]
+
+
+def _section_fields(section: str) -> dict[str, Any]:
+    """Fields of a section by the name that stands in program.md."""
+    annotation = Settings.model_fields[section].annotation
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
+    return {field.alias or key: field for key, field in annotation.model_fields.items()}
+
+
+def _nearest(place: tuple[str, ...]) -> str:
+    known = list(Settings.model_fields) if len(place) == 1 else list(_section_fields(place[0]))
+    close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _example(place: tuple[str, ...]) -> str:
+    if place[0] not in Settings.model_fields:
+        return ""
+    fields = _section_fields(place[0])
+    if len(place) == 1:
+        missing = ", ".join(key for key, field in fields.items() if field.is_required())
+        return f"[{place[0]}] needs {missing}" if missing else ""
+    field = fields.get(place[1])
+    example = json.dumps(field.examples[0]) if field is not None and field.examples else ""
+    return f"write for example {place[1]} = {example} under [{place[0]}]" if example else ""

@@ -1,0 +1,481 @@
+"""The nine tools a researcher acts through; there is no shell."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.answers import Selection, history_answer, run_answer, to_json
+from agent.history import Attempt, History
+from agent.knobs import Suggestion
+from agent.program import Goal
+from agent.render import one_line
+from agent.workspace import Workspace, WorkspaceError, clean_path
+
+MAX_READ_LINES = 2000
+MAX_READ_CHARACTERS = 48_000
+MAX_LINE_CHARACTERS = 2000
+MAX_HYPOTHESIS_CHARACTERS = 500
+CLOSEST_LINES = 3
+CLOSEST_CHARACTERS = 200
+SYNTAX_CONTEXT_LINES = 3
+SHA_DIGITS = 12
+
+FilePath = Annotated[
+    str, Field(max_length=1024, description="relative to the workspace, such as train.py")
+]
+Text = Annotated[str, Field(max_length=256 * 1024)]
+
+
+class Arguments(BaseModel):
+    """What a tool takes; nothing is converted, nothing unknown is ignored."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Read(Arguments):
+    """Read a file with numbered lines. Long files come in parts: give view_range."""
+
+    file_path: FilePath
+    view_range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="first and last line, from 1; -1 as the last is the end of the file"
+    )
+
+
+class Write(Arguments):
+    """Replace an editable file as a whole. Use edit for anything but a rewrite."""
+
+    file_path: FilePath
+    content: Text
+
+
+class Edit(Arguments):
+    """Replace a piece of an editable file. old_string must be there exactly once, blanks included;
+    take it from read without the line numbers."""
+
+    file_path: FilePath
+    old_string: Annotated[Text, Field(min_length=1)]
+    new_string: Text
+    replace_all: bool = Field(False, description="replace every place instead of the only one")
+
+
+class ListFiles(Arguments):
+    """List the workspace's files, their sizes, and which of them you may write."""
+
+    path: FilePath = Field("", description="a directory; empty for the whole workspace")
+
+
+class Search(Arguments):
+    """Find lines that hold a text, in one file or in all."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=500)]
+    path: FilePath = Field("", description="a file or a directory; empty for the whole workspace")
+    regex: bool = Field(False, description="read pattern as a Python regular expression")
+
+
+class Run(Arguments):
+    """Train the workspace's files as they are now, score and judge them. Takes the whole training
+    budget. Afterwards the workspace holds the best files: yours if they were kept, else those
+    from before your changes, so make every further change against them. Files that were tried
+    before are not run again: you get the old result."""
+
+    hypothesis: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_HYPOTHESIS_CHARACTERS,
+            pattern=r"\S",
+            description="what changed and why the score should improve, in a sentence or two",
+        ),
+    ]
+
+
+class ShowHistory(Arguments):
+    """Look at this session's attempts: the best, the most recent, those that failed, or one of
+    them with its diff and the end of its log."""
+
+    select: Selection = "recent"
+    limit: Annotated[int, Field(ge=1, le=30)] = 10
+    attempt: Annotated[int, Field(ge=0)] | None = Field(
+        None, description='number of the attempt to show, with select = "attempt"'
+    )
+
+
+class Suggest(Arguments):
+    """Ask a sampler (TPE) that knows every attempt for the next values of the module-level knobs.
+    Take its point, parts of it, or none of it."""
+
+
+class Finish(Arguments):
+    """End the session before its limits do. Only when nothing is left that is worth a run."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=r"\S")]
+
+
+TOOLS: dict[str, type[Arguments]] = {
+    "read": Read,
+    "write": Write,
+    "edit": Edit,
+    "list": ListFiles,
+    "search": Search,
+    "run": Run,
+    "history": ShowHistory,
+    "suggest": Suggest,
+    "finish": Finish,
+}
+"""In the order in which a model is told of them; a cached prompt depends on it."""
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool answers."""
+
+    text: str
+    is_error: bool
+    finished: str | None
+    """Why the session should end, if the tool was `finish`."""
+
+
+class ToolRefused(Exception):
+    """The call cannot be done as it was asked; becomes an error result."""
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+class Toolbox:
+    """The tools of one session.
+
+    Args:
+        workspace: the files.
+        history: the ledger's fold, as it is now.
+        get_blob: content of a blob of the ledger.
+        run_attempt: trains, scores and judges the workspace's files under a hypothesis.
+        find_known: the judged attempt whose files were byte for byte these.
+        suggest: the sampler's next point; none when the files have no knobs.
+        goal: what is measured, and which way is better.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        history: Callable[[], History],
+        get_blob: Callable[[str], bytes],
+        run_attempt: Callable[[str], Attempt],
+        find_known: Callable[[dict[str, bytes]], Attempt | None],
+        suggest: Callable[[], Suggestion | None],
+        goal: Goal,
+    ) -> None:
+        self._workspace = workspace
+        self._history = history
+        self._get_blob = get_blob
+        self._run_attempt = run_attempt
+        self._find_known = find_known
+        self._suggest_point = suggest
+        self._goal = goal
+        self._seen: dict[str, str] = {}
+        """SHA-256 of each file as the researcher knows it."""
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools in the Messages API's form, always in the same order and the same bytes."""
+        return [
+            {
+                "name": name,
+                "description": " ".join((arguments.__doc__ or "").split()),
+                "input_schema": _schema(arguments),
+            }
+            for name, arguments in TOOLS.items()
+        ]
+
+    def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+        """Do what a researcher asks for.
+
+        Raises:
+            SandboxError: nightlab or the engine failed while a candidate ran.
+        """
+        try:
+            return self._dispatch(_parsed(name, arguments))
+        except (ToolRefused, WorkspaceError) as error:
+            answer = {"error": error.code, "message": error.message, "hint": error.hint}
+            return ToolResult(to_json(answer), is_error=True, finished=None)
+
+    def _dispatch(self, call: Arguments) -> ToolResult:
+        match call:
+            case Read():
+                return _told(self._read(call))
+            case Write():
+                return _told(self._write(call))
+            case Edit():
+                return _told(self._edit(call))
+            case ListFiles():
+                return _told(self._list(call))
+            case Search():
+                return _told(self._search(call))
+            case Run():
+                return _told(self._run(call))
+            case ShowHistory():
+                return _told(self._show_history(call))
+            case Suggest():
+                return _told(self._suggest())
+            case Finish():
+                return ToolResult(to_json({"ok": True}), is_error=False, finished=call.reason)
+            case _:
+                raise AssertionError(call)
+
+    def _read(self, call: Read) -> str:
+        path = clean_path(call.file_path)
+        text = self._workspace.read_text(path)
+        self._seen[path] = _sha(text)
+        lines = text.split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        first, last = _view(call.view_range, len(lines))
+        shown = _numbered(lines, first, last)
+        told = f"{path}: {len(lines)} lines, sha {_sha(text)[:SHA_DIGITS]}"
+        if len(shown) < len(lines):
+            told += f", here {first} to {first + len(shown) - 1}; use view_range for more"
+        return "\n".join([told, *shown])
+
+    def _write(self, call: Write) -> str:
+        path = clean_path(call.file_path)
+        old = self._present(path)
+        if old is not None:
+            self._refuse_stale(path, old)
+        return self._replace(path, old or "", call.content, exists=old is not None)
+
+    def _edit(self, call: Edit) -> str:
+        path = clean_path(call.file_path)
+        if call.old_string == call.new_string:
+            raise _no_change()
+        old = self._workspace.read_text(path)
+        self._refuse_stale(path, old)
+        places = old.count(call.old_string)
+        if places == 0:
+            raise _not_found(path, old, call.old_string)
+        if places > 1 and not call.replace_all:
+            raise _ambiguous(path, old, call.old_string)
+        new = old.replace(call.old_string, call.new_string)
+        return self._replace(path, old, new, exists=True)
+
+    def _present(self, path: str) -> str | None:
+        try:
+            return self._workspace.read_text(path)
+        except WorkspaceError as error:
+            if error.code == "not_found":
+                return None
+            raise
+
+    def _refuse_stale(self, path: str, text: str) -> None:
+        if self._seen.get(path, _sha(text)) != _sha(text):
+            message = f"{path} changed since you last read it"
+            raise ToolRefused("stale", message, "read it again, then repeat the change")
+
+    def _replace(self, path: str, old: str, new: str, *, exists: bool) -> str:
+        if exists and old == new:
+            raise _no_change()
+        if not self._workspace.is_editable(path):
+            hint = "list shows which files are editable"
+            raise ToolRefused("not_editable", f"{path} may not be written", hint)
+        if path.endswith(".py"):
+            _refuse_broken_python(path, new)
+        self._workspace.write_text(path, new)
+        self._seen[path] = _sha(new)
+        added, removed = _line_counts(old, new)
+        return to_json(
+            {
+                "ok": True,
+                "file": path,
+                "bytes": len(new.encode()),
+                "sha": _sha(new)[:SHA_DIGITS],
+                "lines_added": added,
+                "lines_removed": removed,
+            }
+        )
+
+    def _list(self, call: ListFiles) -> str:
+        files = [
+            {"file": entry.path, "bytes": entry.bytes, "editable": entry.editable}
+            for entry in self._workspace.list_files(call.path)
+        ]
+        return to_json({"files": files[:200], "left_out": max(0, len(files) - 200)})
+
+    def _search(self, call: Search) -> str:
+        found = self._workspace.search(call.pattern, call.path, regex=call.regex)
+        matches = [{"file": m.path, "line": m.line, "text": m.text} for m in found]
+        return to_json({"matches": matches})
+
+    def _run(self, call: Run) -> str:
+        candidate = self._workspace.candidate()
+        known = self._find_known(candidate)
+        if known is not None:
+            return run_answer(known, self._history(), repeated=True)
+        attempt = self._run_attempt(call.hypothesis)
+        # The run has put the best files in place, and its answer says so: nothing is stale.
+        self._seen.clear()
+        return run_answer(attempt, self._history(), repeated=False)
+
+    def _show_history(self, call: ShowHistory) -> str:
+        if (call.attempt is not None) != (call.select == "attempt"):
+            hint = 'give attempt together with select = "attempt", and neither without the other'
+            raise ToolRefused("bad_arguments", "attempt and select do not fit together", hint)
+        try:
+            return history_answer(
+                self._history(),
+                self._get_blob,
+                self._goal.direction,
+                call.select,
+                call.limit,
+                call.attempt,
+            )
+        except KeyError:
+            message = f"there is no attempt {call.attempt}"
+            raise ToolRefused("not_found", message, 'see select = "recent"') from None
+
+    def _suggest(self) -> str:
+        suggestion = self._suggest_point()
+        if suggestion is None:
+            message = "the files have no knobs left to turn"
+            hint = "a knob is a module-level NAME = literal; or change the code instead"
+            raise ToolRefused("nothing_to_suggest", message, hint)
+        changes = [
+            {"file": c.file, "knob": one_line(c.name, 80), "from": c.old[:80], "to": c.new[:80]}
+            for c in suggestion.changes
+        ]
+        return to_json({"changes": changes, "reason": suggestion.reason})
+
+
+def _told(text: str) -> ToolResult:
+    return ToolResult(text, is_error=False, finished=None)
+
+
+def _parsed(name: str, arguments: dict[str, Any]) -> Arguments:
+    tool = TOOLS.get(name)
+    if tool is None:
+        message = f"there is no tool {one_line(name, 60)}"
+        raise ToolRefused("unknown_tool", message, f"tools: {', '.join(TOOLS)}")
+    try:
+        return tool.model_validate(arguments)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = [
+            f"{one_line('.'.join(map(str, d['loc'])) or name, 60)}: {one_line(d['msg'], 160)}"
+            for d in details[:5]
+        ]
+        hint = f"{name} takes {', '.join(tool.model_fields) or 'no arguments'}"
+        raise ToolRefused("bad_arguments", "; ".join(problems), hint) from None
+
+
+def _schema(arguments: type[Arguments]) -> dict[str, Any]:
+    schema = arguments.model_json_schema()
+    properties = {key: _plain(value) for key, value in schema["properties"].items()}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": schema.get("required", []),
+        "additionalProperties": False,
+    }
+
+
+def _plain(field: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema without titles, and without null for what may be left out instead."""
+    if "anyOf" in field:
+        field = {**field.pop("anyOf")[0], **field}
+    return {
+        key: value
+        for key, value in field.items()
+        if key != "title" and not (key == "default" and value is None)
+    }
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _view(view_range: list[int] | None, total: int) -> tuple[int, int]:
+    if view_range is None:
+        return 1, total
+    first, last = view_range[0], total if view_range[1] == -1 else view_range[1]
+    if not 1 <= first <= max(total, 1) or last < first:
+        hint = f"give [first, last] with 1 <= first <= last <= {total}, or -1 as last"
+        raise ToolRefused("bad_range", f"the file has {total} lines", hint)
+    return first, min(last, total)
+
+
+def _numbered(lines: list[str], first: int, last: int) -> list[str]:
+    shown: list[str] = []
+    room = MAX_READ_CHARACTERS
+    for number in range(first, min(last, first + MAX_READ_LINES - 1) + 1):
+        line = lines[number - 1]
+        cut = line if len(line) <= MAX_LINE_CHARACTERS else line[:MAX_LINE_CHARACTERS] + " [cut]"
+        room -= len(cut) + 8
+        if room < 0:
+            break
+        shown.append(f"{number:6}\t{cut}")
+    return shown
+
+
+def _no_change() -> ToolRefused:
+    return ToolRefused("no_change", "the file would stay as it is", "change something, or run")
+
+
+def _not_found(path: str, text: str, wanted: str) -> ToolRefused:
+    lines = [line[:CLOSEST_CHARACTERS] for line in text.split("\n")]
+    first = next((line for line in wanted.split("\n") if line.strip()), "")[:CLOSEST_CHARACTERS]
+    unique = list(dict.fromkeys(lines))[:MAX_READ_LINES]
+    close = difflib.get_close_matches(first, unique, n=CLOSEST_LINES, cutoff=0.6)
+    places = "\n".join(f"{lines.index(line) + 1:6}\t{line}" for line in close)
+    hint = f"closest lines:\n{places}" if close else "read the file and copy the text from there"
+    return ToolRefused("no_match", f"old_string is not in {path}", hint)
+
+
+def _ambiguous(path: str, text: str, wanted: str) -> ToolRefused:
+    starts: list[int] = []
+    position = text.find(wanted)
+    while position >= 0 and len(starts) < 10:
+        starts.append(text.count("\n", 0, position) + 1)
+        position = text.find(wanted, position + len(wanted))
+    message = f"old_string is in {path} {text.count(wanted)} times, on lines {starts}"
+    hint = "take more lines around the place, or set replace_all"
+    return ToolRefused("ambiguous", message, hint)
+
+
+def _refuse_broken_python(path: str, text: str) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(text, path, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        line = error.lineno or 1
+        message = f"{path} would not parse: {one_line(error.msg, 160)}, line {line}"
+        hint = f"nothing was written; around it:\n{_around(text, line)}"
+        raise ToolRefused("syntax_error", message, hint) from None
+    except (ValueError, RecursionError, MemoryError, OverflowError):
+        hint = "nothing was written; avoid deep nesting and NUL characters"
+        raise ToolRefused("syntax_error", f"{path} would not parse", hint) from None
+
+
+def _around(text: str, line: int) -> str:
+    lines = text.split("\n")
+    first = max(1, line - SYNTAX_CONTEXT_LINES)
+    last = min(len(lines), line + SYNTAX_CONTEXT_LINES)
+    return "\n".join(
+        f"{'>' if number == line else ' '}{number:6}\t{lines[number - 1][:CLOSEST_CHARACTERS]}"
+        for number in range(first, last + 1)
+    )
+
+
+def _line_counts(old: str, new: str) -> tuple[int, int]:
+    """Lines added and removed, wherever they stand: cheap whatever the texts are."""
+    before, after = old.split("\n"), new.split("\n")
+    common = (Counter(before) & Counter(after)).total()
+    return len(after) - common, len(before) - common

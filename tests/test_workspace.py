@@ -1,0 +1,370 @@
+"""No path leads out of the workspace, whatever lies in it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from agent.workspace import (
+    MAX_FILE_BYTES,
+    OpenBeneath,
+    Workspace,
+    WorkspaceError,
+    choose_opener,
+    open_by_kernel,
+    open_by_walking,
+)
+
+SECRET = "the host's own secret"
+EDITABLE = ("train.py", "src/*.py", "fifo", "device", "leak*", "hard.py", "dir/*")
+AT_FDCWD, EXCHANGE = -100, 2
+OPENERS = (open_by_kernel, open_by_walking)
+
+
+@pytest.fixture(params=OPENERS, ids=["openat2", "walk"])
+def opener(request: pytest.FixtureRequest) -> OpenBeneath:
+    chosen: OpenBeneath = request.param
+    return chosen
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "secret.txt").write_text(SECRET)
+    (folder / "a.py").write_text(SECRET)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path, outside: Path) -> Path:
+    """A workspace full of traps."""
+    folder = tmp_path / "workspace"
+    for name in ("src", "dir", ".git", "__pycache__"):
+        (folder / name).mkdir(parents=True)
+    for name in ("train.py", "prepare.py", "evaluate.py", "src/model.py", ".git/config"):
+        (folder / name).write_text("x = 1\n")
+    (folder / "__pycache__" / "train.pyc").write_bytes(b"\0")
+    (folder / "leak").symlink_to(outside / "secret.txt")
+    (folder / "leak.py").symlink_to("../outside/secret.txt")
+    (folder / "leakdir").symlink_to(outside)
+    (folder / "src" / "up").symlink_to("../..")
+    (folder / "inside").symlink_to("train.py")
+    (folder / "dangling").symlink_to(outside / "new.txt")
+    (folder / "leak-new").symlink_to(outside / "new.txt")
+    (folder / "magic").symlink_to("/proc/self/root")
+    (folder / "cwd").symlink_to("/proc/self/cwd")
+    (folder / "loop").symlink_to("loop")
+    (folder / "hard.py").hardlink_to(outside / "secret.txt")
+    os.mkfifo(folder / "fifo")
+    (folder / "device").symlink_to("/dev/zero")
+    return folder
+
+
+@pytest.fixture
+def workspace(root: Path, opener: OpenBeneath) -> Workspace:
+    return Workspace(root, EDITABLE, opener)
+
+
+@pytest.fixture
+def untouched(outside: Path) -> Iterator[Callable[[], None]]:
+    def check() -> None:
+        assert ["a.py", "secret.txt"] == sorted(path.name for path in outside.iterdir())
+        assert SECRET == (outside / "secret.txt").read_text()
+        assert SECRET == (outside / "a.py").read_text()
+
+    yield check
+    check()
+
+
+def code_of(act: Callable[[], object]) -> str:
+    with pytest.raises(WorkspaceError) as caught:
+        act()
+    assert "/tmp" not in f"{caught.value.message} {caught.value.hint}"
+    return caught.value.code
+
+
+def test_the_kernel_confines_where_it_can(tmp_path: Path) -> None:
+    assert choose_opener(tmp_path) is open_by_kernel
+
+
+def test_a_file_is_read_and_replaced(workspace: Workspace, root: Path) -> None:
+    workspace.write_text("train.py", "x = 'ß'\r\n")
+
+    assert "x = 'ß'\r\n" == workspace.read_text("./train.py")
+    assert b"x = '\xc3\x9f'\r\n" == (root / "train.py").read_bytes()
+    assert [] == list(root.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("leak", "outside_workspace"),
+        ("leak.py", "outside_workspace"),
+        ("leakdir/secret.txt", "outside_workspace|not_found"),
+        ("src/up/outside/secret.txt", "outside_workspace|not_found"),
+        ("inside", "outside_workspace"),
+        ("dangling", "outside_workspace"),
+        ("magic/etc/passwd", "outside_workspace|not_found"),
+        ("cwd/pyproject.toml", "outside_workspace|not_found"),
+        ("loop", "outside_workspace"),
+        ("hard.py", "hard_link"),
+        ("fifo", "not_a_file"),
+        ("device", "outside_workspace"),
+        ("../outside/secret.txt", "bad_path"),
+        ("src/../../outside/secret.txt", "bad_path"),
+        ("/etc/passwd", "bad_path"),
+        ("//etc/passwd", "bad_path"),
+        (".git/config", "bad_path"),
+        (".GIT/config", "bad_path"),
+        ("train.py\0.txt", "bad_path"),
+        ("src\\model.py", "bad_path"),
+        ("a" * 300, "bad_path"),
+        ("a/" * 600 + "b", "bad_path"),
+        ("\ud800", "bad_path"),
+        ("u\u0308.py", "bad_path"),
+        ("", "bad_path"),
+        (".", "bad_path"),
+        ("train.py/x", "not_found"),
+        ("none.py", "not_found"),
+        ("src", "is_directory"),
+    ],
+)
+def test_a_trap_is_refused_by_name(workspace: Workspace, path: str, code: str) -> None:
+    assert code_of(lambda: workspace.read_text(path)) in code.split("|")
+
+
+@pytest.mark.parametrize(
+    "path", ["leak", "leak.py", "leak-new", "hard.py", "fifo", "device", "src/up", "dir"]
+)
+def test_a_trap_is_not_written_through(
+    workspace: Workspace, path: str, untouched: Callable[[], None]
+) -> None:
+    code_of(lambda: workspace.write_text(path, "x = 2\n"))
+    untouched()
+
+
+@pytest.mark.parametrize(
+    "path", ["prepare.py", "evaluate.py", "other.py", "src/deep/a.py", "src/a.txt"]
+)
+def test_what_is_not_editable_is_not_written(workspace: Workspace, root: Path, path: str) -> None:
+    before = sorted(root.rglob("*"))
+
+    assert "not_editable" == code_of(lambda: workspace.write_text(path, "x = 2\n"))
+    assert before == sorted(root.rglob("*"))
+
+
+def test_a_pattern_never_makes_the_fixed_files_editable(root: Path) -> None:
+    workspace = Workspace(root, ("*.py",))
+
+    assert not workspace.is_editable("prepare.py")
+    assert not workspace.is_editable("evaluate.py")
+    assert workspace.is_editable("train.py")
+
+
+def test_a_new_file_may_match_an_editable_pattern(workspace: Workspace, root: Path) -> None:
+    (root / "src" / "up").unlink()
+    (root / "src" / "model.py").unlink()
+    (root / "src").rmdir()
+
+    workspace.write_text("src/new.py", "y = 1\n")
+
+    assert "y = 1\n" == (root / "src" / "new.py").read_text()
+
+
+def test_sizes_are_bounded(workspace: Workspace, root: Path) -> None:
+    (root / "big.txt").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+
+    assert "too_large" == code_of(lambda: workspace.read_text("big.txt"))
+    assert "too_large" == code_of(lambda: workspace.write_text("train.py", "x" * 2**20))
+
+
+def test_only_text_is_text(workspace: Workspace, root: Path) -> None:
+    (root / "bytes").write_bytes(b"\xff\xfe")
+    (root / "zero").write_bytes(b"a\0b")
+
+    assert "not_text" == code_of(lambda: workspace.read_text("bytes"))
+    assert "not_text" == code_of(lambda: workspace.read_text("zero"))
+    assert "not_text" == code_of(lambda: workspace.write_text("train.py", "\ud800"))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    workspace: Workspace, root: Path
+) -> None:
+    (root / "dir" / "a.py").mkdir()
+
+    code_of(lambda: workspace.write_text("dir/a.py", "x"))
+
+    assert ["a.py"] == [path.name for path in (root / "dir").iterdir()]
+
+
+def test_listing_shows_plain_files_and_nothing_hidden(workspace: Workspace) -> None:
+    listed = {entry.path: entry.editable for entry in workspace.list_files()}
+
+    assert {
+        "evaluate.py": False,
+        "prepare.py": False,
+        "src/model.py": True,
+        "train.py": True,
+    } == listed
+    assert ["src/model.py"] == [entry.path for entry in workspace.list_files("src")]
+
+
+@pytest.mark.parametrize("path", ["leakdir", "src/up", "magic", "none", "train.py", ".."])
+def test_a_listing_does_not_leave_either(workspace: Workspace, path: str) -> None:
+    code_of(lambda: workspace.list_files(path))
+
+
+def test_a_candidate_is_everything_but_what_decides_the_score(workspace: Workspace) -> None:
+    assert {"src/model.py": b"x = 1\n", "train.py": b"x = 1\n"} == workspace.candidate()
+
+
+def test_restoring_makes_the_editable_files_equal(workspace: Workspace, root: Path) -> None:
+    (root / "notes.txt").write_text("mine")
+    best = workspace.candidate()
+    workspace.write_text("train.py", "x = 2\n")
+    workspace.write_text("src/new.py", "y = 1\n")
+    (root / "notes.txt").write_text("changed by the person")
+    (root / "src" / "model.py").unlink()
+
+    workspace.restore({**best, "prepare.py": b"not mine to write"})
+
+    assert best["train.py"] == (root / "train.py").read_bytes()
+    assert best["src/model.py"] == (root / "src" / "model.py").read_bytes()
+    assert not (root / "src" / "new.py").exists()
+    assert "changed by the person" == (root / "notes.txt").read_text()
+    assert "x = 1\n" == (root / "prepare.py").read_text()
+
+
+def test_search_is_literal_unless_asked(workspace: Workspace, root: Path) -> None:
+    (root / "train.py").write_text("lr = 0.1\nlr_2 = (1)\n")
+
+    assert [("train.py", 2)] == [(m.path, m.line) for m in workspace.search("(1)")]
+    assert [] == workspace.search("l.*=")
+    found = workspace.search(r"^l.*=", "train.py", regex=True)
+    assert [(1, "lr = 0.1"), (2, "lr_2 = (1)")] == [(m.line, m.text) for m in found]
+
+
+def test_search_sees_no_secret(workspace: Workspace) -> None:
+    assert [] == workspace.search("secret")
+    code_of(lambda: workspace.search("secret", "leakdir"))
+    code_of(lambda: workspace.search("secret", "leak"))
+
+
+def test_a_regular_expression_that_never_ends_is_stopped(workspace: Workspace, root: Path) -> None:
+    (root / "train.py").write_text("a" * 60 + "!\n")
+    started = time.monotonic()
+
+    code = code_of(lambda: workspace.search(r"^(a+)+$", regex=True))
+
+    assert "search_too_costly" == code
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a", "(?P<a", "a{99999999999}", "(" * 5000])
+def test_a_broken_regular_expression_is_refused(workspace: Workspace, pattern: str) -> None:
+    code_of(lambda: [][len(workspace.search(pattern, regex=True))])
+
+
+NAMES = st.sampled_from(
+    [
+        *("train.py", "src", "dir", "leak", "leak.py", "leakdir", "leak-new", "up", "inside"),
+        *("dangling", "magic", "cwd", "loop", "hard.py", "fifo", "device", "secret.txt", "a.py"),
+        *("outside", "workspace", "..", ".", "", "...", ".git", "config", "prepare.py", "new.py"),
+        *("proc", "self", "root", "fd", "3", "etc", "passwd", "~", "$HOME", "%2e%2e", "CON"),
+        *("..\\", "..;", "\u2025", "\uff0e\uff0e", "\u2024\u2024", "a\0", "x" * 256, "\n", " "),
+    ]
+)
+PATHS = st.one_of(
+    st.lists(st.one_of(NAMES, st.text(max_size=6)), min_size=1, max_size=7).map("/".join),
+    st.lists(NAMES, min_size=1, max_size=5).map(lambda names: "/" + "/".join(names)),
+    st.text(max_size=40),
+)
+
+
+# Two openers, 6,000 paths each. One set of planted traps serves them all: none may change it.
+@pytest.mark.parametrize("opener", OPENERS, ids=["openat2", "walk"])
+def test_no_generated_path_reads_or_writes_outside(
+    root: Path, opener: OpenBeneath, untouched: Callable[[], None]
+) -> None:
+    workspace = Workspace(root, (*EDITABLE, "*", "*/*", "*/*/*", "*/*/*/*"), opener)
+    tried = 0
+
+    @settings(
+        max_examples=6000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @example("leakdir/a.py")
+    @example("src/up/outside/secret.txt")
+    @given(path=PATHS)
+    def attempt(path: str) -> None:
+        nonlocal tried
+        tried += 1
+        for act in (
+            lambda: workspace.read_text(path),
+            lambda: workspace.write_text(path, "overwritten"),
+            lambda: str(workspace.list_files(path)),
+        ):
+            assert SECRET not in (outcome(act) or "")
+
+    attempt()
+    untouched()
+    assert tried >= 5000
+
+
+def outcome(act: Callable[[], str | None]) -> str | None:
+    try:
+        return act()
+    except WorkspaceError as error:
+        return f"{error.message} {error.hint}"
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step, so that there is always something to open."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def test_a_directory_swapped_for_a_link_leads_nowhere(
+    workspace: Workspace, root: Path, outside: Path, untouched: Callable[[], None]
+) -> None:
+    """The attack that resolving a path first, and using it later, does not survive."""
+    target = root / "dir"
+    (target / "a.py").write_text("inside\n")
+    (root / "link").symlink_to(outside)
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            exchange(root / "link", target)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    read, refused = set[str](), 0
+    deadline = time.monotonic() + 2
+    try:
+        while time.monotonic() < deadline:
+            for act in (
+                lambda: workspace.read_text("dir/a.py"),
+                lambda: workspace.write_text("dir/a.py", "inside\n"),
+                lambda: workspace.write_text("dir/new.py", "inside\n"),
+            ):
+                try:
+                    read.add(act() or "inside\n")
+                except WorkspaceError:
+                    refused += 1
+    finally:
+        stop.set()
+        swapper.join()
+
+    untouched()
+    assert {"inside\n"} == read
+    assert refused > 0
