@@ -1,0 +1,618 @@
+"""The model behind the Messages API, over real HTTP and through the real SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.model import (
+    ERROR_CHARACTERS,
+    ClaudeModel,
+    LostCall,
+    ModelError,
+    Reply,
+    check_credentials,
+    cost_usd,
+    price_known,
+    retry_after_seconds,
+    thinks_adaptively,
+)
+from agent.records import StopReason, Usage
+from tests.messages_server import (
+    UNPRICED,
+    Cut,
+    MessagesServer,
+    Status,
+    Turn,
+    first_problem,
+    say,
+    text,
+    thinking,
+    tinker,
+    tool,
+)
+
+SYSTEM = "You improve train.py. " * 150
+TOOLS: list[dict[str, Any]] = [
+    {
+        "name": "run",
+        "description": "Train, score and judge.",
+        "input_schema": {"type": "object", "properties": {"hypothesis": {"type": "string"}}},
+    }
+]
+OPENING = [{"role": "user", "content": [{"type": "text", "text": "Begin."}]}]
+GOOD = say(
+    thinking("A larger step may do."), text("Trying."), tool("run", hypothesis="twice the lr")
+)
+
+
+@dataclass
+class Night:
+    """A clock that only sleep moves, and what the model told us."""
+
+    seconds_left: float = 36_000.0
+    now: float = 1000.0
+    retries: list[tuple[str, float]] = field(default_factory=list)
+    lost: list[LostCall] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.seconds_left -= seconds
+
+    @property
+    def lost_usd(self) -> float:
+        return sum(call.cost_usd or 0.0 for call in self.lost)
+
+
+@contextmanager
+def claude(server_url: str, night: Night, **changes: Any) -> Iterator[ClaudeModel]:
+    arguments: dict[str, Any] = {
+        "model": "claude-sonnet-5-5",
+        "max_output_tokens": 32_000,
+        "effort": "high",
+        "api_key": "not-a-real-key",
+        "auth_token": None,
+        "base_url": server_url,
+        "deadline": lambda: night.seconds_left,
+        "on_retry": lambda error, wait: night.retries.append((error, wait)),
+        "on_lost": night.lost.append,
+        "sleep": night.sleep,
+        "read_seconds": 10.0,
+        **changes,
+    }
+    with ClaudeModel(**arguments) as model:
+        yield model
+
+
+def ask(night: Night, *script: Any, **changes: Any) -> tuple[Reply, MessagesServer]:
+    server = MessagesServer(script)
+    with server, claude(server.url, night, **changes) as model:
+        return model.reply(SYSTEM, TOOLS, OPENING), server
+
+
+def refusal_of(night: Night, *script: Any, **changes: Any) -> ModelError:
+    with MessagesServer(script) as server, claude(server.url, night, **changes) as model:
+        with pytest.raises(ModelError) as raised:
+            model.reply(SYSTEM, TOOLS, OPENING)
+        return raised.value
+
+
+def test_a_reply_holds_the_blocks_byte_for_byte_and_the_calls_in_order() -> None:
+    turn = say(text("Both. ✓"), tool("run", hypothesis='quote " and \\'), tool("run", n=0.1))
+    reply, _ = ask(Night(), turn)
+    assert reply.content == [
+        {"type": "text", "text": "Both. ✓"},
+        {
+            "type": "tool_use",
+            "id": "toolu_000001",
+            "name": "run",
+            "input": {"hypothesis": 'quote " and \\'},
+        },
+        {"type": "tool_use", "id": "toolu_000002", "name": "run", "input": {"n": 0.1}},
+    ]
+    assert [call.id for call in reply.tool_calls] == ["toolu_000001", "toolu_000002"]
+    assert reply.tool_calls[0].input == {"hypothesis": 'quote " and \\'}
+    assert (reply.stop_reason, reply.model) == ("tool_use", "claude-sonnet-5-5")
+    assert reply.request_id == "req_000001"
+
+
+TRANSIENT = {
+    "overload": Status(529, "overloaded_error"),
+    "rate_limit": Status(429, "rate_limit_error"),
+    "ramp_limit": Status(429, "rate_limit_error", error_code="ramp_limit_exceeded"),
+    "request_timeout": Status(408, "timeout_error"),
+    "conflict": Status(409),
+    "bad_gateway": Status(502),
+    "internal_error": Status(500),
+    "service_says_try_again": Status(400, headers={"x-should-retry": "true"}),
+    "truncated_upload": Status(400, message="not valid json: unexpected end of data"),
+    "overload_in_a_stream": say(text("half"), cut=Cut(3, "error")),
+    "unreadable_error_in_a_stream": say(text("half"), cut=Cut(3, "error", "api_error")),
+    "reset": say(text("half"), cut=Cut(3, "reset")),
+    "closed_connection": say(text("half"), cut=Cut(3, "fin")),
+    "clean_early_end": say(tool("run", hypothesis="half"), cut=Cut(4, "end")),
+    "end_before_any_event": say(text("nothing"), cut=Cut(0, "end")),
+    "end_before_message_stop": say(tool("run", hypothesis="x"), cut=Cut(5, "end")),
+    "stall": say(text("half"), cut=Cut(3, "stall")),
+    "bad_json": say(text("half"), cut=Cut(3, "bad_json")),
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+def test_what_passes_by_itself_is_asked_again(fault: Turn | Status) -> None:
+    night = Night()
+    hangs = isinstance(fault, Turn) and fault.cut is not None and fault.cut.how == "stall"
+    reply, server = ask(night, fault, GOOD, read_seconds=0.3 if hangs else 10.0)
+    assert reply.stop_reason == "tool_use"
+    assert len(night.retries) == 1
+    assert server.requests[0] == server.requests[1]
+
+
+FATAL = {
+    "enforced_spend_cap": Status(429, error_code="enforced_spend_limit_reached"),
+    "contract_spend_cap": Status(429, error_code="contract_spend_limit_reached"),
+    "service_says_stop": Status(529, headers={"x-should-retry": "false"}),
+    "bad_request": Status(400, "invalid_request_error"),
+    "bad_key": Status(401, "authentication_error"),
+    "no_credit": Status(402, "billing_error"),
+    "forbidden": Status(403, "permission_error"),
+    "unknown_model": Status(404, "not_found_error"),
+    "too_large": Status(413, "request_too_large"),
+    "unprocessable": Status(422, "invalid_request_error"),
+    "refused_in_a_stream": say(text("half"), cut=Cut(3, "error", "invalid_request_error")),
+}
+
+
+@pytest.mark.parametrize("fault", FATAL.values(), ids=FATAL.keys())
+def test_what_stays_wrong_is_asked_once(fault: Turn | Status) -> None:
+    night = Night()
+    error = refusal_of(night, fault)
+    assert error.reason is StopReason.API_REFUSED
+    assert error.hint
+    assert night.retries == []
+
+
+def test_a_refused_history_is_told_from_a_refused_account() -> None:
+    bound = Status(400, message="this `thinking` block is bound to a different conversation")
+    assert refusal_of(Night(), bound).history_rejected
+    assert refusal_of(Night(), Status(413)).history_rejected
+    assert not refusal_of(Night(), Status(401)).history_rejected
+    assert not refusal_of(Night(), FATAL["enforced_spend_cap"]).history_rejected
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [({"retry-after": "600"}, 600.0), ({"retry-after-ms": "45000"}, 45.0)],
+    ids=["seconds", "milliseconds"],
+)
+def test_retry_after_is_obeyed(headers: dict[str, str], expected: float) -> None:
+    night = Night()
+    ask(night, Status(429, "rate_limit_error", headers=headers), GOOD)
+    assert night.retries[0][1] == expected
+
+
+def test_retry_after_past_the_deadline_ends_the_wait_at_once() -> None:
+    night = Night(seconds_left=3600.0)
+    error = refusal_of(night, Status(429, "rate_limit_error", headers={"retry-after": "7200"}))
+    assert error.reason is StopReason.API_OUTAGE
+    assert night.seconds_left == 3600.0
+
+
+def test_an_outage_of_hours_is_waited_out() -> None:
+    night = Night(seconds_left=36_000.0)
+    reply, _ = ask(night, *[Status(529, "overloaded_error")] * 80, GOOD)
+    assert reply.stop_reason == "tool_use"
+    assert sum(wait for _, wait in night.retries) > 2 * 3600
+
+
+def test_an_outage_longer_than_the_session_ends_before_its_deadline() -> None:
+    night = Night(seconds_left=600.0)
+    server = MessagesServer([Status(529, "overloaded_error")] * 100, endless=True)
+    with server, claude(server.url, night) as model, pytest.raises(ModelError) as raised:
+        model.reply(SYSTEM, TOOLS, OPENING)
+    assert raised.value.reason is StopReason.API_OUTAGE
+    assert 0 < night.seconds_left < 600.0
+
+
+def test_the_deadline_ends_a_healthy_call_as_well() -> None:
+    night = Night(seconds_left=0.2)
+    error = refusal_of(night, say(text("slow"), cut=Cut(3, "pings")))
+    assert (error.reason, night.retries) == (StopReason.HOURS, [])
+
+
+def test_a_stream_that_only_pings_is_given_up() -> None:
+    night = Night()
+    reply, _ = ask(night, say(text("x"), cut=Cut(2, "pings")), GOOD, attempt_seconds=0.3)
+    assert reply.stop_reason == "tool_use"
+    assert night.retries[0][0] == "the reply did not end in 0 s"
+
+
+def test_a_server_that_is_not_there_is_waited_for() -> None:
+    night = Night(seconds_left=30.0)
+    with claude("http://127.0.0.1:9", night) as model, pytest.raises(ModelError) as raised:
+        model.reply(SYSTEM, TOOLS, OPENING)
+    assert raised.value.reason is StopReason.API_OUTAGE
+    assert len(night.retries) > 1
+
+
+def test_an_address_that_is_none_is_not_waited_for() -> None:
+    night = Night()
+    with claude("localhost:1234", night) as model, pytest.raises(ModelError) as raised:
+        model.reply(SYSTEM, TOOLS, OPENING)
+    assert (raised.value.reason, night.retries) == (StopReason.API_REFUSED, [])
+    assert "ANTHROPIC_BASE_URL" in raised.value.hint
+
+
+def test_half_a_tool_call_is_not_a_tool_call() -> None:
+    cut_short = Turn((tool("run", hypothesis="long"),), "max_tokens", cut_tool_input=16)
+    reply, _ = ask(Night(), cut_short)
+    assert (reply.stop_reason, reply.tool_calls) == ("max_tokens", [])
+
+
+def test_a_refusal_is_a_reply_with_its_reason() -> None:
+    details = {"type": "refusal", "category": "frontier_llm", "explanation": "It may compete."}
+    reply, _ = ask(Night(), Turn((text("I"),), "refusal", details))
+    assert (reply.stop_reason, reply.tool_calls) == ("refusal", [])
+    assert "frontier_llm" in reply.explanation
+    assert "It may compete." in reply.explanation
+
+
+def test_an_empty_reply_is_a_reply() -> None:
+    reply, _ = ask(Night(), Turn((), "end_turn"))
+    assert (reply.stop_reason, reply.content) == ("end_turn", [])
+
+
+def test_an_unknown_stop_reason_runs_nothing_and_breaks_nothing() -> None:
+    reply, _ = ask(Night(), Turn((tool("run", hypothesis="x"),), "tea_break", odd=True))
+    assert (reply.stop_reason, reply.tool_calls) == ("tea_break", [])
+
+
+def test_an_unknown_block_passes_through_unchanged() -> None:
+    block = {"type": "hologram", "shape": {"sides": 6}, "text": None}
+    reply, _ = ask(Night(), Turn((block, tool("run", hypothesis="x")), odd=True))
+    assert reply.content[0] == block
+    assert [call.name for call in reply.tool_calls] == ["run"]
+
+
+def converse(server: MessagesServer, night: Night, rounds: int) -> list[dict[str, Any]]:
+    """Answer every call of so many replies; the conversation as it is on record."""
+    messages = copy.deepcopy(OPENING)
+    with claude(server.url, night) as model:
+        for _ in range(rounds):
+            reply = model.reply(SYSTEM, TOOLS, messages)
+            results = [
+                {"type": "tool_result", "tool_use_id": call.id, "content": "{}"}
+                for call in reply.tool_calls
+            ]
+            messages += [
+                {"role": "assistant", "content": reply.content},
+                {"role": "user", "content": results},
+            ]
+    return messages
+
+
+def test_replayed_thinking_is_accepted() -> None:
+    with MessagesServer([GOOD] * 5) as server:
+        messages = converse(server, Night(), 5)
+    assert sum(message["role"] == "assistant" for message in messages) == 5
+
+
+def test_an_edited_history_is_refused_as_the_service_does() -> None:
+    night = Night()
+    with MessagesServer([GOOD] * 2) as server:
+        messages = converse(server, night, 2)
+    messages[0]["content"][0]["text"] = "Begin!"
+    server = MessagesServer([GOOD], tolerant=True)
+    with server, claude(server.url, night) as model, pytest.raises(ModelError) as raised:
+        model.reply(SYSTEM, TOOLS, messages)
+    assert raised.value.history_rejected
+    with pytest.raises(AssertionError, match="bound to a different conversation"):
+        server.check()
+
+
+def test_a_request_leaves_the_stored_conversation_alone() -> None:
+    messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
+    before = copy.deepcopy(messages)
+    with MessagesServer([GOOD]) as server, claude(server.url, Night()) as model:
+        model.reply(SYSTEM, TOOLS, messages)
+    assert messages == before
+    assert server.requests[0]["messages"][1]["content"][0]["cache_control"]["ttl"] == "1h"
+
+
+def test_all_but_the_newest_message_comes_from_the_cache() -> None:
+    with MessagesServer([GOOD] * 4) as server:
+        converse(server, Night(), 4)
+    for before, after in zip(server.bills, server.bills[1:], strict=False):
+        assert after.cache_read_tokens == before.cache_read_tokens + before.cache_write_tokens
+        assert after.input_tokens == 0
+
+
+def test_the_cache_outlives_a_training_and_dies_after_an_hour() -> None:
+    clock = Night()
+    server = MessagesServer([GOOD] * 3, clock=lambda: clock.now)
+    with server, claude(server.url, Night()) as model:
+        for pause_seconds in (0.0, 1200.0, 3601.0):
+            clock.now += pause_seconds
+            model.reply(SYSTEM, TOOLS, OPENING)
+    assert [bill.cache_read_tokens > 0 for bill in server.bills] == [False, True, False]
+
+
+def test_costs_equal_the_servers_account_cut_streams_included() -> None:
+    night = Night()
+    cuts = [say(text("half of it " * 20), cut=Cut(after, "fin")) for after in (1, 4, 9)]
+    costs = 0.0
+    server = MessagesServer([GOOD, *cuts, GOOD, cuts[0], GOOD])
+    with server, claude(server.url, night) as model:
+        for _ in range(3):
+            costs += model.reply(SYSTEM, TOOLS, OPENING).cost_usd or 0.0
+    assert len(night.lost) == 4
+    assert server.billed_usd == pytest.approx(costs + night.lost_usd, abs=1e-9)
+
+
+def test_a_listener_of_losses_can_end_the_call() -> None:
+    def enough(call: LostCall) -> None:
+        raise ModelError(StopReason.MONEY, "enough", "")
+
+    error = refusal_of(Night(), say(text("half"), cut=Cut(3, "reset")), on_lost=enough)
+    assert error.reason is StopReason.MONEY
+
+
+def test_no_call_costs_more_than_was_reserved() -> None:
+    night = Night()
+    long = say(text("words and more words " * 400))
+    with MessagesServer([long]) as server, claude(server.url, night) as model:
+        reserved = model.worst_case_usd(SYSTEM, TOOLS, OPENING)
+        reply = model.reply(SYSTEM, TOOLS, OPENING)
+    assert reserved is not None
+    assert reply.cost_usd is not None
+    assert 0 < reply.cost_usd < reserved
+
+
+def test_a_model_without_a_price_has_no_cost_and_no_worst_case() -> None:
+    assert not price_known(UNPRICED)
+    assert price_known("claude-sonnet-5-5")
+    with MessagesServer([GOOD]) as server, claude(server.url, Night(), model=UNPRICED) as model:
+        assert model.worst_case_usd(SYSTEM, TOOLS, OPENING) is None
+        assert model.reply(SYSTEM, TOOLS, OPENING).cost_usd is None
+
+
+def test_a_one_hour_write_costs_twice_the_input() -> None:
+    usage = Usage(
+        input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=1_000_000
+    )
+    assert cost_usd("claude-sonnet-5-5", usage) == 4.0
+
+
+@pytest.mark.parametrize("kind", ["stall", "pings"])
+def test_ctrl_c_interrupts_a_call_closes_the_stream_and_charges_it(kind: Any) -> None:
+    night = Night()
+    server = MessagesServer([say(text("slow"), cut=Cut(3, kind))])
+    with server:
+        press_ctrl_c_when(server.waiting)
+        with claude(server.url, night) as model, pytest.raises(KeyboardInterrupt):
+            model.reply(SYSTEM, TOOLS, OPENING)
+        assert server.abandoned.wait(2.0)
+    assert len(night.lost) == 1
+    assert server.billed_usd == pytest.approx(night.lost_usd)
+
+
+def test_ctrl_c_interrupts_a_call_under_a_handler_of_the_callers_own() -> None:
+    night = Night()
+    server = MessagesServer([say(text("slow"), cut=Cut(3, "stall"))])
+    with server, own_handler():
+        press_ctrl_c_when(server.waiting)
+        with claude(server.url, night) as model, pytest.raises(KeyboardInterrupt):
+            model.reply(SYSTEM, TOOLS, OPENING)
+        assert server.abandoned.wait(2.0)
+    assert len(night.lost) == 1
+
+
+@contextmanager
+def own_handler() -> Iterator[None]:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def press_ctrl_c_when(event: threading.Event) -> None:
+    def press() -> None:
+        if event.wait(10.0):
+            time.sleep(0.2)  # until the event loop waits for what will not come
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+
+
+def test_ctrl_c_interrupts_the_wait_between_two_attempts() -> None:
+    asked = threading.Event()
+    night = Night()
+
+    def answer(request: dict[str, Any]) -> Status:
+        return Status(429, "rate_limit_error", headers={"retry-after": "3000"})
+
+    def retried(error: str, wait_seconds: float) -> None:
+        asked.set()
+
+    with MessagesServer([answer]) as server:
+        press_ctrl_c_when(asked)
+        waits = claude(server.url, night, sleep=asyncio.sleep, on_retry=retried)
+        with waits as model, pytest.raises(KeyboardInterrupt):
+            model.reply(SYSTEM, TOOLS, OPENING)
+
+
+def test_the_services_words_reach_the_record_on_one_bounded_line() -> None:
+    error = refusal_of(Night(), Status(400, message="\x1b[31mred\n" + "long " * 500))
+    assert "\x1b" not in error.message
+    assert "\n" not in error.message
+    assert len(error.message) < ERROR_CHARACTERS + 100
+
+
+def test_missing_credentials_are_named_with_a_way_to_go_on() -> None:
+    sentence = check_credentials({"ANTHROPIC_API_KEY": ""})
+    assert sentence is not None
+    assert "ANTHROPIC_API_KEY" in sentence
+    assert "--researcher tpe" in sentence
+
+
+@pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
+def test_either_credential_is_enough(name: str) -> None:
+    assert check_credentials({name: "something"}) is None
+
+
+def test_a_token_is_sent_when_there_is_no_key() -> None:
+    reply, _ = ask(Night(), GOOD, api_key=None, auth_token="a-token")
+    assert reply.stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("claude-sonnet-5-5", True),
+        ("claude-sonnet-5", True),
+        ("claude-opus-4-6", True),
+        ("claude-opus-4-5-20251101", False),
+        ("claude-opus-4-20250514", False),
+        ("claude-mythos-preview", False),
+        ("some-other-model", False),
+    ],
+)
+def test_thinking_is_asked_of_models_that_know_it(model: str, expected: bool) -> None:
+    assert thinks_adaptively(model) == expected
+
+
+def test_thinking_is_summarised_so_that_the_record_has_reasons() -> None:
+    _, server = ask(Night(), GOOD)
+    assert server.requests[0]["thinking"] == {"type": "adaptive", "display": "summarized"}
+    assert server.requests[0]["output_config"] == {"effort": "high"}
+
+
+NOW = datetime(2026, 11, 23, 1, 0, 0, tzinfo=UTC)
+
+
+def test_retry_after_as_a_date_counts_from_now() -> None:
+    headers = {"retry-after": "Mon, 23 Nov 2026 01:02:00 GMT"}
+    assert retry_after_seconds(headers, NOW) == 120.0
+
+
+@given(st.text(max_size=40))
+def test_no_retry_after_is_negative_or_without_end(value: str) -> None:
+    assert 0.0 <= retry_after_seconds({"retry-after": value}, NOW) < float("inf")
+
+
+RULES_BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "temperature": lambda r: r.update(temperature=0.5),
+    "unknown_key_in_a_result": lambda r: r["messages"].append(
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "a", "content": "", "extra": 1}],
+        }
+    ),
+    "no_messages": lambda r: r.update(messages=[]),
+    "first_message_of_the_assistant": lambda r: r["messages"].insert(
+        0, {"role": "assistant", "content": "Hello"}
+    ),
+    "prefill": lambda r: r["messages"].append({"role": "assistant", "content": "I will"}),
+    "empty_text": lambda r: r["messages"].append({"role": "user", "content": " "}),
+    "empty_content": lambda r: r["messages"].append({"role": "user", "content": []}),
+    "forced_tool": lambda r: r.update(tool_choice={"type": "any"}),
+    "thinking_by_budget": lambda r: r.update(thinking={"type": "enabled", "budget_tokens": 2000}),
+    "bad_tool_name": lambda r: r["tools"].append({**TOOLS[0], "name": "a b"}),
+    "tool_name_twice": lambda r: r["tools"].append(TOOLS[0]),
+    "result_of_no_call": lambda r: r["messages"].append(
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}
+    ),
+    "call_without_result": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**tool("run"), "id": "a"}]},
+            {"role": "user", "content": "And?"},
+        ]
+    ),
+    "text_before_results": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**tool("run"), "id": "a"}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "See:"},
+                    {"type": "tool_result", "tool_use_id": "a", "content": "x"},
+                ],
+            },
+        ]
+    ),
+    "too_many_breakpoints": lambda r: r["messages"].append(
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+                for _ in range(5)
+            ],
+        }
+    ),
+    "short_lifetime_first": lambda r: r.update(
+        system=[
+            {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "5m"}},
+            {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        ]
+    ),
+    "too_many_tokens_asked": lambda r: r.update(max_tokens=200_000),
+    "window_exceeded": lambda r: r["messages"].append({"role": "user", "content": "x" * 4_100_000}),
+    "unsigned_thinking": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**thinking("mine"), "signature": "forged"}]},
+            {"role": "user", "content": "And?"},
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", RULES_BROKEN.values(), ids=RULES_BROKEN.keys())
+def test_the_test_server_refuses(broken: Callable[[dict[str, Any]], Any]) -> None:
+    request = {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 1000,
+        "stream": True,
+        "tools": copy.deepcopy(TOOLS),
+        "messages": copy.deepcopy(OPENING),
+    }
+    assert first_problem(request) is None
+    broken(request)
+    problem = first_problem(request)
+    assert problem is not None
+    assert problem.code == 400
+
+
+def test_the_test_server_notices_answers_nobody_asked_for() -> None:
+    with pytest.raises(AssertionError, match="1 answers"), MessagesServer([GOOD]):
+        pass
+
+
+def test_the_demo_agent_reads_then_changes_one_knob_and_runs() -> None:
+    opening: dict[str, Any] = {"messages": copy.deepcopy(OPENING)}
+    assert [block["type"] for block in tinker(opening).blocks] == ["text", "tool_use"]
+    shown = "train.py: 2 lines, sha 0\n     1\tDEPTH = 4\n     2\tLR = 0.02  # of Muon"
+    answer = {"type": "tool_result", "tool_use_id": "a", "content": shown}
+    after_read = {"messages": [{"role": "user", "content": [answer]}]}
+    edit, run = tinker(after_read).blocks[1:]
+    assert (edit["input"]["old_string"], edit["input"]["new_string"]) == (
+        "\nLR = 0.02",
+        "\nLR = 0.014",
+    )
+    assert run["name"] == "run"
