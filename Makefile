@@ -1,0 +1,58 @@
+# Everything a person or CI calls. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench build clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## set up what is missing, then run a short real session without a key
+	$(BIN)/nightlab setup
+	$(BIN)/nightlab run --researcher tpe --attempts 6 --budget-seconds 15
+
+test: .venv/.developed chromium ## set up what is missing, then run every test
+	$(BIN)/nightlab setup
+	$(BIN)/pytest --require docker --require chromium
+
+check: .venv/.developed ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.developed ## what a box costs beside a bare container
+	$(BIN)/nightlab setup
+	$(BIN)/python -m tests.bench_overhead
+
+build: .venv/.developed ## sdist and wheel in dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what make made here; sessions in runs/ stay
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nightlab needs Python 3.11 or later; set PYTHON=python3.x"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ -z "$(ROOT)" ] || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+.venv/.installed: .venv/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.developed: .venv/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+.PHONY: chromium
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ -n "$(ROOT)" ] && apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  { echo "the report's tests need chromium; install it and try again"; exit 2; }

@@ -1,0 +1,108 @@
+"""The messages between nightlab and a researcher, append-only and on record.
+
+History is stored byte for byte and never edited: current models refuse a conversation whose earlier
+messages changed. What would make it too long opens a new conversation from a brief instead.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from agent.ledger import Ledger
+from agent.records import ConversationOpened, MessageAdded
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Conversation:
+    """One conversation; every message is in the ledger before it is used."""
+
+    ledger: Ledger
+    number: int
+    researcher: str
+    system: str
+    tools: list[dict[str, Any]]
+    messages: list[Message]
+
+    @classmethod
+    def start(
+        cls,
+        ledger: Ledger,
+        *,
+        researcher: str,
+        system: str,
+        tools: list[dict[str, Any]],
+        brief: str,
+        reason: str,
+    ) -> Conversation:
+        """Open the next conversation with `brief` as its first message."""
+        number = 1 + max((e.conversation for e in _openings(ledger)), default=0)
+        ledger.append(
+            ConversationOpened(
+                conversation=number,
+                researcher=researcher,
+                system=ledger.put_blob(system.encode()),
+                tools=ledger.put_blob(_to_bytes(tools)),
+                reason=reason,
+            )
+        )
+        conversation = cls(ledger, number, researcher, system, tools, [])
+        conversation.add_user([{"type": "text", "text": brief}])
+        return conversation
+
+    @classmethod
+    def last(cls, ledger: Ledger) -> Conversation | None:
+        """The conversation that was going on when the ledger was last written."""
+        openings = _openings(ledger)
+        if not openings:
+            return None
+        opening = openings[-1]
+        messages = [
+            json.loads(ledger.get_blob(entry.event.message))
+            for entry in ledger.entries
+            if isinstance(entry.event, MessageAdded)
+            and entry.event.conversation == opening.conversation
+        ]
+        return cls(
+            ledger,
+            opening.conversation,
+            opening.researcher,
+            ledger.get_blob(opening.system).decode(),
+            json.loads(ledger.get_blob(opening.tools)),
+            messages,
+        )
+
+    def add_user(self, blocks: list[dict[str, Any]]) -> None:
+        """Append a message of ours."""
+        self._add({"role": "user", "content": blocks})
+
+    def add_assistant(self, blocks: list[dict[str, Any]]) -> None:
+        """Append a reply, exactly as it came."""
+        self._add({"role": "assistant", "content": blocks})
+
+    def orphans(self) -> list[str]:
+        """Ids of tool calls in the last message that nobody answered."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            return []
+        return [b["id"] for b in self.messages[-1]["content"] if b.get("type") == "tool_use"]
+
+    def _add(self, message: Message) -> None:
+        self.ledger.append(
+            MessageAdded(
+                conversation=self.number,
+                role=message["role"],
+                message=self.ledger.put_blob(_to_bytes(message)),
+            )
+        )
+        self.messages.append(message)
+
+
+def _openings(ledger: Ledger) -> list[ConversationOpened]:
+    return [e.event for e in ledger.entries if isinstance(e.event, ConversationOpened)]
+
+
+def _to_bytes(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

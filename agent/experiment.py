@@ -1,0 +1,203 @@
+"""One attempt: candidate, boxes, score, verdict, ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.history import Attempt
+from agent.judge import Judgement, Ruling, judge, pooled_noise
+from agent.lab import Lab, forget_checkpoints, snapshot, stored_files, unified_diff
+from agent.measurement import Failure, measure
+from agent.records import (
+    AttemptFinished,
+    AttemptInterrupted,
+    AttemptKind,
+    AttemptStarted,
+    Noticed,
+    Verdict,
+)
+from sandbox.contract import SandboxError
+
+Closing = Callable[[float], AttemptFinished]
+"""Makes the closing event once the attempt's duration in seconds is known."""
+
+FAULT_PAUSE_SECONDS = 5.0
+"""Pause after the first sandbox fault, doubled after each further one."""
+
+
+def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
+    """Train, score and judge the files that lie in the workspace now.
+
+    Raises:
+        SandboxError: nightlab or the engine failed; the attempt is recorded as interrupted.
+        KeyboardInterrupt: passed on after the attempt was recorded as interrupted.
+    """
+    candidate = lab.workspace.candidate()
+    number = len(lab.ledger.history.attempts)
+    started = time.monotonic()
+    lab.ledger.append(_attempt_started(lab, number, kind, hypothesis, researcher, candidate))
+    lab.observer.attempt_started(number, kind, hypothesis)
+    try:
+        with snapshot(lab, number, candidate) as files:
+            verdict = (
+                _baseline(lab, number, files)
+                if kind == "baseline"
+                else _candidate(lab, number, files)
+            )
+    except (SandboxError, KeyboardInterrupt) as error:
+        reason = "stopped by the person" if isinstance(error, KeyboardInterrupt) else str(error)
+        lab.ledger.append(AttemptInterrupted(attempt=number, reason=reason))
+        drop(lab, number)
+        raise
+    finished = verdict(time.monotonic() - started)
+    lab.ledger.append(finished)
+    advance(lab, number) if finished.verdict is Verdict.KEPT else drop(lab, number)
+    attempt = lab.ledger.history.attempt(number)
+    lab.observer.attempt_finished(attempt)
+    return attempt
+
+
+def run_patiently(
+    lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str, *, tries: int = 3
+) -> Attempt:
+    """`run_attempt`, tried again with the same files when the sandbox, not the program, failed.
+
+    Raises:
+        SandboxError: it failed `tries` times in a row.
+        KeyboardInterrupt: see `run_attempt`.
+    """
+    candidate = lab.workspace.candidate()
+    for earlier in range(tries - 1):
+        try:
+            return run_attempt(lab, kind, hypothesis, researcher)
+        except SandboxError:
+            lab.sleep(FAULT_PAUSE_SECONDS * 2**earlier)
+            lab.workspace.restore(candidate)
+    return run_attempt(lab, kind, hypothesis, researcher)
+
+
+def _baseline(lab: Lab, number: int, files: Path) -> Closing:
+    for seed in lab.seeds[: lab.settings.noise.baseline_repeats]:
+        failure = measure(lab, number, seed, files)
+        if failure is not None:
+            return _failed(number, failure)
+    values = list(lab.ledger.history.attempt(number).values().values())
+    mean = sum(values) / len(values)
+    noise = pooled_noise([values])
+    text = f"baseline {mean:.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
+    return lambda seconds: AttemptFinished(
+        attempt=number,
+        verdict=Verdict.KEPT,
+        reason="baseline",
+        explanation=text,
+        value=mean,
+        arithmetic=None,
+        seconds=seconds,
+    )
+
+
+def _candidate(lab: Lab, number: int, files: Path) -> Closing:
+    for seed in lab.seeds:
+        failure = measure(lab, number, seed, files)
+        if failure is not None:
+            return _failed(number, failure)
+        judgement = _judge(lab, number)
+        if judgement.ruling is not Ruling.REPEAT:
+            return _judged(number, judgement)
+        _give_best_the_same_seeds(lab, number)
+    return _judged(number, _judge(lab, number))
+
+
+def _judge(lab: Lab, number: int) -> Judgement:
+    history = lab.ledger.history
+    assert history.best is not None
+    settings = lab.settings
+    return judge(
+        list(history.attempt(number).values().values()),
+        list(history.best.values().values()),
+        pooled_noise(history.repeats()),
+        direction=settings.goal.direction,
+        confidence=settings.noise.confidence,
+        max_repeats=min(settings.noise.max_repeats, len(lab.seeds)),
+    )
+
+
+def _give_best_the_same_seeds(lab: Lab, number: int) -> None:
+    """Measure the best at the seed that a close call uses next, so that seeds stay paired."""
+    best = lab.ledger.history.best
+    assert best is not None
+    wanted = lab.seeds[: len(lab.ledger.history.attempt(number).values()) + 1]
+    missing = [seed for seed in wanted if seed not in best.values()]
+    if not missing:
+        return
+    with snapshot(lab, best.number, stored_files(lab, best)) as files:
+        for seed in missing:
+            failure = measure(lab, best.number, seed, files)
+            if failure is not None:
+                text = f"the best (attempt {best.number}) failed at seed {seed}: {failure.reason}"
+                lab.ledger.append(Noticed(kind="best_failed", explanation=text))
+
+
+def _judged(number: int, judgement: Judgement) -> Closing:
+    keep = judgement.ruling is Ruling.KEEP
+    return lambda seconds: AttemptFinished(
+        attempt=number,
+        verdict=Verdict.KEPT if keep else Verdict.DISCARDED,
+        reason=judgement.reason,
+        explanation=judgement.explanation,
+        value=judgement.arithmetic.candidate_mean,
+        arithmetic=judgement.arithmetic,
+        seconds=seconds,
+    )
+
+
+def _failed(number: int, failure: Failure) -> Closing:
+    return lambda seconds: AttemptFinished(
+        attempt=number,
+        verdict=failure.verdict,
+        reason=failure.reason,
+        explanation=failure.explanation,
+        value=None,
+        arithmetic=None,
+        seconds=seconds,
+    )
+
+
+def advance(lab: Lab, number: int) -> None:
+    """Make the attempt the best: forget the checkpoints of others except the baseline's."""
+    baseline = lab.ledger.history.baseline
+    keep = {number} | ({baseline.number} if baseline else set())
+    for attempt in lab.ledger.history.attempts:
+        if attempt.number not in keep:
+            forget_checkpoints(lab, attempt.number)
+
+
+def drop(lab: Lab, number: int) -> None:
+    """Put the best's files back into the workspace and forget the attempt's checkpoints."""
+    forget_checkpoints(lab, number)
+    best = lab.ledger.history.best
+    if best is not None:
+        lab.workspace.restore(stored_files(lab, best))
+
+
+def _attempt_started(
+    lab: Lab,
+    number: int,
+    kind: AttemptKind,
+    hypothesis: str,
+    researcher: str,
+    candidate: dict[str, bytes],
+) -> AttemptStarted:
+    best = lab.ledger.history.best
+    diff = None if best is None else unified_diff(stored_files(lab, best), candidate)
+    return AttemptStarted(
+        attempt=number,
+        kind=kind,
+        hypothesis=hypothesis,
+        researcher=researcher,
+        files={name: lab.ledger.put_blob(content) for name, content in candidate.items()},
+        diff=None if diff is None else lab.ledger.put_blob(diff.encode()),
+        parent=None if best is None else best.number,
+    )

@@ -1,0 +1,135 @@
+"""What every attempt works with: the session's files, settings and boxes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agent.history import Attempt
+from agent.ledger import Ledger
+from agent.program import Settings
+from agent.records import AttemptKind, Disturbance
+from agent.workspace import Workspace
+from sandbox.contract import Box, Executor, RunResult
+
+MAX_DIFF_BYTES = 200_000
+
+
+class Observer(Protocol):
+    """Whoever wants to see an attempt while it happens."""
+
+    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None: ...
+    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None: ...
+    def log(self, piece: bytes) -> None: ...
+    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None: ...
+    def attempt_finished(self, attempt: Attempt) -> None: ...
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Everything an attempt works with; made once a session."""
+
+    session: str
+    directory: Path
+    ledger: Ledger
+    workspace: Workspace
+    settings: Settings
+    executor: Executor
+    image_id: str
+    device: str
+    environment: dict[str, str]
+    data_dir: Path
+    fixed_dir: Path
+    """Holds the session's own copy of evaluate.py."""
+    observer: Observer
+    sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        session = self.ledger.history.session
+        assert session is not None
+        return session.seeds
+
+
+def candidate_id(files: dict[str, bytes]) -> str:
+    """SHA-256 over names and bytes of a candidate's files."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{len(name)}:{name}:{len(files[name])}:".encode())
+        digest.update(files[name])
+    return digest.hexdigest()
+
+
+def stored_files(lab: Lab, attempt: Attempt) -> dict[str, bytes]:
+    """The files of an attempt, from the ledger's blobs."""
+    return {name: lab.ledger.get_blob(sha) for name, sha in attempt.started.files.items()}
+
+
+def find_known(lab: Lab, files: dict[str, bytes]) -> Attempt | None:
+    """The judged attempt whose files were byte for byte these, if there is one."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for attempt in lab.ledger.history.attempts:
+        if attempt.finished is not None and attempt.started.files == hashes:
+            return attempt
+    return None
+
+
+@contextmanager
+def snapshot(lab: Lab, number: int, files: dict[str, bytes]) -> Iterator[Path]:
+    """A fresh directory that holds exactly `files`, for read-only mounting; gone afterwards."""
+    root = fresh_directory(lab.directory / "boxes" / f"{number}-{len(lab.ledger.entries)}-files")
+    try:
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        make_readable(root)
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def unified_diff(old: dict[str, bytes], new: dict[str, bytes]) -> str:
+    """A unified diff over all files of two candidates, bounded."""
+    pieces: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, b""), new.get(name, b"")
+        if before != after:
+            pieces += difflib.unified_diff(
+                before.decode(errors="replace").splitlines(keepends=True),
+                after.decode(errors="replace").splitlines(keepends=True),
+                f"a/{name}",
+                f"b/{name}",
+            )
+    text = "".join(
+        p if p.endswith("\n") else p + "\n\\ No newline at end of file\n" for p in pieces
+    )
+    return text if len(text) <= MAX_DIFF_BYTES else text[:MAX_DIFF_BYTES] + "\n[cut]\n"
+
+
+def checkpoint_dir(lab: Lab, number: int, seed: int) -> Path:
+    return lab.directory / "checkpoints" / f"{number}-{seed}"
+
+
+def forget_checkpoints(lab: Lab, number: int) -> None:
+    for path in (lab.directory / "checkpoints").glob(f"{number}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def fresh_directory(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def make_readable(root: Path) -> None:
+    """Let the box's user, who is nobody on the host, read what is mounted into it."""
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)

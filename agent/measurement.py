@@ -1,0 +1,302 @@
+"""One measurement: train box, checkpoint, model box and scorer box, score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.disturbance import Sample, disturbance, sample
+from agent.history import Attempt
+from agent.lab import (
+    Lab,
+    checkpoint_dir,
+    fresh_directory,
+    make_readable,
+    snapshot,
+    stored_files,
+)
+from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
+from sandbox.contract import Box, Limits, Mount, Outcome, RunResult, RunSpec, SandboxError
+from sandbox.scoring import Measurement
+from sandbox.scoring import measure as score_in_boxes
+
+WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
+EVALUATE, OUTPUT = "/evaluate", "/out"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt has no score: a value, not an error."""
+
+    verdict: Verdict
+    reason: str
+    explanation: str
+
+
+def measure(lab: Lab, number: int, seed: int, files: Path) -> Failure | None:
+    """Train and score once at `seed`; the score is in the ledger when nothing is returned."""
+    checkpoint = checkpoint_dir(lab, number, seed)
+    failure = _train(lab, number, seed, files, checkpoint)
+    return failure or _score(lab, number, seed, files, checkpoint, "val")
+
+
+def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> Failure | None:
+    """Train until a run was not disturbed, as often as the settings allow.
+
+    Only the baseline is measured on a machine that is never quiet: its noise then shows it.
+    """
+    repeats = lab.settings.disturbance.max_repeats
+    is_baseline = lab.ledger.history.attempt(number).started.kind == "baseline"
+    for repeat in range(repeats + 1):
+        last = repeat == repeats
+        result, noise, over_seconds = _train_once(lab, number, seed, files, checkpoint)
+        _refuse_interruption(result)
+        disturbed = noise.disturbed and result.outcome in (Outcome.OK, Outcome.TIMED_OUT)
+        if not disturbed or (last and is_baseline):
+            return _judge_run(lab, result, over_seconds, noise)
+        if not last:
+            _wait_for_quiet(lab)
+    return Failure(
+        Verdict.DISCARDED,
+        "disturbed",
+        f"others used {noise.other_cores:.2f} cores during each of {repeats + 1} runs "
+        f"(limit {noise.limit_cores:g}): not judged",
+    )
+
+
+def _refuse_interruption(result: RunResult) -> None:
+    if result.outcome is Outcome.INTERRUPTED:
+        raise SandboxError(
+            f"run {result.run_id} was ended by somebody else: {_evidence(result)}",
+            "see who stopped the container, then resume the session",
+        )
+
+
+def _train_once(
+    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path
+) -> tuple[RunResult, Disturbance, float]:
+    fresh_directory(checkpoint)
+    spec = _train_spec(lab, number, seed, files)
+    lab.ledger.append(_run_started(number, seed, spec))
+    lab.observer.run_started("train", seed, lab.settings.budget.seconds)
+    before = sample()
+    result = lab.executor.run(spec, output_dir=checkpoint, on_log=lab.observer.log)
+    noise = _disturbance(lab, before, result)
+    over_seconds = _over_budget_seconds(lab, result)
+    lab.ledger.append(
+        RunFinished(
+            attempt=number,
+            seed=seed,
+            result=result,
+            disturbance=noise,
+            over_budget_seconds=over_seconds,
+        )
+    )
+    lab.observer.run_finished(result, noise)
+    make_readable(checkpoint)
+    return result, noise, over_seconds
+
+
+def _judge_run(
+    lab: Lab, result: RunResult, over_seconds: float, noise: Disturbance
+) -> Failure | None:
+    busy = f"; others used {noise.other_cores:.1f} cores meanwhile" if noise.disturbed else ""
+    if result.outcome is not Outcome.OK:
+        return Failure(Verdict.FAILED, result.outcome.value, _evidence(result) + busy)
+    if over_seconds > 0:
+        return Failure(
+            Verdict.INVALID,
+            "over_budget",
+            f"the run took {over_seconds:.1f} s longer than its budget of "
+            f"{lab.settings.budget.seconds:g} s; start-up and saving count{busy}",
+        )
+    if not result.output:
+        return Failure(Verdict.FAILED, "no_checkpoint", f"the run left no file in {OUTPUT}")
+    return None
+
+
+def _score(
+    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, split: Split
+) -> Failure | None:
+    """Score a checkpoint in a model box and a scorer box and record what came of it."""
+    run = _run_id(lab, number)
+    model = _model_spec(lab, f"{run}-model", files, checkpoint)
+    scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
+    for spec in (model, scorer):
+        lab.ledger.append(_run_started(number, seed, spec))
+    lab.observer.run_started("scorer", seed, lab.settings.scoring.wall_seconds)
+    output = fresh_directory(lab.directory / "boxes" / f"{run}-score")
+    try:
+        measurement = score_in_boxes(lab.executor, model, scorer, output)
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+    for result in (measurement.model, measurement.scorer):
+        lab.ledger.append(
+            RunFinished(
+                attempt=number, seed=seed, result=result, disturbance=None, over_budget_seconds=0.0
+            )
+        )
+        lab.observer.run_finished(result, None)
+    scored, failure = _read_measurement(number, seed, split, measurement)
+    lab.ledger.append(scored)
+    return failure
+
+
+def _read_measurement(
+    number: int, seed: int, split: Split, measurement: Measurement
+) -> tuple[Scored, Failure | None]:
+    sheet, model = measurement.sheet, measurement.model
+    details = sheet.details if sheet else {}
+    if sheet is not None and sheet.value is not None:
+        value, failure = sheet.value, None
+    elif model.outcome is not Outcome.OK:
+        value, failure = (
+            None,
+            Failure(Verdict.FAILED, f"model_box_{model.outcome.value}", _evidence(model)),
+        )
+    else:
+        assert sheet is not None
+        assert sheet.reason is not None
+        value, failure = None, Failure(Verdict.INVALID, sheet.reason, sheet.explanation)
+    scored = Scored(
+        attempt=number,
+        seed=seed,
+        split=split,
+        value=value,
+        reason=failure.reason if failure else None,
+        explanation=failure.explanation if failure else "",
+        details=details,
+    )
+    return scored, failure
+
+
+def score_holdout(lab: Lab, attempt: Attempt) -> None:
+    """Score an attempt's kept checkpoints on the holdout split, once for each seed.
+
+    Raises:
+        SandboxError: nightlab or the engine failed.
+    """
+    with snapshot(lab, attempt.number, stored_files(lab, attempt)) as files:
+        for seed in attempt.values():
+            if (checkpoint := checkpoint_dir(lab, attempt.number, seed)).is_dir():
+                _score(lab, attempt.number, seed, files, checkpoint, "holdout")
+
+
+def _train_spec(lab: Lab, number: int, seed: int, files: Path) -> RunSpec:
+    budget = lab.settings.budget
+    environment = lab.environment | {
+        "NIGHTLAB_SEED": str(seed),
+        "NIGHTLAB_BUDGET_SECONDS": f"{budget.seconds:g}",
+        "NIGHTLAB_DATA": DATA,
+        "NIGHTLAB_OUTPUT": OUTPUT,
+    }
+    if budget.tokens is not None:
+        environment["NIGHTLAB_BUDGET_TOKENS"] = str(budget.tokens)
+    return _spec(
+        lab,
+        _run_id(lab, number),
+        "train",
+        ("python3", "train.py"),
+        environment,
+        {files: WORKSPACE, lab.data_dir / "train": DATA},
+        lab.settings.train_limits(),
+    )
+
+
+def _model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
+    argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
+    return _spec(
+        lab,
+        run_id,
+        "model",
+        (*argv, "--checkpoint", CHECKPOINT, "--device", lab.device),
+        lab.environment,
+        {files: WORKSPACE, checkpoint: CHECKPOINT, lab.fixed_dir: EVALUATE},
+        lab.settings.scoring_limits(),
+    )
+
+
+def _scorer_spec(lab: Lab, run_id: str, seed: int, split: Split) -> RunSpec:
+    argv = ("python3", f"{EVALUATE}/evaluate.py", "score", "--data", DATA, "--output", OUTPUT)
+    return _spec(
+        lab,
+        run_id,
+        "scorer",
+        (*argv, "--seed", str(seed)),
+        lab.environment,
+        {lab.fixed_dir: EVALUATE, lab.data_dir / split: DATA},
+        lab.settings.scoring_limits(),
+    )
+
+
+def _spec(
+    lab: Lab,
+    run_id: str,
+    box: Box,
+    argv: tuple[str, ...],
+    environment: dict[str, str],
+    mounts: dict[Path, str],
+    limits: Limits,
+) -> RunSpec:
+    return RunSpec(
+        run_id=run_id,
+        session=lab.session,
+        box=box,
+        image=lab.image_id,
+        argv=argv,
+        working_directory=WORKSPACE if box != "scorer" else EVALUATE,
+        environment=environment,
+        mounts=tuple(Mount(source=s.absolute(), target=t) for s, t in mounts.items()),
+        gpus=(),
+        limits=limits,
+    )
+
+
+def _run_started(number: int, seed: int, spec: RunSpec) -> RunStarted:
+    return RunStarted(
+        attempt=number,
+        run_id=spec.run_id,
+        box=spec.box,
+        seed=seed,
+        spec=json.loads(spec.model_dump_json()),
+    )
+
+
+def _run_id(lab: Lab, number: int) -> str:
+    """Unique within the session and readable: the attempt and the place in the ledger."""
+    return f"{lab.session[:30]}-{number}-{len(lab.ledger.entries)}"
+
+
+def _disturbance(lab: Lab, before: Sample, result: RunResult) -> Disturbance:
+    limit = lab.settings.disturbance.max_other_cores
+    return disturbance(before, sample(), result.cpu_seconds or 0.0, limit)
+
+
+def _wait_for_quiet(lab: Lab, patience_seconds: float = 30.0, step_seconds: float = 2.0) -> None:
+    """Wait until the machine is quiet again, but no longer than `patience_seconds`."""
+    limit = lab.settings.disturbance.max_other_cores
+    waited = 0.0
+    while waited < patience_seconds:
+        before = sample()
+        lab.sleep(step_seconds)
+        waited += step_seconds
+        if not disturbance(before, sample(), 0.0, limit).disturbed:
+            return
+
+
+def _over_budget_seconds(lab: Lab, result: RunResult) -> float:
+    budget = lab.settings.budget
+    if budget.kind == "tokens":
+        return 0.0
+    return max(0.0, result.wall_seconds - budget.seconds)
+
+
+def _evidence(result: RunResult) -> str:
+    """One sentence about how a run ended, from the host's evidence."""
+    if result.signal is not None:
+        how = f"ended by signal {result.signal}"
+    else:
+        how = f"exit code {result.exit_code}"
+    return f"{result.outcome.value} after {result.wall_seconds:.1f} s, {how}"

@@ -1,0 +1,234 @@
+"""Makes a machine ready, and finds what was made ready."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from agent.program import DataSettings, Settings
+from agent.session import Outfit, SessionError
+from sandbox.contract import EngineUnavailable
+from sandbox.docker_executor import DockerExecutor
+from sandbox.engine import Engine, connect, find_engine, install_and_start
+from sandbox.hardware import Profile, find_profile
+from sandbox.image import ImageRecord, ensure_image, find_image
+from sandbox.reaper import sweep, sweep_run_directories
+
+Say = Callable[[str], None]
+
+TEMPLATE = Path(str(files("agent") / "template"))
+BASE_ENVIRONMENT = {
+    "HOME": "/tmp",  # noqa: S108 - the box's own bounded tmpfs
+    "USER": "nightlab",
+    "LOGNAME": "nightlab",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",  # noqa: S108
+    "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108
+}
+PREPARE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What set-up found or made."""
+
+    engine: Engine
+    image: ImageRecord
+    data_dir: Path
+
+
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """Where nightlab keeps engine, wheels, images and data."""
+    if named := environ.get("NIGHTLAB_HOME"):
+        return Path(named).absolute()
+    if state := environ.get("XDG_STATE_HOME"):
+        return Path(state).absolute() / "nightlab"
+    return Path.home() / ".local" / "state" / "nightlab"
+
+
+def template(name: str, beside: Path) -> Path:
+    """The person's own file or folder where there is one, else the shipped one."""
+    own = beside / name
+    return own if own.exists() else TEMPLATE / name
+
+
+def set_up(
+    settings: Settings,
+    place: Path,
+    *,
+    state_dir: Path,
+    environ: Mapping[str, str],
+    base_image: str | None,
+    torch_index: str,
+    say: Say,
+) -> Ready:
+    """Find or start an engine, find or build the image, find or make the data.
+
+    Args:
+        settings: of the program.
+        place: the directory that holds program.md, workspace/ and maybe Dockerfile.train.
+        state_dir: see `state_directory`.
+        environ: the environment that pip, apt and docker may read.
+        base_image: an image to build on instead of the profile's.
+        torch_index: a wheel index to ask for torch.
+        say: told what is done, in plain sentences.
+
+    Raises:
+        SandboxError: a step failed; the hint says what to do.
+        SessionError: the data could not be made.
+    """
+    engine = _engine(state_dir, environ, say)
+    profile = find_profile(settings.hardware.profile)
+    image = ensure_image(
+        engine,
+        profile,
+        dockerfile=template("Dockerfile.train", place),
+        state_dir=state_dir,
+        base_image=base_image,
+        torch_index=torch_index,
+        environ=environ,
+        say=say,
+    )
+    say(f"image: {image.reference} with torch {image.torch_wheel.version}")
+    data_dir = make_data(settings.data, place, state_dir, say)
+    say(f"data: {data_dir}")
+    clean_up(engine, state_dir)
+    return Ready(engine, image, data_dir)
+
+
+def find_outfit(
+    settings: Settings, place: Path, *, state_dir: Path, environ: Mapping[str, str]
+) -> Outfit:
+    """What set-up left for a session, without making anything.
+
+    Raises:
+        SandboxError: there is no engine or no image.
+        SessionError: there is no data.
+    """
+    engine = find_engine(state_dir, environ=environ)
+    profile = find_profile(settings.hardware.profile)
+    image = find_image(engine, profile, state_dir=state_dir)
+    data_dir = data_directory(settings.data, place, state_dir)
+    manifest = data_dir / "manifest.json"
+    if not manifest.is_file():
+        raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
+    return Outfit(
+        executor=executor(engine, state_dir),
+        engine=engine.model_dump(mode="json"),
+        image=image.model_dump(mode="json"),
+        image_id=image.image_id,
+        device=profile.environment["NIGHTLAB_DEVICE"],
+        environment=box_environment(profile, settings.limits.cpus),
+        data_dir=data_dir,
+        data={
+            "key": data_dir.name,
+            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+            **_described(manifest),
+        },
+    )
+
+
+def executor(engine: Engine, state_dir: Path) -> DockerExecutor:
+    """The executor for an engine."""
+    run_root = state_dir / "run"
+    run_root.mkdir(parents=True, exist_ok=True)
+    return DockerExecutor(engine.base_url, engine.api_version, run_root)
+
+
+def box_environment(profile: Profile, cpus: float) -> dict[str, str]:
+    """The named variables that a box's program sees, besides those of its run."""
+    threads = str(max(1, int(cpus)))
+    return BASE_ENVIRONMENT | profile.environment | {"OMP_NUM_THREADS": threads}
+
+
+def clean_up(engine: Engine, state_dir: Path) -> tuple[str, ...]:
+    """Remove what dead sessions left on the engine and in the run directory."""
+    with closing(connect(engine)) as client:
+        removed = sweep(client.api)
+    sweep_run_directories(state_dir / "run")
+    return tuple(removed)
+
+
+def data_directory(data: DataSettings, place: Path, state_dir: Path) -> Path:
+    """Where the data of these settings lies or would lie."""
+    script = template("workspace", place) / "prepare.py"
+    content = json.dumps(data.model_dump(), sort_keys=True).encode()
+    key = hashlib.sha256(script.read_bytes() + b"\0" + content).hexdigest()[:16]
+    return state_dir / "data" / key
+
+
+def make_data(data: DataSettings, place: Path, state_dir: Path, say: Say) -> Path:
+    """Run the person's prepare.py unless its data is there.
+
+    Raises:
+        SessionError: prepare.py failed; what it said was shown.
+    """
+    directory = data_directory(data, place, state_dir)
+    if (directory / "manifest.json").is_file() and data.source == "shakespeare":
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    say(f"preparing data from {data.source}")
+    script = template("workspace", place) / "prepare.py"
+    options = {
+        "--source": data.source,
+        "--output": str(directory),
+        "--vocab-size": str(data.vocab_size),
+        "--context": str(data.context),
+        "--cache": str(state_dir / "downloads"),
+    }
+    arguments = [piece for option in options.items() for piece in option]
+    # -P: the script's own folder must not shadow the standard library.
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), *arguments], timeout=PREPARE_SECONDS, check=False
+    )
+    if done.returncode != 0:
+        raise SessionError(
+            f"{script.name} could not prepare {data.source} (exit code {done.returncode})",
+            "its own message above says why; then run `nightlab setup` again",
+        )
+    return directory
+
+
+def copy_template(target: Path) -> list[str]:
+    """Copy program.md, Dockerfile.train and workspace/ into `target`; returns what was new."""
+    target.mkdir(parents=True, exist_ok=True)
+    copied = []
+    for source in sorted(TEMPLATE.iterdir()):
+        destination = target / source.name
+        if destination.exists():
+            continue
+        if source.is_dir():
+            shutil.copytree(source, destination, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, destination)
+        copied.append(source.name)
+    return copied
+
+
+def _engine(state_dir: Path, environ: Mapping[str, str], say: Say) -> Engine:
+    try:
+        engine = find_engine(state_dir, environ=environ)
+    except EngineUnavailable as missing:
+        if environ.get("DOCKER_HOST"):
+            raise
+        say(missing.message)
+        engine = install_and_start(state_dir, environ=environ, say=say)
+    owner = "started by nightlab" if engine.owned else "not nightlab's own"
+    say(f"engine: Docker {engine.version} at {engine.base_url} ({owner})")
+    return engine
+
+
+def _described(manifest: Path) -> dict[str, Any]:
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    return {"source": content.get("source"), "splits": content.get("splits")}

@@ -1,0 +1,98 @@
+"""Facilities that tests ask for by name, and what happens where one is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.setup import state_directory
+from sandbox.contract import SandboxError
+from sandbox.engine import Engine, find_engine
+from sandbox.hardware import find_profile
+from sandbox.image import ImageRecord, find_image
+
+FACILITIES = ("docker", "chromium", "gpu", "api")
+GOLDEN = Path(__file__).parent / "golden"
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=FACILITIES,
+        help="fail, do not skip, the tests whose facility is missing; may be repeated",
+    )
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for facility in ("gpu", "api"):
+        if item.get_closest_marker(facility) and facility not in required(item.config):
+            pytest.skip(f"needs {facility}; run with --require {facility}")
+
+
+def required(config: pytest.Config) -> list[str]:
+    names: list[str] = config.getoption("--require")
+    return names
+
+
+def missing(config: pytest.Config, facility: str, why: str) -> None:
+    """Skip with the reason, or fail where the facility was required."""
+    if facility in required(config):
+        pytest.fail(f"{facility} was required: {why}", pytrace=False)
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def state_dir() -> Path:
+    """Where `nightlab setup` keeps things on this machine."""
+    return state_directory(os.environ)
+
+
+@pytest.fixture(scope="session")
+def engine(state_dir: Path, pytestconfig: pytest.Config) -> Engine:
+    """The engine that set-up found or started."""
+    try:
+        return find_engine(state_dir, environ=os.environ)
+    except SandboxError as error:
+        missing(pytestconfig, "docker", f"{error.message}; {error.hint}")
+        raise
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine, state_dir: Path, pytestconfig: pytest.Config) -> ImageRecord:
+    """The cpu image that set-up built."""
+    try:
+        return find_image(engine, find_profile("cpu"), state_dir=state_dir)
+    except SandboxError as error:
+        missing(pytestconfig, "docker", f"{error.message}; {error.hint}")
+        raise
+
+
+@pytest.fixture(scope="session")
+def chromium(pytestconfig: pytest.Config) -> Path:
+    """A headless browser."""
+    for name in CHROMIUM_NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    missing(pytestconfig, "chromium", "no chromium on this machine; install Debian's chromium")
+    raise AssertionError
+
+
+@pytest.fixture
+def golden(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
+    """Compare a text with the golden file of that name; `--update-golden` writes it."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if pytestconfig.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == text
+
+    return compare
