@@ -1,0 +1,331 @@
+"""The image: built once for each content, from a base that is checked first."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import docker
+import pytest
+
+from sandbox.contract import ImageMissing
+from sandbox.engine import Engine, connect
+from sandbox.hardware import find_profile
+from sandbox.image import (
+    BaseUnavailable,
+    BuildFailed,
+    ImageRecord,
+    _archive_sources,
+    _pull,
+    _target,
+    archive_of,
+    ensure_image,
+    find_image,
+)
+from sandbox.wheels import Target
+
+PROFILE = find_profile("cpu")
+DOCKERFILE = Path(__file__).parents[1] / "Dockerfile.train"
+CHECK = (
+    "import os, pwd, numpy, torch; "
+    "print(torch.__version__, torch.version.cuda, os.getuid(), pwd.getpwuid(os.getuid()).pw_uid)"
+)
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[docker.DockerClient]:
+    with closing(connect(engine)) as client:
+        yield client
+
+
+def ensure(
+    engine: Engine,
+    state_dir: Path,
+    said: list[str],
+    *,
+    dockerfile: Path = DOCKERFILE,
+    base_image: str | None = None,
+) -> ImageRecord:
+    return ensure_image(
+        engine,
+        PROFILE,
+        dockerfile=dockerfile,
+        state_dir=state_dir,
+        base_image=base_image,
+        torch_index="",
+        environ=os.environ,
+        say=said.append,
+    )
+
+
+@pytest.mark.docker
+def test_a_second_set_up_does_nothing_in_under_three_seconds(
+    engine: Engine, image: ImageRecord, state_dir: Path
+) -> None:
+    said: list[str] = []
+    started = time.monotonic()
+    again = ensure(engine, state_dir, said)
+    assert (image.image_id, False, []) == (again.image_id, again.built, said)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.docker
+def test_the_image_runs_the_recorded_cpu_torch_as_a_user_without_rights(
+    client: docker.DockerClient, image: ImageRecord
+) -> None:
+    container = client.containers.create(
+        image.image_id, ["python", "-c", CHECK], network_mode="none", read_only=True
+    )
+    try:
+        container.start()
+        container.wait()
+        expected = f"{image.torch_wheel.version} None 65534 65534"
+        assert expected == container.logs(stderr=False).decode().strip()
+    finally:
+        container.remove(force=True)
+
+
+@pytest.mark.docker
+def test_the_image_starts_nothing_of_its_own(
+    client: docker.DockerClient, image: ImageRecord
+) -> None:
+    settings = client.images.get(image.image_id).attrs["Config"]
+    assert not settings["Entrypoint"]
+    assert ("65534:65534", ["NONE"]) == (settings["User"], settings["Healthcheck"]["Test"])
+    assert image.content_key == settings["Labels"]["nightlab.content-key"]
+
+
+@pytest.mark.docker
+def test_a_failed_build_shows_the_end_of_its_output_and_leaves_the_image_in_use(
+    engine: Engine, image: ImageRecord, state_dir: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "Dockerfile.train"
+    broken.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo the-reason && exit 3\n")
+    with pytest.raises(BuildFailed) as failure:
+        ensure(engine, state_dir, [], dockerfile=broken, base_image=image.base.image_id)
+    assert "the-reason" in failure.value.hint
+    assert image.image_id == find_image(engine, PROFILE, state_dir=state_dir).image_id
+
+
+@pytest.mark.docker
+def test_without_set_up_the_image_is_missing_and_the_hint_says_what_to_do(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageMissing) as missing:
+        find_image(engine, PROFILE, state_dir=tmp_path)
+    assert "run `nightlab setup`" == missing.value.hint
+
+
+@pytest.mark.docker
+def test_an_image_removed_from_the_engine_is_missing(
+    engine: Engine, image: ImageRecord, state_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    for note in (state_dir / "images").glob("cpu-*.json"):
+        gone = note.read_text().replace(image.reference, "nightlab-train:gone")
+        (tmp_path / "images" / note.name).write_text(gone)
+    with pytest.raises(ImageMissing, match="no longer on this engine"):
+        find_image(engine, PROFILE, state_dir=tmp_path)
+
+
+@pytest.mark.docker
+def test_a_given_base_that_nobody_has_is_refused(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(BaseUnavailable, match="neither on this engine nor"):
+        ensure(engine, tmp_path, [], base_image="127.0.0.1:1/nowhere:1")
+
+
+@pytest.mark.docker
+def test_a_base_without_python_is_refused(
+    engine: Engine, client: docker.DockerClient, tmp_path: Path
+) -> None:
+    client.api.import_image_from_data(tar_with("hello"), repository="nightlab-test", tag="bare")
+    try:
+        with pytest.raises(BaseUnavailable, match="no usable python3"):
+            ensure(engine, tmp_path, [], base_image="nightlab-test:bare")
+    finally:
+        client.images.remove("nightlab-test:bare")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"python": "3.10", "machine": "x86_64", "libc": "glibc"}',
+        '{"python": "3.12", "machine": "x86_64", "libc": ""}',
+        '{"python": "3.12", "machine": "riscv64", "libc": "glibc"}',
+        "Traceback (most recent call last):",
+        "",
+    ],
+)
+def test_a_base_that_cannot_carry_torch_is_refused_with_the_reason(said: str) -> None:
+    with pytest.raises(BaseUnavailable) as refusal:
+        _target("some:base", said)
+    assert "--base-image" in refusal.value.hint
+
+
+def test_the_wheels_follow_the_python_of_the_base() -> None:
+    said = '{"python": "3.12", "machine": "aarch64", "libc": "glibc"}'
+    target = _target("some:base", said)
+    assert (Target(python="3.12", machine="aarch64"), "cp312-aarch64") == (target, target.tag)
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ({"ID": "debian", "VERSION_CODENAME": "bookworm"}, ("bookworm", "debian")),
+        (
+            {"ID": "ubuntu", "VERSION_CODENAME": "noble", "UBUNTU_CODENAME": "noble"},
+            ("noble", "ubuntu"),
+        ),
+        (
+            {
+                "ID": "mint",
+                "ID_LIKE": "ubuntu",
+                "VERSION_CODENAME": "x",
+                "UBUNTU_CODENAME": "noble",
+            },
+            ("noble", "ubuntu"),
+        ),
+    ],
+)
+def test_a_base_of_packages_is_of_the_suite_the_host_installs_from(
+    release: dict[str, str], expected: tuple[str, str]
+) -> None:
+    assert expected == archive_of(release)
+
+
+def test_a_host_without_debian_packages_is_told_how_else_to_get_a_base() -> None:
+    with pytest.raises(BaseUnavailable) as refusal:
+        archive_of({"ID": "fedora", "NAME": "Fedora Linux"})
+    assert "--base-image" in refusal.value.hint
+
+
+def test_the_base_comes_from_the_distributions_own_archives_only(tmp_path: Path) -> None:
+    apt_get = tmp_path / "apt-get"
+    lines = [
+        "http://mirror/debian/|bookworm|main|Debian",
+        "http://mirror/debian/|bookworm|main|Debian",
+        "http://mirror/debian/|bookworm-updates|main|",
+        "http://mirror/debian/|bookworm|contrib|Debian",
+        "http://mirror/debian/|bookworm-backports|main|Debian",
+        "http://elsewhere/tools/|bookworm|main|Somebody",
+        "http://elsewhere/cloud/|cloud-bookworm|main|Debian",
+    ]
+    apt_get.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
+    apt_get.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    sources = _archive_sources("bookworm", "debian", environ)
+    assert ["bookworm main", "bookworm-updates main"] == [
+        source.partition("http://mirror/debian/ ")[2] for source in sources
+    ]
+
+
+def tar_with(name: str) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as writer:
+        writer.addfile(tarfile.TarInfo(name))
+    return archive.getvalue()
+
+
+def digest_of(blob: bytes) -> str:
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}"
+
+
+@contextmanager
+def registry_of_one_image(name: str, tag: str) -> Iterator[tuple[str, str]]:
+    """A registry on this machine; its address and its one image's digest."""
+    layer = tar_with("hello")
+    packed = gzip.compress(layer)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
+        }
+    ).encode()
+    docker_type = "application/vnd.docker"
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": f"{docker_type}.distribution.manifest.v2+json",
+            "config": {
+                "mediaType": f"{docker_type}.container.image.v1+json",
+                "size": len(config),
+                "digest": digest_of(config),
+            },
+            "layers": [
+                {
+                    "mediaType": f"{docker_type}.image.rootfs.diff.tar.gzip",
+                    "size": len(packed),
+                    "digest": digest_of(packed),
+                }
+            ],
+        }
+    ).encode()
+    manifests = f"/v2/{name}/manifests"
+    pages = {
+        "/v2/": b"{}",
+        f"{manifests}/{tag}": manifest,
+        f"{manifests}/{digest_of(manifest)}": manifest,
+        f"/v2/{name}/blobs/{digest_of(config)}": config,
+        f"/v2/{name}/blobs/{digest_of(packed)}": packed,
+    }
+    with served(pages, f"{docker_type}.distribution.manifest.v2+json") as address:
+        yield address, digest_of(manifest)
+
+
+@contextmanager
+def served(pages: dict[str, bytes], manifest_type: str) -> Iterator[str]:
+    class Registry(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            page = pages.get(self.path)
+            self.send_response(404 if page is None else 200)
+            is_manifest = "/manifests/" in self.path
+            self.send_header("Content-Type", manifest_type if is_manifest else "application/json")
+            self.send_header("Content-Length", str(len(page or b"")))
+            self.send_header("Docker-Content-Digest", digest_of(page or b""))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(pages.get(self.path, b""))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.docker
+def test_a_base_is_pulled_by_the_digest_its_tag_stands_for(
+    engine: Engine, client: docker.DockerClient
+) -> None:
+    if engine.rootless:
+        pytest.skip("a rootless engine does not see this machine's loopback registry")
+    with registry_of_one_image("base", "3.11") as (address, digest):
+        pinned = _pull(engine, f"{address}/base:3.11", lambda _: None)
+    assert f"{address}/base@{digest}" == pinned
+    assert [pinned] == client.images.get(pinned).attrs["RepoDigests"]
+    client.images.remove(pinned)
+
+
+@pytest.mark.docker
+def test_a_silent_registry_is_said_aloud_and_no_error(engine: Engine) -> None:
+    said: list[str] = []
+    assert _pull(engine, "127.0.0.1:1/base:3.11", said.append) is None
+    assert "No registry gives it" in said[-1]
