@@ -24,6 +24,8 @@ from sandbox.scoring import measure as score_in_boxes
 
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
 EVALUATE, OUTPUT = "/evaluate", "/out"
+MAX_QUIET_WAIT_SECONDS = 30.0
+QUIET_SAMPLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -274,14 +276,15 @@ def _disturbance(lab: Lab, before: Sample, result: RunResult) -> Disturbance:
     return disturbance(before, sample(), result.cpu_seconds or 0.0, limit)
 
 
-def _wait_for_quiet(lab: Lab, patience_seconds: float = 30.0, step_seconds: float = 2.0) -> None:
-    """Wait until the machine is quiet again, but no longer than `patience_seconds`."""
+def _wait_for_quiet(lab: Lab) -> None:
+    """Wait until the machine is quiet again, but no longer than a training takes."""
     limit = lab.settings.disturbance.max_other_cores
+    patience_seconds = min(MAX_QUIET_WAIT_SECONDS, lab.settings.budget.seconds)
     waited = 0.0
     while waited < patience_seconds:
         before = sample()
-        lab.sleep(step_seconds)
-        waited += step_seconds
+        lab.sleep(QUIET_SAMPLE_SECONDS)
+        waited += QUIET_SAMPLE_SECONDS
         if not disturbance(before, sample(), 0.0, limit).disturbed:
             return
 
