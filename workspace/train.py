@@ -1,0 +1,299 @@
+"""Trains a small GPT for a fixed time: the one file the agent edits.
+
+nightlab runs `python3 train.py` in a box: token files are in $NIGHTLAB_DATA, the checkpoint goes to
+$NIGHTLAB_OUTPUT, and the budget counts from the start of the process, importing torch and saving
+included. By hand: `python workspace/prepare.py --output data`, then `python workspace/train.py`.
+
+evaluate.py scores `load_model(checkpoint_dir, device)`: rows of token ids in, logits out.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STARTED_SECONDS = time.monotonic()
+
+import torch  # noqa: E402 - the clock comes first: this import takes two seconds
+import torch.nn.functional as F  # noqa: E402, N812 - its usual name
+
+# Knobs. A comment ends with the range worth searching: [low..high], [low..high log] or {a, b, c}.
+DEPTH = 4  # transformer blocks {1, 2, 3, 4, 6}
+WIDTH = 128  # residual stream; a multiple of 4 x HEADS {64, 96, 128, 192, 256}
+HEADS = 2  # attention heads {1, 2, 4}
+MLP_RATIO = 4  # hidden units of a block's MLP, as a multiple of WIDTH {2, 3, 4}
+SEQUENCE = 64  # tokens a model sees at once, in training and when scored {32, 64, 128, 256}
+BATCH = 16  # sequences per step {8, 12, 16, 24, 32}
+BIGRAM_ROWS = 0  # embeddings of hashed token pairs; 0 leaves them out {0, 4096, 8192, 32768}
+MATRIX_RATE = 0.02  # Muon's learning rate, for the matrices inside the blocks [0.005..0.08 log]
+EMBEDDING_RATE = 0.3  # AdamW's learning rate for the embeddings [0.05..2.0 log]
+HEAD_RATE = 0.01  # AdamW's learning rate for the output matrix [0.001..0.05 log]
+MOMENTUM = 0.95  # Muon's memory of gradients [0.8..0.98]
+BETA1 = 0.8  # AdamW's memory of gradients [0.7..0.95]
+BETA2 = 0.95  # AdamW's memory of squared gradients [0.9..0.999]
+WEIGHT_DECAY = 0.1  # of the matrices, relative to their learning rate [0.0..0.5]
+WARMDOWN = 0.4  # last share of the budget, in which learning rates fall linearly [0.1..1.0]
+FINAL_RATE = 0.1  # share of the learning rates that is left at the end [0.0..0.3]
+
+CHECKPOINT = "checkpoint.pt"  # fixed
+RESERVED_SECONDS = 0.8  # fixed: for saving and leaving before the budget ends
+ROTARY_BASE = 10_000.0  # fixed
+
+
+def setting(name: str, default: str) -> str:
+    """Reads what nightlab sets; by hand a missing one is named and replaced."""
+    if name not in os.environ:
+        print(f"{name} is not set: using {default}", file=sys.stderr)
+    return os.environ.get(name, default)
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the processor multiplies it at full speed, float32 elsewhere."""
+    if device == "cuda":
+        return torch.bfloat16
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text() if processor.exists() else ""
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm without a gain."""
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Turns pairs of channels by an angle that grows with the position (RoPE)."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cosine - right * sine, left * sine + right * cosine], dim=-1)
+
+
+def spread(*shape: int) -> torch.nn.Parameter:
+    """Matrices over the residual stream for every block, with entries of variance 1 / WIDTH."""
+    limit = (3 / WIDTH) ** 0.5
+    return torch.nn.Parameter(torch.empty(DEPTH, *shape, WIDTH).uniform_(-limit, limit))
+
+
+class Model(torch.nn.Module):
+    """A decoder-only transformer: RoPE, RMSNorm, QK-norm, squared ReLU, no biases.
+
+    The matrices of all blocks lie in one tensor, so that Muon treats them in one batched product.
+    """
+
+    def __init__(self, vocab_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype  # of the arithmetic; the weights themselves are float32
+        self.embedding = torch.nn.Parameter(torch.randn(vocab_size, WIDTH))
+        self.bigram = torch.nn.Parameter(torch.zeros(BIGRAM_ROWS, WIDTH))
+        self.qkv = spread(3, WIDTH)
+        self.mix = torch.nn.Parameter(torch.zeros(DEPTH, WIDTH, WIDTH))
+        self.up = spread(MLP_RATIO * WIDTH)
+        self.down = torch.nn.Parameter(torch.zeros(DEPTH, WIDTH, MLP_RATIO * WIDTH))
+        self.head = torch.nn.Parameter(torch.randn(vocab_size, WIDTH) * 0.001)
+        channels = WIDTH // HEADS // 2
+        speeds = ROTARY_BASE ** (-torch.arange(channels) / channels)
+        angles = torch.arange(SEQUENCE)[:, None] * speeds
+        self.register_buffer("cosine", angles.cos().to(dtype), persistent=False)
+        self.register_buffer("sine", angles.sin().to(dtype), persistent=False)
+        future = torch.full((SEQUENCE, SEQUENCE), -torch.inf).triu(1)
+        self.register_buffer("future", future.to(dtype), persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids [rows, length] -> logits [rows, length, vocabulary]."""
+        x = F.embedding(tokens, self.embedding)
+        if BIGRAM_ROWS:
+            x = x + F.embedding(hashed_pairs(tokens), self.bigram)
+        x = norm(x.to(self.dtype))
+        stacks = (self.qkv, self.mix, self.up, self.down)
+        for qkv, mix, up, down in zip(*(stack.to(self.dtype) for stack in stacks), strict=True):
+            x = x + F.linear(self.attend(norm(x), qkv), mix)
+            x = x + F.linear(F.relu(F.linear(norm(x), up)).square(), down)
+        return F.linear(norm(x), self.head.to(self.dtype)).float()
+
+    def attend(self, x: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+        """Mixes each position with those before it, per head."""
+        rows, length, _ = x.shape
+        heads = F.linear(x, qkv.flatten(0, 1)).view(rows, length, 3, HEADS, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        cosine, sine = self.cosine[:length], self.sine[:length]
+        query = norm(rotate(query, cosine, sine))
+        key = norm(rotate(key, cosine, sine))
+        if x.is_cuda:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:  # on CPUs the fused kernel is slower: its bfloat16 backward takes twice as long
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            mixed = torch.softmax(scores + self.future[:length, :length], dim=-1) @ value
+        return mixed.transpose(1, 2).reshape(rows, length, -1)
+
+
+def hashed_pairs(tokens: torch.Tensor) -> torch.Tensor:
+    """Gives each token together with the one before it a row of the bigram table."""
+    before = F.pad(tokens, (1, 0))[:, :-1]
+    return (before * 1_000_003 + tokens * 7_919) % BIGRAM_ROWS
+
+
+def load_model(checkpoint_dir: str, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what is scored: token ids [rows, context] -> logits [rows, context, vocabulary].
+
+    Rows may be longer than SEQUENCE: they are then read piece by piece, each piece on its own.
+    """
+    saved = torch.load(Path(checkpoint_dir) / CHECKPOINT, map_location=device, weights_only=True)
+    model = Model(saved["vocab_size"], compute_dtype(device)).to(device)
+    model.load_state_dict(saved["weights"])
+    return lambda rows: torch.cat([model(piece) for piece in rows.split(SEQUENCE, dim=1)], dim=1)
+
+
+class Muon:
+    """Momentum whose step is made orthogonal (Jordan et al. 2024), for stacks of matrices."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self.weights = weights
+        self.memories = [torch.zeros_like(weight) for weight in weights]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Takes one step and forgets the gradients."""
+        for weight, memory in zip(self.weights, self.memories, strict=True):
+            memory.lerp_(weight.grad, 1 - MOMENTUM)
+            change = orthogonal(weight.grad.lerp_(memory, MOMENTUM))
+            stretch = max(1.0, weight.shape[-2] / weight.shape[-1]) ** 0.5
+            weight.mul_(1 - rate * WEIGHT_DECAY).add_(change, alpha=-rate * stretch)
+            weight.grad = None
+
+
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Brings all singular values near one, by five Newton-Schulz iterations."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = (matrices if wide else matrices.mT).flatten(0, -3).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x if wide else x.mT).reshape(matrices.shape).to(matrices.dtype)
+
+
+class Adam:
+    """AdamW without decay. torch's own takes 1.5 seconds to import, out of the budget."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self.weights = weights
+        self.means = [torch.zeros_like(weight) for weight in weights]
+        self.squares = [torch.zeros_like(weight) for weight in weights]
+        self.steps = [torch.zeros((), device=weight.device) for weight in weights]
+
+    @torch.no_grad()
+    def step(self, rates: list[float]) -> None:
+        """Takes one step and forgets the gradients."""
+        for number, rate in enumerate(rates):
+            one = slice(number, number + 1)
+            self.steps[number] += 1
+            torch._fused_adamw_(
+                self.weights[one], [self.weights[number].grad], self.means[one], self.squares[one],
+                [], self.steps[one], lr=rate, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=1e-10,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+            self.weights[number].grad = None
+
+
+class Budget:
+    """How much of the wall time, or of the tokens when they are what is counted, has been used."""
+
+    def __init__(self) -> None:
+        self.started_seconds = float(os.environ.get("NIGHTLAB_STARTED_MONOTONIC", STARTED_SECONDS))
+        self.tokens = int(os.environ.get("NIGHTLAB_BUDGET_TOKENS", "0"))
+        seconds = 0.0 if self.tokens else float(setting("NIGHTLAB_BUDGET_SECONDS", "20"))
+        self.first_step_seconds = self.elapsed_seconds()
+        self.training_seconds = max(0.1, seconds - RESERVED_SECONDS - self.first_step_seconds)
+
+    def elapsed_seconds(self) -> float:
+        """Time since the box started the program."""
+        return time.monotonic() - self.started_seconds
+
+    def used(self, tokens: int, step_seconds: float) -> float:
+        """The share of the training that is over; 1 when there is no time for one more step."""
+        if self.tokens:
+            return tokens / self.tokens
+        seconds = self.elapsed_seconds() - self.first_step_seconds
+        return (seconds + step_seconds) / self.training_seconds
+
+
+class Batches:
+    """Random windows of the training tokens, on the device."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        meta = json.loads((folder / "meta.json").read_text())
+        self.vocab_size, self.bos_token = int(meta["vocab_size"]), int(meta["bos_token"])
+        self.share_at_start = SEQUENCE / int(meta["context"])
+        raw = bytearray((folder / "tokens.bin").read_bytes())
+        self.tokens = torch.frombuffer(raw, dtype=torch.uint16).to(device=device, dtype=torch.int64)
+
+    def draw(self, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of BATCH windows, or of fewer when only `limit` tokens are left."""
+        length = min(SEQUENCE, limit)
+        rows = min(BATCH, limit // length)
+        starts = torch.randint(len(self.tokens) - length, (rows, 1)).to(self.tokens.device)
+        windows = self.tokens[starts + torch.arange(length + 1, device=self.tokens.device)]
+        inputs, targets = windows[:, :-1].clone(), windows[:, 1:]
+        inputs[: round(rows * self.share_at_start), 0] = self.bos_token  # a scored row begins so
+        return inputs, targets
+
+
+def rate_scale(used: float) -> float:
+    """The share of the learning rates at a point of the budget: flat, then falling linearly."""
+    return FINAL_RATE + (1 - FINAL_RATE) * min(1.0, max(0.0, 1 - used) / WARMDOWN)
+
+
+def report(**facts: float) -> None:
+    """Prints one line of progress as JSON."""
+    print(json.dumps({name: round(fact, 4) for name, fact in facts.items()}), flush=True)
+
+
+def train(model: Model, batches: Batches, budget: Budget) -> None:
+    """Takes steps until the budget is used, reporting about once a second."""
+    muon = Muon([model.qkv, model.mix, model.up, model.down])
+    adam = Adam([model.head, model.embedding, *([model.bigram] if BIGRAM_ROWS else [])])
+    step, tokens, step_seconds = 0, 0, 0.0
+    seconds = reported_seconds = budget.elapsed_seconds()
+    while (used := budget.used(tokens, step_seconds)) < 1:
+        left = budget.tokens - tokens if budget.tokens else BATCH * SEQUENCE
+        inputs, targets = batches.draw(left)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        scale = rate_scale(used)
+        muon.step(MATRIX_RATE * scale)
+        adam.step([HEAD_RATE * scale, *[EMBEDDING_RATE * scale] * (len(adam.weights) - 1)])
+        step, tokens = step + 1, tokens + inputs.numel()
+        step_seconds, seconds = budget.elapsed_seconds() - seconds, budget.elapsed_seconds()
+        if seconds - reported_seconds >= 1 or budget.used(tokens, step_seconds) >= 1:
+            reported_seconds = seconds
+            report(
+                step=step,
+                tokens=tokens,
+                seconds=seconds,
+                loss=loss.item(),
+                tokens_per_second=tokens / (seconds - budget.first_step_seconds),
+            )
+            if not math.isfinite(loss.item()):
+                sys.exit("the loss is no longer a number: lower the learning rates")
+
+
+def main() -> None:
+    """Trains one model within the budget and saves it."""
+    budget = Budget()
+    device = setting("NIGHTLAB_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(int(setting("NIGHTLAB_SEED", "1")))
+    output = Path(setting("NIGHTLAB_OUTPUT", "checkpoint"))
+    output.mkdir(parents=True, exist_ok=True)
+    batches = Batches(Path(setting("NIGHTLAB_DATA", "data/train")), device)
+    model = Model(batches.vocab_size, compute_dtype(device)).to(device)
+    train(model, batches, budget)
+    saved = {"vocab_size": batches.vocab_size, "weights": model.state_dict()}
+    torch.save(saved, output / CHECKPOINT)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    report(done=1, parameters=parameters, seconds=budget.elapsed_seconds())
+
+
+if __name__ == "__main__":
+    main()
