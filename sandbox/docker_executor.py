@@ -1,0 +1,508 @@
+"""Runs one box on a Docker engine.
+
+One run is one container: create, start, wait for PID 1 on the link, compare its walls with what
+was asked, go, follow the link to the end, remove. The engine is asked as little as possible and
+never waited for without a time limit, because a container can make its answers hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import select
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from sandbox.causes import decide, gather
+from sandbox.contract import (
+    ContainerUnkillable,
+    EngineUnavailable,
+    ImageMissing,
+    LimitNotEnforced,
+    Log,
+    OutputFile,
+    Record,
+    RunResult,
+    RunSpec,
+    SandboxError,
+)
+from sandbox.files import OutputReceiver
+from sandbox.hardening import Lease, Settings, container_settings, engine_differences
+from sandbox.link import (
+    FileHeader,
+    Go,
+    Link,
+    LinkBroken,
+    LinkEnded,
+    Listener,
+    Proof,
+    Report,
+    Skipped,
+    parse,
+    require_walls,
+)
+from sandbox.reaper import OWNER_FILE, process_owner
+
+ENGINE_SECONDS = 60
+HANDSHAKE_SECONDS = 30.0
+HOST_GRACE_SECONDS = 2.0
+"""How long after PID 1's own deadline the host steps in."""
+DEATH_SECONDS = 10
+LEFTOVER_SECONDS = 600.0
+"""How long after its deadline a container of an unknown owner is taken for abandoned."""
+OUTPUT_BYTES_PER_SECOND = 10e6
+"""The slowest transfer of output that is not called a stall."""
+HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
+IMAGE_PATTERN = re.compile(r"^(\S+@)?sha256:[0-9a-f]{64}$")
+
+
+class DockerExecutor:
+    """Runs boxes on one Docker engine.
+
+    Args:
+        base_url: where the engine listens, as the docker SDK writes it.
+        api_version: the negotiated version of its API, 1.41 or later.
+        run_root: a directory for what lives as long as a run; the engine must be able to mount it.
+        build: makes the container settings. What is recorded and proven is compared with
+            `container_settings` in any case, so a weaker builder only gets its runs refused.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_version: str,
+        run_root: Path,
+        build: Callable[[RunSpec, Lease], Settings] = container_settings,
+    ) -> None:
+        self._base_url = base_url
+        self._api_version = api_version
+        self._run_root = run_root
+        self._build = build
+        self._usable_images: dict[str, str] = {}
+
+    def run(
+        self,
+        spec: RunSpec,
+        *,
+        output_dir: Path | None = None,
+        channel: socket.socket | None = None,
+        on_log: Callable[[bytes], None] | None = None,
+    ) -> RunResult:
+        """Run `spec` to its end; see `contract.Executor.run`."""
+        with (
+            _engine_errors(),
+            contextlib.closing(_receiver(spec, output_dir)) as receiver,
+            self._client() as client,
+            _run_directory(self._run_root) as directory,
+            contextlib.closing(Listener(directory)) as listener,
+        ):
+            digest = self._usable_image(client, spec.image)
+            box = _Box(client, spec, f"nightlab-{directory.name}")
+            lease = _lease(spec, directory)
+            with _removed_at_the_end(box):
+                proof = box.open(listener, lease, self._build(spec, lease))
+                observed = box.follow(receiver, channel, on_log)
+        return _result(spec, digest, proof, observed)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[docker.APIClient]:
+        """Give a client of this call's own: the SDK's are not safe to share between threads."""
+        client = docker.APIClient(
+            base_url=self._base_url, version=self._api_version, timeout=ENGINE_SECONDS
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def _usable_image(self, client: docker.APIClient, image: str) -> str:
+        """Return the image's id once it is known to be there and to declare no volume."""
+        if image in self._usable_images:
+            return self._usable_images[image]
+        if not IMAGE_PATTERN.match(image):
+            raise ImageMissing(f"an image is named by its digest, not as {image!r}")
+        try:
+            about = client.inspect_image(image)  # type: ignore[no-untyped-call]
+        except docker.errors.ImageNotFound as error:
+            hint = "run `nightlab setup`"
+            raise ImageMissing(f"the image is not on this engine: {image}", hint) from error
+        if (about.get("Config") or {}).get("Volumes"):
+            raise SandboxError(
+                "the image declares volumes, which would be writable without a bound",
+                "build it without VOLUME",
+            )
+        self._usable_images[image] = about["Id"]
+        return self._usable_images[image]
+
+
+class Observed(Record):
+    """What the host saw of a run between go and the end."""
+
+    started_at: datetime
+    finished_at: datetime
+    wall_seconds: float
+    report: Report | None
+    log: Log
+    output: tuple[OutputFile, ...]
+    skipped: dict[str, int]
+    killed_by_host: bool
+    engine_state: dict[str, Any] | None
+
+
+class _Box:
+    """One container and the link to its PID 1."""
+
+    def __init__(self, client: docker.APIClient, spec: RunSpec, name: str) -> None:
+        self._client = client
+        self._spec = spec
+        self._name = name
+        self._link: Link | None = None
+        self._init: int | None = None
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._seen_bytes = 0
+
+    # --- before the program exists ---
+
+    def open(self, listener: Listener, lease: Lease, settings: Settings) -> Proof:
+        """Create and start the container and return what PID 1 proved, all of it as asked."""
+        # The SDK's friendlier calls throw the engine's warnings away.
+        created = self._client.create_container_from_config(  # type: ignore[no-untyped-call]
+            settings, self._name
+        )
+        if created.get("Warnings"):
+            raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
+        self._start()
+        self._link = self._await_link(listener)
+        self._init = _open_process(self._link.peer_pid())
+        recorded = self._client.inspect_container(self._name)
+        wrong = engine_differences(container_settings(self._spec, lease), recorded)
+        payload = self._link.expect(b"H", time.monotonic() + HANDSHAKE_SECONDS)
+        proof = parse(Proof, payload)
+        require_walls(self._spec, proof)
+        if wrong:
+            raise LimitNotEnforced("the engine recorded otherwise than asked: " + ", ".join(wrong))
+        return proof
+
+    def _start(self) -> None:
+        try:
+            self._client.start(self._name)
+        except docker.errors.APIError as error:
+            if error.status_code == 400 or "python3" in str(error):
+                hint = "the image needs a `python3` on its PATH"
+                raise SandboxError(f"the box did not start: {error.explanation}", hint) from error
+            raise
+
+    def _await_link(self, listener: Listener) -> Link:
+        give_up = time.monotonic() + HANDSHAKE_SECONDS
+        while time.monotonic() < give_up:
+            link = listener.accept(1.0)
+            if link is not None:
+                return link
+            state = self._client.inspect_container(self._name)["State"]
+            if not state["Running"]:
+                break
+        words = self._client.logs(self._name, tail=20)[-2000:].decode(errors="replace")
+        raise SandboxError(f"PID 1 of the box never reported; its last words: {words}")
+
+    # --- while it runs ---
+
+    def follow(
+        self,
+        receiver: OutputReceiver,
+        channel: socket.socket | None,
+        on_log: Callable[[bytes], None] | None,
+    ) -> Observed:
+        """Let the program start, and return what was seen once it has ended."""
+        assert self._link is not None
+        started_at, started = datetime.now(UTC), time.monotonic()
+        self._link.send_go(_go(self._spec, receiver, channel), channel)
+        deadline = started + self._spec.limits.wall_seconds + HOST_GRACE_SECONDS
+        report, killed_by_host = None, False
+        try:
+            report = self._await_report(deadline, on_log)
+            killed_by_host = report is None
+        except LinkEnded:
+            pass  # PID 1 died without a word: the engine's view must do
+        wall_seconds, finished_at = time.monotonic() - started, datetime.now(UTC)
+        log, output, skipped = self._collect(report, receiver)
+        return Observed(
+            started_at=started_at,
+            finished_at=finished_at,
+            wall_seconds=wall_seconds,
+            report=report,
+            log=log,
+            output=output,
+            skipped=skipped,
+            killed_by_host=killed_by_host,
+            engine_state=self._engine_state() if report is None else None,
+        )
+
+    def _await_report(
+        self, deadline: float, on_log: Callable[[bytes], None] | None
+    ) -> Report | None:
+        """Return PID 1's report, or None when the host's own deadline came first."""
+        assert self._link is not None
+        while (frame := self._link.receive(deadline)) is not None:
+            kind, payload = frame
+            if kind == b"X":
+                return parse(Report, payload)
+            if kind != b"L":
+                raise LinkBroken(f"PID 1 sent frame {kind!r} while the program ran")
+            self._keep(payload)
+            if on_log is not None:
+                on_log(payload)
+        self._kill()
+        return None
+
+    def _keep(self, piece: bytes) -> None:
+        """Keep forwarded pieces, in case PID 1 does not live to send the log itself."""
+        limit = self._spec.limits.log_bytes
+        self._seen_bytes += len(piece)
+        room = max(0, limit - len(self._head))
+        self._head += piece[:room]
+        self._tail += piece[room:]
+        if len(self._tail) > 2 * limit:
+            del self._tail[:-limit]
+
+    def _collect(
+        self, report: Report | None, receiver: OutputReceiver
+    ) -> tuple[Log, tuple[OutputFile, ...], dict[str, int]]:
+        """Return log, output and what of the output was skipped."""
+        if report is None:
+            return self._forwarded_log(), (), {}
+        assert self._link is not None
+        limits = self._spec.limits
+        give_up = time.monotonic() + 30 + limits.output_bytes / OUTPUT_BYTES_PER_SECOND
+        try:
+            head = self._link.expect(b"T", give_up)
+            tail = self._link.expect(b"T", give_up)
+            skipped = self._receive_output(receiver, give_up) if report.all_dead else {}
+        except LinkEnded as error:
+            raise LinkBroken(f"PID 1 was lost while it sent the output: {error}") from error
+        return (
+            _log(head, tail, report.log_omitted_bytes),
+            receiver.finish(),
+            skipped,
+        )
+
+    def _forwarded_log(self) -> Log:
+        limit = self._spec.limits.log_bytes
+        tail = bytes(self._tail[-limit:])
+        return _log(bytes(self._head), tail, self._seen_bytes - len(self._head) - len(tail))
+
+    def _receive_output(self, receiver: OutputReceiver, give_up: float) -> dict[str, int]:
+        assert self._link is not None
+        while (frame := self._link.receive(give_up)) is not None:
+            kind, payload = frame
+            if kind == b"E":
+                return parse(Skipped, payload).skipped
+            if kind == b"F":
+                header = parse(FileHeader, payload)
+                receiver.begin(header.name, header.bytes)
+            elif kind == b"D":
+                receiver.add(payload)
+            else:
+                raise LinkBroken(f"PID 1 sent frame {kind!r} among its output")
+        raise LinkBroken("PID 1 did not send all of its output in time")
+
+    # --- the end ---
+
+    def remove(self) -> None:
+        """Make sure that nothing of the container is left.
+
+        Raises:
+            ContainerUnkillable: it lives on.
+        """
+        try:
+            self._remove()
+        finally:
+            if self._link is not None:
+                self._link.close()
+            if self._init is not None:
+                os.close(self._init)
+
+    def _remove(self) -> None:
+        if self._link is not None:
+            self._link.close()  # PID 1, if it still lives, ends the box by itself
+        if self._init is not None and not _is_dead(self._init, 0.5):
+            self._kill()
+        try:
+            self._client.remove_container(self._name, v=True, force=True)
+        except docker.errors.NotFound:
+            pass
+        except docker.errors.APIError as error:
+            if error.status_code != 409:  # somebody else is removing it
+                self._require_dead(error)
+        except requests.RequestException as error:
+            self._require_dead(error)
+
+    def _require_dead(self, error: Exception) -> None:
+        if self._init is None or _is_dead(self._init, 0):
+            raise EngineUnavailable(f"the engine did not remove a container: {error}") from error
+        raise ContainerUnkillable(f"container {self._name} would not die: {error}") from error
+
+    def _kill(self) -> None:
+        """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
+
+        The kernel's way needs no engine, whose calls a container can make hang.
+        """
+        if self._init is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+                if _is_dead(self._init, DEATH_SECONDS):
+                    return
+        with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+            self._client.kill(self._name)
+
+    def _engine_state(self) -> dict[str, Any]:
+        """Return the engine's own view of a container whose PID 1 said nothing."""
+        if self._init is not None:
+            _is_dead(self._init, DEATH_SECONDS)
+        self._client.wait(self._name, timeout=DEATH_SECONDS)
+        state = self._client.inspect_container(self._name)["State"]
+        names = ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
+        return {name: state.get(name) for name in names}
+
+
+def _open_process(pid: int) -> int | None:
+    """Return a pidfd, which cannot come to mean another process; None where there is none."""
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except OSError:
+        return None
+
+
+def _is_dead(process: int, timeout_seconds: float) -> bool:
+    """Tell whether a process is gone; of a pid namespace's init, only when all of it is."""
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    return bool(poller.poll(timeout_seconds * 1000))
+
+
+@contextlib.contextmanager
+def _removed_at_the_end(box: _Box) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        box.remove()
+
+
+@contextlib.contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Turn the SDK's errors into ours."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise SandboxError(f"the engine refused: {error.explanation}"[:1000]) from error
+    except (requests.RequestException, docker.errors.DockerException) as error:
+        hint = "see whether the engine is running: `nightlab setup`"
+        raise EngineUnavailable(f"the engine does not answer: {error}", hint) from error
+
+
+@contextlib.contextmanager
+def _run_directory(root: Path) -> Iterator[Path]:
+    """Make the directory that is mounted at /nightlab, and remove it after the run."""
+    directory = root.absolute() / secrets.token_hex(8)
+    root.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o755)
+    try:
+        directory.chmod(0o755)  # whatever the umask: the box's user must get in
+        _write_readable(directory / OWNER_FILE, process_owner().encode())
+        supervisor = resources.files("sandbox").joinpath("supervisor.py").read_bytes()
+        _write_readable(directory / "supervisor.py", supervisor)
+        _write_readable(directory / "hosts", HOSTS)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write_readable(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o644)
+
+
+def _receiver(spec: RunSpec, output_dir: Path | None) -> OutputReceiver:
+    limits = spec.limits
+    return OutputReceiver(output_dir, max_bytes=limits.output_bytes, max_files=limits.output_files)
+
+
+def _lease(spec: RunSpec, directory: Path) -> Lease:
+    deadline = time.time() + spec.limits.wall_seconds + LEFTOVER_SECONDS
+    return Lease(
+        run_directory=directory, owner=process_owner(), deadline_unix_seconds=int(deadline)
+    )
+
+
+def _go(spec: RunSpec, receiver: OutputReceiver, channel: socket.socket | None) -> Go:
+    limits = spec.limits
+    return Go(
+        argv=spec.argv,
+        environment=spec.environment,
+        working_directory=spec.working_directory,
+        wall_seconds=limits.wall_seconds,
+        log_bytes=limits.log_bytes,
+        output_bytes=limits.output_bytes,
+        output_files=limits.output_files,
+        collect=receiver.wants_files,
+        channel=channel is not None,
+    )
+
+
+def _log(head: bytes, tail: bytes, omitted_bytes: int) -> Log:
+    """Return the log as text; a character cut in two becomes a replacement mark."""
+    return Log(
+        head=head.decode(errors="replace"),
+        tail=tail.decode(errors="replace"),
+        omitted_bytes=omitted_bytes,
+    )
+
+
+def _result(spec: RunSpec, digest: str, proof: Proof, observed: Observed) -> RunResult:
+    report, state = observed.report, observed.engine_state
+    evidence = gather(
+        spec,
+        proof,
+        report,
+        log_tail=observed.log.tail or observed.log.head,
+        killed_by_host=observed.killed_by_host,
+        engine_oom_killed=None if state is None else bool(state["OOMKilled"]),
+    )
+    counters = report.counters if report else None
+    return RunResult(
+        run_id=spec.run_id,
+        box=spec.box,
+        outcome=decide(evidence),
+        exit_code=evidence.exit_code,
+        signal=evidence.signal,
+        wall_seconds=observed.wall_seconds,
+        limits=spec.limits,
+        peak_memory_bytes=counters.peak_memory_bytes if counters else None,
+        cpu_seconds=counters.cpu_seconds if counters else None,
+        oom_kills=evidence.oom_kills,
+        gpus=spec.gpus,
+        log=observed.log,
+        output=observed.output,
+        image_digest=digest,
+        started_at=observed.started_at,
+        finished_at=observed.finished_at,
+        evidence=evidence.model_dump()
+        | {
+            "engine_state": state,
+            "output_skipped": observed.skipped,
+            "report": report and report.model_dump(),
+        },
+    )

@@ -1,0 +1,109 @@
+"""Removes what dead sessions left on the engine.
+
+A container belongs to the process that started it. Its label names that process so that it cannot
+be mistaken: process id, start time, pid namespace, boot. Ownership is a matter of liveness, never
+of names, so sessions side by side leave one another alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import docker
+import docker.errors
+import requests
+
+from sandbox.contract import EngineUnavailable
+from sandbox.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
+
+OWNER_FILE = "owner"
+
+
+def process_owner(pid: int | None = None) -> str:
+    """Return the mark of a living process: id, start time, pid namespace and boot id."""
+    pid = os.getpid() if pid is None else pid
+    namespace = str(Path("/proc/self/ns/pid").readlink())
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{pid} {_start_time(pid)} {namespace} {boot}"
+
+
+def _start_time(pid: int) -> str:
+    """Return the clock tick at which a process started; empty when it is not alive."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def is_alive(owner: str) -> bool | None:
+    """Tell whether the process of this mark lives; None when it cannot be told from here."""
+    words = owner.split(" ")
+    if len(words) != 4 or not words[0].isdigit():
+        return None
+    pid, start_time, namespace, boot = words
+    if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
+        return False
+    if namespace != str(Path("/proc/self/ns/pid").readlink()):
+        return None
+    return _start_time(int(pid)) == start_time
+
+
+def is_abandoned(labels: Mapping[str, str], now_unix_seconds: float) -> bool:
+    """Tell whether a container of ours belongs to nobody any more.
+
+    Where the owner's life cannot be told (another pid namespace on the same engine), the run's own
+    deadline decides.
+    """
+    if LABEL_RUN not in labels:
+        return False
+    alive = is_alive(labels.get(LABEL_OWNER, ""))
+    if alive is not None:
+        return not alive
+    deadline = labels.get(LABEL_DEADLINE, "")
+    return deadline.isdigit() and now_unix_seconds > int(deadline)
+
+
+def sweep(client: docker.APIClient) -> list[str]:
+    """Kill and remove the containers of dead sessions; return their ids.
+
+    Raises:
+        EngineUnavailable: the engine does not answer.
+    """
+    try:
+        found = client.containers(all=True, filters={"label": LABEL_RUN})
+        return [
+            container["Id"]
+            for container in found
+            if is_abandoned(container["Labels"] or {}, time.time()) and _remove(client, container)
+        ]
+    except (requests.RequestException, docker.errors.DockerException) as error:
+        raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
+
+
+def _remove(client: docker.APIClient, container: Mapping[str, str]) -> bool:
+    """Remove one container; False when somebody else is doing so."""
+    try:
+        client.remove_container(container["Id"], force=True, v=True)
+    except docker.errors.APIError as error:
+        if error.status_code in (404, 409):
+            return False
+        raise
+    return True
+
+
+def sweep_run_directories(run_root: Path) -> list[Path]:
+    """Remove the run directories of dead sessions; return them."""
+    removed = []
+    for directory in sorted(run_root.iterdir()) if run_root.is_dir() else []:
+        with contextlib.suppress(OSError):
+            if is_alive((directory / OWNER_FILE).read_text()) is False:
+                shutil.rmtree(directory)
+                removed.append(directory)
+    return removed

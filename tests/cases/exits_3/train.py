@@ -1,0 +1,3 @@
+"""Ends with a code of its own."""
+
+raise SystemExit(3)

@@ -1,0 +1,3 @@
+"""Opens files until none opens."""
+
+kept = [open("/dev/null") for _ in range(1000)]

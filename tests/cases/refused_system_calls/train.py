@@ -1,0 +1,44 @@
+"""Calls what only an attacker needs; each must fail with "not permitted"."""
+
+import ctypes
+import errno
+import platform
+
+NUMBERS = {  # name: (x86_64, aarch64, arguments)
+    "unshare(user)": (272, 97, (0x10000000,)),
+    "unshare(mount)": (272, 97, (0x00020000,)),
+    "setns": (308, 268, (0, 0)),
+    "io_uring_setup": (425, 425, (1, 0)),
+    "keyctl": (250, 219, (0, 0)),
+    "add_key": (248, 217, (0, 0, 0, 0, 0)),
+    "request_key": (249, 218, (0, 0, 0, 0)),
+    "userfaultfd": (323, 282, (0,)),
+    "bpf": (321, 280, (0, 0, 0)),
+    "perf_event_open": (298, 241, (0, 0, 0, 0, 0)),
+    "process_vm_readv": (310, 270, (1, 0, 0, 0, 0, 0)),
+    "process_vm_writev": (311, 271, (1, 0, 0, 0, 0, 0)),
+    "pidfd_getfd": (438, 438, (0, 0, 0)),
+    "kcmp": (312, 272, (1, 1, 0, 0, 0)),
+    "mount": (165, 40, (0, 0, 0, 0, 0)),
+    "open_tree": (428, 428, (0, 0, 0)),
+    "fsopen": (430, 430, (0, 0)),
+    "pivot_root": (155, 41, (0, 0)),
+    "chroot": (161, 51, (0,)),
+    "open_by_handle_at": (304, 265, (0, 0, 0)),
+    "init_module": (175, 105, (0, 0, 0)),
+    "kexec_load": (246, 104, (0, 0, 0, 0)),
+    "reboot": (169, 142, (0, 0, 0, 0)),
+    "swapon": (167, 224, (0, 0)),
+    "personality": (135, 92, (0x0040000,)),
+    "clone(new user)": (56, 220, (0x10000011, 0, 0, 0, 0)),
+}
+libc = ctypes.CDLL(None, use_errno=True)
+column = 1 if platform.machine() == "aarch64" else 0
+passed = []
+for name, (*numbers, arguments) in NUMBERS.items():
+    ctypes.set_errno(0)
+    answer = libc.syscall(numbers[column], *map(ctypes.c_long, arguments))
+    if answer != -1 or ctypes.get_errno() != errno.EPERM:
+        passed.append(f"{name}: {answer} {errno.errorcode.get(ctypes.get_errno())}")
+print(passed)
+raise SystemExit(len(passed))

@@ -1,0 +1,6 @@
+"""Stops instead of ending."""
+
+import os
+import signal
+
+os.kill(os.getpid(), signal.SIGSTOP)

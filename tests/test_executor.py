@@ -1,0 +1,419 @@
+"""One run from create to remove: causes, deadlines, walls taken away, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
+from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
+from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
+from tests.boxes import MEBIBYTE, box_spec, python_spec
+
+# --- the real engine ---
+
+
+@pytest.fixture
+def executor(engine: Any, tmp_path: Path) -> DockerExecutor:
+    return DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs")
+
+
+@pytest.fixture
+def client(engine: Any) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
+    yield client
+    client.close()
+
+
+def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:
+    """Return the containers of one session."""
+    found: list[dict[str, Any]] = client.containers(
+        all=True, filters={"label": f"{LABEL_SESSION}={session}"}
+    )
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def in_session(spec: RunSpec, session: str) -> RunSpec:
+    return spec.model_copy(update={"session": session})
+
+
+@pytest.mark.docker
+def test_log_output_and_numbers_of_a_run_arrive(
+    executor: DockerExecutor, image: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    pieces: list[bytes] = []
+    code = "print('step 1'); open('/out/model', 'w').write('weights')"
+    result = executor.run(
+        python_spec(code, image=image.image_id), output_dir=output, on_log=pieces.append
+    )
+    assert (Outcome.OK, 0, None) == (result.outcome, result.exit_code, result.signal)
+    assert "step 1\n" == result.log.head
+    assert b"step 1\n" == b"".join(pieces)
+    assert b"weights" == (output / "model").read_bytes()
+    assert image.image_id == result.image_digest
+    assert result.peak_memory_bytes is not None
+    assert 0 < result.peak_memory_bytes <= result.limits.memory_bytes
+    assert result.cpu_seconds is not None
+    assert result.started_at < result.finished_at
+
+
+@pytest.mark.docker
+def test_head_and_tail_of_a_long_log_are_exact(executor: DockerExecutor, image: Any) -> None:
+    code = "for n in range(50000): print(n)"
+    log = executor.run(python_spec(code, image=image.image_id)).log
+    whole = "".join(f"{number}\n" for number in range(50000))
+    assert whole[:4096] == log.head
+    assert whole[-4096:] == log.tail
+    assert len(whole) - 8192 == log.omitted_bytes
+
+
+@pytest.mark.docker
+def test_a_program_that_is_not_there_is_the_program_s_failure(
+    executor: DockerExecutor, image: Any
+) -> None:
+    result = executor.run(box_spec("no-such-program", image=image.image_id))
+    assert (Outcome.FAILED, 127) == (result.outcome, result.exit_code)
+    assert "no-such-program" in result.log.head
+
+
+@pytest.mark.docker
+def test_two_boxes_talk_over_their_channel(executor: DockerExecutor, image: Any) -> None:
+    code = """
+        import os, socket, sys
+        channel = socket.socket(fileno=int(os.environ["NIGHTLAB_CHANNEL_FD"]))
+        channel.sendall(sys.argv[1].encode())
+        print(channel.fileno(), channel.recv(100).decode())
+    """
+    argv = ("python3", "-c", textwrap.dedent(code))
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor() as pool:
+        model, scorer = (
+            pool.submit(executor.run, box_spec(*argv, word, image=image.image_id), channel=end)
+            for word, end in (("logits", near), ("tokens", far))
+        )
+        logs = [model.result().log.head, scorer.result().log.head]
+    assert ["3 tokens\n", "3 logits\n"] == logs
+
+
+@pytest.mark.docker
+def test_a_box_sees_the_end_of_its_channel(executor: DockerExecutor, image: Any) -> None:
+    code = "import socket; print(socket.socket(fileno=3).recv(1))"
+    near, far = socket.socketpair()
+    with near, far:
+        near.shutdown(socket.SHUT_WR)
+        result = executor.run(python_spec(code, image=image.image_id), channel=far)
+        assert b"" == near.recv(0)
+    assert "b''\n" == result.log.head
+
+
+@pytest.mark.docker
+def test_data_loader_workers_and_threads_work_in_the_box(
+    executor: DockerExecutor, image: Any
+) -> None:
+    code = """
+        import torch
+        from torch.utils.data import DataLoader
+        loader = DataLoader(torch.arange(100.0), num_workers=2, batch_size=10)
+        print(sum(batch.sum().item() for batch in loader))
+    """
+    spec = python_spec(
+        textwrap.dedent(code),
+        image=image.image_id,
+        wall_seconds=60,
+        memory_bytes=2048 * MEBIBYTE,
+        tmp_bytes=64 * MEBIBYTE,
+        shm_bytes=64 * MEBIBYTE,
+        pids=128,
+        cpus=2,
+    )
+    result = executor.run(spec)
+    assert ("ok", "4950.0\n") == (result.outcome, result.log.head)
+
+
+@pytest.mark.docker
+def test_an_unknown_image_is_our_failure_with_a_name(executor: DockerExecutor) -> None:
+    with pytest.raises(ImageMissing):
+        executor.run(box_spec(image="sha256:" + "1" * 64))
+
+
+@pytest.mark.docker
+def test_a_tag_is_no_image(executor: DockerExecutor) -> None:
+    with pytest.raises(ImageMissing, match="digest"):
+        executor.run(box_spec(image="python:3.11"))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+def test_an_engine_that_is_not_there_is_named(tmp_path: Path) -> None:
+    executor = DockerExecutor(f"unix://{tmp_path}/none.sock", "1.41", tmp_path / "runs")
+    with pytest.raises(EngineUnavailable):
+        executor.run(box_spec())
+    gc.collect()
+    assert [] == list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.docker
+def test_a_mount_that_does_not_exist_is_our_failure(
+    executor: DockerExecutor, image: Any, tmp_path: Path
+) -> None:
+    spec = box_spec(image=image.image_id, mounts={tmp_path / "none": "/data"})
+    with pytest.raises(SandboxError, match="none"):
+        executor.run(spec)
+
+
+# --- walls taken away ---
+
+
+def weakened(**walls: Any) -> Callable[[RunSpec, Lease], Settings]:
+    """Return a builder of settings in which these walls are replaced."""
+
+    def build(spec: RunSpec, lease: Lease) -> Settings:
+        settings = copy.deepcopy(container_settings(spec, lease))
+        for name, wall in walls.items():
+            place = settings if name in settings else settings["HostConfig"]
+            place[name] = place[name] | wall if name == "Tmpfs" else wall
+        return settings
+
+    return build
+
+
+WEAKENED = [
+    ("capabilities", weakened(CapDrop=[])),
+    ("uids", weakened(User="0:0")),
+    ("groups", weakened(GroupAdd=["999"])),
+    ("seccomp", weakened(SecurityOpt=["no-new-privileges", "seccomp=unconfined"])),
+    ("no_new_privileges", weakened(SecurityOpt=[])),
+    ("memory_bytes", weakened(Memory=0, MemorySwap=0)),
+    ("memory_and_swap_bytes", weakened(MemorySwap=-1)),
+    ("pids", weakened(PidsLimit=0)),
+    ("cpus", weakened(NanoCpus=0)),
+    ("core", weakened(Ulimits=[])),
+    ("/: ", weakened(ReadonlyRootfs=False)),
+    ("/out", weakened(Tmpfs={"/out": "size=4194304,exec"})),
+    ("/tmp bytes", weakened(Tmpfs={"/tmp": "exec,mode=1777"})),
+    ("/tmp inodes", weakened(Tmpfs={"/tmp": "exec,mode=1777,size=16777216"})),
+    ("/dev/shm bytes", weakened(ShmSize=64 * MEBIBYTE)),
+    ("net namespace", weakened(NetworkMode="host", NetworkDisabled=False, Hostname="")),
+    ("ipc namespace", weakened(IpcMode="host")),
+    ("pid namespace", weakened(PidMode="host")),
+    ("uts namespace", weakened(UTSMode="host", Hostname="")),
+    ("cgroup namespace", weakened(CgroupnsMode="host")),
+    ("devices", weakened(Privileged=True)),
+    ("RestartPolicy", weakened(RestartPolicy={"Name": "always"})),
+    ("LogConfig", weakened(LogConfig={"Type": "none"})),
+    ("Healthcheck", weakened(Healthcheck={"Test": ["CMD", "true"]})),
+]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("wall", "build"), WEAKENED, ids=[wall for wall, _ in WEAKENED])
+def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
+    wall: str,
+    build: Callable[[RunSpec, Lease], Settings],
+    engine: Any,
+    image: Any,
+    client: docker.APIClient,
+    tmp_path: Path,
+) -> None:
+    executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs", build)
+    session = f"weak-{os.getpid()}"
+    spec = in_session(python_spec("print('ran')", image=image.image_id), session)
+    with pytest.raises(LimitNotEnforced) as refusal:
+        executor.run(spec)
+    assert wall in refusal.value.message
+    assert [] == boxes_of(client, session)
+
+
+# --- deadlines, each alone ---
+
+
+@pytest.mark.docker
+def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    session = f"frozen-{os.getpid()}"
+    spec = in_session(
+        python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=1), session
+    )
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(executor.run, spec)
+        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        os.kill(running(client, session)[0], signal.SIGSTOP)  # the host can, the program cannot
+        result = run.result(timeout=20)
+    assert Outcome.TIMED_OUT == result.outcome
+    assert "host_deadline" == result.evidence["killed_by"]
+    assert result.wall_seconds < 1 + 2 + 1
+    assert [] == boxes_of(client, session)
+
+
+def running(client: docker.APIClient, session: str) -> list[int]:
+    """Return the host's process ids of a session's only box, PID 1 first."""
+    for box in boxes_of(client, session):
+        with contextlib.suppress(docker.errors.APIError):
+            processes = client.top(box["Id"], "-o pid")["Processes"] or []
+            return sorted(int(fields[0]) for fields in processes)
+    return []
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_pid_1_ends_the_box_of_a_controller_that_cannot(
+    number: signal.Signals, engine: Any, image: Any, client: docker.APIClient, tmp_path: Path
+) -> None:
+    session = f"orphan-{os.getpid()}"
+    spec = in_session(
+        python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=3), session
+    )
+    code = (
+        "import sys; from pathlib import Path; from sandbox import DockerExecutor, RunSpec\n"
+        "url, version, root, spec = sys.argv[1:]\n"
+        "DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))\n"
+    )
+    arguments = [engine.base_url, engine.api_version, str(tmp_path), spec.model_dump_json()]
+    controller = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL
+    )
+    try:
+        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        controller.send_signal(number)
+        assert wait_until(lambda: running(client, session) == [], 5)
+    finally:
+        controller.kill()
+        controller.wait()
+        for box in boxes_of(client, session):
+            client.remove_container(box["Id"], force=True)
+
+
+# --- nothing left behind ---
+
+
+@pytest.mark.docker
+def test_an_interrupt_leaves_nothing_and_is_passed_on(
+    executor: DockerExecutor, image: Any, client: docker.APIClient, tmp_path: Path
+) -> None:
+    session = f"interrupted-{os.getpid()}"
+    code = "import time; print('up', flush=True); time.sleep(60)"
+
+    def interrupt(piece: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.run(in_session(python_spec(code, image=image.image_id), session), on_log=interrupt)
+    assert [] == boxes_of(client, session)
+    assert [] == list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.docker
+def test_a_box_killed_from_outside_is_interrupted(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    session = f"killed-{os.getpid()}"
+    spec = in_session(python_spec("import time; time.sleep(60)", image=image.image_id), session)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(executor.run, spec)
+        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        client.kill(boxes_of(client, session)[0]["Id"])
+        result = run.result(timeout=20)
+    assert Outcome.INTERRUPTED == result.outcome
+    assert [] == boxes_of(client, session)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.docker
+def test_runs_from_several_threads_leave_no_descriptor_and_no_thread(
+    executor: DockerExecutor, image: Any
+) -> None:
+    spec = python_spec("print('hi')", image=image.image_id)
+    executor.run(spec)
+    before = open_descriptors(), threading.active_count()
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [result.outcome for result in pool.map(executor.run, [spec] * 8)]
+    assert [Outcome.OK] * 8 == outcomes
+    assert before == (open_descriptors(), threading.active_count())
+
+
+class EngineProxy:
+    """Stands between executor and engine, until it is cut."""
+
+    def __init__(self, engine_path: str, path: Path) -> None:
+        self._engine_path = engine_path
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        self._open: list[socket.socket] = [self._server]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self._engine_path)
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Be as a dead engine: nothing answers any more."""
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
+    engine: Any, image: Any, client: docker.APIClient, tmp_path: Path
+) -> None:
+    proxy = EngineProxy(engine.base_url.removeprefix("unix://"), tmp_path / "engine.sock")
+    executor = DockerExecutor(
+        f"unix://{tmp_path}/engine.sock", engine.api_version, tmp_path / "runs"
+    )
+    session = f"cut-{os.getpid()}"
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    spec = in_session(python_spec(code, image=image.image_id, wall_seconds=2), session)
+    try:
+        with pytest.raises(EngineUnavailable):
+            executor.run(spec, on_log=lambda _: proxy.cut())
+        assert [] == running(client, session)
+    finally:
+        for box in boxes_of(client, session):
+            client.remove_container(box["Id"], force=True)
+    gc.collect()

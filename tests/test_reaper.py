@@ -1,0 +1,134 @@
+"""The reaper: what dead sessions left goes, everything else stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from sandbox import reaper
+from sandbox.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
+from sandbox.reaper import is_abandoned, is_alive, process_owner
+
+
+def dead_owner() -> str:
+    """Return the mark of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = process_owner(process.pid)
+    process.communicate(b"\n")
+    return owner
+
+
+def elsewhere(owner: str, *, boot: str | None = None, namespace: str | None = None) -> str:
+    """Return a mark with its pid namespace or boot replaced."""
+    pid, start, old_namespace, old_boot = owner.split(" ")
+    return " ".join([pid, start, namespace or old_namespace, boot or old_boot])
+
+
+def test_this_process_is_alive() -> None:
+    assert is_alive(process_owner()) is True
+
+
+def test_an_ended_process_is_dead() -> None:
+    assert is_alive(dead_owner()) is False
+
+
+def test_a_zombie_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner = process_owner(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_alive(owner) is False
+
+
+def test_another_process_under_the_same_id_is_not_the_owner() -> None:
+    pid, start, *rest = process_owner().split(" ")
+    assert is_alive(" ".join([pid, str(int(start) - 1), *rest])) is False
+
+
+def test_nobody_survives_a_boot() -> None:
+    assert is_alive(elsewhere(process_owner(), boot="another-boot")) is False
+
+
+@pytest.mark.parametrize("owner", ["", "1 2 3", "x 1 pid:[1] boot"])
+def test_of_an_unreadable_mark_nothing_is_known(owner: str) -> None:
+    assert is_alive(owner) is None
+
+
+def test_of_another_pid_namespace_nothing_is_known() -> None:
+    assert is_alive(elsewhere(process_owner(), namespace="pid:[1]")) is None
+
+
+def test_a_container_that_is_not_ours_is_never_abandoned() -> None:
+    assert not is_abandoned({LABEL_OWNER: dead_owner(), LABEL_DEADLINE: "0"}, time.time())
+
+
+@pytest.mark.parametrize(("deadline", "abandoned"), [("99", True), ("101", False), ("", False)])
+def test_the_deadline_decides_where_the_owner_cannot_be_told(
+    deadline: str, abandoned: bool
+) -> None:
+    labels = {LABEL_RUN: "run-1", LABEL_OWNER: "?", LABEL_DEADLINE: deadline}
+    assert abandoned == is_abandoned(labels, now_unix_seconds=100)
+
+
+def test_a_living_owner_keeps_a_container_past_its_deadline() -> None:
+    labels = {LABEL_RUN: "run-1", LABEL_OWNER: process_owner(), LABEL_DEADLINE: "1"}
+    assert not is_abandoned(labels, now_unix_seconds=100)
+
+
+def test_only_directories_of_dead_sessions_are_removed(tmp_path: Path) -> None:
+    owners = {"dead": dead_owner(), "living": process_owner(), "unknown": "?"}
+    for name, owner in owners.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / reaper.OWNER_FILE).write_text(owner)
+    (tmp_path / "foreign").mkdir()
+    assert [tmp_path / "dead"] == reaper.sweep_run_directories(tmp_path)
+    assert {"living", "unknown", "foreign"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.fixture
+def client(engine: Any) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
+    yield client
+    client.close()
+
+
+@pytest.mark.docker
+def test_a_sweep_takes_the_containers_of_the_dead_and_no_others(
+    client: docker.APIClient, image: Any
+) -> None:
+    labels = {
+        "dead": {LABEL_RUN: "run-1", LABEL_OWNER: dead_owner()},
+        "living": {LABEL_RUN: "run-1", LABEL_OWNER: process_owner()},
+        "somebody else's": {"other.product": "run-1"},
+    }
+    made = {name: sleeper(client, image.image_id, these) for name, these in labels.items()}
+    try:
+        removed = reaper.sweep(client)
+        present = {container["Id"] for container in client.containers(all=True)}
+        assert {"living", "somebody else's"} == {n for n, box in made.items() if box in present}
+        assert made["dead"] in removed
+    finally:
+        for box in set(made.values()) & {each["Id"] for each in client.containers(all=True)}:
+            client.remove_container(box, force=True)
+
+
+def sleeper(client: docker.APIClient, image: str, labels: dict[str, str]) -> str:
+    """Start a container that does nothing for a minute."""
+    settings = {
+        "Image": image,
+        "Entrypoint": ["sleep", "60"],
+        "Labels": labels,
+        "HostConfig": {"NetworkMode": "none"},
+    }
+    created = client.create_container_from_config(settings)  # type: ignore[no-untyped-call]
+    client.start(created["Id"])
+    return str(created["Id"])

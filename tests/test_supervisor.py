@@ -1,0 +1,142 @@
+"""PID 1's parts that need no box: its log, the kernel's accounts, the Python it can do with."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox import supervisor
+from sandbox.supervisor import Cgroup, Log
+
+SOURCE = Path(supervisor.__file__).read_text()
+NO_LIMIT = 9223372036854771712
+
+
+def planted(root: Path, files: dict[str, str]) -> Cgroup:
+    """Return the accounts of a cgroup tree with these files."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return Cgroup(str(root))
+
+
+@given(st.lists(st.binary(max_size=200_000), max_size=20), st.integers(1, 100_000))
+def test_head_and_tail_are_exact_and_the_middle_is_counted(
+    pieces: list[bytes], keep_bytes: int
+) -> None:
+    log, whole = Log(keep_bytes), b"".join(pieces)
+    for piece in pieces:
+        log.add(piece)
+    omitted_bytes = log.finish()
+    rest = whole[keep_bytes:]
+    assert whole[:keep_bytes] == log.head
+    assert rest[-keep_bytes:] == log.tail
+    assert len(rest) - len(log.tail) == omitted_bytes
+
+
+def test_limits_of_cgroup_version_2_are_read(tmp_path: Path) -> None:
+    cgroup = planted(
+        tmp_path,
+        {
+            "memory.max": "1048576",
+            "memory.swap.max": "0",
+            "pids.max": "32",
+            "cpu.max": "150000 100000",
+        },
+    )
+    expected = {"memory_bytes": 2**20, "memory_and_swap_bytes": 2**20, "pids": 32, "cpus": 1.5}
+    assert expected == cgroup.limits()
+
+
+def test_limits_of_cgroup_version_1_are_read(tmp_path: Path) -> None:
+    cgroup = planted(
+        tmp_path,
+        {
+            "memory/memory.limit_in_bytes": "1048576",
+            "memory/memory.memsw.limit_in_bytes": "1048576",
+            "pids/pids.max": "32",
+            "cpu,cpuacct/cpu.cfs_quota_us": "150000",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        },
+    )
+    expected = {"memory_bytes": 2**20, "memory_and_swap_bytes": 2**20, "pids": 32, "cpus": 1.5}
+    assert expected == cgroup.limits()
+
+
+def test_what_is_not_bounded_is_none_in_version_2(tmp_path: Path) -> None:
+    files = {"memory.max": "max", "memory.swap.max": "max", "pids.max": "max"}
+    cgroup = planted(tmp_path, files | {"cpu.max": "max 100000"})
+    assert {None} == set(cgroup.limits().values())
+
+
+def test_what_is_not_bounded_is_none_in_version_1(tmp_path: Path) -> None:
+    cgroup = planted(
+        tmp_path,
+        {
+            "memory/memory.limit_in_bytes": str(NO_LIMIT),
+            "memory/memory.memsw.limit_in_bytes": str(NO_LIMIT),
+            "pids/pids.max": "max",
+            "cpu/cpu.cfs_quota_us": "-1",
+            "cpu/cpu.cfs_period_us": "100000",
+        },
+    )
+    assert {None} == set(cgroup.limits().values())
+
+
+def test_counters_of_cgroup_version_2_are_read(tmp_path: Path) -> None:
+    cgroup = planted(
+        tmp_path,
+        {
+            "memory.events": "low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\noom_group_kill 1",
+            "memory.peak": "4096",
+            "pids.events": "max 3",
+            "cpu.stat": "usage_usec 2500000\nuser_usec 1",
+        },
+    )
+    expected = {
+        "oom_kills": 1,
+        "oom_group_kills": 1,
+        "memory_limit_hits": 7,
+        "peak_memory_bytes": 4096,
+        "pids_refused": 3,
+        "cpu_seconds": 2.5,
+    }
+    assert expected == cgroup.counters()
+
+
+def test_counters_of_cgroup_version_1_are_read(tmp_path: Path) -> None:
+    cgroup = planted(
+        tmp_path,
+        {
+            "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1",
+            "memory/memory.failcnt": "7",
+            "memory/memory.max_usage_in_bytes": "4096",
+            "pids/pids.events": "max 3",
+            "cpuacct/cpuacct.usage": "2500000000",
+        },
+    )
+    expected = {
+        "oom_kills": 1,
+        "oom_group_kills": 0,
+        "memory_limit_hits": 7,
+        "peak_memory_bytes": 4096,
+        "pids_refused": 3,
+        "cpu_seconds": 2.5,
+    }
+    assert expected == cgroup.counters()
+
+
+def test_it_is_python_3_8() -> None:
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+def test_it_needs_the_standard_library_only() -> None:
+    nodes = ast.walk(ast.parse(SOURCE))
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert set() == imported - set(sys.stdlib_module_names)
