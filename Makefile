@@ -1,6 +1,6 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build clean
+.PHONY: help demo test check bench compare soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,6 +26,15 @@ check: .venv/.developed ## format, lint, types, import contracts
 bench: .venv/.developed ## what a box costs beside a bare container
 	$(BIN)/nightlab setup
 	$(BIN)/python -m tests.bench_overhead
+	$(BIN)/python -m tests.bench_kill
+
+soak: .venv/.developed ## hundreds of random hostile runs: no wrong cause, nothing left (about 5 minutes)
+	$(BIN)/nightlab setup
+	$(BIN)/python -m tests.soak --runs 500
+
+compare: .venv/.developed ## random, tpe and a scripted model on the workload: 45 trainings of 20 s
+	$(BIN)/nightlab setup
+	$(BIN)/python -m tests.compare --seeds 1 2 3 --attempts 15 --budget-seconds 20
 
 build: .venv/.developed ## sdist and wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -65,6 +65,19 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     return to_json(answer)
 
 
+def sweep_answer(attempts: list[Attempt], history: History, why: str) -> str:
+    """What became of the attempts of a sweep, and why there are not more."""
+    return to_json(
+        {
+            "attempts": [_row(attempt, history) for attempt in attempts],
+            "ended": why,
+            "best": _best(history),
+            "attempts_done": len(history.completed),
+            "workspace": "holds the best files",
+        }
+    )
+
+
 def history_answer(
     history: History,
     get_blob: Callable[[str], bytes],

@@ -1,11 +1,14 @@
-"""Says when a session has to stop, before each call and each run."""
+"""Says when a session has to stop."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from agent.history import History
-from agent.records import StopReason
+from agent.records import Reserve, StopReason
+
+Ending = tuple[StopReason, str]
 
 
 class SessionLimits(Protocol):
@@ -18,40 +21,97 @@ class SessionLimits(Protocol):
     @property
     def usd(self) -> float | None: ...
     @property
+    def tokens(self) -> int | None: ...
+    @property
+    def calls(self) -> int | None: ...
+    @property
+    def until(self) -> str | None: ...
+    @property
     def max_failures_in_a_row(self) -> int: ...
+    @property
+    def max_discards_in_a_row(self) -> int | None: ...
+
+
+NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
+"""What a step reserves that asks no paid model."""
 
 
 def reason_to_stop(
-    history: History, limits: SessionLimits, *, reserve_usd: float | None = 0.0
-) -> tuple[StopReason, str] | None:
+    history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
+) -> Ending | None:
     """Why the session must not go on, if it must not.
 
     Args:
         history: what happened so far.
         limits: what the person allowed.
-        reserve_usd: the worst that the next step can cost; `None` when it cannot be known,
-            which a money limit refuses.
+        reserve: the worst that the next step can use.
     """
+    return (
+        _work_is_done(history, limits)
+        or _time_is_over(history, limits)
+        or _calls_are_out(history, limits, reserve)
+        or _money_is_out(history, limits.usd, reserve.usd)
+    )
+
+
+def seconds_left(history: History, limits: SessionLimits) -> float:
+    """Seconds until the session's time is over, never negative."""
+    left = limits.hours * 3600 - history.active_seconds
+    if limits.until is not None and history.last_at:
+        stop = stop_time(limits.until, history.working_since)
+        left = min(left, (stop - datetime.fromisoformat(history.last_at)).total_seconds())
+    return max(0.0, left)
+
+
+def stop_time(until: str, since: str) -> datetime:
+    """The first local time `until` after `since`, whatever a change of clocks lies between."""
+    begun = datetime.fromisoformat(since).astimezone().replace(tzinfo=None)
+    hour, minute = map(int, until.split(":"))
+    stop = begun.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return (stop if stop > begun else stop + timedelta(days=1)).astimezone()
+
+
+def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
-    if history.active_seconds >= limits.hours * 3600:
-        return StopReason.HOURS, f"{limits.hours:g} hours are over"
     if history.failures_in_a_row >= limits.max_failures_in_a_row:
         return (
             StopReason.FAILURES_IN_A_ROW,
             f"the last {history.failures_in_a_row} attempts failed or were invalid",
         )
-    return _money_is_out(history, limits.usd, reserve_usd)
+    discards = limits.max_discards_in_a_row
+    if discards is not None and history.discards_in_a_row >= discards:
+        return (
+            StopReason.DISCARDS_IN_A_ROW,
+            f"none of the last {history.discards_in_a_row} attempts was kept",
+        )
+    return None
 
 
-def seconds_left(history: History, limits: SessionLimits) -> float:
-    """Seconds until the session's time is over, never negative."""
-    return max(0.0, limits.hours * 3600 - history.active_seconds)
+def _time_is_over(history: History, limits: SessionLimits) -> Ending | None:
+    if seconds_left(history, limits) > 0:
+        return None
+    if history.active_seconds >= limits.hours * 3600:
+        return StopReason.HOURS, f"{limits.hours:g} hours are over"
+    return StopReason.STOP_TIME, f"it is {limits.until}"
+
+
+def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
+    if limits.calls is not None and history.calls + reserve.calls > limits.calls:
+        return StopReason.CALLS, f"{history.calls} of {limits.calls} calls are made"
+    used = history.input_tokens + history.output_tokens
+    if limits.tokens is not None and used + reserve.tokens > limits.tokens:
+        return (
+            StopReason.TOKENS,
+            f"{used} of {limits.tokens} tokens are used and the next call could need "
+            f"{reserve.tokens}",
+        )
+    return None
 
 
 def _money_is_out(
     history: History, limit_usd: float | None, reserve_usd: float | None
-) -> tuple[StopReason, str] | None:
+) -> Ending | None:
     if limit_usd is None:
         return None
     if reserve_usd is None or history.unpriced_calls:

@@ -7,13 +7,13 @@ facts with matplotlib.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
+from agent.curves import Curve
 from agent.history import Attempt, History, gain
 from agent.records import Direction, Verdict
 from agent.render import one_line
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 MAX_CURVE_POINTS = 60
 _RAIL_STEP = 14
 _DRAWN_LAST = ("discarded", "failed", "interrupted", "invalid", "running", "kept", "baseline")
-_MAX_PROGRESS_LINES = 3000
-_MAX_PROGRESS_CHARS = 1000
-_MAX_LOG_CHARS = 200_000
 _MAX_CURVES = 5
-_MAX_LOSS = 1e6
 
 
 @dataclass(frozen=True)
@@ -173,10 +169,10 @@ def axis_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str
     return [(n * step, f"{n * step:.{decimals}f}") for n in ticks]
 
 
-def loss_curve(logs: Iterable[str]) -> LossCurve | None:
-    """The loss that runs reported in their logs; their own word, drawn and never judged."""
-    shown = islice(logs, _MAX_CURVES)
-    runs = [points for log in shown if len(points := _progress(log)) > 1]
+def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
+    """The loss that runs reported; their own word, drawn and never judged."""
+    shown = islice(curves, _MAX_CURVES)
+    runs = [points for curve in shown if len(points := _thinned(curve)) > 1]
     if not runs:
         return None
     losses = [loss for points in runs for _, loss in points]
@@ -308,25 +304,8 @@ def _whole_numbers(first: int, last: int, width: float) -> list[int]:
     return [n for n in range(first, last + 1) if n % step == 0]
 
 
-def _progress(log: str) -> list[tuple[float, float]]:
-    """Seconds and loss of a log's JSON lines, thinned out to what a small chart can show."""
-    lines = [
-        line
-        for line in log[:_MAX_LOG_CHARS].splitlines()[:_MAX_PROGRESS_LINES]
-        if line.startswith("{")
-    ]
-    stride = max(1, math.ceil(len(lines) / MAX_CURVE_POINTS))
-    chosen = lines[::stride] + lines[-1:] if stride > 1 else lines
-    return [point for line in chosen if (point := _point(line)) is not None]
-
-
-def _point(line: str) -> tuple[float, float] | None:
-    if len(line) > _MAX_PROGRESS_CHARS:
-        return None
-    try:
-        row = json.loads(line)
-        seconds, loss = float(row["seconds"]), float(row["loss"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
-    plausible = 0 <= seconds <= _MAX_LOSS and abs(loss) <= _MAX_LOSS
-    return (seconds, loss) if plausible else None
+def _thinned(curve: Curve) -> list[tuple[float, float]]:
+    """Seconds and loss, thinned out to what a small chart can show; the last point stays."""
+    stride = max(1, math.ceil(len(curve) / MAX_CURVE_POINTS))
+    chosen = curve[::stride] + curve[-1:] if stride > 1 else curve
+    return [(point["seconds"], point["loss"]) for point in chosen]

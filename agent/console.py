@@ -55,14 +55,14 @@ class NightConsole:
         self._partial = b""
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._out,
             transient=True,
         )
         self._task = self._progress.add_task(
-            f"{self._title} {BOX_NAMES[box]} (seed {seed})",
+            f"{self._title} {BOX_NAMES[box]}",
             total=budget_seconds if box == "train" else None,
             note=self._standing(),
         )
@@ -197,7 +197,7 @@ def _difference(attempt: Attempt, history: History, settings: Settings) -> str:
     return f"{better:+.4f} ({better / finished.arithmetic.noise:+.1f} noise)"
 
 
-def closing_lines(numbers: Summary, report: Path, directory: Path) -> list[str]:
+def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
     if numbers.baseline is not None and numbers.noise is not None:
@@ -218,10 +218,10 @@ def closing_lines(numbers: Summary, report: Path, directory: Path) -> list[str]:
         f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
         f"{numbers.failed} failed, {numbers.invalid} invalid"
     )
-    if numbers.calls:
+    if numbers.input_tokens:
         lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
     lines += [
-        f"report   {report}",
+        f"report   {directory / 'report.html'}",
         f"ledger   {directory / 'ledger.jsonl'}",
         f"head     {numbers.head} after {numbers.events} events; keep it to find a cut tail",
         f"files    {directory / 'workspace'}",

@@ -1,4 +1,4 @@
-"""The messages between nightlab and a researcher, append-only and on record.
+"""Messages between nightlab and a researcher: append-only, on record.
 
 History is stored byte for byte and never edited: current models refuse a conversation whose earlier
 messages changed. What would make it too long opens a new conversation from a brief instead.

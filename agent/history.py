@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.records import (
+    AFTERWARDS,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
     ConversationOpened,
     Direction,
     Entry,
+    Event,
+    ModelAsked,
     ModelCalled,
+    Noticed,
     RunFinished,
     Scored,
     SessionEnded,
@@ -21,6 +25,8 @@ from agent.records import (
     SessionStarted,
     Verdict,
 )
+
+OF_AN_ATTEMPT = (RunFinished, Scored, AttemptFinished, AttemptInterrupted)
 
 
 @dataclass
@@ -69,9 +75,13 @@ class History:
     input_tokens: int = 0
     output_tokens: int = 0
     active_seconds: float = 0.0
-    """Time between events, not counting the gaps between an end and a resume."""
+    """Time between events, without pauses and the gaps before a resume."""
     ended: SessionEnded | None = None
     resumes: int = 0
+    working_since: str = ""
+    """When the session was started or last resumed."""
+    unanswered: ModelAsked | None = None
+    """The call that was begun and of which nothing is on record yet."""
     conversation: int = 0
     """Number of the conversation that goes on; 0 before the first."""
     _cost_since_attempt: float = 0.0
@@ -79,14 +89,14 @@ class History:
     def apply(self, entry: Entry) -> None:
         """Take one more event into account."""
         event = entry.event
-        if self.last_at and not isinstance(event, SessionResumed):
+        if isinstance(event, AFTERWARDS):
+            return
+        if self.last_at and not _ends_a_pause(event):
             self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
         self.last_at = entry.at
         match event:
-            case SessionStarted():
-                self.session, self.started_at = event, entry.at
-            case SessionResumed():
-                self.ended, self.resumes = None, self.resumes + 1
+            case SessionStarted() | SessionResumed():
+                self._begin(event, entry.at)
             case AttemptStarted():
                 attempt = Attempt(event, entry.at, cost_usd=self._cost_since_attempt)
                 self._cost_since_attempt = 0.0
@@ -101,12 +111,18 @@ class History:
                 self.attempt(event.attempt).interrupted = event
             case ConversationOpened():
                 self.conversation = event.conversation
-            case ModelCalled():
-                self._charge(event)
+            case ModelAsked() | ModelCalled():
+                self._talk(event)
             case SessionEnded():
-                self.ended = event
+                self.ended, self.unanswered = event, None
             case _:
                 pass
+
+    def takes(self, event: Event) -> bool:
+        """Whether the event can be applied: what belongs to an attempt needs that attempt."""
+        if not isinstance(event, OF_AN_ATTEMPT):
+            return True
+        return any(attempt.number == event.attempt for attempt in reversed(self.attempts))
 
     def attempt(self, number: int) -> Attempt:
         """The attempt of that number.
@@ -148,6 +164,12 @@ class History:
             count += 1
         return count
 
+    @property
+    def discards_in_a_row(self) -> int:
+        """Attempts since the last one that was kept."""
+        completed = self.completed
+        return next((n for n, a in enumerate(reversed(completed)) if a.kept), len(completed))
+
     def repeats(self) -> list[list[float]]:
         """Scores on val, one group per attempt: what noise is estimated from."""
         groups = [list(a.values().values()) for a in self.attempts]
@@ -165,7 +187,18 @@ class History:
         if event.verdict is Verdict.KEPT:
             self.best = attempt
 
-    def _charge(self, event: ModelCalled) -> None:
+    def _begin(self, event: SessionStarted | SessionResumed, at: str) -> None:
+        self.working_since = at
+        if isinstance(event, SessionStarted):
+            self.session, self.started_at = event, at
+        else:
+            self.ended, self.resumes = None, self.resumes + 1
+
+    def _talk(self, event: ModelAsked | ModelCalled) -> None:
+        if isinstance(event, ModelAsked):
+            self.unanswered = event
+            return
+        self.unanswered = None
         self.calls += 1
         self.input_tokens += (
             event.usage.input_tokens
@@ -191,6 +224,12 @@ def fold(entries: Iterable[Entry]) -> History:
 def gain(direction: Direction, candidate: float, reference: float) -> float:
     """How much better `candidate` is; positive when better, whatever the direction."""
     return reference - candidate if direction == "minimize" else candidate - reference
+
+
+def _ends_a_pause(event: Event) -> bool:
+    return isinstance(event, SessionResumed) or (
+        isinstance(event, Noticed) and event.kind == "continued"
+    )
 
 
 def _seconds_between(earlier: str, later: str) -> float:

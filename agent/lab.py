@@ -1,4 +1,4 @@
-"""What every attempt works with: the session's files, settings and boxes."""
+"""What every attempt works with: files, settings, boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Protocol
 from agent.history import Attempt
 from agent.ledger import Ledger
 from agent.program import Settings
-from agent.records import AttemptKind, Disturbance
+from agent.records import AttemptKind, Disturbance, Event, RunEvent
 from agent.workspace import Workspace
 from sandbox.contract import Box, Executor, RunResult
 
@@ -50,6 +50,12 @@ class Lab:
     """Holds the session's own copy of evaluate.py."""
     observer: Observer
     sleep: Callable[[float], None] = time.sleep
+    envelope: Callable[[RunEvent], Event] = lambda event: event
+    """What a run's events are put into before they are recorded; a review has its own."""
+
+    def record(self, event: RunEvent) -> None:
+        """Put what happens in the boxes on record."""
+        self.ledger.append(self.envelope(event))
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -201,8 +201,11 @@ class Ledger:
         A NaN in an open-ended field, such as a score's details, is stored as null.
 
         Raises:
-            LedgerError: the disk refused; the ledger is as it was before.
+            LedgerError: the event is about an attempt that was never started, or the disk
+                refused; the ledger is as it was before.
         """
+        if not self.history.takes(event):
+            raise LedgerError(f"a {event.type} names an attempt that was never started")
         entry = self._log.append(event.model_dump(mode="json"))
         self.entries.append(entry)
         self.history.apply(entry)

@@ -5,43 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from agent.budget import reason_to_stop
+from opentelemetry.trace import Tracer
+
+from agent.budget import NOTHING, Ending, reason_to_stop, seconds_left
+from agent.circles import act, cache_miss
 from agent.conversation import Conversation
 from agent.experiment import run_patiently
 from agent.history import History
 from agent.lab import Lab
 from agent.measurement import score_holdout
-from agent.model import Model, ModelError, Reply, ToolCall
+from agent.model import ModelError, Reply, ToolCall
 from agent.records import (
+    ModelAsked,
     ModelCalled,
-    Noticed,
+    Reserve,
     SessionEnded,
     StopReason,
     ToolCalled,
     ToolReturned,
     Verdict,
 )
-from agent.tools import Toolbox
+from agent.steering import is_asked_to_pause, is_asked_to_stop, wait_while_paused
+from agent.tools import Toolbox, ToolResult
+from agent.tracing import CALL, SESSION, attempt_span, tool_span
+from agent.turns import Turns, tool_result
 from sandbox.contract import SandboxError
 
-MAX_IDLE_REPLIES = 3
-MAX_REFUSALS = 3
-
-INTERRUPTED_CALL = "interrupted: nightlab stopped before this was done; see history and try again"
-
-Ending = tuple[StopReason, str]
-
-
-class Words(Protocol):
-    """What nightlab says to a researcher."""
-
-    def system(self) -> str: ...
-    def brief(self) -> str: ...
-    def nudge(self) -> str: ...
-    def cut_reply(self) -> str: ...
-    def new_guidance(self) -> str | None: ...
+TRAINING_TOOLS = ("run", "sweep")
 
 
 @dataclass
@@ -49,11 +41,9 @@ class Night:
     """One session at work."""
 
     lab: Lab
-    model: Model
     toolbox: Toolbox
-    words: Words
-    idle_replies: int = 0
-    refusals: int = 0
+    turns: Turns
+    tracer: Tracer
 
     @property
     def history(self) -> History:
@@ -65,28 +55,31 @@ def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnd
 
     Args:
         night: what to work with; its ledger holds a started or resumed session.
-        after_attempt: called after the baseline, and after every reply that was acted on.
+        after_attempt: called after the baseline and after every reply that led to a verdict.
 
     Raises:
         KeyboardInterrupt: passed on; the session can be resumed.
     """
-    try:
+    with night.tracer.start_as_current_span(SESSION) as span:
         try:
-            reason, explanation = _measure_baseline(night) or _research(night, after_attempt)
-        except ModelError as error:
-            reason, explanation = error.reason, f"{error.message} {error.hint}".strip()
-        _score_holdout(night)
-    except SandboxError as error:
-        reason, explanation = StopReason.SANDBOX_FAULT, f"{error.message} {error.hint}".strip()
-    ended = SessionEnded(reason=reason, explanation=explanation)
-    night.lab.ledger.append(ended)
+            try:
+                reason, explanation = _measure_baseline(night) or _research(night, after_attempt)
+            except ModelError as error:
+                reason, explanation = error.reason, f"{error.message} {error.hint}".strip()
+            _score_holdout(night)
+        except SandboxError as error:
+            reason, explanation = StopReason.SANDBOX_FAULT, f"{error.message} {error.hint}".strip()
+        ended = SessionEnded(reason=reason, explanation=explanation)
+        night.lab.ledger.append(ended)
+        span.set_attribute("nightlab.ended", reason.value)
     return ended
 
 
 def _measure_baseline(night: Night) -> Ending | None:
     if night.history.baseline is not None:
         return None
-    attempt = run_patiently(night.lab, "baseline", "the files as they are", "nightlab")
+    with attempt_span(night.tracer, night.lab.executor, "baseline"):
+        attempt = run_patiently(night.lab, "baseline", "the files as they are", "nightlab")
     assert attempt.finished is not None
     if attempt.finished.verdict is Verdict.KEPT:
         return None
@@ -94,42 +87,43 @@ def _measure_baseline(night: Night) -> Ending | None:
 
 
 def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
-    conversation = _continue_or_start(night)
-    while True:
-        reserve_usd = night.model.worst_case_usd(
+    after_attempt()
+    following: Conversation | Ending = night.turns.begin()
+    while isinstance(following, Conversation):
+        conversation, attempts = following, len(night.history.completed)
+        reserve = night.turns.model.worst_case(
             conversation.system, conversation.tools, conversation.messages
         )
-        if stop := _reason_to_stop(night, reserve_usd):
+        if stop := _reason_to_stop(night, reserve):
             return stop
-        reply = _reply(night, conversation)
+        reply = _reply(night, conversation, reserve)
         if reply is None:
-            conversation = _start(night, "the service no longer accepts the conversation")
+            following = night.turns.start("the service no longer accepts the conversation")
         elif reply.tool_calls:
-            night.idle_replies = 0
-            conversation.add_assistant(reply.content)
-            ending = _act(night, conversation, reply.tool_calls)
-            after_attempt()
-            if ending is not None:
-                return ending
-            if _conversation_tokens(reply) > night.lab.settings.researcher.max_conversation_tokens:
-                conversation = _start(night, "the conversation reached its token ceiling")
+            following = _act(night, conversation, reply)
+            night.turns.acted(attempts)
         else:
-            after, ending = _without_tool_calls(night, conversation, reply)
-            if ending is not None:
-                return ending
-            conversation = after
+            following = night.turns.after(reply, conversation)
+        if len(night.history.completed) > attempts:
+            after_attempt()
+    return following
 
 
-def _reply(night: Night, conversation: Conversation) -> Reply | None:
+def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply | None:
     """The model's reply, on record; none when the service rejects this history for good."""
+    model, ledger = night.turns.model, night.lab.ledger
+    if reserve.calls:
+        asked = ModelAsked(conversation=conversation.number, model=model.name, reserve=reserve)
+        ledger.append(asked)
     try:
-        reply = night.model.reply(conversation.system, conversation.tools, conversation.messages)
+        with night.tracer.start_as_current_span(f"{CALL} {model.name}"):
+            reply = model.reply(conversation.system, conversation.tools, conversation.messages)
     except ModelError as error:
         if error.history_rejected and len(conversation.messages) > 1:
-            _notice(night, "history_rejected", error.message)
+            night.turns.notice("history_rejected", error.message)
             return None
         raise
-    night.lab.ledger.append(
+    ledger.append(
         ModelCalled(
             conversation=conversation.number,
             model=reply.model,
@@ -140,123 +134,61 @@ def _reply(night: Night, conversation: Conversation) -> Reply | None:
             seconds=reply.seconds,
         )
     )
+    if odd := cache_miss(reversed(ledger.entries)):
+        night.turns.notice("cache_miss", odd)
     return reply
 
 
-def _act(night: Night, conversation: Conversation, calls: list[ToolCall]) -> Ending | None:
+def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation | Ending:
     """Do what a reply asks for, in its order, and answer every call."""
-    results: list[dict[str, Any]] = []
+    conversation.add_assistant(reply.content)
+    answers: list[dict[str, Any]] = []
+    done = []
     ending: Ending | None = None
-    for call in calls:
-        if ending is None and call.name == "run":
-            ending = _reason_to_stop(night, 0.0)
+    for call in reply.tool_calls:
+        if ending is None and call.name in TRAINING_TOOLS:
+            ending = _reason_to_stop(night, NOTHING)
         if ending is not None:
-            results.append(tool_result(call.id, "not done: the session is over", is_error=True))
+            answers.append(tool_result(call.id, "not done: the session is over", is_error=True))
             continue
-        finished = _do(night, call, results)
-        if finished is not None:
-            ending = StopReason.FINISHED, finished
-    if guidance := night.words.new_guidance():
-        results.append({"type": "text", "text": guidance})
-    conversation.add_user(results)
-    return ending
+        result = _do(night, call)
+        answers.append(tool_result(call.id, result.text, is_error=result.is_error))
+        done.append(act(call.name, call.input, result.text, is_error=result.is_error))
+        if result.finished is not None:
+            ending = StopReason.FINISHED, result.finished
+    circle = night.turns.watch.circle(done, len(night.history.completed))
+    words = (night.turns.words.new_guidance(), circle and night.turns.words.stuck(circle))
+    conversation.add_user([*answers, *({"type": "text", "text": text} for text in words if text)])
+    if ending is None and circle:
+        return night.turns.out_of_the_circle(circle, conversation)
+    if ending is None and _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens:
+        return night.turns.start("the conversation reached its token ceiling")
+    return ending or conversation
 
 
-def _do(night: Night, call: ToolCall, results: list[dict[str, Any]]) -> str | None:
+def _do(night: Night, call: ToolCall) -> ToolResult:
     ledger = night.lab.ledger
+    arguments = ledger.put_blob(json.dumps(call.input, ensure_ascii=False).encode())
+    ledger.append(ToolCalled(call_id=call.id, name=call.name, input=arguments))
+    with night.tracer.start_as_current_span(tool_span(call.name)):
+        result = night.toolbox.call(call.name, call.input)
+    output = ledger.put_blob(result.text.encode())
     ledger.append(
-        ToolCalled(call_id=call.id, name=call.name, input=ledger.put_blob(_json(call.input)))
+        ToolReturned(call_id=call.id, name=call.name, is_error=result.is_error, output=output)
     )
-    result = night.toolbox.call(call.name, call.input)
-    ledger.append(
-        ToolReturned(
-            call_id=call.id,
-            name=call.name,
-            is_error=result.is_error,
-            output=ledger.put_blob(result.text.encode()),
-        )
-    )
-    results.append(tool_result(call.id, result.text, is_error=result.is_error))
-    return result.finished
+    return result
 
 
-def _without_tool_calls(
-    night: Night, conversation: Conversation, reply: Reply
-) -> tuple[Conversation, Ending | None]:
-    """Go on after a reply that asks for nothing; see the stop reasons of the Messages API."""
-    match reply.stop_reason:
-        case "refusal":
-            return _after_refusal(night, reply, conversation)
-        case "model_context_window_exceeded":
-            return _start(night, "the context window was full"), None
-        case "max_tokens":
-            words = night.words.cut_reply()
-        case _:
-            if reply.content:
-                conversation.add_assistant(reply.content)
-            words = night.words.nudge()
-    night.idle_replies += 1
-    if night.idle_replies > MAX_IDLE_REPLIES:
-        text = f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
-        return conversation, (StopReason.AGENT_IDLE, text)
-    _notice(night, "nudge", f"reply ended with {reply.stop_reason} and no tool call")
-    conversation.add_user([{"type": "text", "text": words}])
-    return conversation, None
-
-
-def _after_refusal(
-    night: Night, reply: Reply, conversation: Conversation
-) -> tuple[Conversation, Ending | None]:
-    night.refusals += 1
-    _notice(night, "refusal", reply.explanation or "the model refused without a reason")
-    if night.refusals >= MAX_REFUSALS:
-        text = f"the model refused {MAX_REFUSALS} times; go on with --researcher tpe"
-        return conversation, (StopReason.REFUSED, text)
-    return _start(night, "the model refused"), None
-
-
-def _continue_or_start(night: Night) -> Conversation:
-    conversation = Conversation.last(night.lab.ledger)
-    if conversation is None:
-        return _start(night, "the session began")
-    if conversation.researcher != night.model.name:
-        return _start(night, "another researcher took over")
-    if conversation.messages[-1]["role"] == "assistant":
-        conversation.add_user(_answers_after_a_crash(night, conversation.orphans()))
-    return conversation
-
-
-def _answers_after_a_crash(night: Night, orphans: list[str]) -> list[dict[str, Any]]:
-    """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
-    ledger = night.lab.ledger
-    returned = {
-        entry.event.call_id: entry.event
-        for entry in ledger.entries
-        if isinstance(entry.event, ToolReturned)
-    }
-    answers = []
-    for call_id in orphans:
-        if (done := returned.get(call_id)) is not None:
-            text, is_error = ledger.get_blob(done.output).decode(), done.is_error
-        else:
-            text, is_error = INTERRUPTED_CALL, True
-        answers.append(tool_result(call_id, text, is_error=is_error))
-    return answers or [{"type": "text", "text": night.words.nudge()}]
-
-
-def _start(night: Night, reason: str) -> Conversation:
-    return Conversation.start(
-        night.lab.ledger,
-        researcher=night.model.name,
-        system=night.words.system(),
-        tools=night.toolbox.schemas(),
-        brief=night.words.brief(),
-        reason=reason,
-    )
-
-
-def _reason_to_stop(night: Night, reserve_usd: float | None) -> Ending | None:
-    return reason_to_stop(night.history, night.lab.settings.session, reserve_usd=reserve_usd)
+def _reason_to_stop(night: Night, reserve: Reserve) -> Ending | None:
+    """Why not to go on, once a pause that the person asked for is over."""
+    session, settings = night.lab.directory, night.lab.settings.session
+    if is_asked_to_pause(session) and not is_asked_to_stop(session):
+        night.turns.notice("paused", "the person asked for a pause")
+        wait_while_paused(session, night.lab.sleep, seconds_left(night.history, settings))
+        night.turns.notice("continued", "the pause is over")
+    if is_asked_to_stop(session):
+        return StopReason.STOPPED, "the person asked to stop"
+    return reason_to_stop(night.history, settings, reserve=reserve)
 
 
 def _score_holdout(night: Night) -> None:
@@ -269,19 +201,6 @@ def _score_holdout(night: Night) -> None:
             score_holdout(night.lab, attempt)
 
 
-def _notice(night: Night, kind: str, explanation: str) -> None:
-    night.lab.ledger.append(Noticed(kind=kind, explanation=explanation))
-
-
-def tool_result(call_id: str, text: str, *, is_error: bool) -> dict[str, Any]:
-    """An answer to one tool call, as the Messages API wants it."""
-    return {"type": "tool_result", "tool_use_id": call_id, "content": text, "is_error": is_error}
-
-
-def _conversation_tokens(reply: Reply) -> int:
+def _tokens(reply: Reply) -> int:
     usage = reply.usage
     return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()

@@ -1,12 +1,15 @@
-"""One measurement: train box, checkpoint, model box and scorer box, score."""
+"""One measurement: train box, model box, scorer box, score."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from agent.curves import CurveCollector, packed
 from agent.disturbance import Sample, disturbance, sample
 from agent.history import Attempt
 from agent.lab import (
@@ -17,6 +20,7 @@ from agent.lab import (
     snapshot,
     stored_files,
 )
+from agent.logs import excerpt, packed_log
 from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
 from sandbox.contract import Box, Limits, Mount, Outcome, RunResult, RunSpec, SandboxError
 from sandbox.scoring import Measurement
@@ -37,11 +41,15 @@ class Failure:
     explanation: str
 
 
-def measure(lab: Lab, number: int, seed: int, files: Path) -> Failure | None:
-    """Train and score once at `seed`; the score is in the ledger when nothing is returned."""
+def measure(
+    lab: Lab, number: int, seed: int, files: Path, splits: Sequence[Split] = ("val",)
+) -> Failure | None:
+    """Train and score once at `seed`; the scores are in the ledger when nothing is returned."""
     checkpoint = checkpoint_dir(lab, number, seed)
     failure = _train(lab, number, seed, files, checkpoint)
-    return failure or _score(lab, number, seed, files, checkpoint, "val")
+    for split in splits:
+        failure = failure or _score(lab, number, seed, files, checkpoint, split)
+    return failure
 
 
 def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> Failure | None:
@@ -81,24 +89,36 @@ def _train_once(
 ) -> tuple[RunResult, Disturbance, float]:
     fresh_directory(checkpoint)
     spec = _train_spec(lab, number, seed, files)
-    lab.ledger.append(_run_started(number, seed, spec))
+    lab.record(_run_started(number, seed, spec))
     lab.observer.run_started("train", seed, lab.settings.budget.seconds)
-    before = sample()
-    result = lab.executor.run(spec, output_dir=checkpoint, on_log=lab.observer.log)
+    before, progress = sample(), CurveCollector(lab.observer.log)
+    result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress)
     noise = _disturbance(lab, before, result)
     over_seconds = _over_budget_seconds(lab, result)
-    lab.ledger.append(
+    lab.record(
         RunFinished(
             attempt=number,
             seed=seed,
-            result=result,
+            **_with_log_aside(lab, result),
             disturbance=noise,
             over_budget_seconds=over_seconds,
+            curve=_stored_curve(lab, progress),
         )
     )
     lab.observer.run_finished(result, noise)
     make_readable(checkpoint)
     return result, noise, over_seconds
+
+
+def _with_log_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
+    """The fields `result` and `log`: the whole log goes into a blob, an excerpt into the line."""
+    short = result.model_copy(update={"log": excerpt(result.log)})
+    return {"result": short, "log": lab.ledger.put_blob(packed_log(result.log))}
+
+
+def _stored_curve(lab: Lab, progress: CurveCollector) -> str | None:
+    curve = progress.curve()
+    return lab.ledger.put_blob(packed(curve)) if curve else None
 
 
 def _judge_run(
@@ -127,7 +147,7 @@ def _score(
     model = _model_spec(lab, f"{run}-model", files, checkpoint)
     scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
     for spec in (model, scorer):
-        lab.ledger.append(_run_started(number, seed, spec))
+        lab.record(_run_started(number, seed, spec))
     lab.observer.run_started("scorer", seed, lab.settings.scoring.wall_seconds)
     output = fresh_directory(lab.directory / "boxes" / f"{run}-score")
     try:
@@ -135,14 +155,18 @@ def _score(
     finally:
         shutil.rmtree(output, ignore_errors=True)
     for result in (measurement.model, measurement.scorer):
-        lab.ledger.append(
+        lab.record(
             RunFinished(
-                attempt=number, seed=seed, result=result, disturbance=None, over_budget_seconds=0.0
+                attempt=number,
+                seed=seed,
+                **_with_log_aside(lab, result),
+                disturbance=None,
+                over_budget_seconds=0.0,
             )
         )
         lab.observer.run_finished(result, None)
     scored, failure = _read_measurement(number, seed, split, measurement)
-    lab.ledger.append(scored)
+    lab.record(scored)
     return failure
 
 

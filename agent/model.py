@@ -9,6 +9,7 @@ of replayed thinking both live on identical bytes.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import re
 import time
@@ -17,15 +18,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import genai_prices
 import httpx2
-from anthropic import APIConnectionError, APIError, APIStatusError, AsyncAnthropic
+from anthropic import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    AsyncAnthropic,
+    AsyncAnthropicBedrock,
+    AsyncAnthropicVertex,
+)
 from anthropic.lib.streaming import AsyncMessageStream
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from agent.records import StopReason, Usage
+from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
 
 CONNECT_SECONDS = 5.0
@@ -39,6 +47,16 @@ RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
 RESERVED_BYTES_PER_TOKEN = 2
 """Estimates a request from above: real text has more bytes per token than this."""
+
+Provider = Literal["anthropic", "bedrock", "vertex"]
+PRICE_LISTS: dict[Provider, str] = {"anthropic": "anthropic", "bedrock": "aws", "vertex": "google"}
+"""What the price library calls each provider."""
+
+CLOUDS: dict[Provider, tuple[tuple[str, ...], str]] = {
+    "bedrock": (("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"), "botocore"),
+    "vertex": (("CLOUD_ML_REGION",), "google.auth"),
+}
+"""Variables that give a region, and the library that the client of that cloud needs."""
 
 CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
 """A training outlives the five-minute cache."""
@@ -96,6 +114,8 @@ class LostCall:
     """Input as the service counted it; output estimated from what had arrived."""
     cost_usd: float | None
     seconds: float
+    asking_again: Reserve
+    """The most that one more try can use."""
 
 
 class ModelError(Exception):
@@ -134,18 +154,26 @@ class Model(Protocol):
             ModelError: no reply can be had.
         """
 
-    def worst_case_usd(
+    def worst_case(
         self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> float | None:
-        """The most that this call can cost; None when that is not known."""
+    ) -> Reserve:
+        """The most that this call can use."""
 
 
 class StreamBroken(Exception):
     """A stream ended, stalled or turned to nonsense before its reply was whole."""
 
 
-def check_credentials(environ: Mapping[str, str]) -> str | None:
-    """What to tell a user whose environment has no credentials; None when it has some."""
+def check_credentials(
+    environ: Mapping[str, str], *, provider: Provider = "anthropic"
+) -> str | None:
+    """What to tell a user whose environment has no credentials; None when it has some.
+
+    The clouds' own credentials come from many places; their clients look for them. What can be
+    seen from here is a region and the library that signs requests.
+    """
+    if provider != "anthropic":
+        return _missing_for_cloud(environ, provider)
     if environ.get("ANTHROPIC_API_KEY") or environ.get("ANTHROPIC_AUTH_TOKEN"):
         return None
     return (
@@ -154,12 +182,29 @@ def check_credentials(environ: Mapping[str, str]) -> str | None:
     )
 
 
-def price_known(model: str) -> bool:
+def _missing_for_cloud(environ: Mapping[str, str], provider: Provider) -> str | None:
+    variables, library = CLOUDS[provider]
+    if not any(environ.get(variable) for variable in variables):
+        return f"{provider} needs a region: set {variables[0]}. {WITHOUT_A_KEY}"
+    if not _is_installed(library):
+        return f"{provider} needs {library}: pip install 'nightlab[{provider}]'. {WITHOUT_A_KEY}"
+    return None
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
+
+
+def price_known(model: str, *, provider: Provider = "anthropic") -> bool:
     """Whether a money limit can be kept with this model."""
-    return cost_usd(model, Usage.model_validate(dict.fromkeys(Usage.model_fields, 0))) is not None
+    nothing = Usage.model_validate(dict.fromkeys(Usage.model_fields, 0))
+    return cost_usd(model, nothing, provider=provider) is not None
 
 
-def cost_usd(model: str, usage: Usage) -> float | None:
+def cost_usd(model: str, usage: Usage, *, provider: Provider = "anthropic") -> float | None:
     """List price of `usage`; None for a model without a known price.
 
     Every cache write is a one-hour write, since `ClaudeModel` asks for no other.
@@ -173,7 +218,7 @@ def cost_usd(model: str, usage: Usage) -> float | None:
         cache_write_1h_tokens=usage.cache_write_tokens,
     )
     try:
-        price = genai_prices.calc_price(counted, model, provider_id="anthropic")
+        price = genai_prices.calc_price(counted, model, provider_id=PRICE_LISTS[provider])
     except LookupError:
         return None
     return float(price.total_price)
@@ -195,6 +240,7 @@ class ClaudeModel:
         api_key: goes into `x-api-key`.
         auth_token: goes into `Authorization`, when there is no key.
         base_url: of a compatible server; None for the SDK's own choice.
+        provider: whose service it is; a cloud finds its own credentials.
         deadline: seconds that are left of the session.
         on_retry: told what failed and for how many seconds it is waited now.
         on_lost: told of every paid stream without a reply; may raise to stop.
@@ -216,6 +262,7 @@ class ClaudeModel:
         deadline: Callable[[], float],
         on_retry: Callable[[str, float], None],
         on_lost: Callable[[LostCall], None],
+        provider: Provider = "anthropic",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         read_seconds: float = READ_SECONDS,
@@ -230,17 +277,14 @@ class ClaudeModel:
         self._sleep = sleep
         self._clock = clock
         self._attempt_seconds = attempt_seconds
+        self._provider = provider
         self._runner = asyncio.Runner()
         self._closed = False
-        self._client = AsyncAnthropic(
-            api_key=api_key,
-            # Both at once are an error; the key wins, as in the SDK.
-            auth_token=None if api_key else auth_token,
-            base_url=base_url,
-            # The SDK obeys `retry-after` without a limit and never retries a cut stream.
-            max_retries=0,
-            timeout=httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS),
-        )
+        try:
+            self._client = _client(provider, api_key, auth_token, base_url, read_seconds)
+        except ValueError as error:  # a cloud's client that finds no region or project
+            said = one_line(str(error), ERROR_CHARACTERS)
+            raise ModelError(StopReason.API_REFUSED, said, WITHOUT_A_KEY) from error
 
     @property
     def name(self) -> str:
@@ -266,22 +310,30 @@ class ClaudeModel:
             self.close()
             raise
 
-    def worst_case_usd(
+    def worst_case(
         self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> float | None:
-        """The most that one call can cost: nothing cached, all written, the longest answer.
+    ) -> Reserve:
+        """The most that one call can use: nothing cached, all written, the longest answer."""
+        return self._reserve(self._request(system, tools, messages))
 
-        None when the price is not known: a money limit cannot be kept then.
+    def facts(self) -> dict[str, Any] | None:
+        """What the service says of the model, such as its limits and when it retires.
+
+        None where the server does not answer that question: compatible servers need not, and a
+        session does not depend on it.
         """
-        request = self._request(system, tools, messages)
-        size_bytes = len(json.dumps(request, ensure_ascii=False).encode())
-        worst = Usage(
-            input_tokens=0,
-            output_tokens=self._max_output_tokens,
-            cache_read_tokens=0,
-            cache_write_tokens=-(-size_bytes // RESERVED_BYTES_PER_TOKEN),
-        )
-        return cost_usd(self._model, worst)
+        if self._closed or not isinstance(self._client, AsyncAnthropic):
+            return None
+        try:
+            found = self._runner.run(
+                self._client.models.retrieve(self._model, timeout=READ_SECONDS)
+            )
+        except (APIError, httpx2.HTTPError, ValueError):
+            return None
+        facts: dict[str, Any] = json.loads(found.to_json())
+        if isinstance(most := facts.get("max_tokens"), int) and most > 0:
+            self._max_output_tokens = min(self._max_output_tokens, most)
+        return facts
 
     def close(self) -> None:
         """Close connections and the event loop."""
@@ -323,6 +375,20 @@ class ClaudeModel:
             request["output_config"] = {"effort": self._effort}
         return request
 
+    def _reserve(self, request: dict[str, Any]) -> Reserve:
+        size_bytes = len(json.dumps(request, ensure_ascii=False).encode())
+        worst = Usage(
+            input_tokens=0,
+            output_tokens=self._max_output_tokens,
+            cache_read_tokens=0,
+            cache_write_tokens=-(-size_bytes // RESERVED_BYTES_PER_TOKEN),
+        )
+        tokens = worst.output_tokens + worst.cache_write_tokens
+        return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst))
+
+    def _cost_usd(self, usage: Usage) -> float | None:
+        return cost_usd(self._model, usage, provider=self._provider)
+
     async def _ask(self, request: dict[str, Any]) -> Reply:
         retrying = AsyncRetrying(
             sleep=self._sleep,
@@ -349,7 +415,7 @@ class ClaudeModel:
                 await arrival.read(stream)
             return self._whole(arrival, self._clock() - started)
         except BaseException as error:
-            self._charge(arrival, describe(error), self._clock() - started)
+            self._charge(arrival, describe(error), self._clock() - started, request)
             if isinstance(error, TimeoutError):
                 raise self._timed_out(seconds_left) from error
             raise
@@ -370,18 +436,53 @@ class ClaudeModel:
             stop_reason=str(message.stop_reason),
             model=message.model,
             usage=usage,
-            cost_usd=cost_usd(self._model, usage),
+            cost_usd=self._cost_usd(usage),
             request_id=arrival.request_id,
             seconds=seconds,
             explanation="" if details is None else _explained(details),
         )
 
-    def _charge(self, arrival: _Arrival, error: str, seconds: float) -> None:
+    def _charge(
+        self, arrival: _Arrival, error: str, seconds: float, request: dict[str, Any]
+    ) -> None:
         usage = arrival.lost_usage()
         if usage is None:
             return
-        cost = cost_usd(self._model, usage)
-        self._on_lost(LostCall(error, self._model, arrival.request_id, usage, cost, seconds))
+        self._on_lost(
+            LostCall(
+                error,
+                self._model,
+                arrival.request_id,
+                usage,
+                self._cost_usd(usage),
+                seconds,
+                asking_again=self._reserve(request),
+            )
+        )
+
+
+def _client(
+    provider: Provider,
+    api_key: str | None,
+    auth_token: str | None,
+    base_url: str | None,
+    read_seconds: float,
+) -> AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex:
+    timeout = httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS)
+    # No retries of the SDK's own: it obeys `retry-after` without a limit, and never repeats a
+    # stream that was cut.
+    if provider == "bedrock":
+        return AsyncAnthropicBedrock(base_url=base_url, max_retries=0, timeout=timeout)
+    if provider == "vertex":
+        return AsyncAnthropicVertex(base_url=base_url, max_retries=0, timeout=timeout)
+    return AsyncAnthropic(
+        api_key=api_key,
+        # Both at once are an error; the key wins, as in the SDK.
+        auth_token=None if api_key else auth_token,
+        base_url=base_url,
+        max_retries=0,
+        timeout=timeout,
+    )
 
 
 class _Arrival:

@@ -2,58 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from agent.budget import seconds_left
+from opentelemetry.trace import Tracer
+
+from agent.budget import reason_to_stop, seconds_left
 from agent.experiment import run_patiently
+from agent.history import Attempt
 from agent.lab import Lab, find_known
 from agent.ledger import Ledger
 from agent.loop import Night
-from agent.model import ClaudeModel, LostCall, Model
+from agent.model import ClaudeModel, LostCall, Model, ModelError
 from agent.program import Program
-from agent.prompt import brief, cut_reply, guidance, nudge, system_prompt
-from agent.records import ModelCalled, RetryWaited
+from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
+from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.render import one_line
+from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
-from agent.tpe import TpeModel
+from agent.tpe import Method, TpeModel
+from agent.tracing import attempt_span, usual_tracer
+from agent.turns import Turns
 
 MAX_GUIDANCE_BYTES = 32 * 1024
+MAX_FACT_CHARACTERS = 4000
 
 
-def assemble(lab: Lab, program: Program, model: Model) -> Night:
-    """A session ready to run."""
-    ledger = lab.ledger
+def assemble(
+    lab: Lab, program: Program, models: list[Model], *, tracer: Tracer | None = None
+) -> Night:
+    """A session ready to run, whose researchers stand in for each other in that order."""
+    ledger, spans = lab.ledger, tracer or usual_tracer()
+    sampler = make_sampler(lab, "tpe")
+
+    def attempt(hypothesis: str, researcher: str) -> Attempt:
+        with attempt_span(spans, lab.executor, "candidate"):
+            return run_patiently(lab, "candidate", hypothesis, researcher)
+
     toolbox = Toolbox(
         workspace=lab.workspace,
         history=lambda: ledger.history,
         get_blob=ledger.get_blob,
-        run_attempt=lambda hypothesis: run_patiently(lab, "candidate", hypothesis, model.name),
+        run_attempt=lambda hypothesis: attempt(hypothesis, models[0].name),
         find_known=lambda files: find_known(lab, files),
-        suggest=_sampler(lab).suggestion,
+        suggest=sampler.suggestion,
+        sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),
         goal=lab.settings.goal,
     )
-    return Night(lab, model, toolbox, SessionWords(lab, program))
+    turns = Turns(lab, models, toolbox, SessionWords(lab, program))
+    return Night(lab, toolbox, turns, spans)
 
 
 @contextmanager
-def open_model(
+def open_models(
     lab: Lab,
     researcher: str,
     environ: Mapping[str, str],
     on_wait: Callable[[str, float], None],
-) -> Iterator[Model]:
-    """The researcher's model, closed afterwards.
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Iterator[list[Model]]:
+    """The researcher, and who stands in for it; closed afterwards.
 
     Args:
         lab: of the session.
-        researcher: `claude` or `tpe`.
+        researcher: `claude`, `tpe` or `random`.
         environ: holds credentials and maybe the address of a compatible server.
         on_wait: told what failed and for how many seconds it is waited now.
+        sleep: waits that many seconds for the service.
     """
-    if researcher == "tpe":
-        yield _sampler(lab)
+    if researcher != "claude":
+        yield [make_sampler(lab, "random" if researcher == "random" else "tpe")]
         return
+    settings = lab.settings.researcher
+    names = [settings.model, *([settings.fallback_model] if settings.fallback_model else [])]
+    with ExitStack() as stack:
+        models = [
+            stack.enter_context(_claude(lab, name, environ, on_wait, sleep)) for name in names
+        ]
+        _note_facts(lab.ledger, models[0])
+        yield [*models, make_sampler(lab, "tpe")]
+
+
+def _claude(
+    lab: Lab,
+    name: str,
+    environ: Mapping[str, str],
+    on_wait: Callable[[str, float], None],
+    sleep: Callable[[float], Awaitable[None]],
+) -> ClaudeModel:
     settings, ledger = lab.settings, lab.ledger
 
     def note_wait(error: str, wait_seconds: float) -> None:
@@ -64,8 +104,9 @@ def open_model(
         )
         on_wait(error, wait_seconds)
 
-    with ClaudeModel(
-        model=settings.researcher.model,
+    return ClaudeModel(
+        model=name,
+        provider=settings.researcher.provider,
         max_output_tokens=settings.researcher.max_output_tokens,
         effort=settings.researcher.effort,
         api_key=environ.get("ANTHROPIC_API_KEY"),
@@ -73,9 +114,38 @@ def open_model(
         base_url=environ.get("ANTHROPIC_BASE_URL"),
         deadline=lambda: seconds_left(ledger.history, settings.session),
         on_retry=note_wait,
-        on_lost=lambda lost: _charge_lost(ledger, lost),
-    ) as model:
-        yield model
+        on_lost=lambda lost: _charge_lost(lab, lost),
+        sleep=sleep,
+    )
+
+
+@dataclass
+class Sweep:
+    """Hands a few attempts to the sampler; see the tool of that name."""
+
+    lab: Lab
+    sampler: TpeModel
+    attempt: Callable[[str], Attempt]
+
+    def __call__(self, knobs: tuple[str, ...], attempts: int) -> tuple[list[Attempt], str]:
+        """The judged attempts, and why there are not more of them."""
+        done: list[Attempt] = []
+        while len(done) < attempts:
+            if self._has_to_stop():
+                return done, "the session has to stop"
+            turned = self.sampler.turned(knobs)
+            if turned is None:
+                return done, "no point is left to try with these knobs"
+            files, hypothesis = turned
+            self.lab.workspace.restore(files)
+            done.append(self.attempt(hypothesis))
+        return done, "all done"
+
+    def _has_to_stop(self) -> bool:
+        directory = self.lab.directory
+        if is_asked_to_stop(directory) or is_asked_to_pause(directory):
+            return True
+        return reason_to_stop(self.lab.ledger.history, self.lab.settings.session) is not None
 
 
 @dataclass
@@ -108,6 +178,10 @@ class SessionWords:
         """What to do after a reply that was cut at its limit."""
         return cut_reply(self.lab.settings.researcher.max_output_tokens)
 
+    def stuck(self, circle: str) -> str:
+        """What to do instead of the same thing again."""
+        return stuck(circle)
+
     def new_guidance(self) -> str | None:
         """The person's guidance.md when it changed since it was last told."""
         text = self._guidance()
@@ -124,7 +198,8 @@ class SessionWords:
             return ""
 
 
-def _sampler(lab: Lab) -> TpeModel:
+def make_sampler(lab: Lab, method: Method) -> TpeModel:
+    """The sampler over the knobs of a session's files."""
     ledger = lab.ledger
     session = ledger.history.session
     assert session is not None
@@ -134,10 +209,24 @@ def _sampler(lab: Lab) -> TpeModel:
         best_files=lab.workspace.editable_files,
         seed=session.seeds[0],
         direction=lab.settings.goal.direction,
+        method=method,
     )
 
 
-def _charge_lost(ledger: Ledger, lost: LostCall) -> None:
+def _note_facts(ledger: Ledger, model: ClaudeModel) -> None:
+    facts = model.facts()
+    if facts is not None:
+        text = one_line(json.dumps(facts, ensure_ascii=False, sort_keys=True), MAX_FACT_CHARACTERS)
+        ledger.append(Noticed(kind="model_facts", explanation=text))
+
+
+def _charge_lost(lab: Lab, lost: LostCall) -> None:
+    """Put a cut stream on the bill, and end the call if another try could exceed a limit.
+
+    Raises:
+        ModelError: it could.
+    """
+    ledger = lab.ledger
     ledger.append(
         ModelCalled(
             conversation=ledger.history.conversation,
@@ -147,5 +236,13 @@ def _charge_lost(ledger: Ledger, lost: LostCall) -> None:
             usage=lost.usage,
             cost_usd=lost.cost_usd,
             seconds=lost.seconds,
+        )
+    )
+    stop = reason_to_stop(ledger.history, lab.settings.session, reserve=lost.asking_again)
+    if stop is not None:
+        raise ModelError(*stop, "")
+    ledger.append(
+        ModelAsked(
+            conversation=ledger.history.conversation, model=lost.model, reserve=lost.asking_again
         )
     )

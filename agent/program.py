@@ -152,7 +152,17 @@ class Session(Section):
     hours: Annotated[float, Field(gt=0, le=24 * 366)] = Field(examples=[10.0])
     usd: Annotated[float, Field(gt=0)] | None = Field(None, examples=[20.0])
     """Money for the language model; none for no limit."""
+    tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[20_000_000])
+    """Tokens of the language model, in and out; none for no limit."""
+    calls: Annotated[int, Field(ge=1)] | None = Field(None, examples=[1000])
+    """Calls of the language model; none for no limit."""
+    until: Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] | None = Field(
+        None, examples=["07:30"]
+    )
+    """Local time; the next time that it comes, the night ends."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = Field(examples=[10])
+    max_discards_in_a_row: Annotated[int, Field(ge=1)] | None = Field(None, examples=[40])
+    """Attempts of which none was kept; none for no limit."""
 
 
 class Noise(Section):
@@ -173,10 +183,15 @@ class DisturbanceSettings(Section):
 class ResearcherSettings(Section):
     """Who proposes the next candidate."""
 
-    name: Literal["auto", "claude", "tpe"] = Field("auto", examples=["auto"])
+    name: Literal["auto", "claude", "tpe", "random"] = Field("auto", examples=["auto"])
+    provider: Literal["anthropic", "bedrock", "vertex"] = Field("anthropic", examples=["anthropic"])
     model: Annotated[str, Field(min_length=1, max_length=128)] = Field(
         "claude-sonnet-5-5", examples=["claude-sonnet-5-5"]
     )
+    fallback_model: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, examples=["claude-opus-5-5"]
+    )
+    """Asked when the model refuses twice without an attempt between; none goes on to tpe."""
     max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = Field(32_000, examples=[32_000])
     max_conversation_tokens: Annotated[int, Field(ge=16_000)] = Field(120_000, examples=[120_000])
     effort: Literal["low", "medium", "high", "xhigh", "max"] = Field("high", examples=["high"])

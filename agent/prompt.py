@@ -50,7 +50,8 @@ noise; arithmetic decides this, not you. One lucky number means nothing, and a n
 - Read the files before you change them. Keep changes small enough that a result teaches something.
 - State a hypothesis with each run: what you changed and why the score should improve.
 - Look at `history` before you try something: what failed once fails again. `suggest` gives you \
-the next point of a sampler over the knobs; use it when you have no better idea.
+the next point of a sampler over the knobs; use it when you have no better idea. `sweep` hands \
+the sampler a few attempts at once.
 - Early on, try big and different changes; later, refine what was kept.
 - Every reply calls a tool. Nobody reads questions, and nobody answers them. The session ends by \
 its limits. Call `finish` only when nothing is left that is worth a run.
@@ -71,6 +72,10 @@ change a file and call `run`, or call `finish` if nothing is left that is worth 
 CUT_REPLY = """\
 Your reply was cut at {tokens} tokens and none of it was carried out. Write less at once: change \
 files in small pieces with `edit`, one idea at a time."""
+
+STUCK = """\
+You are going in circles: {circle}. Repeating it brings the same. Look at `history`, then do \
+something different: another change, another file, or `suggest`."""
 
 GUIDANCE = """\
 The person changed the guidance for this session. Follow it from now on, within the rules:
@@ -121,6 +126,11 @@ def nudge() -> str:
 def cut_reply(max_output_tokens: int) -> str:
     """For a reply that reached its token limit."""
     return CUT_REPLY.format(tokens=max_output_tokens)
+
+
+def stuck(circle: str) -> str:
+    """For a researcher that repeats itself; `circle` says how."""
+    return STUCK.format(circle=circle)
 
 
 def guidance(words: str) -> str:

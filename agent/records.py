@@ -34,8 +34,12 @@ class StopReason(StrEnum):
     TOKENS = "tokens"
     CALLS = "calls"
     FAILURES_IN_A_ROW = "failures_in_a_row"
+    DISCARDS_IN_A_ROW = "discards_in_a_row"
+    STOP_TIME = "stop_time"
+    STOPPED = "stopped"
     FINISHED = "finished"
     AGENT_IDLE = "agent_idle"
+    STUCK = "stuck"
     API_OUTAGE = "api_outage"
     API_REFUSED = "api_refused"
     REFUSED = "refused"
@@ -52,6 +56,9 @@ PLANNED_STOPS = frozenset(
         StopReason.TOKENS,
         StopReason.CALLS,
         StopReason.FAILURES_IN_A_ROW,
+        StopReason.DISCARDS_IN_A_ROW,
+        StopReason.STOP_TIME,
+        StopReason.STOPPED,
         StopReason.FINISHED,
         StopReason.EXHAUSTED,
     }
@@ -94,6 +101,15 @@ class Usage(Record):
     output_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
+
+
+class Reserve(Record):
+    """The worst that the next step can use."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+    """None where no price is known."""
 
 
 class SessionStarted(Record):
@@ -152,9 +168,15 @@ class RunFinished(Record):
     attempt: int
     seed: int
     result: RunResult
+    """Its log is an excerpt: the first KB and the last three, what lies between them counted."""
+    log: Sha256
+    """The log as the box kept it: JSON with head, tail and omitted_bytes."""
     disturbance: Disturbance | None
     over_budget_seconds: float
     """Seconds past the budget; 0 when within it."""
+    curve: Sha256 | None = None
+    """What a training said of its progress, thinned out; none when it said nothing, and in
+    ledgers from before curves were kept."""
 
 
 class Scored(Record):
@@ -209,6 +231,15 @@ class MessageAdded(Record):
     message: Sha256
 
 
+class ModelAsked(Record):
+    """Written before a call, so that one that a crash cut off is not forgotten on the bill."""
+
+    type: Literal["model_asked"] = "model_asked"
+    conversation: int
+    model: str
+    reserve: Reserve
+
+
 class ModelCalled(Record):
     type: Literal["model_called"] = "model_called"
     conversation: int
@@ -256,6 +287,98 @@ class SessionEnded(Record):
     explanation: str
 
 
+class ReviewStarted(Record):
+    """A person begins to check a session: baseline, best and every variant at fresh seeds."""
+
+    type: Literal["review_started"] = "review_started"
+    review: int
+    nightlab_version: str
+    baseline: int
+    best: int
+    seeds: tuple[int, ...]
+    """None of them was used before in this session."""
+
+
+class VariantPlanned(Record):
+    """Files that a review measures, or the reason why they cannot be made."""
+
+    type: Literal["variant_planned"] = "variant_planned"
+    review: int
+    variant: str
+    attempt: int
+    """The attempt that the variant is about."""
+    left_out: tuple[int, ...]
+    """The kept attempts whose changes were taken out of the best's files."""
+    files: dict[str, Sha256] | None
+    problem: str
+
+
+class VariantMeasured(Record):
+    """One seed of a variant: a score on val, or the reason why there is none."""
+
+    type: Literal["variant_measured"] = "variant_measured"
+    review: int
+    variant: str
+    seed: int
+    value: float | None
+    holdout: float | None
+    reason: str | None
+    explanation: str
+
+
+class ReviewFinished(Record):
+    type: Literal["review_finished"] = "review_finished"
+    review: int
+
+
+class LaterRun(Record):
+    """What happened in the boxes after the night; it belongs to no attempt's score."""
+
+    type: Literal["later_run"] = "later_run"
+    purpose: str
+    run: Annotated[RunStarted | RunFinished | Scored, Field(discriminator="type")]
+
+
+class ReplayedSeed(Record):
+    """A score as it was recorded and as it came out again."""
+
+    seed: int
+    recorded: float | None
+    today: float | None
+
+
+class ReplayFinished(Record):
+    type: Literal["replay_finished"] = "replay_finished"
+    attempt: int
+    recorded_outcome: str
+    """`measured`, or the recorded reason of a failure."""
+    outcome: str
+    scores: tuple[ReplayedSeed, ...]
+    noise: float | None
+    largest_difference: float | None
+    """Between a recorded score and today's at the same seed."""
+    agrees: bool
+    explanation: str
+
+
+class HumanDecided(Record):
+    """A person took the result or turned it down."""
+
+    type: Literal["human_decided"] = "human_decided"
+    decision: Literal["approve", "reject"]
+    reason: str
+    person: str
+    email: str
+    attempt: int
+    """The best at that time."""
+    variant: str
+    """`best`, or the review's smaller equal model."""
+    files: dict[str, Sha256]
+    patch: Sha256 | None
+    branch: str | None
+    commit: str | None
+
+
 Event = Annotated[
     SessionStarted
     | SessionResumed
@@ -267,14 +390,34 @@ Event = Annotated[
     | AttemptInterrupted
     | ConversationOpened
     | MessageAdded
+    | ModelAsked
     | ModelCalled
     | RetryWaited
     | ToolCalled
     | ToolReturned
     | Noticed
-    | SessionEnded,
+    | SessionEnded
+    | ReviewStarted
+    | VariantPlanned
+    | VariantMeasured
+    | ReviewFinished
+    | LaterRun
+    | ReplayFinished
+    | HumanDecided,
     Field(discriminator="type"),
 ]
+
+RunEvent = RunStarted | RunFinished | Scored
+AFTERWARDS = (
+    ReviewStarted,
+    VariantPlanned,
+    VariantMeasured,
+    ReviewFinished,
+    LaterRun,
+    ReplayFinished,
+    HumanDecided,
+)
+"""Events of the morning: they change neither attempts, best and noise nor the hours used."""
 
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 

@@ -1,4 +1,4 @@
-"""The morning after: HTML report, results.tsv, picture, summary.
+"""The morning after: report, results.tsv, picture.
 
 All of it is computed from the ledger each time; nothing here keeps state. Whatever a model or a
 run wrote is bounded, made visible and escaped on its way into a report.
@@ -20,16 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from agent import charts
+from agent.curves import Curve, unpacked
+from agent.findings import machine_state, repeats, spend_by_model, spend_by_outcome, time_spent
 from agent.history import Attempt, History, fold
 from agent.ledger import LedgerError, canonical
-from agent.records import Arithmetic, Entry, ModelCalled, RetryWaited, SessionStarted, Verdict
-from agent.render import one_line, visible
+from agent.logs import unpacked_log
+from agent.records import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
+from agent.render import fenced, for_markdown, one_line, visible
 from agent.summary import direction_of, metric_of, noise_of, summary, value_of
+from agent.worth import MEANING, decision, reviews, worth
 from sandbox.contract import Log, Outcome, Record
 
 REPORT_NAME = "report.html"
+MARKDOWN_NAME = "report.md"
 RESULTS_NAME = "results.tsv"
 PICTURE_NAME = "progress.png"
 
@@ -40,6 +46,10 @@ _TEXT_BYTES_PER_REPORT = 900_000
 _MOST_TEXT_BYTES, _LEAST_TEXT_BYTES = 60_000, 1_500
 _MAX_LINE_CHARS = 400
 _MAX_ROWS = 12
+_MAX_REPEATS = 60
+_CHAIN_BYTES_PER_REPORT = 200_000
+_MOST_CHAIN_BYTES = 20_000
+_MARKDOWN_CHARS = 600
 
 GetBlob = Callable[[str], bytes]
 
@@ -48,15 +58,17 @@ class ReportPaths(Record):
     """Where the report's files lie."""
 
     html: Path
+    markdown: Path
     results: Path
     picture: Path
 
 
 def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> ReportPaths:
-    """Write report.html, results.tsv and progress.png, each of them whole or not at all."""
+    """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
     history = fold(entries)
     paths = ReportPaths(
         html=directory / REPORT_NAME,
+        markdown=directory / MARKDOWN_NAME,
         results=directory / RESULTS_NAME,
         picture=directory / PICTURE_NAME,
     )
@@ -64,6 +76,7 @@ def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -
     png = charts.progress_png(history, direction_of(history), metric_of(history), noise)
     _replace(paths.results, results_tsv(history).encode())
     _replace(paths.html, render_html(entries, get_blob).encode())
+    _replace(paths.markdown, render_markdown(entries, get_blob).encode())
     _replace(paths.picture, png)
     return paths
 
@@ -122,6 +135,8 @@ class _Page:
     gain_in_noise: float | None
     arithmetic: str
     diff: list[str]
+    chain: list[str]
+    """The diff again, shorter, for the chain of kept changes."""
     logs: list[tuple[str, list[str]]]
     curve: charts.LossCurve | None
     runs_left_out: int
@@ -137,30 +152,54 @@ def render_html(entries: Sequence[Entry], get_blob: GetBlob) -> str:
         charts.progress_chart(history, direction, noise or 0.0, frame)
         for frame in (charts.WIDE, charts.NARROW)
     ]
-    return _template().render(
+    return _template("report.html").render(
         style=style,
         script=script,
         policy=_content_policy(style, script),
-        summary=summary(entries),
         figures=figures,
-        pages=list(_pages(history, get_blob)),
-        time=_time_spent(history, entries),
-        facts=_facts(history.session),
-        max_rows=_MAX_ROWS,
+        **_contents(history, entries, get_blob),
     )
+
+
+def render_markdown(entries: Sequence[Entry], get_blob: GetBlob) -> str:
+    """The same facts as Markdown; hostile text renders as nothing but itself."""
+    text = _template("report.md").render(**_contents(fold(entries), entries, get_blob))
+    return text.strip() + "\n"
+
+
+def _contents(history: History, entries: Sequence[Entry], get_blob: GetBlob) -> dict[str, Any]:
+    """What both forms of the report tell."""
+    repeated = repeats(history)
+    checked = reviews(entries)
+    return {
+        "review": worth(checked[-1], history) if checked else None,
+        "meaning": MEANING,
+        "decision": decision(entries),
+        "summary": summary(entries),
+        "pages": list(_pages(history, get_blob)),
+        "time": time_spent(history, entries),
+        "repeats": repeated[:_MAX_REPEATS],
+        "repeats_left_out": max(0, len(repeated) - _MAX_REPEATS),
+        "models": spend_by_model(entries)[:_MAX_ROWS],
+        "outcomes": spend_by_outcome(history),
+        "machine": machine_state(history),
+        "facts": _facts(history.session),
+        "max_rows": _MAX_ROWS,
+    }
 
 
 def _pages(history: History, get_blob: GetBlob) -> Iterator[_Page]:
     share = _TEXT_BYTES_PER_REPORT // max(1, len(history.attempts))
     limit_bytes = min(_MOST_TEXT_BYTES, max(_LEAST_TEXT_BYTES, share))
+    kept = 1 + history.count(Verdict.KEPT)
+    chain_bytes = min(_MOST_CHAIN_BYTES, _CHAIN_BYTES_PER_REPORT // kept)
     for attempt in history.attempts:
-        yield _page(attempt, get_blob, limit_bytes)
+        yield _page(attempt, get_blob, limit_bytes, chain_bytes)
 
 
-def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> _Page:
+def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int, chain_bytes: int) -> _Page:
     """One attempt; half of the text goes to its diff and half to its logs."""
     arithmetic = attempt.finished.arithmetic if attempt.finished else None
-    trained = [run.result.log for run in attempt.runs if run.result.box == "train"]
     return _Page(
         attempt=attempt,
         mark=charts.mark_of(attempt),
@@ -171,8 +210,9 @@ def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> _Page:
         else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
-        logs=list(_logs(attempt, limit_bytes // 2)),
-        curve=charts.loss_curve(f"{log.head}\n{log.tail}" for log in trained),
+        chain=_diff_lines(attempt, get_blob, chain_bytes) if attempt.kept else [],
+        logs=list(_logs(attempt, get_blob, limit_bytes // 2)),
+        curve=charts.loss_curve(_curves(attempt, get_blob)),
         runs_left_out=max(0, len(attempt.runs) - _MAX_ROWS),
         scores_left_out=max(0, len(attempt.scores) - _MAX_ROWS),
     )
@@ -201,6 +241,14 @@ def _mean(mean: float, values: Sequence[float]) -> str:
     return f"{mean:.4f} (mean of {', '.join(f'{value:.4f}' for value in values[:_MAX_ROWS])})"
 
 
+def _curves(attempt: Attempt, get_blob: GetBlob) -> Iterator[Curve]:
+    """What the attempt's trainings said of their loss; a lost or damaged curve is left out."""
+    for run in attempt.runs:
+        if run.curve is not None:
+            with suppress(LedgerError, ValueError):
+                yield unpacked(get_blob(run.curve))
+
+
 def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[str]:
     if attempt.started.diff is None:
         return []
@@ -212,13 +260,21 @@ def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[s
     return _ends(whole, limit_bytes, 0, is_cut=len(text) > limit_bytes + 1)
 
 
-def _logs(attempt: Attempt, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
+def _whole_log(run: RunFinished, get_blob: GetBlob) -> Log:
+    """The log from its blob; where that is lost or damaged, the excerpt."""
+    try:
+        return unpacked_log(get_blob(run.log))
+    except (LedgerError, ValueError):
+        return run.result.log
+
+
+def _logs(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
     """The logs that explain an attempt: of runs that went wrong, or of the first training."""
     wrong = [run for run in attempt.runs if run.result.outcome is not Outcome.OK]
     trained = [run for run in attempt.runs if run.result.box == "train"]
     chosen = wrong[-2:] or trained[:1]
     for run in chosen:
-        lines = _log_lines(run.result.log, limit_bytes // len(chosen))
+        lines = _log_lines(_whole_log(run, get_blob), limit_bytes // len(chosen))
         if lines:
             yield f"{run.result.box} box, seed {run.seed}", lines
 
@@ -255,20 +311,6 @@ def _within(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
         yield shown
 
 
-def _time_spent(history: History, entries: Sequence[Entry]) -> list[tuple[str, float]]:
-    """Where the hours went, in seconds."""
-    events = [entry.event for entry in entries]
-    runs = [run.result for attempt in history.attempts for run in attempt.runs]
-    thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
-    waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
-    return [
-        ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
-        ("scoring", sum(run.wall_seconds for run in runs if run.box != "train")),
-        ("the model's replies", thinking),
-        ("waiting for the service", waiting),
-    ]
-
-
 def _facts(session: SessionStarted | None) -> list[tuple[str, str]]:
     """What an auditor asks for first, flat."""
     if session is None:
@@ -297,7 +339,7 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _content_policy(style: str, script: str) -> str:
-    """Only this very style and this very script; nothing from anywhere, nothing injected."""
+    """Only our very style and our very script; nothing from anywhere, nothing injected."""
     return (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
         "base-uri 'none'; form-action 'none'"
@@ -313,24 +355,36 @@ def _asset(name: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
+    is_markdown = name.endswith(".md")
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+        autoescape=not is_markdown,  # noqa: S701 - Markdown has an escaping of its own
+        finalize=_markdown if is_markdown else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
         "line": one_line,
-        "value": lambda number: f"{number:.4f}",
-        "signed": lambda number: f"{number:+.4f}".replace("-", "\u2212"),
-        "times": lambda number: f"{abs(number):.1f}",
-        "duration": _duration,
-        "size": _size,
         "compact": lambda value: one_line(json.dumps(value, ensure_ascii=False), 300),
-    }
-    return environment.get_template("report.html")
+        "fenced": lambda lines: Markup(fenced("\n".join(lines), _MOST_TEXT_BYTES)),  # noqa: S704
+    } | {name: _trusted(shown) for name, shown in _NUMBERS.items()}
+    return environment.get_template(name)
+
+
+def _markdown(value: object) -> object:
+    """Every value in the Markdown is escaped, but for what our own filters made of numbers."""
+    is_ours = isinstance(value, Markup | int)
+    return value if is_ours else for_markdown(str(value), _MARKDOWN_CHARS)
+
+
+def _trusted(shown: Callable[[Any], str]) -> Callable[[Any], Markup]:
+    return lambda number: Markup(shown(number))  # noqa: S704 - made of a number alone
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.4f}".replace("-", "\u2212")
 
 
 def _duration(seconds: float) -> str:
@@ -348,6 +402,20 @@ def _size(count_bytes: int) -> str:
         return f"{count_bytes} B"
     power = min(3, int(math.log(count_bytes, 1024)))
     return f"{count_bytes / 1024**power:.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
+
+
+_NUMBERS: dict[str, Callable[[Any], str]] = {
+    "value": lambda number: f"{number:.4f}",
+    "signed": _signed,
+    "times": lambda number: f"{abs(number):.1f}",
+    "share": lambda number: f"{number:.0%}",
+    "cores": lambda number: f"{number:.2f}",
+    "count": lambda number: f"{number:,}",
+    "usd": lambda number: f"${number:.2f}",
+    "mills": lambda number: f"${number:.3f}",
+    "duration": _duration,
+    "size": _size,
+}
 
 
 def _replace(path: Path, content: bytes) -> None:

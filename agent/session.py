@@ -6,21 +6,27 @@ import os
 import platform
 import random
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.experiment import drop
 from agent.lab import Lab, Observer, candidate_id
-from agent.ledger import Ledger
+from agent.ledger import Clock, Ledger, utc_now
 from agent.program import Program, Settings
 from agent.records import (
     AttemptInterrupted,
+    ModelCalled,
     SessionEnded,
     SessionResumed,
     SessionStarted,
     StopReason,
+    Usage,
 )
+from agent.steering import forget
+from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace
 from sandbox.contract import Executor
 
@@ -66,6 +72,7 @@ def begin(
     researcher: str,
     version: str,
     seed: int,
+    now: Clock = utc_now,
 ) -> Ledger:
     """Make the session's directory, with its own copy of the workspace, and open its ledger.
 
@@ -78,6 +85,7 @@ def begin(
         researcher: who proposes candidates.
         version: of nightlab.
         seed: what the seeds of all runs are drawn from.
+        now: the ledger's clock.
 
     Raises:
         SessionError: the session exists, or the workspace lacks a file.
@@ -90,7 +98,7 @@ def begin(
     for name in FIXED_FILES:
         if not (source / name).is_file():
             raise SessionError(f"{source / name} is missing", "it decides the score; put it there")
-    ledger = Ledger.create(directory)
+    ledger = Ledger.create(directory, now)
     _lay_out(directory, program, source)
     workspace = Workspace(directory / "workspace", settings.workspace.editable)
     candidate = workspace.candidate()
@@ -121,6 +129,8 @@ def open_lab(
     settings: Settings,
     outfit: Outfit,
     observer: Observer,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Lab:
     """The lab of a session whose ledger is open."""
     directory = ledger.directory
@@ -130,13 +140,14 @@ def open_lab(
         ledger=ledger,
         workspace=Workspace(directory / "workspace", settings.workspace.editable),
         settings=settings,
-        executor=outfit.executor,
+        executor=TracedExecutor(outfit.executor, usual_tracer()),
         image_id=outfit.image_id,
         device=outfit.device,
         environment=outfit.environment,
         data_dir=outfit.data_dir,
         fixed_dir=directory / "fixed",
         observer=observer,
+        sleep=sleep,
     )
 
 
@@ -147,6 +158,8 @@ def bring_back(lab: Lab, *, version: str, removed_containers: tuple[str, ...]) -
     edits that were not tried yet and loses those that already have a verdict.
     """
     history = lab.ledger.history
+    _charge_unanswered(lab.ledger)
+    forget(lab.directory)
     open_attempt = next((a for a in history.attempts if a.open), None)
     if open_attempt is not None:
         lab.ledger.append(
@@ -189,6 +202,30 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load": list(os.getloadavg()),
     }
+
+
+def _charge_unanswered(ledger: Ledger) -> None:
+    """Put the call that a crash cut off on the bill, at its worst: nobody knows what it cost."""
+    asked = ledger.history.unanswered
+    if asked is None:
+        return
+    usage = Usage(
+        input_tokens=asked.reserve.tokens,
+        output_tokens=0,
+        cache_read_tokens=0,
+        cache_write_tokens=0,
+    )
+    ledger.append(
+        ModelCalled(
+            conversation=asked.conversation,
+            model=asked.model,
+            request_id=None,
+            stop_reason="lost",
+            usage=usage,
+            cost_usd=asked.reserve.usd,
+            seconds=0.0,
+        )
+    )
 
 
 def _lay_out(directory: Path, program: Program, source: Path) -> None:

@@ -9,18 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from agent.program import DataSettings, Settings
+from agent.records import SessionStarted
 from agent.session import Outfit, SessionError
-from sandbox.contract import EngineUnavailable
+from sandbox.contract import EngineUnavailable, ImageMissing
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect, find_engine, install_and_start
 from sandbox.hardware import Profile, find_profile
-from sandbox.image import ImageRecord, ensure_image, find_image
+from sandbox.image import ImageRecord, ensure_image, find_image, has_image
 from sandbox.reaper import sweep, sweep_run_directories
 
 Say = Callable[[str], None]
@@ -137,6 +138,35 @@ def find_outfit(
             **_described(manifest),
         },
     )
+
+
+def recorded_outfit(
+    session: SessionStarted,
+    settings: Settings,
+    place: Path,
+    *,
+    state_dir: Path,
+    environ: Mapping[str, str],
+) -> Outfit:
+    """What a session ran with: its very image and its very data, found again on this machine.
+
+    Raises:
+        SandboxError: there is no engine, or it lacks the image.
+        SessionError: the data is missing or differs.
+    """
+    outfit = find_outfit(settings, place, state_dir=state_dir, environ=environ)
+    if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
+        raise SessionError(
+            f"the data in {outfit.data_dir} is not what session {session.session} was scored on",
+            "copy the data directory of that time to this place, or set up again where it ran",
+        )
+    image_id = str(session.image["image_id"])
+    if not has_image(find_engine(state_dir, environ=environ), image_id):
+        raise ImageMissing(
+            f"the image of session {session.session} is not on this engine: {image_id}",
+            "bring it from the machine where it ran: `docker save` there, `docker load` here",
+        )
+    return replace(outfit, image=session.image, image_id=image_id)
 
 
 def executor(engine: Engine, state_dir: Path) -> DockerExecutor:

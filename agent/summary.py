@@ -1,4 +1,4 @@
-"""What a session came to: the numbers of the first screen."""
+"""What a session came to: its first screen's numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nine tools a researcher acts through; there is no shell."""
+"""The tools a researcher acts through; there is no shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agent.answers import Selection, history_answer, run_answer, to_json
+from agent.answers import Selection, history_answer, run_answer, sweep_answer, to_json
 from agent.history import Attempt, History
 from agent.knobs import Suggestion
 from agent.program import Goal
@@ -31,6 +31,7 @@ SHA_DIGITS = 12
 FilePath = Annotated[
     str, Field(max_length=1024, description="relative to the workspace, such as train.py")
 ]
+KnobName = Annotated[str, Field(max_length=100)]
 Text = Annotated[str, Field(max_length=256 * 1024)]
 
 
@@ -113,6 +114,17 @@ class Suggest(Arguments):
     Take its point, parts of it, or none of it."""
 
 
+class Sweep(Arguments):
+    """Hand a few attempts to the sampler: it turns module-level knobs of the best files, runs, and
+    learns from each. Costs a whole training budget per attempt. Run or undo your own changes
+    first."""
+
+    attempts: Annotated[int, Field(ge=1, le=8, description="how many trainings")]
+    knobs: Annotated[list[KnobName], Field(max_length=32)] = Field(
+        [], description="names of the knobs to turn, such as LEARNING_RATE; empty for all"
+    )
+
+
 class Finish(Arguments):
     """End the session before its limits do. Only when nothing is left that is worth a run."""
 
@@ -128,6 +140,7 @@ TOOLS: dict[str, type[Arguments]] = {
     "run": Run,
     "history": ShowHistory,
     "suggest": Suggest,
+    "sweep": Sweep,
     "finish": Finish,
 }
 """In the order in which a model is told of them; a cached prompt depends on it."""
@@ -163,6 +176,8 @@ class Toolbox:
         run_attempt: trains, scores and judges the workspace's files under a hypothesis.
         find_known: the judged attempt whose files were byte for byte these.
         suggest: the sampler's next point; none when the files have no knobs.
+        sweep: gives knobs and a number of attempts to the sampler; the judged attempts and why
+            there are not more.
         goal: what is measured, and which way is better.
     """
 
@@ -174,6 +189,7 @@ class Toolbox:
         run_attempt: Callable[[str], Attempt],
         find_known: Callable[[dict[str, bytes]], Attempt | None],
         suggest: Callable[[], Suggestion | None],
+        sweep: Callable[[tuple[str, ...], int], tuple[list[Attempt], str]],
         goal: Goal,
     ) -> None:
         self._workspace = workspace
@@ -182,6 +198,7 @@ class Toolbox:
         self._run_attempt = run_attempt
         self._find_known = find_known
         self._suggest_point = suggest
+        self._sweep_knobs = sweep
         self._goal = goal
         self._seen: dict[str, str] = {}
         """SHA-256 of each file as the researcher knows it."""
@@ -227,6 +244,8 @@ class Toolbox:
                 return _told(self._show_history(call))
             case Suggest():
                 return _told(self._suggest())
+            case Sweep():
+                return _told(self._sweep(call))
             case Finish():
                 return ToolResult(to_json({"ok": True}), is_error=False, finished=call.reason)
             case _:
@@ -353,6 +372,18 @@ class Toolbox:
         ]
         return to_json({"changes": changes, "reason": suggestion.reason})
 
+    def _sweep(self, call: Sweep) -> str:
+        best = self._history().best
+        if best is not None and best.started.files != _shas(self._workspace.candidate()):
+            message = "the workspace holds changes that were not run"
+            raise ToolRefused("unsaved_changes", message, "run them, or undo them, then sweep")
+        attempts, why = self._sweep_knobs(tuple(call.knobs), call.attempts)
+        if not attempts:
+            hint = "a knob is a module-level NAME = literal; see suggest for those there are"
+            raise ToolRefused("nothing_to_sweep", why, hint)
+        self._seen.clear()
+        return sweep_answer(attempts, self._history(), why)
+
 
 def _told(text: str) -> ToolResult:
     return ToolResult(text, is_error=False, finished=None)
@@ -395,6 +426,10 @@ def _plain(field: dict[str, Any]) -> dict[str, Any]:
         for key, value in field.items()
         if key != "title" and not (key == "default" and value is None)
     }
+
+
+def _shas(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def _sha(text: str) -> str:

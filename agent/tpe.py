@@ -4,10 +4,11 @@ A study is rebuilt from the ledger at every reply, so there is nothing else to s
 history gives the same reply. Attempts of any researcher teach it, as far as their files still have
 the knobs; those that failed count as a little worse than the worst that was measured.
 
-Twenty attempts are few for a dozen knobs, so the search stays near the best files: the first
-attempts move one to four knobs a step away from them, and later ones take a few knobs of the
-sampler's point and leave the others. This is our own choice; the tests hold it against uniform
-sampling.
+Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
+measured: the first attempts move one to four knobs a step away from it, and later ones take a few
+knobs of the sampler's point and leave the others. That point may be better without proof: small
+gains then add up until the judge can tell them from noise. This is our own choice; the tests hold
+it against uniform sampling.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -44,14 +45,23 @@ from agent.knobs import (
     turn,
 )
 from agent.model import ModelError, Reply, ToolCall
-from agent.records import Direction, StopReason, Usage
+from agent.records import AttemptFinished, Direction, Reserve, StopReason, Usage, Verdict
 from agent.render import one_line
 
 Files = dict[str, bytes]
+Method = Literal["tpe", "random"]
 Parameter = float | int | bool | str
 Point = dict[str, Parameter]
 """A parameter for each knob, by the knob's key; of ordered choices their index."""
 
+SAMPLERS = ("tpe", "random")
+RAN_OUT = frozenset(
+    {
+        *("timed_out", "out_of_memory", "out_of_gpu_memory", "disk_full", "over_budget"),
+        *("model_box_timed_out", "model_box_out_of_memory", "model_box_out_of_gpu_memory"),
+    }
+)
+"""Reasons of a verdict that knobs such as depth and batch size answer for."""
 STARTUP_ATTEMPTS = 6
 MAX_STEP_KNOBS = 4
 STEP = 0.2
@@ -78,6 +88,7 @@ class TpeModel:
         best_files: the editable files as they lie in the workspace; between attempts the best's.
         seed: of every random choice.
         direction: of the goal's metric.
+        method: `random` draws every knob evenly from its range and learns nothing: the floor.
     """
 
     def __init__(
@@ -87,7 +98,9 @@ class TpeModel:
         best_files: Callable[[], Files],
         seed: int,
         direction: Direction,
+        method: Method = "tpe",
     ) -> None:
+        self._method: Method = method
         self._history = history
         self._get_blob = get_blob
         self._best_files = best_files
@@ -98,14 +111,14 @@ class TpeModel:
     @property
     def name(self) -> str:
         """Name for the record."""
-        return "tpe"
+        return self._method
 
-    def worst_case_usd(
+    def worst_case(
         self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> float:
+    ) -> Reserve:
         """What one more reply can cost at most: nothing."""
         del system, tools, messages
-        return 0.0
+        return Reserve(calls=0, tokens=0, usd=0.0)
 
     def reply(
         self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
@@ -117,7 +130,7 @@ class TpeModel:
         """
         del system, tools
         attempt = len(self._history().attempts)
-        earlier = _calls_for(attempt, messages)
+        earlier = _calls_for(attempt, self.name, messages)
         replies = sum(1 for name in earlier if name == "run")
         if replies >= MAX_REPLIES_PER_ATTEMPT:
             message = f"the tools refused {replies} candidates in a row"
@@ -129,7 +142,7 @@ class TpeModel:
             message = "every knob that the files have was tried"
             hint = "give the knobs wider ranges, or go on with --researcher claude"
             raise ModelError(StopReason.EXHAUSTED, message, hint)
-        return _as_reply(proposal, files, f"tpe-{attempt}", first=len(earlier))
+        return _as_reply(proposal, files, self.name, attempt, first=len(earlier))
 
     def suggestion(self) -> Suggestion | None:
         """The next point in words for the `suggest` tool; none when no knob is left."""
@@ -139,19 +152,34 @@ class TpeModel:
             return None
         return Suggestion(tuple(_changes(proposal, files)), proposal.reason)
 
-    def _propose(self, files: Files, draw: int) -> Proposal | None:
+    def turned(self, names: tuple[str, ...]) -> tuple[Files, str] | None:
+        """The files at the next point, and a hypothesis; none when no point is left.
+
+        Args:
+            names: of the knobs that may turn; empty for all.
+        """
+        files = self._best_files()
+        proposal = self._propose(files, draw=0, names=names)
+        if proposal is None:
+            return None
+        return _turned(files, proposal.changes), _hypothesis(self.name, proposal, files)
+
+    def _propose(self, files: Files, draw: int, names: tuple[str, ...] = ()) -> Proposal | None:
         history = self._history()
-        knobs = self._search_space(history, files)
+        knobs = [k for k in self._search_space(history, files) if not names or k.name in names]
         here = _point(knobs, self._knobs_of(files))
         trials = self._trials(history, knobs)
+        base = self._promising(trials, here)
         tried = [self._shas_of(attempt, files) for attempt in history.attempts]
         random_source = random.Random(f"{self._seed} {len(history.attempts)} {draw}")
         measured = len(history.completed)
         for _ in range(MAX_DRAWS if knobs else 0):
-            if measured < STARTUP_ATTEMPTS or len(trials) < 2:
-                point, reason = _step(knobs, here, random_source), "a step away from the best"
+            if self._method == "random":
+                point, reason = _anywhere(knobs, random_source), "drawn evenly from the ranges"
+            elif measured < STARTUP_ATTEMPTS or len(trials) < 2:
+                point, reason = _step(knobs, base, random_source), "a step away from the best"
             else:
-                point = self._sampled(knobs, here, trials, random_source)
+                point = self._sampled(knobs, base, trials, random_source)
                 reason = f"the sampler's choice after {len(trials)} trials, near the best"
             changes = _moved(knobs, here, point)
             if changes and _shas(_turned(files, changes)) not in tried:
@@ -188,8 +216,12 @@ class TpeModel:
         return self._found[path, sha]
 
     def _trials(self, history: History, knobs: list[Knob]) -> list[tuple[Point, float]]:
-        """Every judged attempt as a point and a value, the baseline first."""
-        judged = [(a, a.finished) for a in history.attempts if a.finished is not None]
+        """Every attempt that says something about the knobs, the baseline first."""
+        judged = [
+            (a, a.finished)
+            for a in history.attempts
+            if a.finished is not None and _teaches(a, a.finished)
+        ]
         measured = [end.value for _, end in judged if end.value is not None]
         if not measured:
             return []
@@ -202,22 +234,42 @@ class TpeModel:
     def _shas_of(self, attempt: Attempt, files: Files) -> dict[str, str | None]:
         return {path: attempt.started.files.get(path) for path in files}
 
+    def _promising(self, trials: list[tuple[Point, float]], here: Point) -> Point:
+        """The point with the best measured value, proven or not; the files' own without one."""
+        if not trials:
+            return here
+        choose = min if self._direction == "minimize" else max
+        return choose(trials, key=lambda trial: trial[1])[0]
+
     def _sampled(
         self,
         knobs: list[Knob],
-        here: Point,
+        base: Point,
         trials: list[tuple[Point, float]],
         random_source: random.Random,
     ) -> Point:
         """A few knobs of the sampler's point, the others as they are."""
         point = _ask(knobs, trials, self._direction, random_source.randrange(2**31))
-        different = [knob.key for knob in knobs if point[knob.key] != here[knob.key]]
+        different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
         size = min(len(different), random_source.randint(1, MAX_STEP_KNOBS))
         taken = set(random_source.sample(different, size))
-        return {key: point[key] if key in taken else here[key] for key in here}
+        return {key: point[key] if key in taken else base[key] for key in base}
 
 
-def _calls_for(attempt: int, messages: list[dict[str, Any]]) -> list[str]:
+def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
+    """Whether an attempt's value, or its lack of one, is the knobs' doing.
+
+    A disturbed run is nobody's fault. What fails after a sampler turned knobs fails because of
+    them; after somebody rewrote code, only what ran out of a resource says something of knobs.
+    """
+    if finished.value is not None:
+        return True
+    if finished.verdict is Verdict.DISCARDED:
+        return False
+    return attempt.started.researcher in SAMPLERS or finished.reason in RAN_OUT
+
+
+def _calls_for(attempt: int, name: str, messages: list[dict[str, Any]]) -> list[str]:
     """Names of the tools that this conversation already called for that attempt."""
     blocks = [
         block
@@ -225,7 +277,7 @@ def _calls_for(attempt: int, messages: list[dict[str, Any]]) -> list[str]:
         if message["role"] == "assistant" and isinstance(message["content"], list)
         for block in message["content"]
     ]
-    prefix = f"tpe-{attempt}-"
+    prefix = f"{name}-{attempt}-"
     return [b["name"] for b in blocks if str(b.get("id", "")).startswith(prefix)]
 
 
@@ -321,6 +373,21 @@ def _step(knobs: list[Knob], here: Point, random_source: random.Random) -> Point
     return {**here, **moved}
 
 
+def _anywhere(knobs: list[Knob], random_source: random.Random) -> Point:
+    """Every knob drawn evenly from its range."""
+    return {knob.key: _even(knob.domain, random_source) for knob in knobs}
+
+
+def _even(domain: Domain, random_source: random.Random) -> Parameter:
+    if isinstance(domain, Choices):
+        index = random_source.randrange(len(domain.values))
+        return index if domain.ordered else domain.values[index]
+    scale: Callable[[float], float] = math.log if domain.log else float
+    drawn = random_source.uniform(scale(domain.low), scale(domain.high))
+    inside = min(max(math.exp(drawn) if domain.log else drawn, domain.low), domain.high)
+    return round(inside) if domain.whole else inside
+
+
 def _nearby(domain: Domain, parameter: Parameter, random_source: random.Random) -> Parameter:
     if isinstance(domain, Choices):
         if not domain.ordered:
@@ -367,14 +434,18 @@ def _changes(proposal: Proposal, files: Files) -> list[Change]:
     ]
 
 
-def _as_reply(proposal: Proposal, files: Files, prefix: str, first: int) -> Reply:
+def _hypothesis(name: str, proposal: Proposal, files: Files) -> str:
     changes = _changes(proposal, files)
     told = ", ".join(f"{change.name} {change.old} -> {change.new}" for change in changes)
-    hypothesis = one_line(f"tpe: {told}", HYPOTHESIS_CHARACTERS)
+    return one_line(f"{name}: {told}", HYPOTHESIS_CHARACTERS)
+
+
+def _as_reply(proposal: Proposal, files: Files, name: str, attempt: int, first: int) -> Reply:
+    hypothesis = _hypothesis(name, proposal, files)
     inputs = [*_edits(proposal, files), ("run", {"hypothesis": hypothesis})]
     calls = [
-        ToolCall(f"{prefix}-{number}", name, arguments)
-        for number, (name, arguments) in enumerate(inputs, start=first)
+        ToolCall(f"{name}-{attempt}-{number}", tool, arguments)
+        for number, (tool, arguments) in enumerate(inputs, start=first)
     ]
     text = {"type": "text", "text": f"{hypothesis} ({proposal.reason})"}
     blocks = [
@@ -385,7 +456,7 @@ def _as_reply(proposal: Proposal, files: Files, prefix: str, first: int) -> Repl
         content=[text, *blocks],
         tool_calls=calls,
         stop_reason="tool_use",
-        model="tpe",
+        model=name,
         usage=Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0),
         cost_usd=0.0,
         request_id=None,

@@ -1,4 +1,4 @@
-"""What a run is asked for, and what came of it.
+"""What a run is asked, and what came of it.
 
 The only module of `sandbox` that the rest of nightlab may depend on. It knows neither Docker nor
 language models. Every size is in bytes, every duration in seconds; each limit must be given, since

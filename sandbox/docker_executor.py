@@ -15,12 +15,14 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import docker
 import docker.errors
@@ -54,19 +56,32 @@ from sandbox.link import (
     parse,
     require_walls,
 )
-from sandbox.reaper import OWNER_FILE, process_owner
+from sandbox.reaper import OWNER_FILE, lift_cpu_limit, process_owner
 
 ENGINE_SECONDS = 60
 HANDSHAKE_SECONDS = 30.0
-HOST_GRACE_SECONDS = 2.0
-"""How long after PID 1's own deadline the host steps in."""
+LIFT_GRACE_SECONDS = 0.08
+"""How long after PID 1's own deadline the host lifts the box's CPU limit, so that it can die."""
+HOST_GRACE_SECONDS = 0.55
+"""How long after PID 1's own deadline the host kills it."""
+WATCHDOG_GRACE_SECONDS = 240.0
+"""How much longer than its wall time and its output's way a run takes at most; a controller that
+needs more is frozen, says the watchdog."""
 DEATH_SECONDS = 10
+REMOVAL_PAUSES_SECONDS = (0.1, 1.0)
 LEFTOVER_SECONDS = 600.0
 """How long after its deadline a container of an unknown owner is taken for abandoned."""
 OUTPUT_BYTES_PER_SECOND = 10e6
 """The slowest transfer of output that is not called a stall."""
 HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
 IMAGE_PATTERN = re.compile(r"^(\S+@)?sha256:[0-9a-f]{64}$")
+Step = Literal[
+    "prepared", "created", "started", "connected", "inspected", "compared", "reported", "ended"
+]
+
+
+def _nobody_measures(step: Step) -> None:
+    """Is told what was done when nobody wants to know."""
 
 
 class DockerExecutor:
@@ -78,6 +93,8 @@ class DockerExecutor:
         run_root: a directory for what lives as long as a run; the engine must be able to mount it.
         build: makes the container settings. What is recorded and proven is compared with
             `container_settings` in any case, so a weaker builder only gets its runs refused.
+        call_seconds: how long the engine may take for one call; it has been seen to hang.
+        on_step: told the name of each step of a run once it is done; for those who measure.
     """
 
     def __init__(
@@ -86,11 +103,15 @@ class DockerExecutor:
         api_version: str,
         run_root: Path,
         build: Callable[[RunSpec, Lease], Settings] = container_settings,
+        call_seconds: int = ENGINE_SECONDS,
+        on_step: Callable[[Step], None] = _nobody_measures,
     ) -> None:
+        self._call_seconds = call_seconds
         self._base_url = base_url
         self._api_version = api_version
         self._run_root = run_root
         self._build = build
+        self._on_step = on_step
         self._usable_images: dict[str, str] = {}
 
     def run(
@@ -110,9 +131,10 @@ class DockerExecutor:
             contextlib.closing(Listener(directory)) as listener,
         ):
             digest = self._usable_image(client, spec.image)
-            box = _Box(client, spec, f"nightlab-{directory.name}")
+            box = _Box(client, spec, f"nightlab-{directory.name}", self._on_step)
+            self._on_step("prepared")
             lease = _lease(spec, directory)
-            with _removed_at_the_end(box):
+            with self._watched(box.name, spec), _removed_at_the_end(box):
                 proof = box.open(listener, lease, self._build(spec, lease))
                 observed = box.follow(receiver, channel, on_log)
         return _result(spec, digest, proof, observed)
@@ -121,12 +143,34 @@ class DockerExecutor:
     def _client(self) -> Iterator[docker.APIClient]:
         """Give a client of this call's own: the SDK's are not safe to share between threads."""
         client = docker.APIClient(
-            base_url=self._base_url, version=self._api_version, timeout=ENGINE_SECONDS
+            base_url=self._base_url, version=self._api_version, timeout=self._call_seconds
         )
         try:
             yield client
         finally:
             client.close()
+
+    @contextlib.contextmanager
+    def _watched(self, container: str, spec: RunSpec) -> Iterator[None]:
+        """Keep a process beside this one that ends the box if this one no longer can."""
+        limits = spec.limits
+        seconds = limits.wall_seconds + limits.output_bytes / OUTPUT_BYTES_PER_SECOND
+        script = str(resources.files("sandbox").joinpath("watchdog.py"))
+        socket_path = self._base_url.removeprefix("unix://")
+        words = (socket_path, self._api_version, container, str(seconds + WATCHDOG_GRACE_SECONDS))
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", script, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},  # the host's keys are none of its business
+            start_new_session=True,  # what is sent to the terminal's group is not for it
+        ) as watchdog:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    watchdog.communicate(b".")
 
     def _usable_image(self, client: docker.APIClient, image: str) -> str:
         """Return the image's id once it is known to be there and to declare no volume."""
@@ -165,10 +209,17 @@ class Observed(Record):
 class _Box:
     """One container and the link to its PID 1."""
 
-    def __init__(self, client: docker.APIClient, spec: RunSpec, name: str) -> None:
+    def __init__(
+        self,
+        client: docker.APIClient,
+        spec: RunSpec,
+        name: str,
+        on_step: Callable[[Step], None],
+    ) -> None:
+        self.name = name
         self._client = client
         self._spec = spec
-        self._name = name
+        self._on_step = on_step
         self._link: Link | None = None
         self._init: int | None = None
         self._head = bytearray()
@@ -181,25 +232,30 @@ class _Box:
         """Create and start the container and return what PID 1 proved, all of it as asked."""
         # The SDK's friendlier calls throw the engine's warnings away.
         created = self._client.create_container_from_config(  # type: ignore[no-untyped-call]
-            settings, self._name
+            settings, self.name
         )
         if created.get("Warnings"):
             raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
+        self._on_step("created")
         self._start()
+        self._on_step("started")
         self._link = self._await_link(listener)
         self._init = _open_process(self._link.peer_pid())
-        recorded = self._client.inspect_container(self._name)
+        self._on_step("connected")
+        recorded = self._client.inspect_container(self.name)
+        self._on_step("inspected")
         wrong = engine_differences(container_settings(self._spec, lease), recorded)
         payload = self._link.expect(b"H", time.monotonic() + HANDSHAKE_SECONDS)
         proof = parse(Proof, payload)
         require_walls(self._spec, proof)
         if wrong:
             raise LimitNotEnforced("the engine recorded otherwise than asked: " + ", ".join(wrong))
+        self._on_step("compared")
         return proof
 
     def _start(self) -> None:
         try:
-            self._client.start(self._name)
+            self._client.start(self.name)
         except docker.errors.APIError as error:
             if error.status_code == 400 or "python3" in str(error):
                 hint = "the image needs a `python3` on its PATH"
@@ -212,10 +268,10 @@ class _Box:
             link = listener.accept(1.0)
             if link is not None:
                 return link
-            state = self._client.inspect_container(self._name)["State"]
+            state = self._client.inspect_container(self.name)["State"]
             if not state["Running"]:
                 break
-        words = self._client.logs(self._name, tail=20)[-2000:].decode(errors="replace")
+        words = self._client.logs(self.name, tail=20)[-2000:].decode(errors="replace")
         raise SandboxError(f"PID 1 of the box never reported; its last words: {words}")
 
     # --- while it runs ---
@@ -230,7 +286,7 @@ class _Box:
         assert self._link is not None
         started_at, started = datetime.now(UTC), time.monotonic()
         self._link.send_go(_go(self._spec, receiver, channel), channel)
-        deadline = started + self._spec.limits.wall_seconds + HOST_GRACE_SECONDS
+        deadline = started + self._spec.limits.wall_seconds
         report, killed_by_host = None, False
         try:
             report = self._await_report(deadline, on_log)
@@ -238,7 +294,9 @@ class _Box:
         except LinkEnded:
             pass  # PID 1 died without a word: the engine's view must do
         wall_seconds, finished_at = time.monotonic() - started, datetime.now(UTC)
+        self._on_step("reported")
         log, output, skipped = self._collect(report, receiver)
+        self._on_step("ended")
         return Observed(
             started_at=started_at,
             finished_at=finished_at,
@@ -254,9 +312,19 @@ class _Box:
     def _await_report(
         self, deadline: float, on_log: Callable[[bytes], None] | None
     ) -> Report | None:
-        """Return PID 1's report, or None when the host's own deadline came first."""
+        """Return PID 1's report, or None when it came too late and the host killed the box."""
+        report = self._follow_link(deadline + LIFT_GRACE_SECONDS, on_log)
+        if report is None:
+            lift_cpu_limit(self._client, self.name)
+            report = self._follow_link(deadline + HOST_GRACE_SECONDS, on_log)
+        if report is None:
+            self._kill()
+        return report
+
+    def _follow_link(self, give_up: float, on_log: Callable[[bytes], None] | None) -> Report | None:
+        """Pass the log on until PID 1 reports; None when it did not in time."""
         assert self._link is not None
-        while (frame := self._link.receive(deadline)) is not None:
+        while (frame := self._link.receive(give_up)) is not None:
             kind, payload = frame
             if kind == b"X":
                 return parse(Report, payload)
@@ -265,7 +333,6 @@ class _Box:
             self._keep(payload)
             if on_log is not None:
                 on_log(payload)
-        self._kill()
         return None
 
     def _keep(self, piece: bytes) -> None:
@@ -339,21 +406,31 @@ class _Box:
         if self._link is not None:
             self._link.close()  # PID 1, if it still lives, ends the box by itself
         if self._init is not None and not _is_dead(self._init, 0.5):
+            lift_cpu_limit(self._client, self.name)
             self._kill()
+        for pause_seconds in REMOVAL_PAUSES_SECONDS:
+            with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+                if self._is_removed():
+                    return
+            time.sleep(pause_seconds)
         try:
-            self._client.remove_container(self._name, v=True, force=True)
-        except docker.errors.NotFound:
-            pass
-        except docker.errors.APIError as error:
-            if error.status_code != 409:  # somebody else is removing it
-                self._require_dead(error)
-        except requests.RequestException as error:
+            self._is_removed()
+        except (docker.errors.APIError, requests.RequestException) as error:
             self._require_dead(error)
+
+    def _is_removed(self) -> bool:
+        """Remove the container; also true when it is not there or somebody else removes it."""
+        try:
+            self._client.remove_container(self.name, v=True, force=True)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):
+                raise
+        return True
 
     def _require_dead(self, error: Exception) -> None:
         if self._init is None or _is_dead(self._init, 0):
             raise EngineUnavailable(f"the engine did not remove a container: {error}") from error
-        raise ContainerUnkillable(f"container {self._name} would not die: {error}") from error
+        raise ContainerUnkillable(f"container {self.name} would not die: {error}") from error
 
     def _kill(self) -> None:
         """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
@@ -366,14 +443,14 @@ class _Box:
                 if _is_dead(self._init, DEATH_SECONDS):
                     return
         with contextlib.suppress(docker.errors.APIError, requests.RequestException):
-            self._client.kill(self._name)
+            self._client.kill(self.name)
 
     def _engine_state(self) -> dict[str, Any]:
         """Return the engine's own view of a container whose PID 1 said nothing."""
         if self._init is not None:
             _is_dead(self._init, DEATH_SECONDS)
-        self._client.wait(self._name, timeout=DEATH_SECONDS)
-        state = self._client.inspect_container(self._name)["State"]
+        self._client.wait(self.name, timeout=DEATH_SECONDS)
+        state = self._client.inspect_container(self.name)["State"]
         names = ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
         return {name: state.get(name) for name in names}
 

@@ -170,6 +170,12 @@ def find_image(engine: Engine, profile: Profile, *, state_dir: Path) -> ImageRec
         return _checked(client, remembered.image)
 
 
+def has_image(engine: Engine, image_id: str) -> bool:
+    """Whether the engine still has the image of that id."""
+    with closing(connect(engine)) as client:
+        return _inspect(client, image_id) is not None
+
+
 def _checked(client: docker.DockerClient, image: ImageRecord) -> ImageRecord:
     """`image`, if the engine still has exactly that one."""
     facts = _inspect(client, image.reference)

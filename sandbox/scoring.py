@@ -1,4 +1,4 @@
-"""Scores a checkpoint with two boxes that share one socket and nothing else.
+"""Scores a checkpoint with two boxes and one socket.
 
 The model box has the candidate's code and checkpoint; the scorer box has the tokens and the
 loss. Each gets one end of a socket pair. What the scorer wrote decides, and nothing else.

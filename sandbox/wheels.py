@@ -1,4 +1,4 @@
-"""Fetches the image's wheels on the host, with its own pip.
+"""Fetches the image's wheels on the host with pip.
 
 pip runs on the host so that a site's mirrors, certificates and local wheels work; the image build
 has no network. Everything but torch is pinned by the lock. Of torch any CPU build of the exact

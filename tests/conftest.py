@@ -20,6 +20,10 @@ GOLDEN = Path(__file__).parent / "golden"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
+# Tests serve themselves on loopback; a site's proxy must not stand between.
+os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require",
@@ -47,6 +51,16 @@ def missing(config: pytest.Config, facility: str, why: str) -> None:
     if facility in required(config):
         pytest.fail(f"{facility} was required: {why}", pytrace=False)
     pytest.skip(why)
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No test finds the person's own key or SDK configuration."""
+    for name in [name for name in os.environ if name.startswith("ANTHROPIC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ANTHROPIC_CONFIG_DIR", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(scope="session")

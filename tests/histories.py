@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from agent.curves import curve_of, packed
 from agent.history import History, fold
 from agent.ledger import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
+from agent.logs import excerpt, packed_log
 from agent.records import (
     Arithmetic,
     AttemptFinished,
@@ -203,22 +206,30 @@ def baseline(made: Night, chance: random.Random, value: float = 2.35) -> float:
 
 def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log: str = "") -> None:
     """A train, a model and a scorer run that went well."""
-    train = run_result(f"a{attempt}-s{seed}-train", "train", log=log or progress_log(seed, 60))
-    made.add(run_finished(attempt, seed, train, disturbed), BUDGET_SECONDS)
+    log = log or progress_log(seed, 60)
+    train = run_result(f"a{attempt}-s{seed}-train", "train", log=log)
+    run = run_finished(attempt, seed, train, disturbed, made.put_blob)
+    curve = made.put_blob(packed(curve_of(log)))
+    made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
     for box in ("model", "scorer"):
         result = run_result(f"a{attempt}-s{seed}-{box}", box, log="", wall_seconds=4.5)
-        made.add(run_finished(attempt, seed, result), 0.1)
+        made.add(run_finished(attempt, seed, result, put_blob=made.put_blob), 0.1)
 
 
 def run_finished(
-    attempt: int, seed: int, result: RunResult, disturbed: bool = False
+    attempt: int,
+    seed: int,
+    result: RunResult,
+    disturbed: bool = False,
+    put_blob: Callable[[bytes], str] = lambda body: hashlib.sha256(body).hexdigest(),
 ) -> RunFinished:
     others = 0.9 if disturbed else 0.04
     disturbance = Disturbance(other_cores=others, limit_cores=0.25, disturbed=disturbed)
     return RunFinished(
         attempt=attempt,
         seed=seed,
-        result=result,
+        result=result.model_copy(update={"log": excerpt(result.log)}),
+        log=put_blob(packed_log(result.log)),
         disturbance=disturbance if result.box == "train" else None,
         over_budget_seconds=0.0,
     )
@@ -368,7 +379,7 @@ def _failed(made: Night, number: int, best: float, log: str) -> float:
         'Traceback (most recent call last):\n  File "/workspace/train.py", line 71\nKeyError: 4\n'
     )
     result = run_result(f"a{number}-s1-train", "train", log=log + trace, outcome=outcome)
-    made.add(run_finished(number, 1, result), 45)
+    made.add(run_finished(number, 1, result, put_blob=made.put_blob), 45)
     return _unmeasured(made, number, best, Verdict.FAILED, outcome.value, "The training failed.")
 
 

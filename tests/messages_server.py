@@ -255,6 +255,21 @@ class MessagesServer:
         self._stream(handler, request, answer, events, (read, written))
         return None
 
+    def describe(self, handler: _Handler) -> None:
+        """Serve what is asked of a model: `/v1/models/ID`."""
+        name = handler.path.removeprefix("/v1/models/")
+        if name not in PRICES_USD:
+            return handler.send_status(Status(404, "not_found_error", f"model: {name}"))
+        facts = {
+            "id": name,
+            "type": "model",
+            "display_name": name,
+            "created_at": "2026-09-01T00:00:00Z",
+            "max_input_tokens": CONTEXT_TOKENS,
+            "max_tokens": MAX_OUTPUT_TOKENS,
+        }
+        return handler.send_json(200, json.dumps(facts).encode(), "req_facts", {})
+
     def _refusal(self, problem: Problem) -> Status:
         self.unplanned.append(f"{problem.code}: {problem.message}")
         return Status(problem.code, problem.type, problem.message)
@@ -425,15 +440,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.messages.answer(self)
 
+    def do_GET(self) -> None:
+        self.server.messages.describe(self)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's name
         """Say nothing."""
 
     def send_status(self, status: Status) -> None:
-        body = status.body()
-        self.send_response(status.code)
-        for name, value in {"content-type": "application/json", **status.headers}.items():
+        self.send_json(status.code, status.body(), "req_refused", status.headers)
+
+    def send_json(self, code: int, body: bytes, request_id: str, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {"content-type": "application/json", **headers}.items():
             self.send_header(name, value)
-        self.send_header("request-id", "req_refused")
+        self.send_header("request-id", request_id)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

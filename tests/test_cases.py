@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from sandbox import DockerExecutor, Outcome, RunResult
+from sandbox import DockerExecutor, Outcome, RunResult, RunSpec
 from tests.boxes import box_spec
 
 CASES = Path(__file__).parent / "cases"
@@ -65,24 +65,41 @@ def observations(expected: Expectation, result: RunResult) -> dict[str, Any]:
     }
 
 
-@pytest.mark.docker
-@pytest.mark.parametrize("name", sorted(path.name for path in CASES.iterdir()))
-def test_a_case_ends_as_expected(name: str, engine: Any, image: Any, tmp_path: Path) -> None:
-    expected = Expectation.model_validate(tomllib.loads((CASES / name / "expect.toml").read_text()))
-    spec = box_spec(
+def read_case(name: str) -> Expectation:
+    """Return what must be found for one case."""
+    return Expectation.model_validate(tomllib.loads((CASES / name / "expect.toml").read_text()))
+
+
+def case_spec(name: str, expected: Expectation, image: str) -> RunSpec:
+    """Return the run of one case."""
+    return box_spec(
         "python3",
         "train.py",
-        image=image.image_id,
+        image=image,
         mounts={CASES / name: "/workspace"},
         **expected.limits,
     ).model_copy(update={"working_directory": "/workspace"})
+
+
+def asked_and_found(
+    expected: Expectation, result: RunResult
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was asked for and, under the same names, what was found."""
+    asked = expected.model_dump(exclude_unset=True, exclude={"limits", "max_wall_seconds"})
+    found = observations(expected, result)
+    return asked, {key: found[key] for key in asked}
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.iterdir()))
+def test_a_case_ends_as_expected(name: str, engine: Any, image: Any, tmp_path: Path) -> None:
+    expected = read_case(name)
     output = tmp_path / "output"
     output.mkdir()
     executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs")
-    result = executor.run(spec, output_dir=output)
-    asked = expected.model_dump(exclude_unset=True, exclude={"limits", "max_wall_seconds"})
-    found = observations(expected, result)
-    assert asked == {key: found[key] for key in asked}, result.model_dump_json(indent=1)[:4000]
+    result = executor.run(case_spec(name, expected, image.image_id), output_dir=output)
+    asked, found = asked_and_found(expected, result)
+    assert asked == found, result.model_dump_json(indent=1)[:4000]
     assert result.wall_seconds <= (
         expected.max_wall_seconds or expected.limits.get("wall_seconds", 10)
     )

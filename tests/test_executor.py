@@ -252,6 +252,14 @@ def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
 
 # --- deadlines, each alone ---
 
+CONTROLLER = """
+import sys
+from pathlib import Path
+from sandbox import DockerExecutor, RunSpec
+url, version, root, spec = sys.argv[1:]
+DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))
+"""
+
 
 @pytest.mark.docker
 def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
@@ -290,19 +298,49 @@ def test_pid_1_ends_the_box_of_a_controller_that_cannot(
     spec = in_session(
         python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=3), session
     )
-    code = (
-        "import sys; from pathlib import Path; from sandbox import DockerExecutor, RunSpec\n"
-        "url, version, root, spec = sys.argv[1:]\n"
-        "DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))\n"
-    )
     arguments = [engine.base_url, engine.api_version, str(tmp_path), spec.model_dump_json()]
     controller = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", CONTROLLER, *arguments], stderr=subprocess.DEVNULL
     )
     try:
         assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        for watchdog in children(controller.pid):
+            os.kill(watchdog, signal.SIGKILL)
         controller.send_signal(number)
         assert wait_until(lambda: running(client, session) == [], 5)
+    finally:
+        controller.kill()
+        controller.wait()
+        for box in boxes_of(client, session):
+            client.remove_container(box["Id"], force=True)
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, of all of its threads."""
+    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(word) for text in found for word in text.split()]
+
+
+@pytest.mark.docker
+def test_the_watchdog_ends_and_removes_the_box_of_a_killed_controller_alone(
+    executor: DockerExecutor, image: Any, client: docker.APIClient, engine: Any, tmp_path: Path
+) -> None:
+    session = f"watched-{os.getpid()}"
+    spec = in_session(
+        python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=60), session
+    )
+    controller = subprocess.Popen(
+        [
+            *(sys.executable, "-c", CONTROLLER, engine.base_url, engine.api_version),
+            *(str(tmp_path), spec.model_dump_json()),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        os.kill(running(client, session)[0], signal.SIGSTOP)  # PID 1 cannot do it
+        controller.kill()
+        assert wait_until(lambda: boxes_of(client, session) == [], 5)
     finally:
         controller.kill()
         controller.wait()

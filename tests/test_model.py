@@ -374,7 +374,7 @@ def test_no_call_costs_more_than_was_reserved() -> None:
     night = Night()
     long = say(text("words and more words " * 400))
     with MessagesServer([long]) as server, claude(server.url, night) as model:
-        reserved = model.worst_case_usd(SYSTEM, TOOLS, OPENING)
+        reserved = model.worst_case(SYSTEM, TOOLS, OPENING).usd
         reply = model.reply(SYSTEM, TOOLS, OPENING)
     assert reserved is not None
     assert reply.cost_usd is not None
@@ -385,7 +385,7 @@ def test_a_model_without_a_price_has_no_cost_and_no_worst_case() -> None:
     assert not price_known(UNPRICED)
     assert price_known("claude-sonnet-5-5")
     with MessagesServer([GOOD]) as server, claude(server.url, Night(), model=UNPRICED) as model:
-        assert model.worst_case_usd(SYSTEM, TOOLS, OPENING) is None
+        assert model.worst_case(SYSTEM, TOOLS, OPENING).usd is None
         assert model.reply(SYSTEM, TOOLS, OPENING).cost_usd is None
 
 
@@ -616,3 +616,27 @@ def test_the_demo_agent_reads_then_changes_one_knob_and_runs() -> None:
         "\nLR = 0.014",
     )
     assert run["name"] == "run"
+
+
+def test_facts_of_a_model_bound_its_replies() -> None:
+    night = Night()
+    with MessagesServer([]) as server, claude(server.url, night) as model:
+        facts = model.facts()
+    assert facts is not None
+    assert (128_000, 1_000_000) == (facts["max_tokens"], facts["max_input_tokens"])
+
+
+@pytest.mark.parametrize("address", ["server", "http://127.0.0.1:9"])
+def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
+    with MessagesServer([]) as server:
+        url = server.url if address == "server" else address
+        with claude(url, Night(), model="some-other-model") as model:
+            assert model.facts() is None
+
+
+def test_a_cloud_needs_a_region_no_key_and_has_a_price_list_of_its_own() -> None:
+    assert "AWS_REGION" in str(check_credentials({}, provider="bedrock"))
+    assert "CLOUD_ML_REGION" in str(check_credentials({}, provider="vertex"))
+    assert price_known("anthropic.claude-sonnet-5-5", provider="bedrock")
+    assert price_known("claude-sonnet-5-5", provider="vertex")
+    assert not price_known("some-other-model", provider="bedrock")

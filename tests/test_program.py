@@ -109,7 +109,7 @@ def test_without_usd_there_is_no_money_limit() -> None:
         ('editable = ["train.py"]', 'editable = ["/etc/x"]', "plain and relative"),
         ('editable = ["train.py"]', 'editable = ["evaluate.py"]', "stays fixed"),
         ('editable = ["train.py"]', "editable = []", "at least 1"),
-        ('name = "auto"', 'name = "gpt"', "'auto', 'claude' or 'tpe'"),
+        ('name = "auto"', 'name = "gpt"', "'auto', 'claude', 'tpe' or 'random'"),
         ("confidence = 0.95", "confidence = 1.0", "less than 1"),
         ("vocab_size = 1024", "vocab_size = 100000", "65536"),
     ],

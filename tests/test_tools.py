@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Bench:
     known: Attempt | None = None
     suggestion: Suggestion | None = None
     hypotheses: list[str] = field(default_factory=list)
+    swept: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.root / "train.py").write_text(TRAIN)
@@ -59,6 +61,7 @@ class Bench:
             run_attempt=self.run_attempt,
             find_known=lambda _: self.known,
             suggest=lambda: self.suggestion,
+            sweep=self.sweep,
             goal=Goal(),
         )
 
@@ -66,6 +69,10 @@ class Bench:
         self.hypotheses.append(hypothesis)
         (self.root / "train.py").write_text(TRAIN)  # as an attempt does that was not kept
         return self.history.attempts[-1]
+
+    def sweep(self, knobs: tuple[str, ...], attempts: int) -> tuple[list[Attempt], str]:
+        self.swept.append((knobs, attempts))
+        return self.history.completed[-attempts:] if attempts < 8 else [], "all done"
 
     def call(self, tool: str, **arguments: Any) -> ToolResult:
         return self.tools.call(tool, arguments)
@@ -432,6 +439,7 @@ def test_best_is_the_highest_when_the_goal_is_to_maximise(tmp_path: Path) -> Non
         run_attempt=bench.run_attempt,
         find_known=lambda _: None,
         suggest=lambda: None,
+        sweep=lambda *_: ([], ""),
         goal=Goal(metric="accuracy", direction="maximize"),
     )
     best = [row["value"] for row in bench.told("history", select="best")["attempts"]]
@@ -510,3 +518,26 @@ def test_no_arguments_break_the_toolbox(
 
 
 EMPTY = night(1)
+
+
+def test_a_sweep_is_refused_while_changes_lie_about(bench: Bench) -> None:
+    answer = bench.refused("sweep", attempts=2)
+
+    assert "unsaved_changes" == answer["error"]
+    assert [] == bench.swept
+
+
+def test_a_sweep_hands_knobs_and_attempts_over_and_tells_every_verdict(bench: Bench) -> None:
+    bench.history = dataclasses.replace(bench.history, best=None)
+
+    answer = bench.told("sweep", attempts=3, knobs=["LR"])
+
+    assert [(("LR",), 3)] == bench.swept
+    assert 3 == len(answer["attempts"])
+    assert "all done" == answer["ended"]
+
+
+def test_a_sweep_that_tried_nothing_says_why(bench: Bench) -> None:
+    bench.history = dataclasses.replace(bench.history, best=None)
+
+    assert "nothing_to_sweep" == bench.refused("sweep", attempts=8)["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -130,14 +131,22 @@ class Study:
             self.best, self.best_value = source, value
         self.record(source, Verdict.KEPT if kept else Verdict.DISCARDED, value)
 
-    def record(self, source: bytes, verdict: Verdict, value: float | None) -> None:
+    def record(
+        self,
+        source: bytes,
+        verdict: Verdict,
+        value: float | None,
+        *,
+        researcher: str = "tpe",
+        reason: str = "made_up",
+    ) -> None:
         number = len(self.night.history.attempts)
-        self.begin(number, source)
+        self.begin(number, source, researcher)
         self.night.add(
             AttemptFinished(
                 attempt=number,
                 verdict=verdict,
-                reason="made_up",
+                reason=reason,
                 explanation="",
                 value=value,
                 arithmetic=None,
@@ -145,13 +154,13 @@ class Study:
             )
         )
 
-    def begin(self, number: int, source: bytes) -> None:
+    def begin(self, number: int, source: bytes, researcher: str = "tpe") -> None:
         self.night.add(
             AttemptStarted(
                 attempt=number,
                 kind="candidate" if number else "baseline",
                 hypothesis="",
-                researcher="tpe",
+                researcher=researcher,
                 files={"train.py": self.night.put_blob(source)},
                 diff=None,
                 parent=None,
@@ -465,6 +474,7 @@ def test_the_tools_accept_every_call_on_the_shipped_workload(tmp_path: Path, see
         run_attempt=lambda _: study.night.history.attempts[0],
         find_known=lambda _: None,
         suggest=study.model().suggestion,
+        sweep=lambda *_: ([], ""),
         goal=Goal(),
     )
 
@@ -479,3 +489,50 @@ def test_the_shipped_workload_has_knobs() -> None:
     source = (Path(__file__).parent.parent / "workspace" / "train.py").read_bytes()
 
     assert len(find_knobs("train.py", source)) >= 8
+
+
+FAILURES: dict[str, tuple[str, str, Verdict, bool]] = {
+    "the_samplers_own_failure": ("tpe", "failed", Verdict.FAILED, True),
+    "out_of_memory_in_rewritten_code": ("claude", "out_of_memory", Verdict.FAILED, True),
+    "timeout_in_rewritten_code": ("claude", "timed_out", Verdict.FAILED, True),
+    "over_budget_in_rewritten_code": ("claude", "over_budget", Verdict.INVALID, True),
+    "bug_in_rewritten_code": ("claude", "failed", Verdict.FAILED, False),
+    "cheating_code": ("claude", "looks_ahead", Verdict.INVALID, False),
+    "disturbed_run": ("tpe", "disturbed", Verdict.DISCARDED, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("researcher", "reason", "verdict", "teaches"), FAILURES.values(), ids=FAILURES.keys()
+)
+def test_knobs_are_blamed_for_what_knobs_can_do(
+    researcher: str, reason: str, verdict: Verdict, teaches: bool
+) -> None:
+    study = Study(0)
+    for _ in range(8):
+        study.try_out(edited(study.best, ask(study.model())))
+    before = ask(study.model()).content[0]["text"]
+    worse = turn(study.best, find_knobs("train.py", study.best)[1], 256)
+    study.record(worse, verdict, None, researcher=researcher, reason=reason)
+    after = ask(study.model()).content[0]["text"]
+
+    trials = [int(re.findall(r"after (\d+) trials", words)[0]) for words in (before, after)]
+    assert int(teaches) == trials[1] - trials[0]
+
+
+def test_random_draws_every_knob_from_its_whole_range() -> None:
+    study = Study(4)
+    model = TpeModel(
+        lambda: study.night.history, study.night.get_blob, study.editable, 4, "minimize", "random"
+    )
+    drawn: dict[str, set[float]] = {}
+    for _ in range(30):
+        changed = edited(study.best, model.reply("", [], []))
+        for name, value in values_of(changed).items():
+            drawn.setdefault(name, set()).add(value)
+        study.record(changed, Verdict.DISCARDED, 3.0)
+
+    assert "random" == model.name
+    assert all(len(values) >= 4 for name, values in drawn.items() if name != "TIED")
+    assert min(drawn["MATRIX_RATE"]) < 0.01
+    assert max(drawn["MATRIX_RATE"]) > 0.04

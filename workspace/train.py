@@ -20,19 +20,20 @@ STARTED_SECONDS = time.monotonic()
 import torch  # noqa: E402 - the clock comes first: this import takes two seconds
 import torch.nn.functional as F  # noqa: E402, N812 - its usual name
 
-# Knobs. A comment ends with the range worth searching: [low..high], [low..high log] or {a, b, c}.
-DEPTH = 4  # transformer blocks {1, 2, 3, 4, 6}
+# Knobs. A comment ends with the range worth searching, [low..high], [low..high log] or {a, b, c},
+# or with `fixed` where a sampler has better things to do.
+DEPTH = 4  # transformer blocks {1, 2, 4, 6}
 WIDTH = 128  # residual stream; a multiple of 4 x HEADS {64, 96, 128, 192, 256}
-HEADS = 2  # attention heads {1, 2, 4}
-MLP_RATIO = 4  # hidden units of a block's MLP, as a multiple of WIDTH {2, 3, 4}
-SEQUENCE = 64  # tokens a model sees at once, in training and when scored {32, 64, 128, 256}
-BATCH = 16  # sequences per step {8, 12, 16, 24, 32}
-BIGRAM_ROWS = 0  # embeddings of hashed token pairs; 0 leaves them out {0, 4096, 8192, 32768}
+HEADS = 2  # attention heads; fixed
+MLP_RATIO = 4  # hidden units of a block's MLP, as a multiple of WIDTH; fixed
+SEQUENCE = 64  # tokens a model sees at once, in training and when scored {32, 64, 128}
+BATCH = 16  # sequences per step {8, 16, 24, 32}
+BIGRAM_ROWS = 0  # embeddings of hashed token pairs; 0 leaves them out {0, 8192, 32768}
 MATRIX_RATE = 0.02  # Muon's learning rate, for the matrices inside the blocks [0.005..0.08 log]
 EMBEDDING_RATE = 0.3  # AdamW's learning rate for the embeddings [0.05..2.0 log]
 HEAD_RATE = 0.01  # AdamW's learning rate for the output matrix [0.001..0.05 log]
-MOMENTUM = 0.95  # Muon's memory of gradients [0.8..0.98]
-BETA1 = 0.8  # AdamW's memory of gradients [0.7..0.95]
+MOMENTUM = 0.95  # Muon's memory of gradients; fixed
+BETA1 = 0.8  # AdamW's memory of gradients; fixed
 BETA2 = 0.95  # AdamW's memory of squared gradients [0.9..0.999]
 WEIGHT_DECAY = 0.1  # of the matrices, relative to their learning rate [0.0..0.5]
 WARMDOWN = 0.4  # last share of the budget, in which learning rates fall linearly [0.1..1.0]

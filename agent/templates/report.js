@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const tip = document.getElementById("tip");
-  const attempts = document.getElementById("attempts");
+  const attempts = () => document.getElementById("attempts");
   const attempt = (number) => document.getElementById("a" + number);
 
   function words(number) {
@@ -30,22 +30,42 @@
     if (getComputedStyle(details).display === "none") filter("all");
     details.open = true;
     details.scrollIntoView({ block: "start" });
+    details.querySelector("summary").focus({ preventScroll: true });
   }
 
   function filter(name) {
-    attempts.dataset.show = name;
+    attempts().dataset.show = name;
     for (const button of document.querySelectorAll(".filter button")) {
       button.setAttribute("aria-pressed", String(button.dataset.show === name));
     }
   }
 
-  for (const dot of document.querySelectorAll("a.dot")) {
-    dot.addEventListener("pointerenter", () => show(dot));
-    dot.addEventListener("focus", () => show(dot));
-    dot.addEventListener("pointerleave", () => { tip.hidden = true; });
-    dot.addEventListener("blur", () => { tip.hidden = true; });
+  function hide() { tip.hidden = true; }
+
+  function step(dot, by) {
+    const dots = [...dot.ownerSVGElement.querySelectorAll("a.dot")];
+    dots.sort((one, other) => one.dataset.n - other.dataset.n);
+    const next = dots[dots.indexOf(dot) + by];
+    if (next) next.focus();
   }
-  attempts.addEventListener("toggle", (event) => {
+
+  const steps = { ArrowRight: 1, ArrowLeft: -1 };
+  const dotOf = (event) => event.target.closest?.("a.dot");
+  for (const kind of ["pointerover", "focusin"]) {
+    document.addEventListener(kind, (event) => { if (dotOf(event)) show(dotOf(event)); });
+  }
+  for (const kind of ["pointerout", "focusout"]) {
+    document.addEventListener(kind, (event) => { if (dotOf(event)) hide(); });
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") hide();
+    const dot = dotOf(event);
+    if (!dot || !steps[event.key]) return;
+    event.preventDefault();
+    step(dot, steps[event.key]);
+  });
+  document.addEventListener("toggle", (event) => {
+    if (!event.target.matches(".attempt")) return;
     for (const log of event.target.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
   }, true);
   document.addEventListener("click", (event) => {

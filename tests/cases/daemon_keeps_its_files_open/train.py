@@ -1,6 +1,7 @@
 """Ends while a thread and a child still write the checkpoint."""
 
 import os
+import time
 
 with open("/out/steady", "w") as file:
     file.write("complete")
@@ -11,3 +12,5 @@ if os.fork() == 0:
             file.write(b"x" * 100)
             file.flush()
             file.seek(0)
+while not os.path.exists("/out/growing"):
+    time.sleep(0.01)

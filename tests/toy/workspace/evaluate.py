@@ -20,7 +20,7 @@ def score(data: Path, output: Path) -> None:
     """The scorer's role; holdout lies a little further away."""
     with socket.socket(fileno=int(os.environ["NIGHTLAB_CHANNEL_FD"])) as channel:
         line = channel.makefile("rb").readline(10_000)
-    sheet = {"metric": "distance", "details": {}, "value": None, "valid": False}
+    sheet: dict[str, object] = {"metric": "distance", "details": {}, "value": None, "valid": False}
     try:
         point = json.loads(line)
         value = math.dist((point["x"], math.log2(point["y"])), (TARGET[0], math.log2(TARGET[1])))

@@ -1,0 +1,129 @@
+"""Tables of the report: repeats, money, time, machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+from agent.history import Attempt, History
+from agent.records import Disturbance, Entry, ModelCalled, RetryWaited, Usage
+from agent.render import one_line
+from sandbox.contract import Outcome, Record
+
+
+class Repeat(Record):
+    """One attempt that was measured more than once."""
+
+    attempt: int
+    scores: tuple[tuple[int, float], ...]
+    """Seed and score."""
+    mean: float
+    spread: float
+    """Sample standard deviation."""
+
+
+class ModelSpend(Record):
+    """What one model was asked, and what it cost."""
+
+    model: str
+    calls: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    usd: float
+    unpriced_calls: int
+
+
+def repeats(history: History) -> list[Repeat]:
+    """Attempts with several seeds, in order: what the noise was measured from."""
+    return [
+        Repeat(
+            attempt=attempt.number,
+            scores=tuple(values.items()),
+            mean=fmean(values.values()),
+            spread=stdev(values.values()),
+        )
+        for attempt in history.attempts
+        if len(values := attempt.values()) > 1
+    ]
+
+
+def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, float]]:
+    """Where the hours went, in seconds."""
+    events = [entry.event for entry in entries]
+    runs = [run.result for attempt in history.attempts for run in attempt.runs]
+    thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
+    waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
+    return [
+        ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
+        ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
+        ("the model's replies", thinking),
+        ("waiting for the service", waiting),
+    ]
+
+
+def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
+    """Calls, tokens and money of each model that was asked."""
+    calls: dict[str, list[ModelCalled]] = defaultdict(list)
+    for entry in entries:
+        if isinstance(entry.event, ModelCalled):
+            calls[entry.event.model].append(entry.event)
+    return [_spend(model, group) for model, group in calls.items()]
+
+
+def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:
+    """Verdict, attempts, and the money of the model calls that led to them."""
+    groups: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in history.candidates:
+        verdict = attempt.finished.verdict.value if attempt.finished else "not judged"
+        groups[verdict].append(attempt)
+    return [
+        (name, len(groups[name]), sum(attempt.cost_usd for attempt in groups[name]))
+        for name in ("kept", "discarded", "failed", "invalid", "not judged")
+        if name in groups
+    ]
+
+
+def machine_state(history: History) -> list[tuple[str, str]]:
+    """How quiet and how healthy the machine was while it measured."""
+    runs = [run for attempt in history.attempts for run in attempt.runs]
+    quiet = [run.disturbance for run in runs if run.disturbance is not None]
+    results = [run.result for run in runs]
+    peaks = [r.peak_memory_bytes for r in results if r.peak_memory_bytes is not None]
+    return [
+        ("runs in boxes", f"{len(runs):,}"),
+        *_quietness(quiet),
+        ("runs over their budget", str(sum(run.over_budget_seconds > 0 for run in runs))),
+        ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
+        ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
+        ("largest peak memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
+        ("times the session was taken up again", str(history.resumes)),
+    ]
+
+
+def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:
+    if not measured:
+        return []
+    others = [disturbance.other_cores for disturbance in measured]
+    disturbed = sum(disturbance.disturbed for disturbance in measured)
+    return [
+        ("cores used by others", f"{fmean(others):.2f} on average, {max(others):.2f} at most"),
+        ("trainings disturbed", f"{disturbed} of {len(measured)}"),
+    ]
+
+
+def _spend(model: str, calls: Sequence[ModelCalled]) -> ModelSpend:
+    def total(field: str) -> int:
+        return sum(getattr(call.usage, field) for call in calls)
+
+    fields = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+    assert set(fields) == set(Usage.model_fields)
+    return ModelSpend(
+        model=one_line(model, 60),
+        calls=len(calls),
+        usd=sum(call.cost_usd or 0.0 for call in calls),
+        unpriced_calls=sum(call.cost_usd is None for call in calls),
+        **{field: total(field) for field in fields},
+    )

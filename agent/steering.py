@@ -1,0 +1,54 @@
+"""Stop, pause and continue: files that a person's commands leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+STOP, PAUSE = "stop", "pause"
+LOOK_AGAIN_SECONDS = 1.0
+
+
+def ask_to_stop(session: Path) -> None:
+    """Let the session end after the attempt that it is at."""
+    (session / STOP).touch()
+
+
+def ask_to_pause(session: Path) -> None:
+    """Let the session wait after the attempt that it is at."""
+    (session / PAUSE).touch()
+
+
+def ask_to_continue(session: Path) -> bool:
+    """Take back what `ask_to_pause` asked for; whether there was anything to take back."""
+    was_paused = is_asked_to_pause(session)
+    (session / PAUSE).unlink(missing_ok=True)
+    return was_paused
+
+
+def is_asked_to_stop(session: Path) -> bool:
+    return (session / STOP).exists()
+
+
+def is_asked_to_pause(session: Path) -> bool:
+    return (session / PAUSE).exists()
+
+
+def forget(session: Path) -> None:
+    """Begin without the wishes of an earlier evening: who resumes a session wants it to run."""
+    for name in (STOP, PAUSE):
+        (session / name).unlink(missing_ok=True)
+
+
+def wait_while_paused(
+    session: Path, sleep: Callable[[float], None], patience_seconds: float
+) -> None:
+    """Return when the pause is over, a stop is asked for, or the patience is at its end."""
+    waited_seconds = 0.0
+    while (
+        is_asked_to_pause(session)
+        and not is_asked_to_stop(session)
+        and waited_seconds < patience_seconds
+    ):
+        sleep(LOOK_AGAIN_SECONDS)
+        waited_seconds += LOOK_AGAIN_SECONDS

@@ -1,0 +1,160 @@
+"""Replies without a tool call, and who speaks next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent.budget import Ending
+from agent.circles import CircleWatch
+from agent.conversation import Conversation
+from agent.lab import Lab
+from agent.model import Model, Reply
+from agent.records import Noticed, StopReason, ToolReturned
+from agent.tools import Toolbox
+
+MAX_IDLE_REPLIES = 3
+
+INTERRUPTED_CALL = "interrupted: nightlab stopped before this was done; see history and try again"
+
+
+class Words(Protocol):
+    """What nightlab says to a researcher."""
+
+    def system(self) -> str: ...
+    def brief(self) -> str: ...
+    def nudge(self) -> str: ...
+    def cut_reply(self) -> str: ...
+    def stuck(self, circle: str) -> str: ...
+    def new_guidance(self) -> str | None: ...
+
+
+@dataclass
+class Turns:
+    """Whose turn it is in one session, and in which conversation.
+
+    Args:
+        lab: of the session.
+        models: who proposes; each one stands in for the one before, should that refuse.
+        toolbox: what they act through.
+        words: what they are told.
+    """
+
+    lab: Lab
+    models: list[Model]
+    toolbox: Toolbox
+    words: Words
+    idle_replies: int = 0
+    refusals: int = 0
+    """Since the last judged attempt."""
+    watch: CircleWatch = field(default_factory=CircleWatch)
+
+    @property
+    def model(self) -> Model:
+        """Who speaks now."""
+        return self.models[0]
+
+    def begin(self) -> Conversation:
+        """The conversation that a crash or a stop cut off, or a new one."""
+        conversation = Conversation.last(self.lab.ledger)
+        if conversation is None:
+            return self.start("the session began")
+        names = [model.name for model in self.models]
+        if conversation.researcher not in names:
+            return self.start("another researcher took over")
+        del self.models[: names.index(conversation.researcher)]
+        if conversation.messages and conversation.messages[-1]["role"] == "assistant":
+            conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
+        elif not conversation.messages:
+            return self.start("nightlab stopped before the conversation began")
+        return conversation
+
+    def start(self, reason: str) -> Conversation:
+        """A new conversation, from a brief."""
+        return Conversation.start(
+            self.lab.ledger,
+            researcher=self.model.name,
+            system=self.words.system(),
+            tools=self.toolbox.schemas(),
+            brief=self.words.brief(),
+            reason=reason,
+        )
+
+    def acted(self, attempts_before: int) -> None:
+        """Take note of a reply that called tools."""
+        self.idle_replies = 0
+        if len(self.lab.ledger.history.completed) > attempts_before:
+            self.refusals = 0
+
+    def after(self, reply: Reply, conversation: Conversation) -> Conversation | Ending:
+        """Go on after a reply that asks for nothing; see the stop reasons of the Messages API."""
+        match reply.stop_reason:
+            case "refusal":
+                return self._after_refusal(reply)
+            case "model_context_window_exceeded":
+                return self.start("the context window was full")
+            case "max_tokens":
+                words = self.words.cut_reply()
+            case _:
+                if reply.content:
+                    conversation.add_assistant(reply.content)
+                words = self.words.nudge()
+        return self._nudged(reply, conversation, words)
+
+    def out_of_the_circle(self, circle: str, conversation: Conversation) -> Conversation | Ending:
+        """A new conversation for a researcher that was told already; then it is enough."""
+        self.notice("stuck", circle)
+        if self.watch.warnings > 2:
+            return StopReason.STUCK, f"{circle}, and neither words nor a new conversation helped"
+        if self.watch.warnings > 1:
+            return self.start(f"the researcher went in circles: {circle}")
+        return conversation
+
+    def notice(self, kind: str, explanation: str) -> None:
+        """Put something on record that a person may look for."""
+        self.lab.ledger.append(Noticed(kind=kind, explanation=explanation))
+
+    def _nudged(
+        self, reply: Reply, conversation: Conversation, words: str
+    ) -> Conversation | Ending:
+        self.idle_replies += 1
+        if self.idle_replies > MAX_IDLE_REPLIES:
+            return StopReason.AGENT_IDLE, f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
+        self.notice("nudge", f"reply ended with {reply.stop_reason} and no tool call")
+        conversation.add_user([{"type": "text", "text": words}])
+        return conversation
+
+    def _after_refusal(self, reply: Reply) -> Conversation | Ending:
+        """Ask anew in a conversation without what was refused; then ask somebody else."""
+        self.refusals += 1
+        self.notice("refusal", reply.explanation or "the model refused without a reason")
+        if self.refusals == 1:
+            return self.start("the model refused")
+        if len(self.models) == 1:
+            text = f"{self.model.name} refused {self.refusals} times and nobody stands in"
+            return StopReason.REFUSED, f"{text}; go on with --researcher tpe"
+        refuser = self.models.pop(0)
+        self.notice("stand_in", f"{self.model.name} goes on where {refuser.name} refused")
+        return self.start(f"{refuser.name} refused")
+
+    def _answers_after_a_crash(self, orphans: list[str]) -> list[dict[str, Any]]:
+        """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
+        ledger = self.lab.ledger
+        returned = {
+            entry.event.call_id: entry.event
+            for entry in ledger.entries
+            if isinstance(entry.event, ToolReturned)
+        }
+        answers = []
+        for call_id in orphans:
+            if (done := returned.get(call_id)) is not None:
+                text, is_error = ledger.get_blob(done.output).decode(), done.is_error
+            else:
+                text, is_error = INTERRUPTED_CALL, True
+            answers.append(tool_result(call_id, text, is_error=is_error))
+        return answers or [{"type": "text", "text": self.words.nudge()}]
+
+
+def tool_result(call_id: str, text: str, *, is_error: bool) -> dict[str, Any]:
+    """An answer to one tool call, as the Messages API wants it."""
+    return {"type": "tool_result", "tool_use_id": call_id, "content": text, "is_error": is_error}

@@ -1,0 +1,684 @@
+"""Attempts on a box's walls, made from inside by `nightlab check`.
+
+Runs in the box as `python3 -I -S -c SOURCE CONTEXT`: standard library only, any Python from 3.8
+on. Each attempt gets a process of its own and two seconds, so that one that hangs or dies takes no
+other with it, and prints one line of JSON. Nothing here does harm where a wall is missing: files
+are opened and not written, system calls get arguments that cannot succeed, no packet is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import platform
+import re
+import resource
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    Context = dict[str, Any]
+    Attempt = Callable[[Context], list[str]]
+
+PROBE_SECONDS = 2.0
+LOST_BYTES = 300
+"""Of what an attempt saw, at most so much is told."""
+REFUSALS = (errno.EPERM, errno.ENOSYS)
+ROUTES = {
+    "the cloud's metadata service": ("169.254.169.254", 80),
+    "the internet": ("1.1.1.1", 53),
+    "the engine's bridge": ("172.17.0.1", 2375),
+    "a home network": ("192.168.1.1", 80),
+}
+ENGINE_SOCKETS = (
+    "/var/run/docker.sock",
+    "/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+)
+SOCKET_FAMILIES = {  # name: (family, type, protocol)
+    "raw packets": (17, socket.SOCK_RAW, 3),
+    "raw IP": (2, socket.SOCK_RAW, 1),
+    "the hypervisor (vsock)": (40, socket.SOCK_STREAM, 0),
+    "the kernel's ciphers (AF_ALG)": (38, socket.SOCK_SEQPACKET, 0),
+    "netlink beyond routes": (16, socket.SOCK_RAW, 12),
+}
+RARE_FAMILIES = {"key": 15, "rds": 21, "can": 29, "tipc": 30, "bluetooth": 31, "nfc": 39, "xdp": 44}
+# family: {name: (number on x86_64, number on aarch64, arguments)}
+CALLS: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
+    "processes": {
+        "new user namespace": (272, 97, (0x10000000,)),
+        "new mount namespace": (272, 97, (0x00020000,)),
+        "clone into a user namespace": (56, 220, (0x10000011, 0, 0, 0, 0)),
+        "clone3": (435, 435, (0, 0)),
+        "setns": (308, 268, (0, 0)),
+        "io_uring": (425, 425, (1, 0)),
+        "kernel keyrings": (250, 219, (0, 0, 0, 0, 0)),
+        "userfaultfd": (323, 282, (0xFFFF,)),
+        "bpf": (321, 280, (0, 0, 0)),
+        "perf_event_open": (298, 241, (0, 0, 0, 0, 0)),
+        "process_vm_readv": (310, 270, (1, 0, 0, 0, 0, 0)),
+        "process_vm_writev": (311, 271, (1, 0, 0, 0, 0, 0)),
+        "pidfd_getfd": (438, 438, (-1, 0, 0)),
+        "kcmp": (312, 272, (1, 1, 0, 0, 0)),
+        "personality": (135, 92, (0x0040000,)),
+        "kernel modules": (175, 105, (0, 0, 0)),
+        "kexec": (246, 104, (0, 0, 0, 0)),
+        "reboot": (169, 142, (0, 0, 0, 0)),
+    },
+    "files": {
+        "mount": (165, 40, (0, 0, 0, 0, 0)),
+        "the new mount calls": (430, 430, (0, 0)),
+        "pivot_root": (155, 41, (0, 0)),
+        "chroot": (161, 51, (0,)),
+        "open a file by its handle": (304, 265, (-1, 0, 0)),
+    },
+    "memory": {"swap on a file": (167, 224, (0, 0))},
+    "time": {
+        "set the clock": (227, 112, (0, 0)),
+        "adjust the clock": (159, 171, (0,)),
+        "a time namespace": (272, 97, (0x80,)),
+    },
+    "secrets": {"read the kernel's log": (103, 116, (10, 0, 0))},
+}
+PROBES: dict[tuple[str, str], Attempt] = {}
+"""Every attempt by (family, what it tries); filled below."""
+
+
+def probe(family: str, tried: str) -> Callable[[Attempt], Attempt]:
+    """Add an attempt; it returns what gave way, one line each, and nothing when all held."""
+
+    def add(attempt: Attempt) -> Attempt:
+        PROBES[family, tried] = attempt
+        return attempt
+
+    return add
+
+
+def system_call(numbers: tuple[int, int], arguments: tuple[int, ...]) -> list[str]:
+    """Make one system call; anything but a refusal means that it reached the kernel."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = numbers[1] if platform.machine() == "aarch64" else numbers[0]
+    parent = os.getpid()
+    ctypes.set_errno(0)
+    answer = libc.syscall(number, *(ctypes.c_long(argument) for argument in arguments))
+    if os.getpid() != parent:  # a clone that worked: this is its child
+        os._exit(0)
+    if answer == -1 and ctypes.get_errno() in REFUSALS:
+        return []
+    told = errno.errorcode.get(ctypes.get_errno(), "no error") if answer == -1 else "it worked"
+    return ["reached the kernel: " + told]
+
+
+def succeeds(what: str, attempt: Callable[[], object]) -> list[str]:
+    """Return what gave way when the attempt raises no OSError."""
+    try:
+        attempt()
+    except (OSError, ValueError):
+        return []
+    return [what]
+
+
+def status() -> dict[str, list[str]]:
+    """Return the lines of this process's status."""
+    with open("/proc/self/status") as file:
+        return {key: value.split() for key, value in (line.split(":", 1) for line in file)}
+
+
+def add_system_calls() -> None:
+    """Add one attempt for each system call that only an attacker needs."""
+
+    def attempt(numbers: tuple[int, int], arguments: tuple[int, ...]) -> Attempt:
+        return lambda _: system_call(numbers, arguments)
+
+    for family, calls in CALLS.items():
+        for name, (intel, arm, arguments) in calls.items():
+            probe(family, name)(attempt((intel, arm), arguments))
+
+
+add_system_calls()
+
+
+# --- network ----------------------------------------------------------------------------------
+
+
+@probe("network", "an interface other than lo")
+def interfaces(_: Context) -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
+@probe("network", "a route to the metadata service, the internet, the bridge, a home network")
+def routes(_: Context) -> list[str]:
+    """Connecting a datagram socket looks for a route and sends nothing."""
+    gave: list[str] = []
+    for name, address in ROUTES.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            gave += succeeds(name, lambda s=sock, a=address: s.connect(a))  # type: ignore[misc]
+    return gave
+
+
+@probe("network", "a route over IPv6")
+def routes_6(_: Context) -> list[str]:
+    if not socket.has_ipv6:
+        return []
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        return succeeds("the internet", lambda: sock.connect(("2606:4700:4700::1111", 53)))
+
+
+@probe("network", "the address of a name")
+def names(_: Context) -> list[str]:
+    return succeeds("example.com has an address", lambda: socket.getaddrinfo("example.com", 80))
+
+
+@probe("network", "name servers of the host")
+def name_servers(_: Context) -> list[str]:
+    with contextlib.suppress(OSError), open("/etc/resolv.conf") as file:
+        return [line.strip() for line in file if line.startswith("nameserver")]
+    return []
+
+
+@probe("network", "the engine's socket")
+def engine_sockets(_: Context) -> list[str]:
+    return [path for path in ENGINE_SOCKETS if os.path.exists(path)]
+
+
+@probe("network", "abstract sockets of the host")
+def abstract_sockets(_: Context) -> list[str]:
+    with open("/proc/net/unix") as file:
+        return [line.split()[-1] for line in file if "@" in line]
+
+
+def add_socket_families() -> None:
+    """Add one attempt for each way around the ordinary network."""
+
+    def attempt(name: str, kind: tuple[int, int, int]) -> Attempt:
+        return lambda _: succeeds(name, lambda: socket.socket(*kind).close())
+
+    for name, kind in SOCKET_FAMILIES.items():
+        probe("network", "a socket for " + name)(attempt(name, kind))
+
+
+add_socket_families()
+
+
+@probe("network", "a socket of a rarely used family")
+def rare_families(_: Context) -> list[str]:
+    """Where the filter is missing, the kernel refuses with another error than "not permitted"."""
+    gave = []
+    for name, family in RARE_FAMILIES.items():
+        try:
+            socket.socket(family, socket.SOCK_RAW, 0).close()
+            gave.append(name)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                gave.append(name + ": " + errno.errorcode.get(error.errno or 0, "?"))
+    return gave
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def mounts() -> Iterator[tuple[str, str, set[str]]]:
+    """Give target, type and options of each mount."""
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields, kind = line.split(" - ", 1)
+            yield fields.split()[4], kind.split()[0], set(fields.split()[5].split(","))
+
+
+def plant(directory: str) -> None:
+    """Make a file and take it away again."""
+    path = os.path.join(directory, ".nightlab-check")
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
+    os.unlink(path)
+
+
+def planted(directories: list[str]) -> list[str]:
+    gave: list[str] = []
+    for directory in directories:
+        gave += succeeds(directory, lambda d=directory: plant(d))  # type: ignore[misc]
+    return gave
+
+
+def opened(paths: list[str], flags: int) -> list[str]:
+    """Return the paths that open; nothing is written."""
+    gave: list[str] = []
+    for path in paths:
+        gave += succeeds(path, lambda p=path: os.close(os.open(p, flags)))  # type: ignore[misc]
+    return gave
+
+
+@probe("files", "write to the root file system")
+def root_is_read_only(_: Context) -> list[str]:
+    system = ["/", "/usr", "/usr/bin", "/etc", "/var", "/var/tmp", "/root", "/home", "/run", "/opt"]
+    return planted(system)
+
+
+@probe("files", "change a system file")
+def system_files(_: Context) -> list[str]:
+    return opened(["/etc/passwd", "/etc/hosts", "/etc/hostname", sys.executable], os.O_WRONLY)
+
+
+@probe("files", "write into the candidate's snapshot")
+def snapshot(context: Context) -> list[str]:
+    place: str = context["workspace"]
+    return planted([place]) + opened([os.path.join(place, "train.py")], os.O_WRONLY)
+
+
+@probe("files", "write to any mount that has no bound")
+def mounts_are_bounded(_: Context) -> list[str]:
+    bounded = ("/tmp", "/out", "/dev/shm")
+    free = [t for t, kind, _ in mounts() if t not in bounded and kind != "mqueue"]
+    return planted([target for target in free if os.path.isdir(target)])
+
+
+@probe("files", "a writable place of unbounded size")
+def places_are_bounded(_: Context) -> list[str]:
+    """A tmpfs without a bound is half of the machine's memory."""
+    rooms = ((path, os.statvfs(path)) for path in ("/tmp", "/out", "/dev/shm"))
+    return [path for path, room in rooms if room.f_blocks * room.f_frsize > 2**26]
+
+
+@probe("files", "honour setuid or devices in a writable place")
+def places_are_inert(_: Context) -> list[str]:
+    asked = {"/tmp": {"nosuid", "nodev"}}
+    asked["/out"] = asked["/dev/shm"] = {"nosuid", "nodev", "noexec"}
+    seen = {target: options for target, _, options in mounts()}
+    return [p for p, options in asked.items() if not options <= seen.get(p, set())]
+
+
+@probe("files", "run a program from the output")
+def output_is_not_executable(_: Context) -> list[str]:
+    path = "/out/.nightlab-check"
+    with open(path, "w") as file:
+        file.write("#!/bin/true\n")
+    os.chmod(path, 0o755)
+    try:
+        return ["/out"] if os.access(path, os.X_OK) else []
+    finally:
+        os.unlink(path)
+
+
+@probe("files", "a file larger than all places together")
+def file_size(_: Context) -> list[str]:
+    with open("/tmp/.nightlab-check", "wb") as file:
+        try:
+            return succeeds("one tebibyte, sparse", lambda: file.truncate(2**40))
+        finally:
+            os.unlink("/tmp/.nightlab-check")
+
+
+@probe("files", "change the kernel's settings")
+def kernel_settings(_: Context) -> list[str]:
+    paths = ["kernel/core_pattern", "kernel/hostname", "vm/overcommit_memory", "fs/suid_dumpable"]
+    return opened(["/proc/sys/" + p for p in paths] + ["/proc/sysrq-trigger"], os.O_WRONLY)
+
+
+@probe("files", "change the box's own cgroup")
+def own_cgroup(_: Context) -> list[str]:
+    names = ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "memory.max"]
+    gave = opened(["/sys/fs/cgroup/" + name for name in names], os.O_WRONLY)
+    return gave + planted(["/sys/fs/cgroup", "/sys/fs/cgroup/memory"])
+
+
+@probe("files", "memory and firmware of the machine in /proc and /sys")
+def kernel_files(_: Context) -> list[str]:
+    """The engine hides them behind empty files and directories."""
+    gave = []
+    for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            gave += [path] if file.read(1) else []
+    for path in ("/sys/firmware", "/proc/scsi"):
+        with contextlib.suppress(OSError):
+            gave += [path] if os.listdir(path) else []
+    return gave
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+@probe("processes", "trace PID 1")
+def trace(_: Context) -> list[str]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    seize = 0x4206  # unlike attach it does not stop what it gets
+    return ["ptrace"] if libc.ptrace(seize, 1, None, None) == 0 else []
+
+
+@probe("processes", "read memory, environment and files of PID 1")
+def read_pid_1(_: Context) -> list[str]:
+    gave = opened(["/proc/1/" + name for name in ("mem", "environ", "maps", "auxv")], os.O_RDONLY)
+    return gave + succeeds("/proc/1/fd", lambda: os.listdir("/proc/1/fd"))
+
+
+@probe("processes", "stop or kill PID 1")
+def signal_pid_1(_: Context) -> list[str]:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGSTOP, signal.SIGKILL):
+        with contextlib.suppress(OSError):
+            os.kill(1, number)
+    time.sleep(0.02)
+    with open("/proc/1/stat") as file:
+        state = file.read().rpartition(")")[2].split()[0]
+    return ["PID 1 is " + state] if state in "TtZX" else []
+
+
+@probe("processes", "take time, files or memory priority from PID 1")
+def slow_pid_1(_: Context) -> list[str]:
+    limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    gave = succeeds("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE) and None)
+    gave += succeeds("priority", lambda: os.setpriority(os.PRIO_PROCESS, 1, 19))
+    gave += succeeds("affinity", lambda: os.sched_setaffinity(1, os.sched_getaffinity(0)))
+    gave += succeeds("core limit", lambda: resource.prlimit(1, resource.RLIMIT_CORE, limit))
+    return gave + opened(["/proc/1/oom_score_adj"], os.O_WRONLY)
+
+
+@probe("processes", "see processes of somebody else")
+def others(_: Context) -> list[str]:
+    gave = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat("/proc/" + name).st_uid not in (os.getuid(), 0):
+                gave.append(name)
+    return gave + (["PID 1 is not the box's own"] if _is_machines_init() else [])
+
+
+def _is_machines_init() -> bool:
+    """Tell whether kernel threads are to be seen, whose parent is process 2."""
+    with contextlib.suppress(OSError), open("/proc/2/comm") as file:
+        return file.read().strip() == "kthreadd"
+    return False
+
+
+@probe("processes", "leave a core dump")
+def core_dumps(_: Context) -> list[str]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    return [] if (soft, hard) == (0, 0) else ["limit " + str(hard)]
+
+
+@probe("processes", "open more files than allowed")
+def open_files(context: Context) -> list[str]:
+    kept: list[int] = []
+    with contextlib.suppress(OSError):
+        for _ in range(4 * int(context["open_files"])):
+            kept.append(os.open("/dev/null", os.O_RDONLY))
+    return [str(len(kept))] if len(kept) > context["open_files"] else []
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@probe("memory", "shared memory of the host (System V)")
+def shared_memory(_: Context) -> list[str]:
+    gave = []
+    for name in ("shm", "sem", "msg"):
+        with open("/proc/sysvipc/" + name) as file:
+            gave += [name] if len(file.readlines()) > 1 else []
+    return gave
+
+
+@probe("memory", "a box without a memory limit")
+def memory_limit(context: Context) -> list[str]:
+    return _cgroup_bound("memory_bytes", ("memory.max", "memory/memory.limit_in_bytes"), context)
+
+
+@probe("memory", "swap beyond the memory limit")
+def swap_limit(context: Context) -> list[str]:
+    if os.path.exists("/sys/fs/cgroup/memory.swap.max"):
+        with open("/sys/fs/cgroup/memory.swap.max") as file:
+            swap = file.read().strip()
+        return [] if swap == "0" else ["swap: " + swap]
+    return _cgroup_bound("memory_bytes", ("memory/memory.memsw.limit_in_bytes",), context)
+
+
+def _cgroup_bound(limit: str, files: tuple[str, ...], context: Context) -> list[str]:
+    """Compare a bound in the kernel's own files with the one that was asked for."""
+    for name in files:
+        with contextlib.suppress(OSError), open("/sys/fs/cgroup/" + name) as file:
+            seen = file.read().strip()
+            ok = seen.isdigit() and int(seen) <= context[limit]
+            return [] if ok else [name + ": " + seen]
+    return [files[0] + ": no such file"]
+
+
+@probe("processes", "a box without a bound on processes")
+def process_limit(context: Context) -> list[str]:
+    return _cgroup_bound("pids", ("pids.max", "pids/pids.max"), context)
+
+
+@probe("memory", "hide from the kernel's choice when memory is short")
+def oom_score(_: Context) -> list[str]:
+    def lower() -> None:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-1000")
+
+    return succeeds("oom_score_adj", lower)
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+@probe("time", "real-time scheduling")
+def real_time(_: Context) -> list[str]:
+    parameter = os.sched_param(1)
+    return succeeds("SCHED_FIFO", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, parameter))
+
+
+@probe("time", "a better priority than given")
+def priority(_: Context) -> list[str]:
+    return succeeds("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -10))
+
+
+@probe("time", "more processors than given")
+def processors(context: Context) -> list[str]:
+    """Read the scheduler's quota, version 2 or 1."""
+    paths = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+    for names in paths:
+        words: list[str] = []
+        for name in names:
+            with contextlib.suppress(OSError), open("/sys/fs/cgroup/" + name) as file:
+                words += file.read().split()
+        if len(words) == 2:
+            bounded = words[0].isdigit() and int(words[0]) <= 1.01 * context["cpus"] * int(words[1])
+            return [] if bounded else [" of ".join(words)]
+    return ["no quota to be seen"]
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+PLAIN_DEVICES = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"}
+PLAIN_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
+
+
+@probe("devices", "a device beyond the plain ones")
+def devices(_: Context) -> list[str]:
+    return sorted(set(os.listdir("/dev")) - PLAIN_DEVICES)
+
+
+@probe("devices", "a disk")
+def disks(_: Context) -> list[str]:
+    paths = ["/dev/" + name for name in os.listdir("/dev")]
+    return [path for path in paths if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)]
+
+
+@probe("devices", "a GPU")
+def gpus(_: Context) -> list[str]:
+    return [n for n in os.listdir("/dev") if n.startswith(("nvidia", "dri", "kfd"))]
+
+
+@probe("devices", "memory, log, virtual machines, tunnels of the machine")
+def machine_devices(_: Context) -> list[str]:
+    names = ("mem", "port", "kmsg", "kvm", "fuse", "net/tun", "vfio", "cpu/0/msr")
+    return [name for name in names if os.path.exists("/dev/" + name)]
+
+
+@probe("devices", "make a disk of one's own")
+def make_block_device(_: Context) -> list[str]:
+    return _make_device(0o060600, os.makedev(254, 200))
+
+
+@probe("devices", "make the machine's memory a file")
+def make_memory_device(_: Context) -> list[str]:
+    return _make_device(0o020600, os.makedev(1, 1))
+
+
+def _make_device(mode: int, number: int) -> list[str]:
+    path = "/tmp/.nightlab-device"
+    gave = succeeds("mknod", lambda: os.mknod(path, mode, number))
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    return gave
+
+
+@probe("devices", "ports of the processor")
+def ports(_: Context) -> list[str]:
+    if platform.machine() != "x86_64":
+        return []
+    return system_call((173, 173), (0x80, 1, 1))
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+
+@probe("identity", "be root, in user or group")
+def not_root(_: Context) -> list[str]:
+    ids = {"user": os.getresuid(), "group": os.getresgid()}
+    gave = [name + " 0" for name, numbers in ids.items() if 0 in numbers]
+    return gave + (["group 0"] if 0 in os.getgroups() else [])
+
+
+@probe("identity", "become root")
+def become_root(_: Context) -> list[str]:
+    gave = succeeds("setuid", lambda: os.setresuid(0, 0, 0))
+    gave += succeeds("setgid", lambda: os.setresgid(0, 0, 0))
+    return gave + succeeds("setgroups", lambda: os.setgroups([0]))
+
+
+@probe("identity", "hold a capability")
+def capabilities(_: Context) -> list[str]:
+    sets = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    seen = status()
+    return [name + " " + seen[name][0] for name in sets if int(seen[name][0], 16)]
+
+
+@probe("identity", "gain privileges through a setuid program")
+def new_privileges(_: Context) -> list[str]:
+    return [] if status()["NoNewPrivs"] == ["1"] else ["no_new_privs is off"]
+
+
+@probe("identity", "live without a system call filter")
+def filtered(_: Context) -> list[str]:
+    return [] if status()["Seccomp"] == ["2"] else ["seccomp " + status()["Seccomp"][0]]
+
+
+@probe("identity", "the machine's name, or another")
+def host_name(_: Context) -> list[str]:
+    name = socket.gethostname()
+    gave = [] if name == "localhost" else [name]
+    return gave + succeeds("sethostname", lambda: socket.sethostname(name))
+
+
+# --- secrets ----------------------------------------------------------------------------------
+
+
+@probe("secrets", "a variable that nobody named")
+def environment(context: Context) -> list[str]:
+    named = {*context["variables"], "PATH", "NIGHTLAB_STARTED_MONOTONIC", "LC_CTYPE"}
+    return sorted(set(os.environ) - named)
+
+
+@probe("secrets", "the host's canary in anybody's environment")
+def environments(context: Context) -> list[str]:
+    gave = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError), open("/proc/" + name + "/environ", "rb") as file:
+            gave += [name] if context["canary"].encode() in file.read() else []
+    return gave
+
+
+@probe("secrets", "keys and settings in a home directory")
+def homes(_: Context) -> list[str]:
+    names = (".docker/config.json", ".ssh", ".aws", ".config/gcloud", ".anthropic", ".netrc")
+    return opened([home + "/" + n for home in ("/root", "/tmp", "/") for n in names], os.O_RDONLY)
+
+
+@probe("secrets", "the host's canary file")
+def canary_file(context: Context) -> list[str]:
+    path: str = context["canary_file"]
+    return opened([path, "/proc/1/root" + path, "/host" + path], os.O_RDONLY)
+
+
+# --- record -----------------------------------------------------------------------------------
+
+
+@probe("record", "append to the ledger")
+def ledger(context: Context) -> list[str]:
+    path: str = context["canary_file"]
+    return opened([path, "/proc/1/cwd" + path], os.O_WRONLY | os.O_APPEND)
+
+
+@probe("record", "speak to the host in PID 1's place")
+def link(_: Context) -> list[str]:
+    gave = [p for p in ("/nightlab/link.sock",) if os.path.exists(p)]
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            if re.match(r"socket:", os.readlink("/proc/self/fd/" + str(number))):
+                gave.append("descriptor " + str(number))
+    return gave
+
+
+@probe("record", "change PID 1's program")
+def supervisor(_: Context) -> list[str]:
+    return planted(["/nightlab"]) + opened(["/nightlab/supervisor.py"], os.O_WRONLY)
+
+
+# --- the main line ----------------------------------------------------------------------------
+
+
+def tell(family: str, tried: str, attempt: Attempt, context: Context) -> str:
+    """Make one attempt and return what is told of it."""
+    told: dict[str, object] = {"family": family, "tried": tried, "error": None, "gave_way": []}
+    try:
+        told["gave_way"] = attempt(context)
+    except BaseException as error:  # noqa: BLE001 - an attempt that broke was not made
+        told["error"] = repr(error)[:LOST_BYTES]
+    return json.dumps(told)
+
+
+def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) -> bytes:
+    """Make one attempt in a process of its own; return its line, or nothing if it never came."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.write(writing, tell(family, tried, attempt, context)[:4000].encode())
+        os._exit(0)
+    os.close(writing)
+    ready = select.select([reading], [], [], PROBE_SECONDS)[0]
+    line = os.read(reading, 4096) if ready else b""
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return line
+
+
+def main(context: Context) -> None:
+    """Make the attempts of the families that the context names."""
+    for (family, tried), attempt in PROBES.items():
+        if family in context["families"]:
+            line = in_a_process(family, tried, attempt, context)
+            if line:
+                os.write(1, line + b"\n")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""Stands between a client and an engine, and fails on purpose.
+
+Every request is forwarded whole and answered whole, so that a fault hits exactly one of them: the
+one at a given place in the order of requests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+Action = Literal["kill_before", "kill_after", "drop", "refuse", "delay"]
+NAMED_THING = re.compile(r"/v[\d.]+|(?<=/containers/)nightlab-\w+|(?<=/images/)sha256:\w+|\?.*")
+
+
+class Fault(NamedTuple):
+    """What happens at one request.
+
+    `kill_before` and `kill_after` call the proxy's `kill` before or after the engine has done what
+    was asked, and never answer; `drop` closes the connection without asking the engine; `refuse`
+    answers 500 without asking it; `delay` lets the engine do it and answers late.
+    """
+
+    at: int
+    """The first request is number 0."""
+    action: Action
+    delay_seconds: float = 0.0
+
+
+class _EngineConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: EngineProxy
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.next_fault(f"{self.command} {NAMED_THING.sub('', self.path)}")
+        if fault is None:
+            self._answer(*self._forward(body))
+        elif fault.action == "refuse":
+            self._answer(500, b'{"message": "made to fail"}', "application/json")
+        elif fault.action == "delay":
+            answer = self._forward(body)
+            time.sleep(fault.delay_seconds)
+            self._answer(*answer)
+        else:
+            self._hang_up(fault, body)
+
+    do_POST = do_DELETE = do_GET  # noqa: N815 - the base class's names
+
+    def _hang_up(self, fault: Fault, body: bytes) -> None:
+        self.close_connection = True
+        if fault.action == "kill_after":
+            self._forward(body)
+        if fault.action != "drop":
+            self.server.kill()
+
+    def _forward(self, body: bytes) -> tuple[int, bytes, str]:
+        connection = _EngineConnection(self.server.engine_path)
+        try:
+            headers = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
+            connection.request(self.command, self.path, body or None, headers)
+            answer = connection.getresponse()
+            kind = answer.headers.get("Content-Type") or "application/json"
+            return answer.status, answer.read(), kind
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            if status != 204:
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:  # the client did not wait, or is dead
+            self.close_connection = True
+
+    def address_string(self) -> str:
+        return "client"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+class EngineProxy(ThreadingUnixStreamServer):
+    """A Unix socket in front of an engine's.
+
+    Args:
+        engine_url: the real engine.
+        path: where to listen.
+        fault: what goes wrong, if anything.
+        kill: ends the client's process; called by the two faults of that name.
+    """
+
+    daemon_threads = True
+    request_queue_size = 16
+
+    def __init__(
+        self,
+        engine_url: str,
+        path: Path,
+        fault: Fault | None = None,
+        kill: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.engine_path = engine_url.removeprefix("unix://")
+        self.url = f"unix://{path}"
+        self.requests: list[str] = []
+        self.kill = kill
+        self._fault = fault
+        self._lock = threading.Lock()
+        super().__init__(str(path), _Handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def next_fault(self, request: str) -> Fault | None:
+        """Note a request and return what shall happen to it."""
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(request)
+        return self._fault if self._fault is not None and self._fault.at == number else None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()

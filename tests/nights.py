@@ -1,0 +1,246 @@
+"""Nights without boxes, on a clock of the test's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from agent.lab import Lab
+from agent.ledger import Ledger
+from agent.program import Program, load_program
+from agent.records import Entry, Event
+from agent.session import Outfit, begin, bring_back, open_lab
+from sandbox.contract import Log, Outcome, OutputFile, RunResult, RunSpec
+
+TOY = Path(__file__).parent / "toy"
+EVENING = datetime(2026, 3, 7, 21, 0, tzinfo=UTC)
+TARGET = (3.0, 16.0)
+TRAINING_SECONDS = 200.0
+SCORING_SECONDS = 2.0
+BASELINE_MEMORY = 50 * 2**20
+
+
+class Crash(BaseException):
+    """Our process is gone: nothing that runs after this may touch the disk."""
+
+
+@dataclass
+class Clock:
+    """Time of one night; whoever works or waits moves it."""
+
+    seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def now(self) -> datetime:
+        return EVENING + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        with self.lock:
+            self.seconds += seconds
+
+    async def wait(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
+@dataclass
+class PretendedBoxes:
+    """An executor without an engine: the toy's train.py and evaluate.py, done by hand.
+
+    A point too far out runs out of memory, so that some candidates fail.
+    """
+
+    clock: Clock
+    runs: list[RunSpec] = field(default_factory=list)
+
+    def run(
+        self,
+        spec: RunSpec,
+        *,
+        output_dir: Path | None = None,
+        channel: socket.socket | None = None,
+        on_log: Callable[[bytes], None] | None = None,
+    ) -> RunResult:
+        self.runs.append(spec)
+        started_at = self.clock.now()
+        match spec.box:
+            case "train":
+                outcome, seconds = self._train(spec, output_dir), TRAINING_SECONDS
+            case "model":
+                assert channel is not None
+                channel.sendall((_mounted(spec, "/checkpoint") / "point.json").read_bytes() + b"\n")
+                outcome, seconds = Outcome.OK, SCORING_SECONDS
+            case "scorer":
+                assert channel is not None
+                assert output_dir is not None
+                _score(channel, _mounted(spec, "/data").name, output_dir)
+                outcome, seconds = Outcome.OK, SCORING_SECONDS
+        if spec.box != "model":  # which runs beside the scorer
+            self.clock.advance(seconds)
+        if on_log is not None:
+            on_log(b'{"step": 1, "seconds": 0.1, "loss": 1.0}\n')
+        return _result(spec, outcome, seconds, output_dir, started_at, self.clock.now())
+
+    def _train(self, spec: RunSpec, output_dir: Path | None) -> Outcome:
+        values = _knobs((_mounted(spec, "/workspace") / "train.py").read_text())
+        if values["X"] > 4.5:
+            return Outcome.OUT_OF_MEMORY
+        noise = random.Random(int(spec.environment["NIGHTLAB_SEED"])).gauss(0, 0.001)
+        point = {"x": values["X"], "y": values["Y"], "noise": noise}
+        assert output_dir is not None
+        (output_dir / "point.json").write_text(json.dumps(point))
+        return Outcome.OK
+
+
+class CrashingLedger(Ledger):
+    """A ledger whose process dies before or after it writes the event of that number."""
+
+    crash_at: int | None = None
+    crash_after_writing = True
+
+    def append(self, event: Event) -> Entry:
+        if self.crash_at is not None and self.crash_at < len(self.entries):
+            raise Crash  # it is dead already; nothing more reaches the disk
+        if self.crash_at == len(self.entries) and not self.crash_after_writing:
+            raise Crash
+        entry = super().append(event)
+        if self.crash_at == entry.seq:
+            raise Crash
+        return entry
+
+
+class Quiet:
+    """An observer that shows nothing."""
+
+    def attempt_started(self, *_: Any) -> None: ...
+    def run_started(self, *_: Any) -> None: ...
+    def log(self, *_: Any) -> None: ...
+    def run_finished(self, *_: Any) -> None: ...
+    def attempt_finished(self, *_: Any) -> None: ...
+
+
+@dataclass
+class Place:
+    """A session's directory, its clock and its boxes; reopened after each crash."""
+
+    root: Path
+    clock: Clock = field(default_factory=Clock)
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.boxes = PretendedBoxes(self.clock)
+        program = load_program(TOY / "program.md")
+        tables = program.settings.model_dump()
+        tables["budget"]["seconds"] = TRAINING_SECONDS + 10
+        for section, values in self.changes.items():
+            tables[section] |= values
+        settings = type(program.settings).model_validate(tables, strict=False)
+        self.program = Program(program.prose, settings, program.source)
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "night"
+
+    @property
+    def outfit(self) -> Outfit:
+        for split in ("train", "val", "holdout"):
+            (self.root / "data" / split).mkdir(parents=True, exist_ok=True)
+        return Outfit(
+            executor=self.boxes,
+            engine={},
+            image={},
+            image_id="sha256:0",
+            device="cpu",
+            environment={},
+            data_dir=self.root / "data",
+            data={},
+        )
+
+    def begin(self, researcher: str) -> Lab:
+        """A new session, ready to run."""
+        begin(
+            self.directory,
+            self.program,
+            self.program.settings,
+            TOY / "workspace",
+            self.outfit,
+            researcher=researcher,
+            version="test",
+            seed=7,
+            now=self.clock.now,
+        ).close()
+        return self._lab()
+
+    def resume(self) -> Lab:
+        """The session as `nightlab resume` finds it."""
+        lab = self._lab()
+        bring_back(lab, version="test", removed_containers=())
+        return lab
+
+    def _lab(self) -> Lab:
+        ledger = CrashingLedger.open(self.directory, self.clock.now)
+        return open_lab(
+            ledger, self.program.settings, self.outfit, Quiet(), sleep=self.clock.advance
+        )
+
+
+def _mounted(spec: RunSpec, target: str) -> Path:
+    return next(mount.source for mount in spec.mounts if mount.target == target)
+
+
+def _knobs(source: str) -> dict[str, float]:
+    return {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+
+
+def _score(channel: socket.socket, split: str, output_dir: Path) -> None:
+    point = json.loads(channel.makefile("rb").readline(10_000))
+    value = math.dist((point["x"], math.log2(point["y"])), (TARGET[0], math.log2(TARGET[1])))
+    value += point["noise"] + (0.05 if split == "holdout" else 0.0)
+    sheet = {"metric": "distance", "value": value, "valid": True, "reason": None}
+    (output_dir / "score.json").write_text(json.dumps(sheet | {"explanation": "", "details": {}}))
+
+
+def _result(
+    spec: RunSpec,
+    outcome: Outcome,
+    seconds: float,
+    output_dir: Path | None,
+    started_at: datetime,
+    finished_at: datetime,
+) -> RunResult:
+    killed = outcome is Outcome.OUT_OF_MEMORY
+    names = [] if output_dir is None else sorted(path.name for path in output_dir.iterdir())
+    return RunResult(
+        run_id=spec.run_id,
+        box=spec.box,
+        outcome=outcome,
+        exit_code=None if killed else 0,
+        signal=9 if killed else None,
+        wall_seconds=seconds,
+        limits=spec.limits,
+        peak_memory_bytes=BASELINE_MEMORY,
+        cpu_seconds=seconds,
+        oom_kills=int(killed),
+        gpus=(),
+        log=Log(head="", tail="Killed\n" if killed else "done\n", omitted_bytes=0),
+        output=tuple(OutputFile(name=name, bytes=1, sha256="0" * 64) for name in names),
+        image_digest="sha256:0",
+        started_at=started_at,
+        finished_at=finished_at,
+        evidence={},
+    )

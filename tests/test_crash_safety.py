@@ -1,0 +1,169 @@
+"""Controllers killed and engines failing at every step of a run's life: nothing is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import docker
+import pytest
+
+from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
+from sandbox.docker_executor import Step
+from sandbox.hardening import LABEL_SESSION
+from sandbox.reaper import sweep, sweep_run_directories
+from tests.boxes import python_spec
+from tests.engine_proxy import Action, EngineProxy, Fault
+
+REQUESTS = [
+    "GET /images//json",
+    "POST /containers/create",
+    "POST /containers//start",
+    "GET /containers//json",
+    "DELETE /containers/",
+]
+"""Everything that a run asks of the engine, in this order."""
+CONTROLLER = """
+import os, signal, sys
+from pathlib import Path
+from sandbox import DockerExecutor, RunSpec
+url, version, root, output, spec, last_step = sys.argv[1:]
+def die(step):
+    if step == last_step:
+        os.kill(os.getpid(), signal.SIGKILL)
+executor = DockerExecutor(url, version, Path(root), on_step=die)
+executor.run(
+    RunSpec.model_validate_json(spec), output_dir=Path(output), on_log=lambda _: die("log")
+)
+"""
+
+
+class Bench:
+    """One session's runs on the real engine, and what is left of them."""
+
+    def __init__(self, engine: Any, image: Any, client: docker.APIClient, root: Path) -> None:
+        self.engine = engine
+        self.client = client
+        self.root = root
+        self.runs = root / "runs"
+        self.session = f"crash-{os.getpid()}-{root.name.strip('_').replace('_', '-').lower()}"[:60]
+        code = "open('/out/model', 'w').write('x' * 1000); print('up', flush=True)"
+        self.spec: RunSpec = python_spec(code, image=image.image_id).model_copy(
+            update={"session": self.session.rstrip("-")}
+        )
+
+    def executor(self, url: str, call_seconds: int = 30) -> DockerExecutor:
+        return DockerExecutor(url, self.engine.api_version, self.runs, call_seconds=call_seconds)
+
+    def controller(self, url: str, last_step: str = "") -> subprocess.Popen[bytes]:
+        """Start a process that runs one box, and dies at a step if asked to."""
+        output = self.root / "output"
+        output.mkdir()
+        arguments = (url, self.engine.api_version, self.runs, output, self.spec.model_dump_json())
+        return subprocess.Popen(
+            [sys.executable, "-c", CONTROLLER, *map(str, arguments), last_step],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def boxes(self) -> list[str]:
+        found = self.client.containers(
+            all=True, filters={"label": f"{LABEL_SESSION}={self.spec.session}"}
+        )
+        return [box["Id"] for box in found]
+
+    def start_anew(self) -> None:
+        """Do what every start of nightlab does first."""
+        sweep(self.client)
+        sweep_run_directories(self.runs)
+        give_up = time.monotonic() + 5  # the watchdog may be at it at the same moment
+        while self.boxes() and time.monotonic() < give_up:
+            time.sleep(0.05)
+
+    def leftovers(self) -> tuple[list[str], list[Path]]:
+        return self.boxes(), list(self.runs.iterdir()) if self.runs.is_dir() else []
+
+    def next_outcome(self) -> Outcome:
+        return self.executor(self.engine.base_url).run(self.spec).outcome
+
+
+@pytest.fixture
+def client(engine: Any) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bench(engine: Any, image: Any, client: docker.APIClient, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(engine, image, client, tmp_path)
+    yield bench
+    for box in bench.boxes():
+        client.remove_container(box, force=True)
+
+
+@pytest.mark.docker
+def test_a_run_asks_the_engine_for_five_things_and_never_for_an_exec(
+    bench: Bench, tmp_path: Path
+) -> None:
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy") as proxy:
+        assert Outcome.OK == bench.executor(proxy.url).run(bench.spec).outcome
+        assert proxy.requests == REQUESTS
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("action", ["kill_before", "kill_after"])
+@pytest.mark.parametrize("at", range(len(REQUESTS)), ids=REQUESTS)
+def test_a_controller_killed_at_a_request_leaves_nothing_for_the_next_start(
+    at: int, action: Action, bench: Bench, tmp_path: Path
+) -> None:
+    killed: list[subprocess.Popen[bytes]] = []
+    proxy = EngineProxy(
+        bench.engine.base_url, tmp_path / "proxy", Fault(at, action), lambda: killed[0].kill()
+    )
+    with proxy, bench.controller(proxy.url) as process:
+        killed.append(process)
+        assert -9 == process.wait(timeout=20)
+    bench.start_anew()
+    assert ([], []) == bench.leftovers()
+    assert Outcome.OK == bench.next_outcome()
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("step", [*get_args(Step), "log"])
+def test_a_controller_killed_after_a_step_leaves_nothing_for_the_next_start(
+    step: str, bench: Bench
+) -> None:
+    with bench.controller(bench.engine.base_url, step) as process:
+        assert -9 == process.wait(timeout=20)
+    bench.start_anew()
+    assert ([], []) == bench.leftovers()
+    assert Outcome.OK == bench.next_outcome()
+
+
+FAULTS = {"drop": 0.0, "refuse": 0.0, "delay": 3.0}
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+@pytest.mark.parametrize("action", list(FAULTS))
+@pytest.mark.parametrize("at", range(len(REQUESTS)), ids=REQUESTS)
+def test_an_engine_that_fails_once_is_our_error_or_no_error_and_leaves_nothing(
+    at: int, action: Action, bench: Bench, tmp_path: Path
+) -> None:
+    fault = Fault(at, action, FAULTS[action])
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        executor = bench.executor(proxy.url, call_seconds=1)
+        if REQUESTS[at].startswith("DELETE"):  # asked again
+            assert Outcome.OK == executor.run(bench.spec).outcome
+        else:
+            with pytest.raises(SandboxError):
+                executor.run(bench.spec)
+        assert proxy.requests[: at + 1] == REQUESTS[: at + 1]
+    gc.collect()
+    assert ([], []) == bench.leftovers()

@@ -1,0 +1,292 @@
+"""Refusals, circles, stop and pause, limits: how a session goes on, or ends."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from agent.cli import app
+from agent.history import History, fold
+from agent.ledger import read_ledger
+from agent.loop import run_session
+from agent.night import assemble, open_models
+from agent.records import (
+    ConversationOpened,
+    MessageAdded,
+    Noticed,
+    SessionEnded,
+    StopReason,
+    ToolReturned,
+)
+from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop, forget, is_asked_to_pause
+from tests.messages_server import Cut, MessagesServer, Request, Turn, say, text, tool
+from tests.nights import Crash, CrashingLedger, Place
+from tests.test_night import DETAILS, Mind, work
+
+REFUSED = Turn((text("I"),), "refusal", DETAILS)
+READ = say(tool("read", file_path="train.py"))
+
+
+class Scene:
+    """A short session against a script."""
+
+    def __init__(self, root: Path, **changes: dict[str, Any]) -> None:
+        session = {"attempts": 2, "max_failures_in_a_row": 10} | changes.pop("session", {})
+        self.place = Place(root, changes={"session": session, **changes})
+        self.mind = Mind(random.Random(5))
+
+    def play(self, script: Iterable[Any]) -> SessionEnded:
+        clock = self.place.clock
+        with MessagesServer(script, clock=clock.monotonic, endless=True) as self.server:
+            return work(self.place.begin("claude"), self.place, self.server)
+
+    def then(self, *script: Any) -> Iterable[Any]:
+        """The script, and after it a researcher that works."""
+        return itertools.chain(script, itertools.repeat(self.mind.answer))
+
+    @property
+    def history(self) -> History:
+        return fold(read_ledger(self.place.directory))
+
+    def events(self, kind: type) -> list[Any]:
+        return [e.event for e in read_ledger(self.place.directory) if isinstance(e.event, kind)]
+
+    def notices(self) -> list[str]:
+        return [event.kind for event in self.events(Noticed)]
+
+
+def test_one_refusal_opens_a_conversation_without_what_was_refused(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    assert scene.play(scene.then(REFUSED)).reason is StopReason.ATTEMPTS
+    reasons = [(e.researcher, e.reason) for e in scene.events(ConversationOpened)]
+    assert ("claude-sonnet-5-5", "the model refused") == reasons[1]
+    assert {"claude-sonnet-5-5"} == {name for name, _ in reasons}
+
+
+def test_a_second_refusal_asks_the_fallback_model_and_a_third_hands_over_to_tpe(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opus-5-5"})
+    ended = scene.play([REFUSED] * 3)
+    assert ended.reason is StopReason.ATTEMPTS
+    assert [
+        "claude-sonnet-5-5",
+        "claude-sonnet-5-5",
+        "claude-opus-5-5",
+        "tpe",
+    ] == [event.researcher for event in scene.events(ConversationOpened)]
+    assert ["claude-sonnet-5-5"] * 2 + ["claude-opus-5-5"] == [
+        request["model"] for request in scene.server.requests
+    ]
+    assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
+    assert 3 == scene.notices().count("refusal")
+    assert 2 == scene.notices().count("stand_in")
+
+
+def test_a_resumed_session_goes_on_with_the_researcher_that_stood_in(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play([REFUSED] * 2)
+    settings = scene.place.program.settings
+    more = settings.session.model_copy(update={"attempts": 3})
+    scene.place.program = type(scene.place.program)(
+        "", settings.model_copy(update={"session": more}), scene.place.program.source
+    )
+    with MessagesServer([], endless=True) as server:
+        work(scene.place.resume(), scene.place, server)
+    assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
+    assert 3 == len(scene.history.completed)
+
+
+def test_circles_are_named_once_then_left_then_end_the_session(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    ended = scene.play([READ] * 12)
+    assert (StopReason.STUCK, 12) == (ended.reason, len(scene.server.requests))
+    assert 3 == scene.notices().count("stuck")
+    assert 2 == len(scene.events(ConversationOpened))
+    said = str(scene.server.requests[4]["messages"][-1]["content"])
+    assert "You are going in circles: read was called 4 times" in said
+
+
+def test_a_researcher_that_leaves_its_circle_is_forgiven(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+
+    def works(request: Request) -> Turn:
+        return scene.mind.answer(request)
+
+    one_round = [READ] * 4 + [works] * 2
+    assert scene.play(itertools.cycle(one_round)).reason is StopReason.ATTEMPTS
+    assert 1 == len(scene.events(ConversationOpened))
+
+
+def test_stop_ends_the_session_after_the_attempt_that_runs(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 50})
+
+    def stop_now(request: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return say(tool("list"))
+
+    ended = scene.play([scene.mind.answer, scene.mind.answer, stop_now])
+    assert StopReason.STOPPED is ended.reason
+    assert 1 == len(scene.history.completed)
+    assert 3 == len(scene.server.requests)
+
+
+def test_stop_lets_a_reply_end_before_its_next_training(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 50})
+
+    def stop_and_run(request: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return scene.mind.answer(request)
+
+    assert scene.play([READ, stop_and_run]).reason is StopReason.STOPPED
+    assert [] == scene.history.completed
+    assert scene.events(ToolReturned)[-1].name == "edit"
+    assert scene.events(MessageAdded)[-1].role == "user"  # every call is answered
+
+
+def test_a_pause_waits_and_costs_none_of_the_hours(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    clock, directory = scene.place.clock, scene.place.directory
+
+    def pause(request: Request) -> Turn:
+        ask_to_pause(directory)
+        return say(tool("list"))
+
+    lab = scene.place.begin("claude")
+    end = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal end
+        end = end or clock.seconds + 3000
+        clock.advance(seconds)
+        if clock.seconds >= end:
+            ask_to_continue(directory)
+
+    lab = type(lab)(**{**vars(lab), "sleep": sleep})
+    with MessagesServer(scene.then(pause), endless=True) as server:
+        ended = work(lab, scene.place, server)
+    assert StopReason.ATTEMPTS is ended.reason
+    assert ["paused", "continued"] == [k for k in scene.notices() if k in ("paused", "continued")]
+    assert scene.history.active_seconds == pytest.approx(clock.seconds - 3000)
+
+
+def test_wishes_of_an_earlier_evening_do_not_bind_a_resume(tmp_path: Path) -> None:
+    ask_to_stop(tmp_path)
+    ask_to_pause(tmp_path)
+    forget(tmp_path)
+    assert not is_asked_to_pause(tmp_path)
+    assert not ask_to_continue(tmp_path)
+
+
+LIMITS: dict[str, tuple[dict[str, Any], StopReason]] = {
+    "calls": ({"calls": 5}, StopReason.CALLS),
+    "tokens": ({"tokens": 200_000}, StopReason.TOKENS),
+    "money": ({"usd": 0.6}, StopReason.MONEY),
+    "discards": ({"max_discards_in_a_row": 2}, StopReason.DISCARDS_IN_A_ROW),
+}
+
+
+@pytest.mark.parametrize(("limits", "reason"), LIMITS.values(), ids=LIMITS.keys())
+def test_a_limit_holds_against_the_services_own_account(
+    tmp_path: Path, limits: dict[str, Any], reason: StopReason
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 60, **limits})
+
+    def cut(request: Request) -> Turn:
+        return Turn(scene.mind.answer(request).blocks, cut=Cut(4, "end"))
+
+    script = itertools.cycle([scene.mind.answer, scene.mind.answer, cut])
+    assert scene.play(script).reason is reason
+    bills = scene.server.bills
+    assert len(bills) <= limits.get("calls", 1000)
+    assert scene.server.billed_usd <= limits.get("usd", 1000.0)
+    used = sum(
+        b.input_tokens + b.output_tokens + b.cache_read_tokens + b.cache_write_tokens for b in bills
+    )
+    assert used <= limits.get("tokens", 10**9)
+
+
+def test_streams_that_are_always_cut_end_at_the_money_limit(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"usd": 0.6, "hours": 24.0})
+    cut = say(text("half of it " * 50), cut=Cut(6, "fin"))
+    assert scene.play(itertools.repeat(cut)).reason is StopReason.MONEY
+    assert 0.1 < scene.server.billed_usd <= 0.6
+
+
+def test_a_sweep_hands_attempts_to_the_sampler_within_the_limits(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+    ended = scene.play([say(tool("sweep", attempts=5, knobs=["X"]))])
+    assert ended.reason is StopReason.ATTEMPTS
+    attempts = scene.history.completed
+    assert ["tpe"] * 3 == [a.started.researcher for a in attempts]
+    assert all("X " in a.started.hypothesis for a in attempts)
+    assert not any("Y " in a.started.hypothesis for a in attempts)
+
+
+def test_what_the_service_says_of_the_model_is_on_record(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    facts = next(e.explanation for e in scene.events(Noticed) if e.kind == "model_facts")
+    assert '"max_tokens": 128000' in facts
+
+
+def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 6})
+    lab = scene.place.begin("random")
+    with lab.ledger, open_models(lab, "random", {}, lambda *_: None) as models:
+        ended = run_session(assemble(lab, scene.place.program, models), lambda: None)
+    assert ended.reason is StopReason.ATTEMPTS
+    assert {"random"} == {a.started.researcher for a in scene.history.completed}
+    assert 0.0 == scene.history.spent_usd
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    scene = Scene(tmp_path, session={"attempts": 4})
+    lab = scene.place.begin("claude")
+    at, crashes = 2, 0
+    with MessagesServer(scene.then(), endless=True) as server:
+        while True:
+            at = len(lab.ledger.entries) + chance.randint(1, 40)
+            assert isinstance(lab.ledger, CrashingLedger)
+            lab.ledger.crash_at = at
+            lab.ledger.crash_after_writing = chance.random() < 0.5
+            try:
+                ended = work(lab, scene.place, server)
+            except Crash:
+                crashes += 1
+                lab = scene.place.resume()
+                continue
+            break
+    assert (StopReason.ATTEMPTS, 4) == (ended.reason, len(scene.history.completed))
+    assert crashes > 1
+    assert not any(attempt.open for attempt in scene.history.attempts)
+    assert server.billed_usd <= scene.history.spent_usd + 1e-9
+
+
+def test_a_command_stops_only_a_session_that_has_not_ended(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    scene.place.begin("claude").ledger.close()
+    for command, said in [
+        ("pause", "pauses after"),
+        ("continue", "goes on"),
+        ("stop", "ends after"),
+    ]:
+        done = CliRunner().invoke(app, [command, "night", "--runs", str(tmp_path)])
+        assert 0 == done.exit_code, done.output
+        assert said in done.output
+
+
+def test_a_command_for_a_session_that_ended_says_so(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    scene.play(scene.then())
+    done = CliRunner().invoke(app, ["stop", "night", "--runs", str(tmp_path)])
+    assert 2 == done.exit_code
+    assert "has ended already (attempts)" in done.output
