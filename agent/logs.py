@@ -1,4 +1,4 @@
-"""A run's log: a short excerpt for the line, all of it for the blob."""
+"""A run's log: excerpt for the line, all for the blob."""
 
 from __future__ import annotations
 

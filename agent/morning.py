@@ -1,4 +1,4 @@
-"""What a review and a replay look like to a person."""
+"""What a review and a replay look like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts on a box's walls, made from inside by `nightlab check`.
+"""Attempts on a box's walls, made from inside it.
 
 Runs in the box as `python3 -I -S -c SOURCE CONTEXT`: standard library only, any Python from 3.8
 on. Each attempt gets a process of its own and two seconds, so that one that hangs or dies takes no

@@ -1,4 +1,4 @@
-"""Programs that press a box to its end, for `nightlab check`.
+"""Programs that press a box to its end.
 
 Each gets a box of its own and is judged by the host from the `RunResult`, never by what it says. A
 program first says that it began; one that never began proves nothing. Each presses a few times the
