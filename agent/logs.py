@@ -1,4 +1,4 @@
-"""A run's log: excerpt for the line, all for the blob."""
+"""A run's log: excerpt in the line, rest as blob."""
 
 from __future__ import annotations
 
