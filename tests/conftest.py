@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,11 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Tests serve themselves on loopback; a site's proxy must not stand between.
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+
+
+# A shell starts background jobs deaf to Ctrl-C; tests of it need ears, and so do their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
