@@ -15,6 +15,7 @@ from agent.curves import curve_of, packed
 from agent.history import History, fold
 from agent.ledger import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
 from agent.logs import excerpt, packed_log
+from agent.program import load_program
 from agent.records import (
     Arithmetic,
     AttemptFinished,
@@ -38,6 +39,11 @@ from sandbox.contract import Box, Limits, Log, Outcome, RunResult
 
 EVENING = datetime(2026, 3, 7, 22, 0, tzinfo=UTC)
 BUDGET_SECONDS = 300.0
+SETTINGS = (
+    load_program(Path(__file__).parents[1] / "program.md")
+    .settings.with_overrides(attempts=100, hours=10.0, usd=20.0, budget_seconds=BUDGET_SECONDS)
+    .model_dump(mode="json")
+)
 NOISE = 0.004
 KEPT_LOG_CHARS = 16_000
 
@@ -153,12 +159,7 @@ def start(made: Night, **changes: Any) -> Entry:
         session="mar7-evening",
         nightlab_version="0.1.0",
         program=program,
-        settings={
-            "goal": {"metric": "val_bpb", "direction": "minimize"},
-            "budget": {"kind": "wall", "seconds": BUDGET_SECONDS},
-            "session": {"attempts": 100, "hours": 10.0, "usd": 20.0},
-            "hardware": {"profile": "cpu"},
-        },
+        settings=SETTINGS,
         researcher="claude",
         image={"digest": "sha256:" + "5" * 64, "torch": "2.13.0+cpu"},
         engine={"version": "28.1.0", "storage": "overlay2"},

@@ -12,7 +12,7 @@ from sandbox.wheels import read_lock
 def test_the_cpu_profile_asks_for_the_cpu_build_and_tells_programs_their_device() -> None:
     profile = find_profile("cpu")
     assert ("2.13.0", "cpu") == (profile.torch_version, profile.torch_build)
-    assert {"NIGHTLAB_DEVICE": "cpu"} == profile.environment
+    assert {"NIGHTLAB_DEVICE": "cpu", "GOMP_SPINCOUNT": "3000"} == profile.environment
 
 
 def test_an_unknown_profile_is_refused_with_the_names_of_the_known_ones() -> None:
