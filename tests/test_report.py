@@ -433,16 +433,16 @@ def test_no_mark_up_of_a_model_reaches_the_markdown_outside_a_fence() -> None:
 # Scale
 
 
-def test_a_thousand_attempts_are_reported_within_bounds_and_at_a_constant_cost(
+def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory(
     tmp_path: Path,
 ) -> None:
     small, large = (histories.night(count, log_lines=120) for count in (250, 1000))
     for made, directory in ((small, tmp_path / "small"), (large, tmp_path / "large")):
         made.write(directory)
     one, other = (measured_report(tmp_path / name) for name in ("small", "large"))
-    assert other["seconds"] < 5
+    # Bounds that a busy machine keeps too, and that quadratic work would not: it costs 16 times.
+    assert other["seconds"] < 8 * one["seconds"]
     assert other["memory_bytes"] < 300 * 2**20
-    assert other["seconds"] / 1000 < 2 * one["seconds"] / 250
     assert (tmp_path / "large" / "report.html").stat().st_size < 5_000_000
 
 
