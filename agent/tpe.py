@@ -239,7 +239,7 @@ class TpeModel:
         if not trials:
             return here
         choose = min if self._direction == "minimize" else max
-        return choose(trials, key=lambda trial: trial[1])[0]
+        return here | choose(trials, key=lambda trial: trial[1])[0]
 
     def _sampled(
         self,

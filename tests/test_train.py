@@ -15,7 +15,7 @@ TREE = ast.parse(TEXT)
 NUMBER = r"-?[0-9_.]+"
 INTERVAL = re.compile(rf"\[({NUMBER})\.\.({NUMBER})( log)?\]$")
 CHOICES = re.compile(r"\{([^{}]+)\}$")
-FIXED = re.compile(r"  # fixed\b")
+FIXED = re.compile(r"  # fixed\b|; fixed$")
 
 
 def literals() -> dict[str, tuple[object, str]]:
