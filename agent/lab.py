@@ -64,13 +64,9 @@ class Lab:
         return session.seeds
 
 
-def candidate_id(files: dict[str, bytes]) -> str:
-    """SHA-256 over names and bytes of a candidate's files."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{len(name)}:{name}:{len(files[name])}:".encode())
-        digest.update(files[name])
-    return digest.hexdigest()
+def hashes_of(files: dict[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each of a candidate's files, by name: what the ledger knows it by."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def stored_files(lab: Lab, attempt: Attempt) -> dict[str, bytes]:
@@ -80,7 +76,7 @@ def stored_files(lab: Lab, attempt: Attempt) -> dict[str, bytes]:
 
 def find_known(lab: Lab, files: dict[str, bytes]) -> Attempt | None:
     """The judged attempt whose files were byte for byte these, if there is one."""
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    hashes = hashes_of(files)
     for attempt in lab.ledger.history.attempts:
         if attempt.finished is not None and attempt.started.files == hashes:
             return attempt

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.experiment import drop
-from agent.lab import Lab, Observer, candidate_id
+from agent.lab import Lab, Observer, hashes_of
 from agent.ledger import Clock, Ledger, utc_now
 from agent.program import Program, Settings
 from agent.records import (
     AttemptInterrupted,
     ModelCalled,
-    SessionEnded,
     SessionResumed,
     SessionStarted,
-    StopReason,
     Usage,
 )
 from agent.steering import forget
@@ -179,11 +177,6 @@ def bring_back(lab: Lab, *, version: str, removed_containers: tuple[str, ...]) -
         drop(lab, last.number)
 
 
-def end_without_run(ledger: Ledger, reason: StopReason, explanation: str) -> None:
-    """Record an end that came before anything ran."""
-    ledger.append(SessionEnded(reason=reason, explanation=explanation))
-
-
 def settings_of(ledger: Ledger) -> Settings:
     """The settings in force: those of the last resume, else those of the start."""
     for entry in reversed(ledger.entries):
@@ -241,8 +234,7 @@ def _lay_out(directory: Path, program: Program, source: Path) -> None:
 
 
 def _is_in_workspace(lab: Lab, files: dict[str, str]) -> bool:
-    stored = {name: lab.ledger.get_blob(sha) for name, sha in files.items()}
-    return candidate_id(stored) == candidate_id(lab.workspace.candidate())
+    return files == hashes_of(lab.workspace.candidate())
 
 
 def _first_value(path: str, key: str) -> str | None:
