@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import Tracer
 
@@ -16,7 +17,7 @@ from agent.history import Attempt
 from agent.lab import Lab, find_known
 from agent.ledger import Ledger
 from agent.loop import Night
-from agent.model import ClaudeModel, LostCall, Model, ModelError
+from agent.model import LostCall, Model, ModelError
 from agent.program import Program
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
@@ -26,6 +27,9 @@ from agent.tools import Toolbox
 from agent.tpe import Method, TpeModel
 from agent.tracing import attempt_span, usual_tracer
 from agent.turns import Turns
+
+if TYPE_CHECKING:
+    from agent.claude import ClaudeModel
 
 MAX_GUIDANCE_BYTES = 32 * 1024
 MAX_FACT_CHARACTERS = 4000
@@ -103,6 +107,8 @@ def _claude(
             )
         )
         on_wait(error, wait_seconds)
+
+    from agent.claude import ClaudeModel  # its SDK takes a second to load: only who asks it waits
 
     return ClaudeModel(
         model=name,

@@ -18,18 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model import (
+from agent.claude import (
     ERROR_CHARACTERS,
     ClaudeModel,
-    LostCall,
-    ModelError,
-    Reply,
-    check_credentials,
-    cost_usd,
-    price_known,
     retry_after_seconds,
     thinks_adaptively,
 )
+from agent.model import LostCall, ModelError, Reply, check_credentials, cost_usd, price_known
 from agent.records import StopReason, Usage
 from tests.messages_server import (
     UNPRICED,

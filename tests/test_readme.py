@@ -28,14 +28,21 @@ def first_line(module: Path) -> str:
     return (ast.get_docstring(ast.parse(module.read_text())) or "").splitlines()[0]
 
 
+def listing(folder: Path, indent: str = "  ") -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".py" and path.name != "__init__.py":
+            yield f"{indent + path.name:<22}{first_line(path)}"
+        elif (path / "__init__.py").exists():
+            yield f"{indent + path.name + '/':<22}{first_line(path / '__init__.py')}"
+            yield from listing(path, indent + "  ")
+
+
 def tree() -> Iterator[str]:
     for folder in ("agent", "sandbox", "workspace"):
         package = ROOT / folder / "__init__.py"
         summary = first_line(package) if package.exists() else "What an experiment is made of."
         yield f"{folder + '/':<22}{summary}"
-        for module in sorted((ROOT / folder).glob("*.py")):
-            if module.name != "__init__.py":
-                yield f"  {module.name:<20}{first_line(module)}"
+        yield from listing(ROOT / folder)
     for name, words in TOP_LEVEL.items():
         yield f"{name:<22}{words}"
 
@@ -53,7 +60,7 @@ def test_the_readme_shows_the_tree_as_it_is(pytestconfig: pytest.Config) -> None
 
 @pytest.mark.parametrize(
     "module",
-    [p for f in ("agent", "sandbox") for p in sorted((ROOT / f).glob("*.py"))],
+    [p for f in ("agent", "sandbox") for p in sorted((ROOT / f).rglob("*.py"))],
     ids=lambda path: f"{path.parent.name}.{path.stem}",
 )
 def test_a_module_says_in_ten_words_what_it_is_for(module: Path) -> None:

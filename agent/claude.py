@@ -1,0 +1,517 @@
+"""The Messages API: one reply, waited for and priced.
+
+The only module that knows the SDK. An attempt is a stream that was opened and read to its end with
+a stop reason; everything less is repeated until the session's deadline, never past it. What a
+request contains must not depend on anything but its arguments: the service's cache and its check
+of replayed thinking both live on identical bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+from anthropic import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    AsyncAnthropic,
+    AsyncAnthropicBedrock,
+    AsyncAnthropicVertex,
+)
+from anthropic.lib.streaming import AsyncMessageStream
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+
+from agent.model import WITHOUT_A_KEY, LostCall, ModelError, Provider, Reply, ToolCall, cost_usd
+from agent.records import Reserve, StopReason, Usage
+from agent.render import one_line
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 120.0
+"""Silence after which a stream counts as stalled."""
+ATTEMPT_SECONDS = 1800.0
+"""Longest call: a stream that only pings is never silent, and never ends."""
+LONGEST_BACKOFF_SECONDS = 120.0
+ERROR_CHARACTERS = 300
+RECEIVED_BYTES_PER_TOKEN = 4
+"""Estimates what a cut stream had generated; English and code lie near it."""
+RESERVED_BYTES_PER_TOKEN = 2
+"""Estimates a request from above: real text has more bytes per token than this."""
+CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
+"""A training outlives the five-minute cache."""
+TRANSIENT_STATUSES = frozenset({408, 409, 429})
+TRANSIENT_TYPES = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
+SPEND_CAPS = frozenset(
+    {
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "linked_organization_spend_limit_reached",
+    }
+)
+"""Error codes that only the next month or a person changes, whatever their status says."""
+
+
+class StreamBroken(Exception):
+    """A stream ended, stalled or turned to nonsense before its reply was whole."""
+
+
+def thinks_adaptively(model: str) -> bool:
+    """Whether the model takes adaptive thinking and an effort: 4.6 and later."""
+    found = re.search(r"claude-[a-z]+-(\d+)(?:-(\d{1,2}))?(?!\d)", model)
+    return found is not None and (int(found[1]), int(found[2] or 0)) >= (4, 6)
+
+
+class ClaudeModel:
+    """A model behind the Messages API or a compatible server.
+
+    Args:
+        model: its id.
+        max_output_tokens: most tokens of one reply, thinking included.
+        effort: how much the model thinks, for models that can be told.
+        api_key: goes into `x-api-key`.
+        auth_token: goes into `Authorization`, when there is no key.
+        base_url: of a compatible server; None for the SDK's own choice.
+        provider: whose service it is; a cloud finds its own credentials.
+        deadline: seconds that are left of the session.
+        on_retry: told what failed and for how many seconds it is waited now.
+        on_lost: told of every paid stream without a reply; may raise to stop.
+        sleep: waits that many seconds.
+        clock: monotonic seconds.
+        read_seconds: silence after which a stream counts as stalled.
+        attempt_seconds: longest single call.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        max_output_tokens: int,
+        effort: str,
+        api_key: str | None,
+        auth_token: str | None,
+        base_url: str | None,
+        deadline: Callable[[], float],
+        on_retry: Callable[[str, float], None],
+        on_lost: Callable[[LostCall], None],
+        provider: Provider = "anthropic",
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        read_seconds: float = READ_SECONDS,
+        attempt_seconds: float = ATTEMPT_SECONDS,
+    ) -> None:
+        self._model = model
+        self._max_output_tokens = max_output_tokens
+        self._effort = effort
+        self._deadline = deadline
+        self._on_retry = on_retry
+        self._on_lost = on_lost
+        self._sleep = sleep
+        self._clock = clock
+        self._attempt_seconds = attempt_seconds
+        self._provider = provider
+        self._runner = asyncio.Runner()
+        self._closed = False
+        try:
+            self._client = _client(provider, api_key, auth_token, base_url, read_seconds)
+        except ValueError as error:  # a cloud's client that finds no region or project
+            said = one_line(str(error), ERROR_CHARACTERS)
+            raise ModelError(StopReason.API_REFUSED, said, WITHOUT_A_KEY) from error
+
+    @property
+    def name(self) -> str:
+        """The model's id."""
+        return self._model
+
+    def reply(
+        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
+    ) -> Reply:
+        """Answer the conversation, waiting out what passes by itself.
+
+        Raises:
+            ModelError: the service refused for good, or the deadline came first.
+            KeyboardInterrupt: at once on Ctrl-C; the stream is closed and the model with it.
+        """
+        request = self._request(system, tools, messages)
+        try:
+            return self._runner.run(self._ask(request))
+        except (APIError, httpx2.HTTPError, StreamBroken) as error:
+            raise _final_error(error) from error
+        except (KeyboardInterrupt, SystemExit):
+            # A handler of our caller's own may have left the call half done in the loop.
+            self.close()
+            raise
+
+    def worst_case(
+        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
+    ) -> Reserve:
+        """The most that one call can use: nothing cached, all written, the longest answer."""
+        return self._reserve(self._request(system, tools, messages))
+
+    def facts(self) -> dict[str, Any] | None:
+        """What the service says of the model, such as its limits and when it retires.
+
+        None where the server does not answer that question: compatible servers need not, and a
+        session does not depend on it.
+        """
+        if self._closed or not isinstance(self._client, AsyncAnthropic):
+            return None
+        try:
+            found = self._runner.run(
+                self._client.models.retrieve(self._model, timeout=READ_SECONDS)
+            )
+        except (APIError, httpx2.HTTPError, ValueError):
+            return None
+        facts: dict[str, Any] = json.loads(found.to_json())
+        if isinstance(most := facts.get("max_tokens"), int) and most > 0:
+            self._max_output_tokens = min(self._max_output_tokens, most)
+        return facts
+
+    def close(self) -> None:
+        """Close connections and the event loop."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._runner.run(self._client.close())
+        finally:
+            self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _request(
+        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": self._max_output_tokens,
+            # Tools come before the system prompt in the cached prefix, so this covers both.
+            "system": [{"type": "text", "text": system, "cache_control": CACHE_CONTROL}],
+            "messages": _with_breakpoints(messages),
+        }
+        if tools:
+            request["tools"] = tools
+            request["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": False}
+        if thinks_adaptively(self._model):
+            # Unless asked for, the summary is omitted and the record has no reasons in it.
+            request["thinking"] = {"type": "adaptive", "display": "summarized"}
+            request["output_config"] = {"effort": self._effort}
+        return request
+
+    def _reserve(self, request: dict[str, Any]) -> Reserve:
+        size_bytes = len(json.dumps(request, ensure_ascii=False).encode())
+        worst = Usage(
+            input_tokens=0,
+            output_tokens=self._max_output_tokens,
+            cache_read_tokens=0,
+            cache_write_tokens=-(-size_bytes // RESERVED_BYTES_PER_TOKEN),
+        )
+        tokens = worst.output_tokens + worst.cache_write_tokens
+        return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst))
+
+    def _cost_usd(self, usage: Usage) -> float | None:
+        return cost_usd(self._model, usage, provider=self._provider)
+
+    async def _ask(self, request: dict[str, Any]) -> Reply:
+        retrying = AsyncRetrying(
+            sleep=self._sleep,
+            retry=retry_if_exception(is_transient),
+            wait=_wait_seconds,
+            stop=lambda state: state.upcoming_sleep >= self._deadline(),
+            before_sleep=self._report,
+            reraise=True,
+        )
+        return await retrying(self._attempt, request)
+
+    def _report(self, state: RetryCallState) -> None:
+        assert state.outcome is not None
+        self._on_retry(describe(state.outcome.exception()), state.upcoming_sleep)
+
+    async def _attempt(self, request: dict[str, Any]) -> Reply:
+        arrival = _Arrival()
+        started, seconds_left = self._clock(), self._deadline()
+        try:
+            async with (
+                asyncio.timeout(max(0.0, min(self._attempt_seconds, seconds_left))),
+                self._client.messages.stream(**request) as stream,
+            ):
+                await arrival.read(stream)
+            return self._whole(arrival, self._clock() - started)
+        except BaseException as error:
+            self._charge(arrival, describe(error), self._clock() - started, request)
+            if isinstance(error, TimeoutError):
+                raise self._timed_out(seconds_left) from error
+            raise
+
+    def _timed_out(self, seconds_left: float) -> Exception:
+        if seconds_left > self._attempt_seconds:
+            return StreamBroken(f"the reply did not end in {self._attempt_seconds:.0f} s")
+        return ModelError(StopReason.HOURS, "the session's time ended during a model call", "")
+
+    def _whole(self, arrival: _Arrival, seconds: float) -> Reply:
+        message = arrival.whole_message()
+        usage = _usage(message.usage)
+        content = [block.to_dict() for block in message.content]
+        details = message.stop_details
+        return Reply(
+            content=content,
+            tool_calls=_tool_calls(content) if message.stop_reason == "tool_use" else [],
+            stop_reason=str(message.stop_reason),
+            model=message.model,
+            usage=usage,
+            cost_usd=self._cost_usd(usage),
+            request_id=arrival.request_id,
+            seconds=seconds,
+            explanation="" if details is None else _explained(details),
+        )
+
+    def _charge(
+        self, arrival: _Arrival, error: str, seconds: float, request: dict[str, Any]
+    ) -> None:
+        usage = arrival.lost_usage()
+        if usage is None:
+            return
+        self._on_lost(
+            LostCall(
+                error,
+                self._model,
+                arrival.request_id,
+                usage,
+                self._cost_usd(usage),
+                seconds,
+                asking_again=self._reserve(request),
+            )
+        )
+
+
+def _client(
+    provider: Provider,
+    api_key: str | None,
+    auth_token: str | None,
+    base_url: str | None,
+    read_seconds: float,
+) -> AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex:
+    timeout = httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS)
+    # No retries of the SDK's own: it obeys `retry-after` without a limit, and never repeats a
+    # stream that was cut.
+    if provider == "bedrock":
+        return AsyncAnthropicBedrock(base_url=base_url, max_retries=0, timeout=timeout)
+    if provider == "vertex":
+        return AsyncAnthropicVertex(base_url=base_url, max_retries=0, timeout=timeout)
+    return AsyncAnthropic(
+        api_key=api_key,
+        # Both at once are an error; the key wins, as in the SDK.
+        auth_token=None if api_key else auth_token,
+        base_url=base_url,
+        max_retries=0,
+        timeout=timeout,
+    )
+
+
+class _Arrival:
+    """What has come of one stream so far."""
+
+    def __init__(self) -> None:
+        self.request_id: str | None = None
+        self._snapshot: Any = None
+        self._received_bytes = 0
+        self._stopped = False
+
+    async def read(self, stream: AsyncMessageStream[None]) -> None:
+        """Take every event.
+
+        Raises:
+            StreamBroken: an event could not be understood.
+        """
+        self.request_id = stream.request_id
+        try:
+            async for event in stream:
+                self._take(event, stream)
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            # Bad JSON, half an event, events out of order: the SDK has no error of its own.
+            raise StreamBroken(f"the stream could not be read ({type(error).__name__})") from error
+
+    def whole_message(self) -> Any:
+        """The message.
+
+        Raises:
+            StreamBroken: it is not whole.
+        """
+        if not self._stopped or self._snapshot.stop_reason is None:
+            # A clean early end raises nothing and leaves tool inputs that look complete.
+            raise StreamBroken("the stream ended before its reply did")
+        return self._snapshot
+
+    def lost_usage(self) -> Usage | None:
+        """What a cut stream cost; None when the service had not begun to answer."""
+        if self._snapshot is None:
+            return None
+        counted = _usage(self._snapshot.usage)
+        estimate = -(-self._received_bytes // RECEIVED_BYTES_PER_TOKEN)
+        output_tokens = max(counted.output_tokens, estimate)
+        return counted.model_copy(update={"output_tokens": output_tokens})
+
+    def _take(self, event: Any, stream: AsyncMessageStream[None]) -> None:
+        if event.type == "message_start":
+            self._snapshot = stream.current_message_snapshot
+        elif event.type == "content_block_delta":
+            self._received_bytes += _delta_bytes(event.delta)
+        elif event.type == "message_stop":
+            self._stopped = True
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same request may pass later."""
+    if isinstance(error, APIStatusError):
+        return _is_transient_status(error)
+    if isinstance(error, APIConnectionError):
+        return not isinstance(error.__cause__, httpx2.UnsupportedProtocol)
+    # Errors after the first byte of a stream reach us raw.
+    return isinstance(error, (StreamBroken, httpx2.RequestError))
+
+
+def _is_transient_status(error: APIStatusError) -> bool:
+    if error.error_code in SPEND_CAPS:
+        return False
+    verdict = error.response.headers.get("x-should-retry")
+    if verdict in ("true", "false"):
+        return bool(verdict == "true")
+    if error.status_code == 200:  # an error event inside a stream that had begun
+        return error.type is None or error.type in TRANSIENT_TYPES
+    if error.status_code == 400:  # our upload was cut
+        return "unexpected end of data" in (error.api_message or "")
+    return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
+
+
+def describe(error: BaseException | None) -> str:
+    """One bounded line about an error, fit for a record; a server's text is not trusted."""
+    if isinstance(error, APIStatusError):
+        detail = error.api_message or "no message"
+        name = error.error_code or error.type or "error"
+        return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
+    if isinstance(error, StreamBroken):
+        return str(error)
+    return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
+    """How long a response asks to be left alone; 0 when it does not say."""
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+_backoff_seconds = wait_exponential_jitter(multiplier=1, max=LONGEST_BACKOFF_SECONDS, jitter=1)
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    asked = 0.0
+    if isinstance(error, APIStatusError):
+        asked = retry_after_seconds(error.response.headers, datetime.now(UTC))
+    return max(_backoff_seconds(state), asked)
+
+
+def _number(text: str) -> float | None:
+    """A non-negative finite number, if that is what `text` says."""
+    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else None
+
+
+def _final_error(error: BaseException) -> ModelError:
+    said = describe(error)
+    if is_transient(error):
+        return ModelError(
+            StopReason.API_OUTAGE,
+            f"the model's service did not come back in time ({said})",
+            "Go on with `nightlab resume` when it answers again.",
+        )
+    status = error.status_code if isinstance(error, APIStatusError) else 0
+    return ModelError(
+        StopReason.API_REFUSED,
+        f"the model's service refused the request ({said})",
+        _hint(error, status),
+        history_rejected=status in (200, 400, 413, 422),
+    )
+
+
+def _hint(error: BaseException, status: int) -> str:
+    if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
+        return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
+    hints = {
+        0: "Check ANTHROPIC_BASE_URL.",
+        401: f"Check ANTHROPIC_API_KEY. {WITHOUT_A_KEY}",
+        402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
+        403: f"The key may not use this model: check its workspace. {WITHOUT_A_KEY}",
+        404: "Check the model's id in program.md, and ANTHROPIC_BASE_URL.",
+    }
+    return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
+
+
+def _with_breakpoints(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with the cache told where to end; the caller's own stays untouched.
+
+    The last message is what the next call will read. The user message before it is what the
+    call before wrote: marking it too finds it however many blocks lie between.
+    """
+    marked = list(messages)
+    user_messages = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    for index in user_messages[-2:]:
+        marked[index] = _marked(messages[index])
+    return marked
+
+
+def _marked(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return {**message, "content": [*blocks[:-1], {**blocks[-1], "cache_control": CACHE_CONTROL}]}
+
+
+def _tool_calls(content: list[dict[str, Any]]) -> list[ToolCall]:
+    calls = [block for block in content if block["type"] == "tool_use"]
+    if not all(isinstance(call["input"], dict) for call in calls):
+        raise StreamBroken("a tool's input is not an object")
+    return [ToolCall(call["id"], call["name"], call["input"]) for call in calls]
+
+
+def _usage(counted: Any) -> Usage:
+    """The service's count; compatible servers leave fields out."""
+    return Usage(
+        input_tokens=getattr(counted, "input_tokens", None) or 0,
+        output_tokens=getattr(counted, "output_tokens", None) or 0,
+        cache_read_tokens=getattr(counted, "cache_read_input_tokens", None) or 0,
+        cache_write_tokens=getattr(counted, "cache_creation_input_tokens", None) or 0,
+    )
+
+
+def _explained(details: Any) -> str:
+    return one_line(json.dumps(details.to_dict(), ensure_ascii=False), ERROR_CHARACTERS)
+
+
+def _delta_bytes(delta: Any) -> int:
+    parts = (getattr(delta, name, None) for name in ("text", "thinking", "partial_json"))
+    return sum(len(part.encode()) for part in parts if isinstance(part, str))

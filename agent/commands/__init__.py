@@ -1,0 +1,1 @@
+"""What a person types, by part of the night."""

@@ -1,0 +1,180 @@
+"""Commands about this machine: init, setup, check, box."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent.commands.shared import JsonOption, ProgramOption, load, out, print_line
+from agent.program import parse_size
+from agent.render import one_line
+from agent.session import SessionError
+from agent.setup import box_environment, copy_template, executor, set_up, state_directory
+from sandbox.contract import Limits, Mount, RunSpec
+from sandbox.engine import find_engine, stop_own_engine
+from sandbox.escapes import installed, version_rows
+from sandbox.hardware import find_profile
+from sandbox.image import find_image
+from sandbox.self_check import CheckResult, timed_check
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="where to put the files")] = Path(),
+) -> None:
+    """Copy program.md, Dockerfile.train and workspace/ here, as a place to start from."""
+    copied = copy_template(directory)
+    out.print(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
+
+
+def setup(
+    program: ProgramOption = Path("program.md"),
+    base_image: Annotated[
+        str | None, typer.Option("--base-image", help="build on this image instead")
+    ] = None,
+    torch_index: Annotated[
+        str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
+    ] = "",
+    stop_engine: Annotated[
+        bool, typer.Option("--stop-engine", help="end the engine that nightlab started, only that")
+    ] = False,
+) -> None:
+    """Make engine, image and data ready; what is there already is not made again."""
+    state_dir = state_directory(os.environ)
+    if stop_engine:
+        stopped = stop_own_engine(state_dir)
+        out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
+        return
+    content = load(program)
+    set_up(
+        content.settings,
+        program.parent,
+        state_dir=state_dir,
+        environ=os.environ,
+        base_image=base_image,
+        torch_index=torch_index or os.environ.get("NIGHTLAB_TORCH_INDEX", ""),
+        say=lambda line: out.print(line, markup=False, soft_wrap=True),
+    )
+    out.print("ready")
+
+
+def check(
+    program: ProgramOption = Path("program.md"),
+    as_json: JsonOption = False,
+) -> None:
+    """Try to break every wall on this machine; exit 1 if one gave way."""
+    settings = load(program).settings
+    state_dir = state_directory(os.environ)
+    engine = find_engine(state_dir, environ=os.environ)
+    image = find_image(engine, find_profile(settings.hardware.profile), state_dir=state_dir)
+    components = installed(engine, os.environ)
+    found = timed_check(
+        executor(engine, state_dir),
+        image.image_id,
+        state_dir / "run",
+        os.environ,
+        components,
+        version_rows(components),
+    )
+    if as_json:
+        print_line(found.model_dump_json())
+    else:
+        show_check(out, found)
+    if found.gave_way:
+        raise typer.Exit(1)
+
+
+def box(
+    argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
+    program: ProgramOption = Path("program.md"),
+    wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
+    memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
+    cpus: Annotated[float | None, typer.Option(help="such as 1.5")] = None,
+    pids: Annotated[int | None, typer.Option(help="processes and threads")] = None,
+    output: Annotated[str | None, typer.Option(help="size of /out, such as 64m")] = None,
+    mount_ro: Annotated[
+        list[str] | None, typer.Option("--mount-ro", help="HOST:BOX, read-only; may be repeated")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="an empty directory that receives the files of /out")
+    ] = None,
+) -> None:
+    """Run one command in a train box; print its RunResult as JSON.
+
+    Limits that are not given come from the [limits] of program.md.
+    """
+    settings = load(program).settings
+    given = {
+        "wall_seconds": wall_seconds,
+        "memory_bytes": _size("--memory", memory),
+        "cpus": cpus,
+        "pids": pids,
+        "output_bytes": _size("--output", output),
+    }
+    limits = settings.train_limits().model_dump() | {
+        name: value for name, value in given.items() if value is not None
+    }
+    state_dir = state_directory(os.environ)
+    engine = find_engine(state_dir, environ=os.environ)
+    profile = find_profile(settings.hardware.profile)
+    image = find_image(engine, profile, state_dir=state_dir)
+    name = f"box-{uuid.uuid4().hex[:12]}"
+    spec = RunSpec(
+        run_id=name,
+        session=name,
+        box="train",
+        image=image.image_id,
+        argv=tuple(argv),
+        working_directory="/",
+        environment=box_environment(profile, limits["cpus"]),
+        mounts=tuple(_mount(text) for text in mount_ro or []),
+        gpus=(),
+        limits=Limits.model_validate(limits),
+    )
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    result = executor(engine, state_dir).run(spec, output_dir=output_dir)
+    sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+
+
+def show_check(console: Console, found: CheckResult) -> None:
+    """A table of what was tried and what held; warnings about versions below it."""
+    table = Table("family", "tried", "", "what was seen", box=None, pad_edge=False)
+    for finding in found.findings:
+        style = "" if finding.standing == "held" else "bold red"
+        seen = Text(one_line(finding.seen, 60))
+        table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
+    console.print(table)
+    for row in found.versions:
+        if row.standing != "ok":
+            console.print(
+                f"{row.standing}: {row.component} {row.version}: {row.words}", markup=False
+            )
+    held = sum(finding.standing == "held" for finding in found.findings)
+    parts = ", ".join(f"{part.name} {part.version}" for part in found.components)
+    console.print(f"{held} of {len(found.findings)} held in {found.seconds:.0f} s; {parts}")
+
+
+def _size(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise SessionError(f"{flag} {text}: {error}", "write it like 512m or 8g") from None
+    assert isinstance(size, int)
+    return size
+
+
+def _mount(text: str) -> Mount:
+    source, separator, target = text.partition(":")
+    if not separator or not Path(source).exists():
+        raise SessionError(f"--mount-ro {text}: not HOST:BOX with an existing host path", "")
+    return Mount(source=Path(source).absolute(), target=target)

@@ -1,0 +1,237 @@
+"""Commands of the morning: report, audit, review, replay, decide."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.audit import audit as differences
+from agent.commands.shared import (
+    JsonOption,
+    RunsOption,
+    err,
+    open_observer,
+    out,
+    print_line,
+    session_directory,
+    sweep_now,
+)
+from agent.export import (
+    PATCH_NAME,
+    Git,
+    approval,
+    find_person,
+    make_branch,
+    original_files,
+    patch,
+    refuse_inside,
+    rejection,
+    result_diff,
+    result_files,
+    write_approved,
+)
+from agent.history import fold
+from agent.lab import Lab
+from agent.ledger import Ledger, read_blob, read_ledger
+from agent.morning import notes, replay_lines, result_lines, worth_table
+from agent.render import for_terminal, one_line
+from agent.report import write_report
+from agent.review import replay as run_again
+from agent.review import review as check_by_daylight
+from agent.session import SessionError, open_lab, settings_of
+from agent.setup import recorded_outfit, state_directory
+from agent.summary import summary
+from agent.worth import ReviewTable, reviews, worth
+
+MAX_DIFF_CHARACTERS = 12_000
+
+ReasonOption = Annotated[str, typer.Option("--reason", help="why; it is recorded")]
+RepoOption = Annotated[
+    Path, typer.Option("--repo", help="your own directory with the workspace, in a repository")
+]
+
+
+def report(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a session anew and say where it lies."""
+    directory = session_directory(runs, session).absolute()
+    entries = read_ledger(directory)
+    paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
+    if as_json:
+        sys.stdout.write(summary(entries).model_dump_json() + "\n")
+        return
+    out.print(f"report: {paths.html}", soft_wrap=True)
+
+
+def audit(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Verify the chain and every blob, and recompute every verdict and price from the record."""
+    directory = session_directory(runs, session).absolute()
+    entries = read_ledger(directory)
+    found = differences(directory, entries)
+    for difference in found:
+        text = f"seq {difference.seq}: {one_line(difference.what, 300)}"
+        print_line(difference.model_dump_json() if as_json else text)
+    if found:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+
+
+def review(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="fresh seeds; as many as the baseline had if left out")
+    ] = None,
+    no_runs: Annotated[
+        bool, typer.Option("--no-runs", help="show the last review, run nothing")
+    ] = False,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Check the result with fresh seeds and holdout, and leave out each kept change in turn."""
+    directory = session_directory(runs, session).absolute()
+    if no_runs:
+        entries = read_ledger(directory)
+        if not (found := reviews(entries)):
+            raise SessionError("there is no review yet", f"nightlab review {session}")
+        _tell_review(worth(found[-1], fold(entries)), directory, as_json=as_json)
+        return
+    try:
+        with _recorded_lab(directory, as_json=as_json) as lab:
+            version = distribution_version("nightlab")
+            table = check_by_daylight(lab, repeats, version, _progress(as_json=as_json))
+            write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
+    except KeyboardInterrupt:
+        err.print(f"stopped; go on with: nightlab review {session}", style="yellow")
+        raise
+    _tell_review(table, directory, as_json=as_json)
+
+
+def replay(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run one attempt again from the record alone and compare the scores."""
+    directory = session_directory(runs, session).absolute()
+    with _recorded_lab(directory, as_json=as_json) as lab:
+        replayed = run_again(lab, attempt, _progress(as_json=as_json))
+    if as_json:
+        print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
+        return
+    for line in replay_lines(replayed):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def approve(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    reason: ReasonOption,
+    smaller: Annotated[
+        bool, typer.Option("--smaller", help="take the review's smaller equal model")
+    ] = False,
+    branch: Annotated[str | None, typer.Option(help="make this branch in --repo")] = None,
+    repo: RepoOption = Path(),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Take the result: files, a patch and, if asked, a branch; recorded with your git name."""
+    directory = session_directory(runs, session).absolute()
+    refuse_inside(repo, runs)
+    person = find_person(repo, os.environ)
+    with Ledger.open(directory) as ledger:
+        files, old = result_files(ledger, smaller=smaller), original_files(ledger)
+        difference = patch(old, files)
+        commit = None
+        if branch is not None:
+            git, message = Git(repo, os.environ), f"{session}: {reason}"
+            commit = make_branch(git, branch, old, files, person, message)
+        approved = write_approved(directory, files, difference)
+        ledger.append(
+            approval(
+                ledger,
+                person,
+                reason,
+                files,
+                smaller=smaller,
+                difference=difference,
+                branch=branch,
+                commit=commit,
+            )
+        )
+        write_report(directory, ledger.entries, ledger.get_blob)
+    out.print(f"approved by {person.name}: {approved}", markup=False, soft_wrap=True)
+    out.print(f"apply it with: git apply {approved / PATCH_NAME}", markup=False, soft_wrap=True)
+    if commit is not None:
+        out.print(f"branch {branch} is {commit}", markup=False, soft_wrap=True)
+
+
+def reject(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    reason: ReasonOption,
+    repo: RepoOption = Path(),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Turn the result down; recorded with your git name."""
+    directory = session_directory(runs, session).absolute()
+    refuse_inside(repo, runs)
+    person = find_person(repo, os.environ)
+    with Ledger.open(directory) as ledger:
+        ledger.append(rejection(ledger, person, reason))
+        write_report(directory, ledger.entries, ledger.get_blob)
+    out.print(f"rejected by {person.name}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _recorded_lab(directory: Path, *, as_json: bool) -> Iterator[Lab]:
+    """The lab of a session as it was recorded: its image, its data, its settings."""
+    with Ledger.open(directory) as ledger:
+        session, settings = ledger.history.session, settings_of(ledger)
+        assert session is not None
+        outfit = recorded_outfit(
+            session,
+            settings,
+            directory,
+            state_dir=state_directory(os.environ),
+            environ=os.environ,
+        )
+        sweep_now()
+        with open_observer(settings, ledger, as_json=as_json) as observer:
+            yield open_lab(ledger, settings, outfit, observer)
+
+
+def _progress(*, as_json: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if as_json:
+            print_line(json.dumps({"event": "progress", "text": line}))
+        else:
+            out.print(line, markup=False, soft_wrap=True)
+
+    return say
+
+
+def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_line(json.dumps({"event": "review", **table.model_dump(mode="json")}))
+        return
+    for line in result_lines(table):
+        out.print(line, markup=False, soft_wrap=True)
+    out.print(worth_table(table))
+    for line in notes(table):
+        out.print(line, markup=False, soft_wrap=True)
+    difference = result_diff(directory, read_ledger(directory))
+    out.print(for_terminal(difference, MAX_DIFF_CHARACTERS), markup=False, soft_wrap=True)

@@ -1,0 +1,222 @@
+"""Commands of the night: run, resume, stop, pause, continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from datetime import datetime
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.commands.shared import (
+    SERVICE_FAILED,
+    AttemptsOption,
+    HoursOption,
+    JsonOption,
+    ProgramOption,
+    RunsOption,
+    UsdOption,
+    err,
+    load,
+    open_observer,
+    out,
+    print_line,
+    session_directory,
+    sweep_now,
+)
+from agent.console import closing_lines
+from agent.history import fold
+from agent.lab import Lab
+from agent.ledger import Ledger, read_ledger
+from agent.loop import run_session
+from agent.model import check_credentials, price_known
+from agent.night import assemble, open_models
+from agent.program import Program, Settings, parse_program
+from agent.records import PLANNED_STOPS
+from agent.render import one_line
+from agent.report import write_report
+from agent.session import SessionError, begin, bring_back, open_lab, settings_of
+from agent.setup import find_outfit, recorded_outfit, state_directory, template
+from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
+from agent.summary import summary
+
+
+def run(
+    program: ProgramOption = Path("program.md"),
+    researcher: Annotated[
+        str | None, typer.Option(help="auto (claude with a key, else tpe), claude, tpe or random")
+    ] = None,
+    attempts: AttemptsOption = None,
+    hours: HoursOption = None,
+    usd: UsdOption = None,
+    budget_seconds: Annotated[float | None, typer.Option(help="seconds for each training")] = None,
+    session: Annotated[str | None, typer.Option(help="name of the session")] = None,
+    seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run a session: baseline, then attempt after attempt until a limit is reached."""
+    content = load(program)
+    settings = content.settings.with_overrides(
+        attempts=attempts,
+        hours=hours,
+        usd=usd,
+        budget_seconds=budget_seconds,
+        researcher=researcher,
+    )
+    name = _researcher(settings)
+    outfit = find_outfit(
+        settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
+    )
+    sweep_now()
+    directory = runs / (session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S"))
+    ledger = begin(
+        directory.absolute(),
+        content,
+        settings,
+        template("workspace", program.parent),
+        outfit,
+        researcher=name,
+        version=distribution_version("nightlab"),
+        seed=secrets.randbits(31) if seed is None else seed,
+    )
+    with ledger, open_observer(settings, ledger, as_json=as_json) as observer:
+        lab = open_lab(ledger, settings, outfit, observer)
+        _work(lab, content, name, as_json=as_json)
+
+
+def resume(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    attempts: AttemptsOption = None,
+    hours: HoursOption = None,
+    usd: UsdOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a session that was stopped, was killed, or may have more attempts now."""
+    directory = session_directory(runs, session)
+    with Ledger.open(directory.absolute()) as ledger:
+        settings = settings_of(ledger).with_overrides(attempts=attempts, hours=hours, usd=usd)
+        content = parse_program((directory / "program.md").read_bytes(), "program.md")
+        begun = ledger.history.session
+        assert begun is not None
+        name = begun.researcher
+        require_credentials(name, settings)
+        outfit = recorded_outfit(
+            begun, settings, directory, state_dir=state_directory(os.environ), environ=os.environ
+        )
+        removed = sweep_now()
+        with open_observer(settings, ledger, as_json=as_json) as observer:
+            lab = open_lab(ledger, settings, outfit, observer)
+            bring_back(lab, version=distribution_version("nightlab"), removed_containers=removed)
+            _work(lab, content, name, as_json=as_json)
+
+
+def stop(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a session finish the attempt that it is at, then end with its report."""
+    ask_to_stop(running_session(runs, session))
+    out.print(f"{session} ends after its present attempt")
+
+
+def pause(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a session wait after the attempt that it is at; the pause costs none of its hours."""
+    ask_to_pause(running_session(runs, session))
+    out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
+
+
+def continue_(
+    session: Annotated[str, typer.Argument(help="name of the session")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a paused session go on."""
+    if not ask_to_continue(running_session(runs, session)):
+        raise SessionError(f"{session} is not paused", "see nightlab pause --help")
+    out.print(f"{session} goes on")
+
+
+def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None:
+    """Run the session in `lab` to its end, and tell how it ended."""
+    ledger = lab.ledger
+
+    def refresh() -> None:
+        _refresh_report(lab)
+
+    try:
+        with open_models(lab, researcher, os.environ, _say_waiting) as models:
+            ended = run_session(assemble(lab, program, models), refresh)
+    except KeyboardInterrupt:
+        refresh()
+        err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
+        raise
+    refresh()
+    tell_end(ledger, as_json=as_json)
+    if ended.reason not in PLANNED_STOPS:
+        raise typer.Exit(SERVICE_FAILED)
+
+
+def _refresh_report(lab: Lab) -> None:
+    """Write the report; one that cannot be drawn must not end a night that goes well."""
+    try:
+        write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
+    except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
+        text = f"the report could not be written: {type(error).__name__}: {error}"
+        err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)
+
+
+def _say_waiting(error: str, wait_seconds: float) -> None:
+    text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
+    err.print(text, style="yellow", markup=False, soft_wrap=True)
+
+
+def tell_end(ledger: Ledger, *, as_json: bool) -> None:
+    """The last lines: best, baseline, noise, what survived, where the report lies."""
+    numbers = summary(ledger.entries)
+    if as_json:
+        print_line(json.dumps({"event": "session_ended", **numbers.model_dump(mode="json")}))
+        return
+    for line in closing_lines(numbers, ledger.directory):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _researcher(settings: Settings) -> str:
+    """Who proposes candidates; claude must have a key before anything runs."""
+    name = settings.researcher.name
+    if name == "auto":
+        missing = check_credentials(os.environ, provider=settings.researcher.provider)
+        name = "tpe" if missing else "claude"
+    require_credentials(name, settings)
+    return name
+
+
+def require_credentials(name: str, settings: Settings) -> None:
+    if name != "claude":
+        return
+    provider = settings.researcher.provider
+    if missing := check_credentials(os.environ, provider=provider):
+        raise SessionError(missing, "")
+    models = (settings.researcher.model, settings.researcher.fallback_model)
+    unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
+    if settings.session.usd is not None and unpriced:
+        raise SessionError(
+            f"the price of {unpriced[0]} is not known, so usd cannot be kept",
+            "leave usd out of program.md and --usd, or choose a model with a known price",
+        )
+
+
+def running_session(runs: Path, session: str) -> Path:
+    directory = session_directory(runs, session)
+    ended = fold(read_ledger(directory)).ended
+    if ended is not None:
+        hint = f"go on with it: nightlab resume {session}"
+        raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
+    return directory
