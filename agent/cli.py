@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 import typer
 
+from agent.commands import image
 from agent.commands.machine import box, check, init, setup
 from agent.commands.morning import approve, audit, reject, replay, report, review
 from agent.commands.night import continue_, pause, resume, run, stop
@@ -57,6 +58,13 @@ for function in (
     *(report, audit, review, replay, approve, reject),
 ):
     app.command(function.__name__.rstrip("_"))(guarded(function))
+
+images = typer.Typer(no_args_is_help=True, help="Images of the boxes: build, list, show, verify.")
+images.command("build")(guarded(image.build))
+images.command("list")(guarded(image.list_))
+images.command("show")(guarded(image.show))
+images.command("verify")(guarded(image.verify))
+app.add_typer(images, name="image")
 
 
 def main() -> None:

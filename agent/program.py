@@ -201,6 +201,9 @@ class Hardware(Section):
     """Where the boxes run."""
 
     profile: Name = Field("cpu", examples=["cpu"])
+    base_image: Annotated[str, Field(max_length=300, pattern=r"^\S*$")] = Field(
+        "", examples=["team/base:7"]
+    )
 
 
 class DataSettings(Section):
@@ -245,6 +248,7 @@ class Settings(Section):
         usd: float | None = None,
         budget_seconds: float | None = None,
         researcher: str | None = None,
+        base_image: str | None = None,
     ) -> Settings:
         """These settings with what flags say instead; a flag that was not given is None.
 
@@ -257,6 +261,7 @@ class Settings(Section):
             ("session", "usd"): ("--usd", usd),
             ("budget", "seconds"): ("--budget-seconds", budget_seconds),
             ("researcher", "name"): ("--researcher", researcher),
+            ("hardware", "base_image"): ("--base-image", base_image),
         }
         tables = self.model_dump()
         for (section, key), (_, value) in flags.items():

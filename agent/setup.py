@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 from agent.program import DataSettings, Settings
 from agent.records import SessionStarted
 from agent.session import Outfit, SessionError
-from sandbox.contract import EngineUnavailable, ImageMissing
+from sandbox.contract import EngineUnavailable, ImageMissing, SandboxError
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect, find_engine, install_and_start
-from sandbox.hardware import Profile, find_profile
-from sandbox.image import ImageRecord, ensure_image, find_image, has_image
+from sandbox.hardware import find_profile
+from sandbox.image import ImageRecord, Recipe, ensure_image, find_image, has_image
 from sandbox.reaper import sweep, sweep_run_directories
 
 Say = Callable[[str], None]
@@ -70,7 +70,6 @@ def set_up(
     *,
     state_dir: Path,
     environ: Mapping[str, str],
-    base_image: str | None,
     torch_index: str,
     say: Say,
 ) -> Ready:
@@ -81,7 +80,6 @@ def set_up(
         place: the directory that holds program.md, workspace/ and maybe Dockerfile.train.
         state_dir: see `state_directory`.
         environ: the environment that pip, apt and docker may read.
-        base_image: an image to build on instead of the profile's.
         torch_index: a wheel index to ask for torch.
         say: told what is done, in plain sentences.
 
@@ -89,23 +87,62 @@ def set_up(
         SandboxError: a step failed; the hint says what to do.
         SessionError: the data could not be made.
     """
-    engine = _engine(state_dir, environ, say)
-    profile = find_profile(settings.hardware.profile)
-    image = ensure_image(
+    engine = ready_engine(state_dir, environ, say)
+    image = make_image(
         engine,
-        profile,
-        dockerfile=template("Dockerfile.train", place),
+        settings,
+        place,
         state_dir=state_dir,
-        base_image=base_image,
-        torch_index=torch_index,
         environ=environ,
+        torch_index=torch_index,
         say=say,
     )
-    say(f"image: {image.reference} with torch {image.torch_wheel.version}")
     data_dir = make_data(settings.data, place, state_dir, say)
     say(f"data: {data_dir}")
     clean_up(engine, state_dir)
     return Ready(engine, image, data_dir)
+
+
+def make_image(
+    engine: Engine,
+    settings: Settings,
+    place: Path,
+    *,
+    state_dir: Path,
+    environ: Mapping[str, str],
+    torch_index: str,
+    say: Say,
+) -> ImageRecord:
+    """Build the image of a program unless it is there; see `set_up`."""
+    image = ensure_image(
+        engine,
+        image_recipe(settings, place),
+        state_dir=state_dir,
+        torch_index=torch_index,
+        environ=environ,
+        say=say,
+    )
+    say(f"image: {image.reference} with torch {image.torch} on {image.base.reference}")
+    return image
+
+
+def image_recipe(settings: Settings, place: Path) -> Recipe:
+    """What a program asks of its image.
+
+    Raises:
+        SandboxError: its profile is not known, or Dockerfile.train cannot be read.
+    """
+    dockerfile = template("Dockerfile.train", place)
+    try:
+        text = dockerfile.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SandboxError(f"{dockerfile.name} cannot be read: {error}", "mend it") from error
+    hardware = settings.hardware
+    return Recipe(
+        profile=find_profile(hardware.profile, place),
+        dockerfile=text,
+        base_image=hardware.base_image,
+    )
 
 
 def find_outfit(
@@ -118,26 +155,10 @@ def find_outfit(
         SessionError: there is no data.
     """
     engine = find_engine(state_dir, environ=environ)
-    profile = find_profile(settings.hardware.profile)
-    image = find_image(engine, profile, state_dir=state_dir)
-    data_dir = data_directory(settings.data, place, state_dir)
-    manifest = data_dir / "manifest.json"
-    if not manifest.is_file():
-        raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
-    return Outfit(
-        executor=executor(engine, state_dir),
-        engine=engine.model_dump(mode="json"),
-        image=image.model_dump(mode="json"),
-        image_id=image.image_id,
-        device=profile.environment["NIGHTLAB_DEVICE"],
-        environment=box_environment(profile, settings.limits.cpus),
-        data_dir=data_dir,
-        data={
-            "key": data_dir.name,
-            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-            **_described(manifest),
-        },
-    )
+    recipe = image_recipe(settings, place)
+    image = find_image(engine, recipe, state_dir=state_dir)
+    recorded = image.model_dump(mode="json") | {"environment": recipe.profile.environment}
+    return _outfit(engine, recorded, settings, place, state_dir)
 
 
 def recorded_outfit(
@@ -154,19 +175,48 @@ def recorded_outfit(
         SandboxError: there is no engine, or it lacks the image.
         SessionError: the data is missing or differs.
     """
-    outfit = find_outfit(settings, place, state_dir=state_dir, environ=environ)
+    engine = find_engine(state_dir, environ=environ)
+    image_id = str(session.image["image_id"])
+    if not has_image(engine, image_id):
+        raise ImageMissing(
+            f"the image of session {session.session} is not on this engine: {image_id}",
+            "bring it from the machine where it ran: `docker save` there, `docker load` here",
+        )
+    outfit = _outfit(engine, session.image, settings, place, state_dir)
     if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
         raise SessionError(
             f"the data in {outfit.data_dir} is not what session {session.session} was scored on",
             "copy the data directory of that time to this place, or set up again where it ran",
         )
-    image_id = str(session.image["image_id"])
-    if not has_image(find_engine(state_dir, environ=environ), image_id):
-        raise ImageMissing(
-            f"the image of session {session.session} is not on this engine: {image_id}",
-            "bring it from the machine where it ran: `docker save` there, `docker load` here",
-        )
-    return replace(outfit, image=session.image, image_id=image_id)
+    return outfit
+
+
+def _outfit(
+    engine: Engine, image: dict[str, Any], settings: Settings, place: Path, state_dir: Path
+) -> Outfit:
+    """An outfit around an image as it is, or will be, recorded."""
+    data_dir = data_directory(settings.data, place, state_dir)
+    manifest = data_dir / "manifest.json"
+    if not manifest.is_file():
+        raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
+    # A session from before its profile's variables were recorded had a shipped profile.
+    named: dict[str, str] = (
+        image.get("environment") or find_profile(settings.hardware.profile).environment
+    )
+    return Outfit(
+        executor=executor(engine, state_dir),
+        engine=engine.model_dump(mode="json"),
+        image=image,
+        image_id=str(image["image_id"]),
+        device=named.get("NIGHTLAB_DEVICE", "cpu"),
+        environment=box_environment(named, settings.limits.cpus),
+        data_dir=data_dir,
+        data={
+            "key": data_dir.name,
+            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+            **_described(manifest),
+        },
+    )
 
 
 def executor(engine: Engine, state_dir: Path) -> DockerExecutor:
@@ -176,10 +226,10 @@ def executor(engine: Engine, state_dir: Path) -> DockerExecutor:
     return DockerExecutor(engine.base_url, engine.api_version, run_root)
 
 
-def box_environment(profile: Profile, cpus: float) -> dict[str, str]:
-    """The named variables that a box's program sees, besides those of its run."""
+def box_environment(named: Mapping[str, str], cpus: float) -> dict[str, str]:
+    """The variables that a box's program sees, those that its profile names among them."""
     threads = str(max(1, int(cpus)))
-    return BASE_ENVIRONMENT | profile.environment | {"OMP_NUM_THREADS": threads}
+    return BASE_ENVIRONMENT | dict(named) | {"OMP_NUM_THREADS": threads}
 
 
 def clean_up(engine: Engine, state_dir: Path) -> tuple[str, ...]:
@@ -246,7 +296,8 @@ def copy_template(target: Path) -> list[str]:
     return copied
 
 
-def _engine(state_dir: Path, environ: Mapping[str, str], say: Say) -> Engine:
+def ready_engine(state_dir: Path, environ: Mapping[str, str], say: Say) -> Engine:
+    """The engine there is, or one of nightlab's own, installed and started first."""
     try:
         engine = find_engine(state_dir, environ=environ)
     except EngineUnavailable as missing:

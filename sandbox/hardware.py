@@ -1,69 +1,140 @@
-"""Hardware profiles as data: base image, packages, wheels, environment."""
+"""Hardware profiles as data: base image, torch, packages, environment."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from sandbox.contract import Record, SandboxError
+
+OWN_PROFILES = "profiles.toml"
+"""Name of the file beside program.md that may add profiles."""
 
 
 class UnknownProfile(SandboxError):
     """No hardware profile has this name."""
 
 
+class TorchBuild(Record):
+    """The torch that is installed on a base, and the lock of what it needs."""
+
+    lock: str
+    """Name of the lock file beside the shipped profiles."""
+    version: str
+    build: str
+    index: str
+    """A wheel index to ask when pip as configured has no such build; empty for none."""
+    limit_bytes: Annotated[int, Field(gt=0)]
+    """A larger wheel is not the one that is wanted."""
+
+
 class Profile(Record):
     """What the image of one kind of machine is made of, and what its programs are told."""
 
     name: str
+    description: str
     base_image: str
-    debian_packages: tuple[str, ...]
-    lock: str
-    """Name of the lock file beside the profiles."""
-    torch_version: str
-    torch_build: str
-    torch_index: str
-    """A wheel index to ask when pip as configured has no such build; empty for none."""
-    torch_wheel_limit_bytes: Annotated[int, Field(gt=0)]
+    """Empty for a base made of the distribution's packages."""
+    packages: tuple[str, ...]
+    torch: TorchBuild | Literal[False]
+    """False where the base brings its own."""
     environment: dict[str, str]
 
 
-def find_profile(name: str) -> Profile:
-    """The profile called `name`.
+def find_profile(name: str, place: Path | None = None) -> Profile:
+    """The profile called `name`: one of the person's own beside program.md, else a shipped one.
+
+    Args:
+        name: as `[hardware] profile` says it.
+        place: the directory of program.md; None asks for shipped profiles only.
 
     Raises:
         UnknownProfile: there is none; the hint lists those there are.
+        SandboxError: the file of profiles cannot be used; the message says where.
     """
-    profiles = read_profiles(_packaged("profiles.toml"))
+    profiles = known_profiles(place)
     if name not in profiles:
         raise UnknownProfile(
             f"there is no hardware profile {name[:60]!r}",
-            f"known profiles: {', '.join(sorted(profiles))}",
+            f"known profiles: {', '.join(sorted(profiles))}; "
+            f"{OWN_PROFILES} beside program.md may add one",
         )
     return profiles[name]
 
 
-def read_profiles(text: str) -> dict[str, Profile]:
-    """The profiles of a TOML text, by name.
+def known_profiles(place: Path | None) -> dict[str, Profile]:
+    """Every profile that can be named from a place, by name; see `find_profile`."""
+    shipped = _tables(_packaged("profiles.toml"), "the shipped profiles")
+    own = {} if place is None else _own_tables(place / OWN_PROFILES)
+    if shadowed := sorted(own.keys() & shipped.keys()):
+        raise SandboxError(
+            f"{OWN_PROFILES}: {shadowed[0]!r} is the name of a shipped profile",
+            f"choose another name, and write: like = {shadowed[0]!r}",
+        )
+    return read_profiles(shipped | own)
+
+
+def read_profiles(tables: Mapping[str, Any]) -> dict[str, Profile]:
+    """The profiles of parsed tables, by name; `like` takes what a table leaves out from another.
 
     Raises:
-        SandboxError: the text is no TOML, or a profile lacks a field or has one too many.
+        SandboxError: a profile lacks a field, has one too many, or is like one that is not there.
     """
+    return {name: _profile(name, tables) for name in tables}
+
+
+def lock_text(build: TorchBuild) -> str:
+    """The lock file of a torch: names, versions and hashes, no index addresses."""
+    return _packaged(build.lock)
+
+
+def _profile(name: str, tables: Mapping[str, Any]) -> Profile:
     try:
-        tables: dict[str, Any] = tomllib.loads(text)
-        return {name: Profile.model_validate({"name": name, **tables[name]}) for name in tables}
-    except (tomllib.TOMLDecodeError, ValidationError, TypeError) as error:
+        return Profile.model_validate({**_inherited(name, tables, ()), "name": name})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(str(part) for part in detail["loc"])
         raise SandboxError(
-            f"the hardware profiles cannot be read: {error}", "reinstall nightlab"
+            f"hardware profile {name[:60]!r}: {field}: {detail['msg']}",
+            "see the fields of a shipped profile, or begin with: like = 'cpu'",
         ) from error
 
 
-def lock_text(profile: Profile) -> str:
-    """The lock file of `profile`: names, versions and hashes, no index addresses."""
-    return _packaged(profile.lock)
+def _inherited(name: str, tables: Mapping[str, Any], heirs: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of one table, and below them those of the profile that it is like."""
+    table = tables.get(name)
+    if not isinstance(table, dict) or name in heirs:
+        heir = heirs[-1] if heirs else name
+        why = "is like itself" if name in heirs else f"{name[:60]!r} is not a table"
+        raise SandboxError(f"hardware profile {heir[:60]!r}: {why}", "see `like` in profiles.toml")
+    fields = dict(table)
+    parent = fields.pop("like", None)
+    if parent is None:
+        return fields
+    older = _inherited(str(parent), tables, (*heirs, name))
+    environment = older.get("environment", {}) | fields.get("environment", {})
+    return older | fields | {"environment": environment}
+
+
+def _own_tables(path: Path) -> dict[str, Any]:
+    try:
+        return _tables(path.read_text(encoding="utf-8"), path.name)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SandboxError(f"{path.name} cannot be read: {error}", "mend or remove it") from error
+
+
+def _tables(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SandboxError(f"{name}: {error}", "mend this line of the TOML") from error
 
 
 def _packaged(name: str) -> str:

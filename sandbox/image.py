@@ -36,6 +36,7 @@ from sandbox.engine import (
     why_not_installable,
 )
 from sandbox.hardware import Profile, lock_text
+from sandbox.image_check import ask_python, check_image
 from sandbox.wheels import Pip, Target, TorchWheel, Wheels, fetch_wheels
 
 Say = Callable[[str], None]
@@ -44,7 +45,6 @@ IMAGE_NAME = "nightlab-train"
 BASE_NAME = "nightlab-base"
 KEY_LABEL = "nightlab.content-key"
 REGISTRY_SECONDS = 20
-PROBE_SECONDS = 60
 BUILD_SECONDS = 1800
 DEBIAN_SECONDS = 1800
 TAG_DIGITS = 16
@@ -93,17 +93,36 @@ class ImageRecord(Record):
     image_id: str
     digest: str
     base: BaseImage
-    torch_wheel: TorchWheel
+    python: str
+    torch: str
+    """Version of torch as the image's own Python says it."""
+    torch_wheel: TorchWheel | None
+    """None where the base brought its own."""
     content_key: Sha256
     profile: str
     built: bool
     """Whether this call built it; false when it was there."""
 
 
-class _Remembered(Record):
-    """What an earlier set-up decided, and for which request."""
+class Recipe(Record):
+    """What a person asks of an image; the same recipe finds the same image again."""
 
-    request: Sha256
+    profile: Profile
+    dockerfile: str
+    base_image: str
+    """An image to build on instead of the profile's; empty for none."""
+
+    @property
+    def key(self) -> str:
+        """One hash over the recipe, the locked wheels included."""
+        lock = lock_text(self.profile.torch) if self.profile.torch else ""
+        return _key(self.profile.model_dump_json(), lock, self.dockerfile, self.base_image)
+
+
+class _Remembered(Record):
+    """What an earlier set-up made, and from which recipe."""
+
+    recipe: Sha256
     image: ImageRecord
 
 
@@ -115,59 +134,63 @@ class _Probed(Record):
 
 def ensure_image(
     engine: Engine,
-    profile: Profile,
+    recipe: Recipe,
     *,
-    dockerfile: Path,
     state_dir: Path,
-    base_image: str | None,
     torch_index: str,
     environ: Mapping[str, str],
     say: Say,
 ) -> ImageRecord:
-    """The image of `profile` on this engine, built first where it is not there yet.
+    """The image of `recipe` on this engine, built and looked at first where it is not there yet.
 
     Args:
-        base_image: an image to build on instead of the profile's; it needs Python 3.11 and glibc.
         torch_index: a wheel index to ask for torch after pip's own; empty for the profile's.
         environ: the environment of pip and apt; nothing of it reaches the image.
 
     Raises:
         SandboxError: a step failed; the hint says which way round it leads.
     """
-    lock = lock_text(profile)
-    recipe = dockerfile.read_bytes()
-    request = _key(profile.model_dump_json(), lock, recipe, base_image or "")
     images = state_dir / "images"
     images.mkdir(parents=True, exist_ok=True)
-    note = _note_path(images, engine, profile.name)
     with exclusive(images / "lock"), closing(connect(engine)) as client:
-        remembered = _remembered(note)
-        if remembered is not None and remembered.request == request:
-            with suppress(ImageMissing):
-                return _checked(client, remembered.image)
-        base = _base(engine, client, profile, base_image, images, environ, say)
-        pip = Pip(environ=dict(environ), torch_index=torch_index)
-        wheels = fetch_wheels(
-            profile, lock, base.target, folder=state_dir / "wheels", pip=pip, say=say
-        )
-        image = _image(engine, client, profile.name, base, wheels, lock, recipe, images, say)
-        _write(note, _Remembered(request=request, image=image).model_dump_json())
+        with suppress(ImageMissing):
+            return _found(client, _remembered(_note_path(images, engine, recipe)), recipe)
+        base = _base(engine, client, recipe, images, environ, say)
+        wheels = None
+        if recipe.profile.torch:
+            wheels = fetch_wheels(
+                recipe.profile.torch,
+                lock_text(recipe.profile.torch),
+                base.target,
+                folder=state_dir / "wheels",
+                pip=Pip(environ=dict(environ), torch_index=torch_index),
+                say=say,
+            )
+        image = _image(engine, client, recipe, base, wheels, images, say)
+        note = _Remembered(recipe=recipe.key, image=image)
+        _write(_note_path(images, engine, recipe), note.model_dump_json())
         return image
 
 
-def find_image(engine: Engine, profile: Profile, *, state_dir: Path) -> ImageRecord:
-    """The image that the last set-up made for `profile` on this engine; nothing is built.
+def find_image(engine: Engine, recipe: Recipe, *, state_dir: Path) -> ImageRecord:
+    """The image that was made from `recipe` on this engine; nothing is built.
 
     Raises:
         ImageMissing: there was none, or it was removed from the engine.
     """
-    remembered = _remembered(_note_path(state_dir / "images", engine, profile.name))
-    if remembered is None:
-        raise ImageMissing(
-            f"no image was set up for profile {profile.name} on this engine", "run `nightlab setup`"
-        )
+    note = _remembered(_note_path(state_dir / "images", engine, recipe))
     with closing(connect(engine)) as client:
-        return _checked(client, remembered.image)
+        return _found(client, note, recipe)
+
+
+def known_images(engine: Engine, state_dir: Path) -> list[ImageRecord]:
+    """Every image that was made on this engine and is still there, by name."""
+    with closing(connect(engine)) as client:
+        notes = (state_dir / "images").glob(f"image-*-{_engine_digits(engine)}.json")
+        found = [note.image for path in notes if (note := _remembered(path)) is not None]
+        return sorted(
+            (image for image in found if _has(client, image)), key=lambda image: image.reference
+        )
 
 
 def has_image(engine: Engine, image_id: str) -> bool:
@@ -176,34 +199,56 @@ def has_image(engine: Engine, image_id: str) -> bool:
         return _inspect(client, image_id) is not None
 
 
-def _checked(client: docker.DockerClient, image: ImageRecord) -> ImageRecord:
-    """`image`, if the engine still has exactly that one."""
-    facts = _inspect(client, image.reference)
-    if facts is None or facts["Id"] != image.image_id:
+def _found(client: docker.DockerClient, note: _Remembered | None, recipe: Recipe) -> ImageRecord:
+    """The image of a note, if the engine still has exactly that one."""
+    if note is None or note.recipe != recipe.key:
+        base = f" on {recipe.base_image}" if recipe.base_image else ""
         raise ImageMissing(
-            f"the image {image.reference} is no longer on this engine", "run `nightlab setup`"
+            f"no image was set up for profile {recipe.profile.name}{base} on this engine",
+            "run `nightlab setup`",
         )
-    return image.model_copy(update={"built": False})
+    if _has_moved(client, recipe, note.image.base):
+        raise ImageMissing(
+            f"{recipe.base_image} is another image now than when it was set up",
+            "run `nightlab setup` to build on the new one",
+        )
+    if not _has(client, note.image):
+        raise ImageMissing(
+            f"the image {note.image.reference} is no longer on this engine", "run `nightlab setup`"
+        )
+    return note.image.model_copy(update={"built": False})
+
+
+def _has_moved(client: docker.DockerClient, recipe: Recipe, base: BaseImage) -> bool:
+    """Whether the name that a person gave stands for another image on this engine now."""
+    facts = _inspect(client, recipe.base_image) if recipe.base_image else None
+    return facts is not None and facts["Id"] != base.image_id
+
+
+def _has(client: docker.DockerClient, image: ImageRecord) -> bool:
+    facts = _inspect(client, image.reference)
+    return facts is not None and facts["Id"] == image.image_id
 
 
 def _base(
     engine: Engine,
     client: docker.DockerClient,
-    profile: Profile,
-    given: str | None,
+    recipe: Recipe,
     images: Path,
     environ: Mapping[str, str],
     say: Say,
 ) -> BaseImage:
     """The base chosen before for the same wish, or a new choice."""
-    wish = _key(profile.base_image, *profile.debian_packages, given or "")
-    note = _note_path(images, engine, f"base-{wish[:TAG_DIGITS]}")
+    profile = recipe.profile
+    wish = _key(profile.base_image, *profile.packages, recipe.base_image)
+    note = images / f"base-{wish[:TAG_DIGITS]}-{_engine_digits(engine)}.json"
     with suppress(OSError, ValidationError):
         base = BaseImage.model_validate_json(note.read_text())
         facts = _inspect(client, _base_tag(base.image_id))
-        if facts is not None and facts["Id"] == base.image_id:
+        is_there = facts is not None and facts["Id"] == base.image_id
+        if is_there and not _has_moved(client, recipe, base):
             return base
-    base = _choose_base(engine, client, profile, given, images, environ, say)
+    base = _choose_base(engine, client, recipe, images, environ, say)
     _write(note, base.model_dump_json())
     return base
 
@@ -211,20 +256,26 @@ def _base(
 def _choose_base(
     engine: Engine,
     client: docker.DockerClient,
-    profile: Profile,
-    given: str | None,
+    recipe: Recipe,
     images: Path,
     environ: Mapping[str, str],
     say: Say,
 ) -> BaseImage:
+    profile, given = recipe.profile, recipe.base_image
     wanted = given or profile.base_image
-    reference = _local(client, wanted, has_digest=given is None) or _pull(engine, wanted, say)
-    if reference is not None:
-        return _describe(client, reference, "registry" if given is None else "given")
-    if given is not None:
+    if not wanted and not profile.torch:
         raise BaseUnavailable(
-            f"the base image {given} is neither on this engine nor to be had from its registry",
-            "check the name, `docker pull` or `docker load` it, or leave --base-image out",
+            f"profile {profile.name} needs a base image that brings its own torch",
+            "name it: `[hardware] base_image` in program.md, or --base-image REF",
+        )
+    if wanted:
+        reference = _local(client, wanted, has_digest=not given) or _pull(engine, wanted, say)
+        if reference is not None:
+            return _describe(client, reference, "given" if given else "registry")
+    if given or not profile.torch:
+        raise BaseUnavailable(
+            f"the base image {wanted} is neither on this engine nor to be had from its registry",
+            "check the name, `docker pull` or `docker load` it, or leave it out",
         )
     return _describe(client, _import_debian(engine, profile, images, environ, say), "debian")
 
@@ -264,41 +315,11 @@ def _describe(
         image_id=facts["Id"],
         digest=digests[0] if digests else facts["Id"],
         source=source,
-        target=_target(reference, _probe(client, facts["Id"])),
+        target=_target(reference, ask_python(client, facts["Id"], PROBE)),
     )
     # The builder takes a local tag on every engine, a bare id only on some.
     client.images.get(base.image_id).tag(_base_tag(base.image_id))
     return base
-
-
-def _probe(client: docker.DockerClient, image_id: str) -> str:
-    """What the Python of a base prints about itself, in a container of its own without rights."""
-    container = client.api.create_container(
-        image_id,
-        entrypoint=["python3"],
-        command=["-I", "-c", PROBE],
-        user="65534:65534",
-        labels={"nightlab.probe": "base"},
-        healthcheck={"test": ["NONE"]},
-        use_config_proxy=False,
-        host_config=client.api.create_host_config(
-            network_mode="none",
-            read_only=True,
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            mem_limit=2**29,
-            memswap_limit=2**29,
-            pids_limit=64,
-        ),
-    )
-    try:
-        client.api.start(container)
-        client.api.wait(container, timeout=PROBE_SECONDS)
-        return str(client.api.logs(container, stderr=False, tail=5).decode(errors="replace"))
-    except FAILED_CALLS as error:
-        return f"no answer: {last_lines(str(error), 1)}"
-    finally:
-        client.api.remove_container(container, force=True, v=True)
 
 
 def _target(reference: str, said: str) -> Target:
@@ -371,7 +392,7 @@ def _bootstrap(
     profile: Profile, suite: str, distribution: str, archive: Path, environ: Mapping[str, str]
 ) -> None:
     apt_environ = {**environ, "PATH": search_path(environ)}
-    options = ["--variant=minbase", f"--include={','.join(profile.debian_packages)}"]
+    options = ["--variant=minbase", f"--include={','.join(profile.packages)}"]
     options.append(f"--customize-hook={SLIMMING_HOOK}")
     options += [f"--aptopt={setting}" for setting in _transport_settings(apt_environ)]
     sources = _archive_sources(suite, distribution, apt_environ)
@@ -418,43 +439,44 @@ def _archive_sources(suite: str, distribution: str, environ: Mapping[str, str]) 
 def _image(
     engine: Engine,
     client: docker.DockerClient,
-    profile_name: str,
+    recipe: Recipe,
     base: BaseImage,
-    wheels: Wheels,
-    lock: str,
-    recipe: bytes,
+    wheels: Wheels | None,
     images: Path,
     say: Say,
 ) -> ImageRecord:
-    """The image that these parts make, built unless the engine has it."""
-    key = _key(base.image_id, recipe, lock, wheels.torch.sha256)
+    """The image that these parts make, built unless the engine has it, and looked at."""
+    requirements = wheels.requirements() if wheels else ""
+    key = _key(base.image_id, recipe.dockerfile, requirements)
     reference = f"{IMAGE_NAME}:{key[:TAG_DIGITS]}"
     facts = _inspect(client, reference)
     is_there = facts is not None and (facts["Config"]["Labels"] or {}).get(KEY_LABEL) == key
     if not is_there:
         say(f"Building {reference} without network (about a minute).")
         with tempfile.TemporaryDirectory(prefix="context-", dir=images) as context:
-            _fill_context(Path(context), wheels, lock, recipe)
+            _fill_context(Path(context), recipe.dockerfile, requirements, wheels)
             _build(engine, Path(context), reference, _base_tag(base.image_id), key)
+    contents = check_image(client, reference)
     image_id = str(client.images.get(reference).attrs["Id"])
     return ImageRecord(
         reference=reference,
         image_id=image_id,
         digest=image_id,
         base=base,
-        torch_wheel=wheels.torch,
+        python=contents.python,
+        torch=contents.torch,
+        torch_wheel=wheels.torch if wheels else None,
         content_key=key,
-        profile=profile_name,
+        profile=recipe.profile.name,
         built=not is_there,
     )
 
 
-def _fill_context(context: Path, wheels: Wheels, lock: str, recipe: bytes) -> None:
+def _fill_context(context: Path, dockerfile: str, requirements: str, wheels: Wheels | None) -> None:
     """Lay out what the build sees: the recipe, the wheels, and a hash for every one of them."""
-    (context / "Dockerfile.train").write_bytes(recipe)
-    torch = f"torch=={wheels.torch.version} --hash=sha256:{wheels.torch.sha256}\n"
-    (context / "requirements.txt").write_text(lock + torch)
-    for wheel in (*wheels.locked, wheels.torch_path):
+    (context / "Dockerfile.train").write_text(dockerfile)
+    (context / "requirements.txt").write_text(requirements)
+    for wheel in (*wheels.locked, wheels.torch_path) if wheels else ():
         try:
             os.link(wheel, context / wheel.name)
         except OSError:
@@ -521,13 +543,17 @@ def _key(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def _note_path(images: Path, engine: Engine, name: str) -> Path:
+def _note_path(images: Path, engine: Engine, recipe: Recipe) -> Path:
+    return images / f"image-{recipe.key[:TAG_DIGITS]}-{_engine_digits(engine)}.json"
+
+
+def _engine_digits(engine: Engine) -> str:
     # Engines of one machine may share an id (20.10 keeps it under /etc), never an address.
-    return images / f"{name}-{_key(engine.base_url, engine.engine_id)[:TAG_DIGITS]}.json"
+    return _key(engine.base_url, engine.engine_id)[:TAG_DIGITS]
 
 
 def _remembered(note: Path) -> _Remembered | None:
-    """What was decided before; a note from another version of nightlab counts as none."""
+    """What was made before; a note from another version of nightlab counts as none."""
     try:
         return _Remembered.model_validate_json(note.read_text())
     except (OSError, ValidationError):

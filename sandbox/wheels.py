@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from sandbox.contract import Record, SandboxError, Sha256
 from sandbox.engine import last_lines
-from sandbox.hardware import Profile
+from sandbox.hardware import TorchBuild
 
 Say = Callable[[str], None]
 
@@ -73,9 +73,14 @@ class TorchWheel(Record):
 class Wheels(Record):
     """A folder that holds the locked wheels, and torch beside them."""
 
+    lock: str
     locked: tuple[Path, ...]
     torch_path: Path
     torch: TorchWheel
+
+    def requirements(self) -> str:
+        """Every wheel by version and hash, as pip reads it."""
+        return f"{self.lock}torch=={self.torch.version} --hash=sha256:{self.torch.sha256}\n"
 
 
 class Pip(Record):
@@ -86,9 +91,9 @@ class Pip(Record):
 
 
 def fetch_wheels(
-    profile: Profile, lock: str, target: Target, *, folder: Path, pip: Pip, say: Say
+    wanted: TorchBuild, lock: str, target: Target, *, folder: Path, pip: Pip, say: Say
 ) -> Wheels:
-    """The wheels of `profile` for `target`, from `folder` or else by pip.
+    """The wheels of `wanted` for `target`, from `folder` or else by pip.
 
     Raises:
         WheelsUnavailable: pip does not find them, or not with the hashes of the lock.
@@ -98,10 +103,10 @@ def fetch_wheels(
     torch_place = place / "torch"
     torch_place.mkdir(parents=True, exist_ok=True)
     locked = _locked_wheels(lock, target, place, pip, say)
-    torch = _cached_torch(profile, torch_place)
+    torch = _cached_torch(wanted, torch_place)
     if torch is None:
-        torch = _fetch_torch(profile, target, torch_place, pip, say)
-    return Wheels(locked=locked, torch_path=torch_place / torch.filename, torch=torch)
+        torch = _fetch_torch(wanted, target, torch_place, pip, say)
+    return Wheels(lock=lock, locked=locked, torch_path=torch_place / torch.filename, torch=torch)
 
 
 def read_lock(text: str) -> dict[str, frozenset[str]]:
@@ -185,59 +190,59 @@ def _fetch_locked(lock: str, target: Target, place: Path, pip: Pip, say: Say) ->
             path.replace(place / path.name)
 
 
-def _cached_torch(profile: Profile, place: Path) -> TorchWheel | None:
+def _cached_torch(wanted: TorchBuild, place: Path) -> TorchWheel | None:
     """The torch fetched before, if it is all there and of the right version; else a clean place."""
     try:
         torch = TorchWheel.model_validate_json((place / "torch.json").read_text())
         sound = file_sha256(place / torch.filename) == torch.sha256
     except (OSError, ValidationError):
         sound = False
-    if sound and torch.version.partition("+")[0] == profile.torch_version:
+    if sound and torch.version.partition("+")[0] == wanted.version:
         return torch
     shutil.rmtree(place)
     place.mkdir()
     return None
 
 
-def _fetch_torch(profile: Profile, target: Target, place: Path, pip: Pip, say: Say) -> TorchWheel:
+def _fetch_torch(wanted: TorchBuild, target: Target, place: Path, pip: Pip, say: Say) -> TorchWheel:
     """Ask for the marked CPU build, here and then in torch's index, and last for any build."""
-    say(f"Fetching torch {profile.torch_version}, the {profile.torch_build} build, with pip.")
-    marked = f"torch=={profile.torch_version}+{profile.torch_build}"
+    say(f"Fetching torch {wanted.version}, the {wanted.build} build, with pip.")
+    marked = f"torch=={wanted.version}+{wanted.build}"
     attempts: list[tuple[str, list[str]]] = [(marked, [])]
-    index = pip.torch_index or profile.torch_index
+    index = pip.torch_index or wanted.index
     if index:
         attempts.append((marked, ["--index-url", index]))
-    unmarked = f"torch=={profile.torch_version}"
+    unmarked = f"torch=={wanted.version}"
     said = ""
     with _incoming(place) as incoming:
         for requirement, options in [*attempts, (unmarked, [])]:
             if requirement == unmarked:
-                _refuse_announced_accelerators(profile, target, incoming, pip, say)
+                _refuse_announced_accelerators(wanted, target, incoming, pip, say)
             arguments = ["download", *_target_options(target), *options]
             arguments += ["-d", str(incoming), requirement]
-            answer = _run_pip(arguments, pip, profile.torch_wheel_limit_bytes, say)
+            answer = _run_pip(arguments, pip, wanted.limit_bytes, say)
             if answer is None:
                 return _keep_torch(incoming, place)
             said = answer
     raise WheelsUnavailable(
-        f"pip finds no torch {profile.torch_version} for {target.tag}",
-        f"{_how_to_get_it(profile)}; pip said:\n{said}",
+        f"pip finds no torch {wanted.version} for {target.tag}",
+        f"{_how_to_get_it(wanted)}; pip said:\n{said}",
     )
 
 
 def _refuse_announced_accelerators(
-    profile: Profile, target: Target, incoming: Path, pip: Pip, say: Say
+    wanted: TorchBuild, target: Target, incoming: Path, pip: Pip, say: Say
 ) -> None:
     """Let pip say what an unmarked torch would need, before anything large is fetched."""
     report = incoming / "report.json"
     arguments = ["install", "--dry-run", "--ignore-installed", "--target", str(incoming / "none")]
     arguments += [*_target_options(target), "--report", str(report)]
-    arguments.append(f"torch=={profile.torch_version}")
-    said = _run_pip(arguments, pip, profile.torch_wheel_limit_bytes, say)
+    arguments.append(f"torch=={wanted.version}")
+    said = _run_pip(arguments, pip, wanted.limit_bytes, say)
     if said is not None:
         raise WheelsUnavailable(
-            f"pip finds no torch {profile.torch_version} for {target.tag}",
-            f"{_how_to_get_it(profile)}; pip said:\n{said}",
+            f"pip finds no torch {wanted.version} for {target.tag}",
+            f"{_how_to_get_it(wanted)}; pip said:\n{said}",
         )
     (chosen,) = json.loads(report.read_text())["install"]
     requires = chosen["metadata"].get("requires_dist", [])
@@ -274,8 +279,8 @@ def _how_to_get_cpu_torch() -> str:
     )
 
 
-def _how_to_get_it(profile: Profile) -> str:
-    return f"torch {profile.torch_version}: {_how_to_get_cpu_torch()}"
+def _how_to_get_it(wanted: TorchBuild) -> str:
+    return f"torch {wanted.version}: {_how_to_get_cpu_torch()}"
 
 
 def _target_options(target: Target) -> list[str]:

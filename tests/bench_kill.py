@@ -26,11 +26,10 @@ from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome, RunSpec
 from sandbox.engine import connect, find_engine
 from sandbox.hardening import LABEL_RUN
-from sandbox.hardware import find_profile
 from sandbox.image import find_image
 from sandbox.reaper import sweep, sweep_run_directories
 from tests.bench_overhead import Place
-from tests.boxes import MEBIBYTE, box_spec
+from tests.boxes import MEBIBYTE, box_spec, shipped_recipe
 
 CASES = Path(__file__).parent / "cases"
 HOSTILE = (
@@ -202,7 +201,7 @@ def bench(runs: int, cases: tuple[str, ...], ways: list[str]) -> dict[str, dict[
     """Measure on the engine and the image that set-up chose."""
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, find_profile("cpu"), state_dir=state_dir)
+    image = find_image(engine, shipped_recipe(), state_dir=state_dir)
     place = Place(engine, image.image_id)
     found = {}
     with tempfile.TemporaryDirectory() as directory:

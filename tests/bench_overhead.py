@@ -26,9 +26,8 @@ import docker
 from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome
 from sandbox.engine import Engine, find_engine
-from sandbox.hardware import find_profile
 from sandbox.image import find_image
-from tests.boxes import box_spec
+from tests.boxes import box_spec, shipped_recipe
 
 STEPS = {
     "prepared": "prepare",
@@ -156,7 +155,7 @@ def bench(pairs: int) -> dict[str, Any]:
     """Measure on the engine and the image that set-up chose."""
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, find_profile("cpu"), state_dir=state_dir)
+    image = find_image(engine, shipped_recipe(), state_dir=state_dir)
     place = Place(engine, image.image_id)
     with tempfile.TemporaryDirectory() as directory:
         timer = BoxTimer(place, Path(directory))

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.contract import Limits, Mount, RunSpec
+from sandbox.hardware import find_profile
+from sandbox.image import Recipe
 
+DOCKERFILE = Path(__file__).parents[1] / "Dockerfile.train"
 MEBIBYTE = 2**20
 IMAGE = "sha256:" + "0" * 64
 
@@ -22,6 +25,15 @@ SMALL_LIMITS: dict[str, float] = {
     "open_files": 128,
     "log_bytes": 4096,
 }
+
+
+def shipped_recipe(
+    profile: str = "cpu", base_image: str = "", dockerfile: Path = DOCKERFILE
+) -> Recipe:
+    """Return what the shipped program.md asks of its image, or a variation of it."""
+    return Recipe(
+        profile=find_profile(profile), dockerfile=dockerfile.read_text(), base_image=base_image
+    )
 
 
 def box_spec(

@@ -13,8 +13,8 @@ import pytest
 from agent.setup import state_directory
 from sandbox.contract import SandboxError
 from sandbox.engine import Engine, find_engine
-from sandbox.hardware import find_profile
 from sandbox.image import ImageRecord, find_image
+from tests.boxes import shipped_recipe
 
 FACILITIES = ("docker", "chromium", "gpu", "api")
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,7 +89,7 @@ def engine(state_dir: Path, pytestconfig: pytest.Config) -> Engine:
 def image(engine: Engine, state_dir: Path, pytestconfig: pytest.Config) -> ImageRecord:
     """The cpu image that set-up built."""
     try:
-        return find_image(engine, find_profile("cpu"), state_dir=state_dir)
+        return find_image(engine, shipped_recipe(), state_dir=state_dir)
     except SandboxError as error:
         missing(pytestconfig, "docker", f"{error.message}; {error.hint}")
         raise

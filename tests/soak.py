@@ -28,10 +28,9 @@ from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.engine import connect, find_engine
 from sandbox.hardening import LABEL_SESSION
-from sandbox.hardware import find_profile
 from sandbox.image import find_image
 from tests.bench_overhead import Place
-from tests.boxes import python_spec
+from tests.boxes import python_spec, shipped_recipe
 from tests.test_cases import CASES, asked_and_found, case_spec, read_case
 
 MEMORY_GROWTH_BYTES = 64 * 2**20
@@ -146,7 +145,7 @@ def soak(runs: int, at_once: int, seed: int) -> dict[str, Any]:
     """Soak the engine and the image that set-up chose."""
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, find_profile("cpu"), state_dir=state_dir)
+    image = find_image(engine, shipped_recipe(), state_dir=state_dir)
     with tempfile.TemporaryDirectory() as directory:
         work = Soak(Place(engine, image.image_id), Path(directory), seed)
         work.run(at_once * 4, at_once)  # whatever loads or is cached once is there from here on

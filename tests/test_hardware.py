@@ -1,42 +1,117 @@
-"""Hardware profiles: what ships, and what is refused."""
+"""Hardware profiles: what ships, what a person may add, what is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sandbox.contract import SandboxError
-from sandbox.hardware import UnknownProfile, find_profile, lock_text, read_profiles
+from sandbox.hardware import (
+    TorchBuild,
+    UnknownProfile,
+    find_profile,
+    known_profiles,
+    lock_text,
+    read_profiles,
+)
 from sandbox.wheels import read_lock
+
+
+def own(place: Path, text: str) -> Path:
+    (place / "profiles.toml").write_text(text)
+    return place
 
 
 def test_the_cpu_profile_asks_for_the_cpu_build_and_tells_programs_their_device() -> None:
     profile = find_profile("cpu")
-    assert ("2.13.0", "cpu") == (profile.torch_version, profile.torch_build)
+
+    assert isinstance(profile.torch, TorchBuild)
+    assert ("2.13.0", "cpu") == (profile.torch.version, profile.torch.build)
     assert {"NIGHTLAB_DEVICE": "cpu", "GOMP_SPINCOUNT": "3000"} == profile.environment
 
 
-def test_an_unknown_profile_is_refused_with_the_names_of_the_known_ones() -> None:
+def test_every_shipped_profile_says_what_it_is_for() -> None:
+    profiles = known_profiles(None)
+
+    assert {"cpu", "offline", "own-torch"} == set(profiles)
+    assert [] == [name for name, profile in profiles.items() if len(profile.description) < 20]
+
+
+def test_an_unknown_profile_is_refused_with_the_names_of_the_known_ones(tmp_path: Path) -> None:
+    place = own(tmp_path, "[mine]\nlike = 'cpu'")
+
     with pytest.raises(UnknownProfile) as refusal:
-        find_profile("tpu")
-    assert "known profiles: cpu" == refusal.value.hint
+        find_profile("tpu", place)
+
+    assert "known profiles: cpu, mine, offline, own-torch" in refusal.value.hint
+
+
+def test_a_profile_of_ones_own_takes_what_it_leaves_out_from_another(tmp_path: Path) -> None:
+    place = own(
+        tmp_path,
+        "[mine]\nlike = 'cpu'\nbase_image = 'team/base:7'\n[mine.environment]\nMINE = '1'",
+    )
+
+    mine, cpu = find_profile("mine", place), find_profile("cpu")
+
+    assert ("mine", "team/base:7") == (mine.name, mine.base_image)
+    assert cpu.torch == mine.torch
+    assert cpu.environment | {"MINE": "1"} == mine.environment
+
+
+def test_a_shipped_profile_is_not_changed_behind_a_persons_back(tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match="'cpu' is the name of a shipped profile"):
+        find_profile("cpu", own(tmp_path, "[cpu]\nbase_image = 'x'"))
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "[cpu",
-        "cpu = 1",
-        "[cpu]\nbase_image = 'python:3.11'",
-        "[cpu]\nsurprise = 1",
+        ("[mine", "profiles.toml: Expected ']'"),
+        ("mine = 1", "'mine' is not a table"),
+        ("[mine]\nlike = 'nobody'", "'nobody' is not a table"),
+        ("[mine]\nlike = 'mine'", "is like itself"),
+        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "is like itself"),
+        ("[mine]\nbase_image = 'python:3.11'", "'mine': description: Field required"),
+        ("[mine]\nlike = 'cpu'\nsurprise = 1", "'mine': surprise: Extra inputs"),
+        ("[mine]\nlike = 'cpu'\ntorch = true", "'mine': torch"),
     ],
 )
-def test_profiles_that_lack_a_field_or_have_a_strange_one_are_refused(text: str) -> None:
-    with pytest.raises(SandboxError, match="profiles cannot be read"):
-        read_profiles(text)
+def test_profiles_that_cannot_be_used_are_refused_by_name(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SandboxError, match=said):
+        find_profile("cpu", own(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(SandboxError, match=r"profiles\.toml cannot be read"):
+        known_profiles(tmp_path)
+
+
+def test_an_environment_is_text_only() -> None:
+    table: dict[str, Any] = {
+        "description": "",
+        "base_image": "",
+        "packages": [],
+        "torch": False,
+        "environment": {"N": 1},
+    }
+
+    with pytest.raises(SandboxError, match=r"environment\.N"):
+        read_profiles({"mine": table})
 
 
 def test_the_lock_pins_every_wheel_but_torch_by_hash_and_names_no_index() -> None:
-    text = lock_text(find_profile("cpu"))
+    build = find_profile("cpu").torch
+    assert isinstance(build, TorchBuild)
+
+    text = lock_text(build)
+
     lock = read_lock(text)
     pinned = {requirement.partition("==")[0] for requirement in lock}
     torch_needs = {"filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions"}

@@ -20,22 +20,24 @@ import pytest
 
 from sandbox.contract import ImageMissing
 from sandbox.engine import Engine, connect
-from sandbox.hardware import find_profile
 from sandbox.image import (
     BaseUnavailable,
     BuildFailed,
     ImageRecord,
+    Recipe,
     _archive_sources,
     _pull,
     _target,
     archive_of,
     ensure_image,
     find_image,
+    known_images,
 )
+from sandbox.image_check import ImageUnfit, check_image, settings_problems
 from sandbox.wheels import Target
+from tests.boxes import shipped_recipe
 
-PROFILE = find_profile("cpu")
-DOCKERFILE = Path(__file__).parents[1] / "Dockerfile.train"
+RECIPE = shipped_recipe()
 CHECK = (
     "import os, pwd, numpy, torch; "
     "print(torch.__version__, torch.version.cuda, os.getuid(), pwd.getpwuid(os.getuid()).pw_uid)"
@@ -49,22 +51,10 @@ def client(engine: Engine) -> Iterator[docker.DockerClient]:
 
 
 def ensure(
-    engine: Engine,
-    state_dir: Path,
-    said: list[str],
-    *,
-    dockerfile: Path = DOCKERFILE,
-    base_image: str | None = None,
+    engine: Engine, state_dir: Path, said: list[str], recipe: Recipe = RECIPE
 ) -> ImageRecord:
     return ensure_image(
-        engine,
-        PROFILE,
-        dockerfile=dockerfile,
-        state_dir=state_dir,
-        base_image=base_image,
-        torch_index="",
-        environ=os.environ,
-        say=said.append,
+        engine, recipe, state_dir=state_dir, torch_index="", environ=os.environ, say=said.append
     )
 
 
@@ -89,7 +79,7 @@ def test_the_image_runs_the_recorded_cpu_torch_as_a_user_without_rights(
     try:
         container.start()
         container.wait()
-        expected = f"{image.torch_wheel.version} None 65534 65534"
+        expected = f"{image.torch} None 65534 65534"
         assert expected == container.logs(stderr=False).decode().strip()
     finally:
         container.remove(force=True)
@@ -112,9 +102,9 @@ def test_a_failed_build_shows_the_end_of_its_output_and_leaves_the_image_in_use(
     broken = tmp_path / "Dockerfile.train"
     broken.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo the-reason && exit 3\n")
     with pytest.raises(BuildFailed) as failure:
-        ensure(engine, state_dir, [], dockerfile=broken, base_image=image.base.image_id)
+        ensure(engine, state_dir, [], shipped_recipe("cpu", image.base.image_id, broken))
     assert "the-reason" in failure.value.hint
-    assert image.image_id == find_image(engine, PROFILE, state_dir=state_dir).image_id
+    assert image.image_id == find_image(engine, RECIPE, state_dir=state_dir).image_id
 
 
 @pytest.mark.docker
@@ -122,7 +112,7 @@ def test_without_set_up_the_image_is_missing_and_the_hint_says_what_to_do(
     engine: Engine, tmp_path: Path
 ) -> None:
     with pytest.raises(ImageMissing) as missing:
-        find_image(engine, PROFILE, state_dir=tmp_path)
+        find_image(engine, RECIPE, state_dir=tmp_path)
     assert "run `nightlab setup`" == missing.value.hint
 
 
@@ -131,17 +121,17 @@ def test_an_image_removed_from_the_engine_is_missing(
     engine: Engine, image: ImageRecord, state_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "images").mkdir()
-    for note in (state_dir / "images").glob("cpu-*.json"):
+    for note in (state_dir / "images").glob("image-*.json"):
         gone = note.read_text().replace(image.reference, "nightlab-train:gone")
         (tmp_path / "images" / note.name).write_text(gone)
     with pytest.raises(ImageMissing, match="no longer on this engine"):
-        find_image(engine, PROFILE, state_dir=tmp_path)
+        find_image(engine, RECIPE, state_dir=tmp_path)
 
 
 @pytest.mark.docker
 def test_a_given_base_that_nobody_has_is_refused(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(BaseUnavailable, match="neither on this engine nor"):
-        ensure(engine, tmp_path, [], base_image="127.0.0.1:1/nowhere:1")
+        ensure(engine, tmp_path, [], shipped_recipe("cpu", "127.0.0.1:1/nowhere:1"))
 
 
 @pytest.mark.docker
@@ -151,7 +141,7 @@ def test_a_base_without_python_is_refused(
     client.api.import_image_from_data(tar_with("hello"), repository="nightlab-test", tag="bare")
     try:
         with pytest.raises(BaseUnavailable, match="no usable python3"):
-            ensure(engine, tmp_path, [], base_image="nightlab-test:bare")
+            ensure(engine, tmp_path, [], shipped_recipe("cpu", "nightlab-test:bare"))
     finally:
         client.images.remove("nightlab-test:bare")
 
@@ -329,3 +319,56 @@ def test_a_silent_registry_is_said_aloud_and_no_error(engine: Engine) -> None:
     said: list[str] = []
     assert _pull(engine, "127.0.0.1:1/base:3.11", said.append) is None
     assert "No registry gives it" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"User": ""}, "its user is 'root'"),
+        ({"User": "1000:1000"}, "its user is '1000:1000'"),
+        ({"Entrypoint": ["/start.sh"]}, "an entrypoint"),
+        ({"Volumes": {"/data": {}}}, "volumes"),
+        ({"OnBuild": ["RUN true"]}, "triggers"),
+        ({"Healthcheck": {"Test": ["CMD", "true"]}}, "a health check"),
+        ({"Env": ["NVIDIA_VISIBLE_DEVICES=all"]}, "NVIDIA_VISIBLE_DEVICES to 'all'"),
+        ({"Env": ["LD_PRELOAD=/lib/own.so"]}, "LD_PRELOAD to '/lib/own.so'"),
+    ],
+)
+def test_an_image_that_could_widen_its_box_is_named_unfit(
+    change: dict[str, object], problem: str
+) -> None:
+    fit = {"User": "65534:65534", "Env": ["LD_PRELOAD=", "NVIDIA_VISIBLE_DEVICES=void"]}
+
+    assert [] == settings_problems(fit)
+    (said,) = settings_problems(fit | change)
+    assert problem in said
+
+
+@pytest.mark.docker
+def test_an_image_without_torch_is_refused_before_its_first_use(
+    client: docker.DockerClient, image: ImageRecord
+) -> None:
+    recipe = b"FROM " + image.base.reference.encode() + b"\nUSER 65534:65534\n"
+    tag = "nightlab-test:without-torch"
+    client.images.build(fileobj=io.BytesIO(recipe), tag=tag, network_mode="none")
+    try:
+        with pytest.raises(ImageUnfit, match="cannot import torch"):
+            check_image(client, tag)
+    finally:
+        client.images.remove(tag, force=True)
+
+
+@pytest.mark.docker
+def test_a_profile_that_brings_its_own_torch_must_be_told_the_image(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(BaseUnavailable, match="own-torch needs a base image"):
+        ensure(engine, tmp_path, [], shipped_recipe("own-torch"))
+
+
+@pytest.mark.docker
+def test_the_images_that_were_built_are_known_by_name(
+    engine: Engine, image: ImageRecord, state_dir: Path, tmp_path: Path
+) -> None:
+    assert image.reference in [known.reference for known in known_images(engine, state_dir)]
+    assert [] == known_images(engine, tmp_path)

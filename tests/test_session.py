@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,71 @@ def test_an_unknown_session_names_those_there_are(place: Place) -> None:
 
     assert done.returncode == 2
     assert "nightlab run" in done.stderr
+
+
+@contextmanager
+def image_on(engine: Engine, base: str, name: str, *lines: str) -> Iterator[str]:
+    """An image that a person made of another one."""
+    recipe = "\n".join([f"FROM {base}", "USER 0:0", f"RUN echo {name} > /whose", *lines])
+    with closing(connect(engine)) as client:
+        tag = f"nightlab-test:{name}"
+        client.images.build(fileobj=io.BytesIO(recipe.encode()), tag=tag, network_mode="none")
+        try:
+            yield tag
+        finally:
+            client.images.remove(tag, force=True)
+
+
+@pytest.mark.slow
+def test_the_same_program_runs_on_two_bases_and_on_an_image_of_ones_own(
+    place: Place, engine: Engine, image: ImageRecord
+) -> None:
+    program = (place.root / "program.md").read_text().rstrip().removesuffix("```")
+    greedy = ("ENV NVIDIA_VISIBLE_DEVICES=all", 'ENTRYPOINT ["/bin/false"]')
+    base = f"nightlab-base:{image.base.image_id.removeprefix('sha256:')[:16]}"
+    with (
+        image_on(engine, base, "other-base") as other,
+        image_on(engine, image.reference, "own-image", *greedy) as own,
+    ):
+        choices = {"shipped": ("cpu", ""), "other": ("cpu", other), "own": ("own-torch", own)}
+        for name, (profile, base_image) in choices.items():
+            hardware = f'[hardware]\nprofile = "{profile}"\nbase_image = "{base_image}"\n'
+            (place.root / "program.md").write_text(f"{program}\n{hardware}```\n")
+            made = place.nightlab("setup")
+            assert made.returncode == 0, made.stderr
+            done = place.nightlab("run", "--researcher", "tpe", "--session", name, "--seed", "7")
+            assert done.returncode == 0, done.stderr
+
+    sessions = {name: place.history(name) for name in choices}
+    used = {name: history.session.image for name, history in sessions.items() if history.session}
+    assert [("cpu", "debian"), ("cpu", "given"), ("own-torch", "given")] == [
+        (used[name]["profile"], used[name]["base"]["source"]) for name in choices
+    ]
+    assert 3 == len({record["image_id"] for record in used.values()})
+    assert 1 == len({record["torch"] for record in used.values()})
+    assert 1 == len({tuple(e.event.type for e in read_ledger(place.session(n))) for n in choices})
+    assert 1 == len(
+        {tuple(tuple(a.values().items()) for a in h.attempts) for h in sessions.values()}
+    )
+    for name in choices:
+        assert (place.session(name) / "report.html").stat().st_size > 0
+
+
+def test_an_image_that_changed_its_meaning_is_not_used_silently(
+    place: Place, engine: Engine, image: ImageRecord
+) -> None:
+    place.rewrite("program.md", "[noise]", '[hardware]\nprofile = "own-torch"\n\n[noise]')
+    with image_on(engine, image.reference, "moving") as moving:
+        made = place.nightlab("setup", "--base-image", moving)
+        assert made.returncode == 0, made.stderr
+        assert 0 == place.nightlab("image", "verify", "--base-image", moving).returncode
+        with (
+            image_on(engine, image.reference, "moved") as moved,
+            closing(connect(engine)) as client,
+        ):
+            client.images.get(moved).tag("nightlab-test", "moving")
+            refused = place.nightlab("run", "--base-image", moving, "--session", "moved")
+
+    assert 3 == refused.returncode
+    assert "another image now than when it was set up" in refused.stderr
+    assert "nightlab setup" in refused.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.hardware import Profile, find_profile
+from sandbox.hardware import TorchBuild, find_profile
 from sandbox.wheels import (
     Pip,
     Target,
@@ -63,7 +63,9 @@ class Site:
         self.cache = root / "state" / "wheels"
         self.tiny = write_wheel(self.links, "tiny", "1.0")
         self.lock = lock_of(self.tiny)
-        self.profile: Profile = find_profile("cpu").model_copy(update={"torch_index": ""})
+        build = find_profile("cpu").torch
+        assert isinstance(build, TorchBuild)
+        self.wanted = build
         self.said: list[str] = []
         self.torch_index = ""
 
@@ -81,7 +83,7 @@ class Site:
         }
         pip = Pip(environ=environ, torch_index=self.torch_index)
         return fetch_wheels(
-            self.profile, self.lock, TARGET, folder=self.cache, pip=pip, say=self.said.append
+            self.wanted, self.lock, TARGET, folder=self.cache, pip=pip, say=self.said.append
         )
 
 

@@ -13,15 +13,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.commands.shared import JsonOption, ProgramOption, load, out, print_line
+from agent.commands.shared import (
+    BaseImageOption,
+    JsonOption,
+    ProgramOption,
+    TorchIndexOption,
+    load,
+    out,
+    print_line,
+    torch_index_of,
+)
 from agent.program import parse_size
 from agent.render import one_line
 from agent.session import SessionError
-from agent.setup import box_environment, copy_template, executor, set_up, state_directory
+from agent.setup import (
+    box_environment,
+    copy_template,
+    executor,
+    image_recipe,
+    set_up,
+    state_directory,
+)
 from sandbox.contract import Limits, Mount, RunSpec
 from sandbox.engine import find_engine, stop_own_engine
 from sandbox.escapes import installed, version_rows
-from sandbox.hardware import find_profile
 from sandbox.image import find_image
 from sandbox.self_check import CheckResult, timed_check
 
@@ -36,12 +51,8 @@ def init(
 
 def setup(
     program: ProgramOption = Path("program.md"),
-    base_image: Annotated[
-        str | None, typer.Option("--base-image", help="build on this image instead")
-    ] = None,
-    torch_index: Annotated[
-        str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
-    ] = "",
+    base_image: BaseImageOption = None,
+    torch_index: TorchIndexOption = "",
     stop_engine: Annotated[
         bool, typer.Option("--stop-engine", help="end the engine that nightlab started, only that")
     ] = False,
@@ -52,28 +63,34 @@ def setup(
         stopped = stop_own_engine(state_dir)
         out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
         return
-    content = load(program)
     set_up(
-        content.settings,
+        load(program).settings.with_overrides(base_image=base_image),
         program.parent,
         state_dir=state_dir,
         environ=os.environ,
-        base_image=base_image,
-        torch_index=torch_index or os.environ.get("NIGHTLAB_TORCH_INDEX", ""),
+        torch_index=torch_index_of(torch_index),
         say=lambda line: out.print(line, markup=False, soft_wrap=True),
     )
     out.print("ready")
+    if base_image:
+        _say_once_more(base_image)
+
+
+def _say_once_more(base_image: str) -> None:
+    words = f'say so to the other commands too, or write base_image = "{base_image}" in program.md'
+    out.print(words, markup=False, soft_wrap=True)
 
 
 def check(
     program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try to break every wall on this machine; exit 1 if one gave way."""
-    settings = load(program).settings
+    settings = load(program).settings.with_overrides(base_image=base_image)
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, find_profile(settings.hardware.profile), state_dir=state_dir)
+    image = find_image(engine, image_recipe(settings, program.parent), state_dir=state_dir)
     components = installed(engine, os.environ)
     found = timed_check(
         executor(engine, state_dir),
@@ -94,6 +111,7 @@ def check(
 def box(
     argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
     program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
     wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
     memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
     cpus: Annotated[float | None, typer.Option(help="such as 1.5")] = None,
@@ -110,7 +128,7 @@ def box(
 
     Limits that are not given come from the [limits] of program.md.
     """
-    settings = load(program).settings
+    settings = load(program).settings.with_overrides(base_image=base_image)
     given = {
         "wall_seconds": wall_seconds,
         "memory_bytes": _size("--memory", memory),
@@ -123,8 +141,8 @@ def box(
     }
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    profile = find_profile(settings.hardware.profile)
-    image = find_image(engine, profile, state_dir=state_dir)
+    recipe = image_recipe(settings, program.parent)
+    image = find_image(engine, recipe, state_dir=state_dir)
     name = f"box-{uuid.uuid4().hex[:12]}"
     spec = RunSpec(
         run_id=name,
@@ -133,7 +151,7 @@ def box(
         image=image.image_id,
         argv=tuple(argv),
         working_directory="/",
-        environment=box_environment(profile, limits["cpus"]),
+        environment=box_environment(recipe.profile.environment, limits["cpus"]),
         mounts=tuple(_mount(text) for text in mount_ro or []),
         gpus=(),
         limits=Limits.model_validate(limits),

@@ -15,6 +15,7 @@ import typer
 from agent.commands.shared import (
     SERVICE_FAILED,
     AttemptsOption,
+    BaseImageOption,
     HoursOption,
     JsonOption,
     ProgramOption,
@@ -54,6 +55,7 @@ def run(
     hours: HoursOption = None,
     usd: UsdOption = None,
     budget_seconds: Annotated[float | None, typer.Option(help="seconds for each training")] = None,
+    base_image: BaseImageOption = None,
     session: Annotated[str | None, typer.Option(help="name of the session")] = None,
     seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
     runs: RunsOption = Path("runs"),
@@ -67,6 +69,7 @@ def run(
         usd=usd,
         budget_seconds=budget_seconds,
         researcher=researcher,
+        base_image=base_image,
     )
     name = _researcher(settings)
     outfit = find_outfit(

@@ -33,6 +33,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines for scripts
 RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
 
 
+BaseImageOption = Annotated[
+    str | None, typer.Option("--base-image", help="build on this image instead")
+]
+TorchIndexOption = Annotated[
+    str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
+]
+
+
+def torch_index_of(flag: str) -> str:
+    """The wheel index to ask for torch: the flag's, else the environment's, else none."""
+    return flag or os.environ.get("NIGHTLAB_TORCH_INDEX", "")
+
+
 def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

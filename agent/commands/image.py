@@ -1,0 +1,125 @@
+"""Commands about images: build, list, show, verify."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import closing
+from pathlib import Path
+
+from rich.table import Table
+
+from agent.commands.shared import (
+    BaseImageOption,
+    JsonOption,
+    ProgramOption,
+    TorchIndexOption,
+    load,
+    out,
+    print_line,
+    torch_index_of,
+)
+from agent.program import Settings
+from agent.setup import image_recipe, make_image, ready_engine, state_directory
+from sandbox.engine import connect, find_engine
+from sandbox.hardware import known_profiles
+from sandbox.image import ImageRecord, find_image, known_images
+from sandbox.image_check import check_image
+
+
+def build(
+    program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
+    torch_index: TorchIndexOption = "",
+) -> None:
+    """Build the image of a program unless it is there; setup does this and the rest."""
+    settings, state_dir = _settings(program, base_image), state_directory(os.environ)
+    make_image(
+        ready_engine(state_dir, os.environ, _say),
+        settings,
+        program.parent,
+        state_dir=state_dir,
+        environ=os.environ,
+        torch_index=torch_index_of(torch_index),
+        say=_say,
+    )
+
+
+def list_(program: ProgramOption = Path("program.md"), as_json: JsonOption = False) -> None:
+    """List the profiles that a program can name, and the images that were built."""
+    profiles = known_profiles(program.parent)
+    state_dir = state_directory(os.environ)
+    images = known_images(find_engine(state_dir, environ=os.environ), state_dir)
+    if as_json:
+        described = {name: profile.model_dump(mode="json") for name, profile in profiles.items()}
+        built = [image.model_dump(mode="json") for image in images]
+        print_line(json.dumps({"profiles": described, "images": built}))
+        return
+    table = Table("profile", "for", box=None, pad_edge=False)
+    for name, profile in profiles.items():
+        table.add_row(name, profile.description)
+    out.print(table)
+    out.print()
+    built_table = Table("image", "profile", "torch", "python", "base", box=None, pad_edge=False)
+    for image in images:
+        words = (image.reference, image.profile, image.torch, image.python, _base(image))
+        built_table.add_row(*words)
+    out.print(built_table if images else "no image was built yet: nightlab setup")
+
+
+def show(
+    program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the image of a program: what it is made of, by digest."""
+    image = _image(program, base_image)
+    if as_json:
+        print_line(image.model_dump_json())
+        return
+    wheel = image.torch_wheel
+    rows = {
+        "image": f"{image.reference}  {image.image_id}",
+        "profile": image.profile,
+        "base": f"{_base(image)}  {image.base.digest}",
+        "python": image.python,
+        "torch": f"{image.torch}  {wheel.sha256 if wheel else 'the base brought it'}",
+        "content": image.content_key,
+    }
+    for name, words in rows.items():
+        out.print(f"{name:<8} {words}", markup=False, soft_wrap=True)
+
+
+def verify(
+    program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the image of a program as before its first use: settings, Python, torch."""
+    image = _image(program, base_image)
+    with closing(connect(find_engine(state_directory(os.environ), environ=os.environ))) as client:
+        contents = check_image(client, image.image_id)
+    if as_json:
+        print_line(contents.model_dump_json())
+        return
+    words = f"{image.reference} is fit: Python {contents.python}, torch {contents.torch}"
+    accelerator = contents.accelerator or "no accelerator"
+    out.print(f"{words}, numpy {contents.numpy}, {accelerator}", markup=False, soft_wrap=True)
+
+
+def _settings(program: Path, base_image: str | None) -> Settings:
+    return load(program).settings.with_overrides(base_image=base_image)
+
+
+def _image(program: Path, base_image: str | None) -> ImageRecord:
+    state_dir = state_directory(os.environ)
+    recipe = image_recipe(_settings(program, base_image), program.parent)
+    return find_image(find_engine(state_dir, environ=os.environ), recipe, state_dir=state_dir)
+
+
+def _base(image: ImageRecord) -> str:
+    return f"{image.base.reference} ({image.base.source})"
+
+
+def _say(line: str) -> None:
+    out.print(line, markup=False, soft_wrap=True)
