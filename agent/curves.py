@@ -91,7 +91,7 @@ def read_point(line: bytes) -> Point | None:
     if not isinstance(row, dict):
         return None
     point = {name: float(row[name]) for name in NAMES if _is_number(row.get(name))}
-    return point if all(name in point for name in _REQUIRED) and point["seconds"] >= 0 else None
+    return point if _is_point(point) else None
 
 
 def packed(curve: Curve) -> bytes:
@@ -109,14 +109,22 @@ def unpacked(stored: bytes) -> Curve:
     """
     content = json.loads(stored)
     try:
-        return [_row(content["names"], row) for row in content["rows"][:MAX_POINTS]]
+        curve = [_row(content["names"], row) for row in content["rows"][:MAX_POINTS]]
     except (TypeError, KeyError) as error:
         raise ValueError("not a stored curve") from error
+    if not all(_is_point(point) for point in curve):
+        raise ValueError("not a stored curve: a point is not what a run can have said")
+    return curve
 
 
 def _row(names: Iterable[str], row: Iterable[float | None]) -> Point:
     pairs = zip(names, row, strict=True)
     return {name: float(number) for name, number in pairs if number is not None}
+
+
+def _is_point(point: Point) -> bool:
+    known = all(name in NAMES and _is_number(number) for name, number in point.items())
+    return known and all(name in point for name in _REQUIRED) and point["seconds"] >= 0
 
 
 def _is_number(value: object) -> bool:

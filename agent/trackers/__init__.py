@@ -1,0 +1,1 @@
+"""Writes attempts into the files of experiment trackers, one module each."""
