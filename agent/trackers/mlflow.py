@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
 from sqlalchemy import URL
 
@@ -43,15 +43,13 @@ class MlflowStore:
         tags = {**run.facts, "hypothesis": run.hypothesis, KEY: run.key}
         tags["mlflow.note.content"] = for_markdown(run.hypothesis, 2 * MAX_TEXT_CHARACTERS)
         experiment = self._experiment(run.group)
-        made = self._client.create_run(experiment, began, run_name=run.name).info.run_id
+        # the key is there from the first moment on: what is cut off after it can be found again
+        made = self._client.create_run(experiment, began, tags, run.name).info.run_id
         metrics = [*_metrics(run, ended), *_curves(content)]
         for first in range(0, len(metrics), _MOST_METRICS_AT_A_TIME):
             self._client.log_batch(made, metrics[first : first + _MOST_METRICS_AT_A_TIME])
-        self._client.log_batch(
-            made,
-            params=[Param(name, str(value)) for name, value in content.knobs.items()],
-            tags=[RunTag(name, text) for name, text in tags.items()],
-        )
+        knobs = [Param(name, str(value)) for name, value in content.knobs.items()]
+        self._client.log_batch(made, params=knobs)
         self._client.set_terminated(made, "FINISHED" if run.has_score else "FAILED", ended)
         self._client.set_tag(made, FINGERPRINT, run.fingerprint)
 
