@@ -1,4 +1,4 @@
-"""One attempt as experiment trackers take it, folded from the ledger."""
+"""One attempt as trackers take it, folded from the ledger."""
 
 from __future__ import annotations
 

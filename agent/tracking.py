@@ -1,4 +1,4 @@
-"""Keeps a tracker's files up to date; never ends a night."""
+"""Keeps a tracker up to date; never ends a night."""
 
 from __future__ import annotations
 

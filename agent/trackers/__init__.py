@@ -1,1 +1,1 @@
-"""Writes attempts into the files of experiment trackers, one module each."""
+"""Writes attempts into experiment trackers' files, one module each."""

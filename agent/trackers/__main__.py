@@ -1,4 +1,4 @@
-"""Brings one tracker's files up to date with one session's ledger.
+"""Brings one tracker up to date with one session's ledger.
 
 It runs as a process of its own (see `agent/tracking.py`): what these libraries do to an
 interpreter, and how long they take, is then nothing that a night has to fear.

@@ -1,4 +1,4 @@
-"""W&B offline runs: one folder for each attempt, for `wandb sync`.
+"""W&B offline runs for `wandb sync`, one folder an attempt.
 
 A folder gets its fingerprint when its run was closed: one that lacks it was cut off, and is
 written anew under the same id.
