@@ -1,4 +1,4 @@
-"""An MLflow store in one SQLite file, an experiment a session.
+"""An MLflow store in one SQLite file.
 
 A run gets its fingerprint last of all: one that lacks it was cut off, and is written anew.
 """
