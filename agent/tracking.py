@@ -55,6 +55,8 @@ class Export:
     """A few harmless variables are taken from it, never keys, proxies or addresses."""
     problem: str = ""
     """What went wrong the last time, in one line."""
+    is_stuck: bool = False
+    """It did not come to its end: to wait for it after every attempt would eat the night."""
 
     def __call__(self, session: Path, deadline_seconds: float | None = None) -> str:
         """Export; says what went wrong, if anything. Without a deadline it waits for its end."""
@@ -70,6 +72,7 @@ class Export:
             )
             failure = _wait(child, deadline_seconds)
             self.problem = ": ".join(filter(None, (failure, failure and _last_line(errors))))
+            self.is_stuck = child.returncode == -signal.SIGKILL
         return self.problem
 
 

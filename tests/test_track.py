@@ -316,7 +316,18 @@ def test_an_export_that_hangs_is_ended(tmp_path: Path) -> None:
     with (tmp_path / "files" / ".nightlab-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "not done within 0.5 s" == export(tmp_path / "session", 0.5)
+    assert export.is_stuck
     assert "" == export(tmp_path / "session", PATIENCE_SECONDS)
+    assert not export.is_stuck
+
+
+def test_a_night_does_not_wait_again_for_a_tracker_that_is_stuck(tmp_path: Path) -> None:
+    place = Place(tmp_path, changes={"session": {"attempts": 1}})
+    lab = place.begin("random")
+    export = Export(Tracker.TENSORBOARD, tmp_path / "files", os.environ, is_stuck=True)
+    with lab.ledger:
+        _work(lab, place.program, "random", export, as_json=True)
+    assert not (tmp_path / "files").exists()
 
 
 def test_a_library_that_is_not_there_is_told_before_the_night(tmp_path: Path) -> None:

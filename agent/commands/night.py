@@ -188,10 +188,14 @@ def _refresh_report(lab: Lab) -> None:
 
 def _track(lab: Lab, export: Export) -> None:
     """Bring the tracker up to date; one that fails is told once and must not end a night."""
+    if export.is_stuck:
+        return
     told, problem = export.problem, export(lab.directory, DEADLINE_SECONDS)
     if not problem or problem == told:
         return
-    text = f"{export.tracker.value} was not brought up to date: {problem}"
+    tracker = export.tracker.value
+    later = f"nightlab report {lab.session} --track {tracker}"
+    text = f"{tracker} was not brought up to date: {problem}; try it later: {later}"
     err.print(text, style="yellow", markup=False, soft_wrap=True)
     if lab.ledger.history.ended is None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
