@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from agent.budget import seconds_left
+from agent.curves import is_storable
 from agent.history import Attempt, History, gain
 from agent.judge import pooled_noise
 from agent.program import Settings
@@ -180,7 +181,7 @@ def progress_seconds(line: bytes) -> float | None:
     except (ValueError, RecursionError):
         return None
     seconds = content.get("seconds") if isinstance(content, dict) else None
-    return float(seconds) if isinstance(seconds, int | float) and seconds >= 0 else None
+    return float(seconds) if is_storable(seconds) and seconds >= 0 else None
 
 
 def _difference(attempt: Attempt, history: History, settings: Settings) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from typing import TypeGuard
 
 from agent.ledger import canonical
 
 NAMES = ("step", "seconds", "loss", "tokens", "lr", "grad_norm", "tokens_per_second")
 MAX_POINTS = 500
+MAX_LINES = 500_000
+"""Progress lines that are read of one run; what comes after them costs nothing."""
 
 _REQUIRED = ("seconds", "loss")
 _MAX_MAGNITUDE = 1e15
 _MAX_LINE_BYTES = 1000
-_MAX_LINES = 500_000
 
 Point = dict[str, float]
 Curve = list[Point]
@@ -30,8 +32,9 @@ class CurveCollector:
     the memory is bounded, whatever the length of the run, and the first point always stays.
     """
 
-    def __init__(self, forward: Callable[[bytes], None]) -> None:
+    def __init__(self, forward: Callable[[bytes], None], max_lines: int = MAX_LINES) -> None:
         self._forward = forward
+        self._max_lines = max_lines
         self._partial = b""
         self._is_line_too_long = False
         self._points: Curve = []
@@ -59,7 +62,7 @@ class CurveCollector:
         line, self._partial = self._partial, b""
         if self._is_line_too_long:
             self._is_line_too_long = False
-        elif line.startswith(b"{") and self._lines < _MAX_LINES:
+        elif line.startswith(b"{") and self._lines < self._max_lines:
             self._lines += 1
             if (point := read_point(line)) is not None:
                 self._take(point)
@@ -90,8 +93,8 @@ def read_point(line: bytes) -> Point | None:
         return None
     if not isinstance(row, dict):
         return None
-    point = {name: float(row[name]) for name in NAMES if _is_number(row.get(name))}
-    return point if all(name in point for name in _REQUIRED) and point["seconds"] >= 0 else None
+    point = {name: float(row[name]) for name in NAMES if is_storable(row.get(name))}
+    return point if _is_point(point) else None
 
 
 def packed(curve: Curve) -> bytes:
@@ -109,9 +112,12 @@ def unpacked(stored: bytes) -> Curve:
     """
     content = json.loads(stored)
     try:
-        return [_row(content["names"], row) for row in content["rows"][:MAX_POINTS]]
+        curve = [_row(content["names"], row) for row in content["rows"][:MAX_POINTS]]
     except (TypeError, KeyError) as error:
         raise ValueError("not a stored curve") from error
+    if not all(_is_point(point) for point in curve):
+        raise ValueError("not a stored curve: a point is not what a run can have said")
+    return curve
 
 
 def _row(names: Iterable[str], row: Iterable[float | None]) -> Point:
@@ -119,7 +125,12 @@ def _row(names: Iterable[str], row: Iterable[float | None]) -> Point:
     return {name: float(number) for name, number in pairs if number is not None}
 
 
-def _is_number(value: object) -> bool:
+def _is_point(point: Point) -> bool:
+    known = all(name in NAMES and is_storable(number) for name, number in point.items())
+    return known and all(name in point for name in _REQUIRED) and point["seconds"] >= 0
+
+
+def is_storable(value: object) -> TypeGuard[int | float]:
     """Whether it is a number that can be stored and drawn; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -380,7 +380,8 @@ def _failed(made: Night, number: int, best: float, log: str) -> float:
         'Traceback (most recent call last):\n  File "/workspace/train.py", line 71\nKeyError: 4\n'
     )
     result = run_result(f"a{number}-s1-train", "train", log=log + trace, outcome=outcome)
-    made.add(run_finished(number, 1, result, put_blob=made.put_blob), 45)
+    run = run_finished(number, 1, result, put_blob=made.put_blob)
+    made.add(run.model_copy(update={"curve": made.put_blob(packed(curve_of(log)))}), 45)
     return _unmeasured(made, number, best, Verdict.FAILED, outcome.value, "The training failed.")
 
 

@@ -15,9 +15,13 @@ import typer
 
 from agent.audit import audit as differences
 from agent.commands.shared import (
+    SERVICE_FAILED,
     JsonOption,
     RunsOption,
+    TrackDirOption,
+    TrackOption,
     err,
+    exporter,
     open_observer,
     out,
     print_line,
@@ -61,17 +65,24 @@ RepoOption = Annotated[
 
 def report(
     session: Annotated[str, typer.Argument(help="name of the session")],
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a session anew and say where it lies."""
     directory = session_directory(runs, session).absolute()
+    export = exporter(track, track_dir, runs)
     entries = read_ledger(directory)
     paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
         sys.stdout.write(summary(entries).model_dump_json() + "\n")
-        return
-    out.print(f"report: {paths.html}", soft_wrap=True)
+    else:
+        out.print(f"report: {paths.html}", soft_wrap=True)
+    if export is not None and (problem := export(directory)):
+        text = f"error: {export.tracker.value} was not brought up to date: {problem}"
+        err.print(text, style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(SERVICE_FAILED)
 
 
 def audit(

@@ -20,8 +20,11 @@ from agent.commands.shared import (
     JsonOption,
     ProgramOption,
     RunsOption,
+    TrackDirOption,
+    TrackOption,
     UsdOption,
     err,
+    exporter,
     load,
     open_observer,
     out,
@@ -37,13 +40,14 @@ from agent.loop import run_session
 from agent.model import check_credentials, price_known
 from agent.night import assemble, open_models
 from agent.program import Program, Settings, parse_program
-from agent.records import PLANNED_STOPS
+from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import write_report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
 from agent.setup import find_outfit, recorded_outfit, state_directory, template
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.summary import summary
+from agent.tracking import DEADLINE_SECONDS, Export
 
 
 def run(
@@ -58,6 +62,8 @@ def run(
     base_image: BaseImageOption = None,
     session: Annotated[str | None, typer.Option(help="name of the session")] = None,
     seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +77,7 @@ def run(
         researcher=researcher,
         base_image=base_image,
     )
-    name = _researcher(settings)
+    name, export = _researcher(settings), exporter(track, track_dir, runs)
     outfit = find_outfit(
         settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
     )
@@ -89,7 +95,7 @@ def run(
     )
     with ledger, open_observer(settings, ledger, as_json=as_json) as observer:
         lab = open_lab(ledger, settings, outfit, observer)
-        _work(lab, content, name, as_json=as_json)
+        _work(lab, content, name, export, as_json=as_json)
 
 
 def resume(
@@ -97,11 +103,14 @@ def resume(
     attempts: AttemptsOption = None,
     hours: HoursOption = None,
     usd: UsdOption = None,
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a session that was stopped, was killed, or may have more attempts now."""
     directory = session_directory(runs, session)
+    export = exporter(track, track_dir, runs)
     with Ledger.open(directory.absolute()) as ledger:
         settings = settings_of(ledger).with_overrides(attempts=attempts, hours=hours, usd=usd)
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
@@ -116,7 +125,7 @@ def resume(
         with open_observer(settings, ledger, as_json=as_json) as observer:
             lab = open_lab(ledger, settings, outfit, observer)
             bring_back(lab, version=distribution_version("nightlab"), removed_containers=removed)
-            _work(lab, content, name, as_json=as_json)
+            _work(lab, content, name, export, as_json=as_json)
 
 
 def stop(
@@ -147,18 +156,22 @@ def continue_(
     out.print(f"{session} goes on")
 
 
-def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None:
+def _work(
+    lab: Lab, program: Program, researcher: str, export: Export | None, *, as_json: bool
+) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
 
     def refresh() -> None:
         _refresh_report(lab)
+        if export is not None:
+            _track(lab, export)
 
     try:
         with open_models(lab, researcher, os.environ, _say_waiting) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
-        refresh()
+        _refresh_report(lab)
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()
@@ -174,6 +187,21 @@ def _refresh_report(lab: Lab) -> None:
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         text = f"the report could not be written: {type(error).__name__}: {error}"
         err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)
+
+
+def _track(lab: Lab, export: Export) -> None:
+    """Bring the tracker up to date; one that fails is told once and must not end a night."""
+    if export.is_stuck:
+        return
+    told, problem = export.problem, export(lab.directory, DEADLINE_SECONDS)
+    if not problem or problem == told:
+        return
+    tracker = export.tracker.value
+    later = f"nightlab report {lab.session} --track {tracker}"
+    text = f"{tracker} was not brought up to date: {problem}; try it later: {later}"
+    err.print(text, style="yellow", markup=False, soft_wrap=True)
+    if lab.ledger.history.ended is None:
+        lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
 def _say_waiting(error: str, wait_seconds: float) -> None:

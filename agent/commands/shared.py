@@ -18,6 +18,7 @@ from agent.ledger import Ledger
 from agent.program import Program, Settings, load_program
 from agent.session import SessionError
 from agent.setup import clean_up, state_directory, template
+from agent.tracking import Export, Tracker, missing
 from sandbox.engine import find_engine
 
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
@@ -30,6 +31,12 @@ AttemptsOption = Annotated[int | None, typer.Option("--attempts", help="stop aft
 HoursOption = Annotated[float | None, typer.Option("--hours", help="stop after so many hours")]
 UsdOption = Annotated[float | None, typer.Option("--usd", help="stop before spending more")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
+TrackOption = Annotated[
+    Tracker | None, typer.Option("--track", help="also write metrics into this tracker's files")
+]
+TrackDirOption = Annotated[
+    Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
 
 
@@ -69,6 +76,19 @@ def session_directory(runs: Path, session: str) -> Path:
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
         )
     return directory
+
+
+def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Export | None:
+    """What keeps the tracker's files up to date; none when no tracker was asked for.
+
+    Raises:
+        SessionError: its library is not installed.
+    """
+    if tracker is None:
+        return None
+    if lacking := missing(tracker):
+        raise SessionError(*lacking)
+    return Export(tracker, directory or runs / tracker.folder, os.environ)
 
 
 @contextmanager

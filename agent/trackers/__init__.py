@@ -1,0 +1,1 @@
+"""Writes attempts into experiment trackers' files, one module each."""

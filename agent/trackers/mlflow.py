@@ -1,0 +1,90 @@
+"""An MLflow store in one SQLite file.
+
+A run gets its fingerprint last of all: one that lacks it was cut off, and is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow.entities import Metric, Param, Run
+from mlflow.tracking import MlflowClient
+from sqlalchemy import URL
+
+from agent.render import for_markdown
+from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedRun
+
+STORE_NAME = "mlflow.db"
+KEY, FINGERPRINT = "nightlab.key", "nightlab.fingerprint"
+
+_MOST_METRICS_AT_A_TIME = 1000
+
+
+class MlflowStore:
+    """A store for `mlflow ui --backend-store-uri sqlite:///…`."""
+
+    def __init__(self, directory: Path) -> None:
+        url = URL.create("sqlite", database=str(directory / STORE_NAME))
+        self._client = MlflowClient(url.render_as_string())
+        self._artifacts = directory / "artifacts"
+        self._known: dict[str, dict[str, list[Run]]] = {}
+
+    def holds(self, run: TrackedRun) -> bool:
+        """Whether exactly this is there of the attempt, once."""
+        found = self._runs(run.group).get(run.key, [])
+        return [run.fingerprint] == [stored.data.tags.get(FINGERPRINT) for stored in found]
+
+    def put(self, run: TrackedRun, content: Content) -> None:
+        """Write the attempt in place of what was there of it."""
+        for stored in self._runs(run.group).pop(run.key, []):
+            self._client.delete_run(stored.info.run_id)
+        began, ended = int(1000 * run.started_at.timestamp()), int(1000 * run.finished_seconds)
+        tags = {**run.facts, "hypothesis": run.hypothesis, KEY: run.key}
+        tags["mlflow.note.content"] = for_markdown(run.hypothesis, 2 * MAX_TEXT_CHARACTERS)
+        experiment = self._experiment(run.group)
+        # the key is there from the first moment on: what is cut off after it can be found again
+        made = self._client.create_run(experiment, began, tags, run.name).info.run_id
+        metrics = [*_metrics(run, ended), *_curves(content)]
+        for first in range(0, len(metrics), _MOST_METRICS_AT_A_TIME):
+            self._client.log_batch(made, metrics[first : first + _MOST_METRICS_AT_A_TIME])
+        knobs = [Param(name, str(value)) for name, value in content.knobs.items()]
+        self._client.log_batch(made, params=knobs)
+        self._client.set_terminated(made, "FINISHED" if run.has_score else "FAILED", ended)
+        self._client.set_tag(made, FINGERPRINT, run.fingerprint)
+
+    def _runs(self, group: str) -> dict[str, list[Run]]:
+        """The runs of a session by key; what this process writes itself is not among them."""
+        if group not in self._known:
+            known: dict[str, list[Run]] = {}
+            for stored in self._stored(self._experiment(group)):
+                known.setdefault(stored.data.tags.get(KEY, ""), []).append(stored)
+            self._known[group] = known
+        return self._known[group]
+
+    def _stored(self, experiment: str) -> Iterator[Run]:
+        page = self._client.search_runs([experiment])
+        yield from page
+        while page.token:
+            page = self._client.search_runs([experiment], page_token=page.token)
+            yield from page
+
+    def _experiment(self, group: str) -> str:
+        found = self._client.get_experiment_by_name(group)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (self._artifacts / group).as_uri()
+        return str(self._client.create_experiment(group, artifact_location=location))
+
+
+def _metrics(run: TrackedRun, ended: int) -> Iterator[Metric]:
+    for name, number in run.metrics.items():
+        yield Metric(name, number, ended, 0)
+
+
+def _curves(content: Content) -> Iterator[Metric]:
+    for curve in content.curves:
+        for step, time, point in zip(curve.steps, curve.times, curve.points, strict=True):
+            for name, number in point.items():
+                if name != "step":
+                    yield Metric(f"{curve.name}/{name}", number, int(1000 * time), step)

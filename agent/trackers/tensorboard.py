@@ -1,0 +1,75 @@
+"""TensorBoard event files: one folder for each attempt.
+
+The file's name holds the attempt's fingerprint and it appears whole or not at all, so that a file
+that is there is right. Metrics have the attempt's number as their step: side by side they show
+the night.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from agent.render import for_markdown
+from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+
+
+class TensorBoardFiles:
+    """A folder for `tensorboard --logdir`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def holds(self, run: TrackedRun) -> bool:
+        """Whether exactly this is there of the attempt."""
+        folder = self._folder(run)
+        return folder.is_dir() and [_file_name(run)] == [path.name for path in folder.iterdir()]
+
+    def put(self, run: TrackedRun, content: Content) -> None:
+        """Write the attempt in place of what was there of it."""
+        folder = self._folder(run)
+        whole = folder.parent / f".{folder.name}"
+        shutil.rmtree(whole, ignore_errors=True)
+        whole.mkdir(parents=True)
+        with (whole / _file_name(run)).open("wb") as file:
+            writer = RecordWriter(file)
+            for event in _events(run, content):
+                writer.write(event.SerializeToString())
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+
+    def _folder(self, run: TrackedRun) -> Path:
+        return self._directory / run.group / run.name
+
+
+def _file_name(run: TrackedRun) -> str:
+    return f"events.out.tfevents.{int(run.finished_seconds)}.nightlab.{run.fingerprint}"
+
+
+def _events(run: TrackedRun, content: Content) -> Iterator[Event]:
+    began, ended = run.started_at.timestamp(), run.finished_seconds
+    yield Event(wall_time=began, file_version="brain.Event:2")
+    compared = {"verdict": run.verdict.value, **content.knobs}
+    yield Event(wall_time=began, summary=hparams_pb(compared, run.key, began))
+    for name, text in {"hypothesis": run.hypothesis, **run.facts}.items():
+        shown = for_markdown(text, 2 * MAX_TEXT_CHARACTERS)
+        yield Event(wall_time=began, step=run.attempt, summary=text_pb(name, shown))
+    for curve in content.curves:
+        yield from _curve_events(curve)
+    for name, number in run.metrics.items():
+        yield Event(wall_time=ended, step=run.attempt, summary=scalar_pb(name, number))
+
+
+def _curve_events(curve: TrackedCurve) -> Iterator[Event]:
+    for step, time, point in zip(curve.steps, curve.times, curve.points, strict=True):
+        for name, number in point.items():
+            if name != "step":
+                summary = scalar_pb(f"{curve.name}/{name}", number)
+                yield Event(wall_time=time, step=step, summary=summary)

@@ -1,0 +1,88 @@
+"""W&B offline runs for `wandb sync`, one folder an attempt.
+
+A folder gets its fingerprint when its run was closed: one that lacks it was cut off, and is
+written anew under the same id.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import wandb
+
+from agent.render import for_markdown
+from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+
+PROJECT = "nightlab"
+
+
+class WandbFolders:
+    """A folder that holds `wandb/offline-run-…`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def holds(self, run: TrackedRun) -> bool:
+        """Whether exactly this is there of the attempt, once."""
+        return [_mark(folder, run).exists() for folder in self._folders(run)] == [True]
+
+    def put(self, run: TrackedRun, content: Content) -> None:
+        """Write the attempt in place of what was there of it."""
+        for folder in self._folders(run):
+            shutil.rmtree(folder)
+        writing = self._open(run, content)
+        for curve in content.curves:
+            writing.define_metric(f"{curve.name}/*", step_metric=f"{curve.name}/step")
+            for row in _rows(curve):
+                writing.log(row)
+        writing.summary.update(run.metrics)
+        writing.finish(exit_code=0 if run.has_score else 1)
+        (folder,) = self._folders(run)
+        _mark(folder, run).touch()
+
+    def _folders(self, run: TrackedRun) -> list[Path]:
+        return list((self._directory / "wandb").glob(f"offline-run-*-{run.key}"))
+
+    def _open(self, run: TrackedRun, content: Content) -> wandb.Run:
+        return wandb.init(
+            project=PROJECT,
+            id=run.key,
+            name=f"{run.group} {run.name}",
+            group=run.group,
+            job_type=run.kind,
+            tags=[run.verdict.value],
+            notes=for_markdown(run.hypothesis, 2 * MAX_TEXT_CHARACTERS),
+            config={**run.facts, "hypothesis": run.hypothesis, "knobs": content.knobs},
+            settings=_settings(self._directory),
+        )
+
+
+def _mark(folder: Path, run: TrackedRun) -> Path:
+    return folder / f"nightlab-{run.fingerprint}"
+
+
+def _rows(curve: TrackedCurve) -> list[dict[str, float]]:
+    return [
+        {f"{curve.name}/{name}": number for name, number in {**point, "step": step}.items()}
+        for step, point in zip(curve.steps, curve.points, strict=True)
+    ]
+
+
+def _settings(directory: Path) -> wandb.Settings:
+    """Nothing but what is told: no network, no machine, no code, no console, no git."""
+    return wandb.Settings(
+        mode="offline",
+        root_dir=str(directory),
+        silent=True,
+        console="off",
+        symlink=False,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
