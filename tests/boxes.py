@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,13 @@ def box_spec(
 def python_spec(code: str, **options: Any) -> RunSpec:
     """Return a spec that runs one Python program."""
     return box_spec("python3", "-c", code, **options)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Tell whether a condition came true in time."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ import pytest
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
-from tests.boxes import MEBIBYTE, box_spec, python_spec
+from tests.boxes import MEBIBYTE, box_spec, python_spec, wait_until
 
 # --- the real engine ---
 
@@ -47,15 +46,6 @@ def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:
         all=True, filters={"label": f"{LABEL_SESSION}={session}"}
     )
     return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def in_session(spec: RunSpec, session: str) -> RunSpec:

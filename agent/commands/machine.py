@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +16,13 @@ from agent.commands.shared import JsonOption, ProgramOption, load, out, print_li
 from agent.program import parse_size
 from agent.render import one_line
 from agent.session import SessionError
-from agent.setup import box_environment, copy_template, executor, set_up, state_directory
-from sandbox.contract import Limits, Mount, RunSpec
+from agent.setup import copy_template, set_up
 from sandbox.engine import find_engine, stop_own_engine
 from sandbox.escapes import installed, version_rows
 from sandbox.hardware import find_profile
 from sandbox.image import find_image
+from sandbox.library import box as run_box
+from sandbox.library import executor, named_limits, state_directory
 from sandbox.self_check import CheckResult, timed_check
 
 
@@ -118,29 +118,15 @@ def box(
         "pids": pids,
         "output_bytes": _size("--output", output),
     }
-    limits = settings.train_limits().model_dump() | {
-        name: value for name, value in given.items() if value is not None
-    }
-    state_dir = state_directory(os.environ)
-    engine = find_engine(state_dir, environ=os.environ)
-    profile = find_profile(settings.hardware.profile)
-    image = find_image(engine, profile, state_dir=state_dir)
-    name = f"box-{uuid.uuid4().hex[:12]}"
-    spec = RunSpec(
-        run_id=name,
-        session=name,
-        box="train",
-        image=image.image_id,
-        argv=tuple(argv),
-        working_directory="/",
-        environment=box_environment(profile, limits["cpus"]),
-        mounts=tuple(_mount(text) for text in mount_ro or []),
-        gpus=(),
-        limits=Limits.model_validate(limits),
+    changed = {name: value for name, value in given.items() if value is not None}
+    result = run_box(
+        argv,
+        named_limits(settings.train_limits(), changed),
+        mounts=dict(_mount(text) for text in mount_ro or []),
+        output_dir=output_dir,
+        profile=settings.hardware.profile,
+        environ=os.environ,
     )
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    result = executor(engine, state_dir).run(spec, output_dir=output_dir)
     sys.stdout.write(result.model_dump_json(indent=2) + "\n")
 
 
@@ -173,8 +159,8 @@ def _size(flag: str, text: str | None) -> int | None:
     return size
 
 
-def _mount(text: str) -> Mount:
+def _mount(text: str) -> tuple[Path, str]:
     source, separator, target = text.partition(":")
     if not separator or not Path(source).exists():
         raise SessionError(f"--mount-ro {text}: not HOST:BOX with an existing host path", "")
-    return Mount(source=Path(source).absolute(), target=target)
+    return Path(source), target
