@@ -36,7 +36,10 @@ class Escape(Record):
     id: str
     component: str
     what: str
+    since: str = "0"
+    """The first version that has it."""
     fixed: tuple[str, ...]
+    """Empty where no fixed version is on record here."""
     needs: Literal["process", "image"]
     avoided: str
 
@@ -99,11 +102,15 @@ def judge(escape: Escape, component: Component) -> VersionRow:
 
 
 def _standing(escape: Escape, component: Component) -> tuple[Standing, str]:
-    fixes = ", ".join(escape.fixed) or "no known version"
+    fixes = ", ".join(escape.fixed)
     if is_fixed(component.version, escape.fixed):
         return "ok", f"fixed in {fixes}"
+    if () < number_of(component.version) < number_of(escape.since):
+        return "ok", f"came with {escape.since}"
     if escape.avoided:
         return "ok", escape.avoided
+    if not escape.fixed:
+        return "warning", "compare your version with the maker's bulletins, and update"
     if DISTRIBUTION_MARKS.search(component.version + " " + component.package):
         return "warning", (
             f"fixed upstream in {fixes}; the distribution may carry the fix under the old number: "
