@@ -57,13 +57,15 @@ from sandbox.link import (
     parse,
     require_walls,
 )
+from sandbox.quota import CpuQuota
 from sandbox.reaper import OWNER_FILE, lift_cpu_limit, process_owner
 from sandbox.watchdog import MAY_COME_LATE, RUN_IS_OVER
 
 ENGINE_SECONDS = 60
 HANDSHAKE_SECONDS = 30.0
 LIFT_GRACE_SECONDS = 0.08
-"""How long after PID 1's own deadline the host lifts the box's CPU limit, so that it can die."""
+"""How long after PID 1's own deadline the engine is asked to lift the box's CPU limit, so that it
+can die. Where this process may do it itself, which costs nothing, it does so at the deadline."""
 HOST_GRACE_SECONDS = 0.55
 """How long after PID 1's own deadline the host kills it."""
 WATCHDOG_GRACE_SECONDS = 240.0
@@ -233,6 +235,7 @@ class _Box:
         self._on_step = on_step
         self._link: Link | None = None
         self._init: int | None = None
+        self._quota: CpuQuota | None = None
         self._head = bytearray()
         self._tail = bytearray()
         self._seen_bytes = 0
@@ -247,6 +250,7 @@ class _Box:
         self._on_step("started")
         self._link = self._await_link(listener)
         self._init = _open_process(self._link.peer_pid())
+        self._quota = CpuQuota(self._link.peer_pid())
         self._on_step("connected")
         recorded = self._client.inspect_container(self.name)
         self._on_step("inspected")
@@ -334,13 +338,22 @@ class _Box:
         self, deadline: float, on_log: Callable[[bytes], None] | None
     ) -> Report | None:
         """Return PID 1's report, or None when it came too late and the host killed the box."""
-        report = self._follow_link(deadline + LIFT_GRACE_SECONDS, on_log)
+        lift_at = deadline if self._can_lift() else deadline + LIFT_GRACE_SECONDS
+        report = self._follow_link(lift_at, on_log)
         if report is None:
-            lift_cpu_limit(self._client, self.name)
+            self._lift()
             report = self._follow_link(deadline + HOST_GRACE_SECONDS, on_log)
         if report is None:
             self._kill()
         return report
+
+    def _can_lift(self) -> bool:
+        return self._quota is not None and self._quota.is_in_reach
+
+    def _lift(self) -> None:
+        """Give the box every CPU to die with: by the host's kernel, else through the engine."""
+        if self._quota is None or not self._quota.lift():
+            lift_cpu_limit(self._client, self.name)
 
     def _follow_link(self, give_up: float, on_log: Callable[[bytes], None] | None) -> Report | None:
         """Pass the log on until PID 1 reports; None when it did not in time."""
@@ -420,6 +433,8 @@ class _Box:
         finally:
             if self._link is not None:
                 self._link.close()
+            if self._quota is not None:
+                self._quota.close()
             if self._init is not None:
                 os.close(self._init)
 
@@ -427,7 +442,7 @@ class _Box:
         if self._link is not None:
             self._link.close()  # PID 1, if it still lives, ends the box by itself
         if self._init is not None and not self._is_unkillable and not _is_dead(self._init, 0.5):
-            lift_cpu_limit(self._client, self.name)
+            self._lift()
             with contextlib.suppress(ContainerUnkillable):  # the engine's removal may still do it
                 self._kill()
         for pause_seconds in () if self._is_unkillable else REMOVAL_PAUSES_SECONDS:

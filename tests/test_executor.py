@@ -181,16 +181,42 @@ def test_a_mount_that_does_not_exist_is_our_failure(
 
 
 def weakened(**walls: Any) -> Callable[[RunSpec, Lease], Settings]:
-    """Return a builder of settings in which these walls are replaced."""
+    """Return a builder of settings in which these walls are replaced, or made from what was."""
 
     def build(spec: RunSpec, lease: Lease) -> Settings:
         settings = copy.deepcopy(container_settings(spec, lease))
         for name, wall in walls.items():
-            place = settings if name in settings else settings["HostConfig"]
-            place[name] = place[name] | wall if name == "Tmpfs" else wall
+            place = settings if name in CONTAINER_WALLS else settings["HostConfig"]
+            if callable(wall):
+                place[name] = wall(place[name])
+            else:
+                place[name] = place[name] | wall if name == "Tmpfs" else wall
         return settings
 
     return build
+
+
+CONTAINER_WALLS = ("User", "Labels", "Healthcheck", "Volumes", "Hostname", "NetworkDisabled")
+NULL_UNDER_ANOTHER_NAME = {
+    "PathOnHost": "/dev/null",
+    "PathInContainer": "/dev/kvm",
+    "CgroupPermissions": "r",
+}
+
+
+def without(name: str) -> Callable[[list[Settings]], list[Settings]]:
+    """Return what leaves one rlimit out."""
+    return lambda limits: [limit for limit in limits if limit["Name"] != name]
+
+
+def writable(mounts: list[Settings]) -> list[Settings]:
+    """Return mounts that a box may write to."""
+    return [mount | {"ReadOnly": False} for mount in mounts]
+
+
+def and_one_more(mounts: list[Settings]) -> list[Settings]:
+    """Return mounts with one that nobody asked for."""
+    return [*mounts, {"Type": "tmpfs", "Target": "/extra"}]
 
 
 WEAKENED = [
@@ -204,8 +230,14 @@ WEAKENED = [
     ("pids", weakened(PidsLimit=0)),
     ("cpus", weakened(NanoCpus=0)),
     ("core", weakened(Ulimits=[])),
+    ("core", weakened(Ulimits=without("core"))),
+    ("fsize", weakened(Ulimits=without("fsize"))),
+    ("nofile", weakened(Ulimits=without("nofile"))),
     ("/: ", weakened(ReadonlyRootfs=False)),
-    ("/out", weakened(Tmpfs={"/out": "size=4194304,exec"})),
+    ("/out: ", weakened(Tmpfs={"/out": "size=4194304,exec"})),
+    ("/out bytes", weakened(Tmpfs={"/out": "noexec,nr_inodes=40"})),
+    ("/out inodes", weakened(Tmpfs={"/out": "noexec,size=4194304"})),
+    ("/tmp: ", weakened(Tmpfs={"/tmp": "exec,suid,dev,size=16777216,nr_inodes=65536"})),
     ("/tmp bytes", weakened(Tmpfs={"/tmp": "exec,mode=1777"})),
     ("/tmp inodes", weakened(Tmpfs={"/tmp": "exec,mode=1777,size=16777216"})),
     ("/dev/shm bytes", weakened(ShmSize=64 * MEBIBYTE)),
@@ -215,6 +247,14 @@ WEAKENED = [
     ("uts namespace", weakened(UTSMode="host", Hostname="")),
     ("cgroup namespace", weakened(CgroupnsMode="host")),
     ("devices", weakened(Privileged=True)),
+    ("devices", weakened(Devices=[NULL_UNDER_ANOTHER_NAME])),
+    ("/nightlab: ", weakened(Mounts=writable)),
+    ("mounts: /extra is writable", weakened(Mounts=and_one_more)),
+    ("/proc/sys: ", weakened(ReadonlyPaths=[])),
+    ("Volumes", weakened(Volumes={"/volume": {}})),
+    ("Labels", weakened(Labels={LABEL_SESSION: f"weak-{os.getpid()}"})),
+    ("AutoRemove", weakened(AutoRemove=True)),
+    ("OomKillDisable", weakened(OomKillDisable=True)),
     ("RestartPolicy", weakened(RestartPolicy={"Name": "always"})),
     ("LogConfig", weakened(LogConfig={"Type": "none"})),
     ("Healthcheck", weakened(Healthcheck={"Test": ["CMD", "true"]})),
@@ -238,6 +278,22 @@ def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
         executor.run(spec)
     assert wall in refusal.value.message
     assert [] == boxes_of(client, session)
+
+
+@pytest.mark.docker
+def test_an_image_that_declares_volumes_is_refused(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    made = client.create_container_from_config(  # type: ignore[no-untyped-call]
+        {"Image": image.image_id, "Entrypoint": ["true"], "HostConfig": {"NetworkMode": "none"}}
+    )
+    changed = client.commit(made["Id"], changes=["VOLUME /data"])
+    client.remove_container(made["Id"])
+    try:
+        with pytest.raises(SandboxError, match="declares volumes"):
+            executor.run(box_spec(image=changed["Id"]))
+    finally:
+        client.remove_image(changed["Id"])
 
 
 # --- deadlines, each alone ---
@@ -387,6 +443,44 @@ def test_runs_from_several_threads_leave_no_descriptor_and_no_thread(
         outcomes = [result.outcome for result in pool.map(executor.run, [spec] * 8)]
     assert [Outcome.OK] * 8 == outcomes
     assert before == (open_descriptors(), threading.active_count())
+
+
+FLOOD_BYTES = 2**30
+FLOOD = f"""
+import os
+piece, left = "\\U0001f4a3".encode() * 2**15 + b"\\xff" * 2**15, {FLOOD_BYTES}
+while left:
+    left -= os.write(1, piece[:left])
+"""
+FLOODED = """
+import resource, sys
+from pathlib import Path
+from sandbox import DockerExecutor, RunSpec
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+url, version, root, spec = sys.argv[1:]
+executor, spec = DockerExecutor(url, version, Path(root)), RunSpec.model_validate_json(spec)
+quiet = spec.model_copy(update={"argv": ("true",)})
+executor.run(quiet)
+before = peak()
+result = executor.run(spec, on_log=lambda piece: None)
+print(result.outcome, result.log.omitted_bytes, peak() - before)
+"""
+
+
+@pytest.mark.docker
+def test_a_flood_of_log_costs_the_controller_at_most_64_mb(
+    engine: Any, image: Any, tmp_path: Path
+) -> None:
+    largest = 2**22
+    spec = python_spec(FLOOD, image=image.image_id, log_bytes=largest, wall_seconds=60)
+    arguments = [engine.base_url, engine.api_version, str(tmp_path), spec.model_dump_json()]
+    done = subprocess.run(
+        [sys.executable, "-c", FLOODED, *arguments], capture_output=True, text=True, check=True
+    )
+    outcome, omitted, grown = done.stdout.split()
+    assert ("ok", FLOOD_BYTES - 2 * largest) == (outcome, int(omitted))
+    assert int(grown) <= 64 * MEBIBYTE
 
 
 class EngineProxy:
