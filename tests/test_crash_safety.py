@@ -20,7 +20,7 @@ import pytest
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract import ContainerUnkillable, EngineUnavailable
 from sandbox.docker_executor import Step
-from sandbox.hardening import LABEL_SESSION
+from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.reaper import sweep, sweep_run_directories
 from tests.boxes import python_spec, wait_until
 from tests.engine_proxy import Action, EngineProxy, Fault
@@ -63,16 +63,9 @@ class Bench:
             update={"session": self.session.rstrip("-")}
         )
 
-    def executor(
-        self, url: str, call_seconds: int = 30, death_seconds: float = 10
-    ) -> DockerExecutor:
-        return DockerExecutor(
-            url,
-            self.engine.api_version,
-            self.runs,
-            call_seconds=call_seconds,
-            death_seconds=death_seconds,
-        )
+    def executor(self, url: str, call_seconds: int = 30, **options: Any) -> DockerExecutor:
+        version = self.engine.api_version
+        return DockerExecutor(url, version, self.runs, call_seconds=call_seconds, **options)
 
     def controller(self, url: str, last_step: str = "") -> subprocess.Popen[bytes]:
         """Start a process that runs one box, and dies at a step if asked to."""
@@ -198,12 +191,19 @@ def test_a_container_that_a_slow_engine_makes_after_we_gave_up_is_found_and_remo
     fault = Fault(REQUESTS.index("POST /containers/create"), "late", 2.5)
     with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
         with pytest.raises(EngineUnavailable):
-            bench.executor(proxy.url, call_seconds=1).run(bench.spec)
+            bench.executor(proxy.url, call_seconds=1, build=unmounted).run(bench.spec)
         assert [] == proxy.late
         assert wait_until(lambda: proxy.late == [201], 10)
         assert wait_until(lambda: bench.boxes() == [], 5)
     gc.collect()
     assert ([], []) == bench.leftovers()
+
+
+def unmounted(spec: RunSpec, lease: Lease) -> Settings:
+    """Return settings that an engine takes although the run's directory is gone by then."""
+    settings = container_settings(spec, lease)
+    settings["HostConfig"]["Mounts"] = []
+    return settings
 
 
 KILLS = "POST .*/kill|POST .*/update|DELETE"
@@ -218,8 +218,9 @@ def test_a_box_dies_at_its_deadline_though_the_engine_can_no_longer_kill(
     stopped = stopping_pid_1(bench)
     fault = Fault(None, action, kind=KILLS + "|POST .*/wait")
     with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        executor = bench.executor(proxy.url, call_seconds=1, death_seconds=1)
         with pytest.raises(EngineUnavailable):
-            bench.executor(proxy.url, call_seconds=1).run(sleeping(bench.spec), on_log=stopped)
+            executor.run(sleeping(bench.spec), on_log=stopped)
         assert [] == bench.processes()
     gc.collect()
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ import pytest
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
+from sandbox.hardware import find_profile
+from sandbox.library import box_environment
 from tests.boxes import MEBIBYTE, box_spec, python_spec, wait_until
 
 # --- the real engine ---
@@ -147,6 +150,59 @@ def test_data_loader_workers_and_threads_work_in_the_box(
     assert ("ok", "4950.0\n") == (result.outcome, result.log.head)
 
 
+COMPILED = """
+import torch
+def loss(x):
+    return (torch.sin(x) * x.relu()).sum()
+x = torch.linspace(-1, 1, 1000, requires_grad=True)
+expected = torch.autograd.grad(loss(x), x)[0]
+found = torch.autograd.grad(torch.compile(loss)(x), x)[0]
+print(torch.allclose(expected, found, atol=1e-5))
+from torch._inductor import metrics
+print(metrics.generated_kernel_count > 0)
+"""
+COMPILER = '#!/bin/sh\nexec /host/usr/bin/g++ --sysroot=/host "$@"\n'
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not list(Path("/usr/include").glob("python3*/Python.h")),
+    reason="the image has no compiler, and this host has no g++ with Python's headers to lend",
+)
+def test_inductor_compiles_and_loads_its_kernels_in_the_box(
+    executor: DockerExecutor, image: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "g++").write_text(COMPILER)
+    (tmp_path / "bin" / "g++").chmod(0o755)
+    (headers,) = Path("/usr/include").glob("python3*/Python.h")
+    lent = {Path("/usr"): "/host/usr", Path("/usr/lib"): "/host/lib", tmp_path / "bin": "/lent"}
+    if Path("/usr/lib64").is_dir():
+        lent[Path("/usr/lib64")] = "/host/lib64"
+    spec = python_spec(
+        COMPILED,
+        image=image.image_id,
+        mounts=lent,
+        wall_seconds=200,
+        memory_bytes=3072 * MEBIBYTE,
+        tmp_bytes=512 * MEBIBYTE,
+        shm_bytes=64 * MEBIBYTE,
+        pids=256,
+        cpus=2,
+        open_files=1024,
+        log_bytes=2**16,
+    )
+    environment = box_environment(find_profile("cpu"), 2) | {
+        "PATH": "/lent:/host/usr/bin:/usr/local/bin:/usr/bin:/bin",
+        "LD_LIBRARY_PATH": "/host/usr/lib/x86_64-linux-gnu",
+        "CPLUS_INCLUDE_PATH": f"/host{headers.parent}:/host/usr/include",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    result = executor.run(spec.model_copy(update={"environment": environment}))
+    assert ("ok", "True\nTrue\n") == (result.outcome, result.log.head), result.log
+
+
 @pytest.mark.docker
 def test_an_unknown_image_is_our_failure_with_a_name(executor: DockerExecutor) -> None:
     with pytest.raises(ImageMissing):
@@ -251,7 +307,7 @@ WEAKENED = [
     ("/nightlab: ", weakened(Mounts=writable)),
     ("mounts: /extra is writable", weakened(Mounts=and_one_more)),
     ("/proc/sys: ", weakened(ReadonlyPaths=[])),
-    ("Volumes", weakened(Volumes={"/volume": {}})),
+    ("mounts: /volume is writable", weakened(Volumes={"/volume": {}})),
     ("Labels", weakened(Labels={LABEL_SESSION: f"weak-{os.getpid()}"})),
     ("AutoRemove", weakened(AutoRemove=True)),
     ("OomKillDisable", weakened(OomKillDisable=True)),

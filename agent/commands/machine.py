@@ -131,21 +131,43 @@ def box(
 
 
 def show_check(console: Console, found: CheckResult) -> None:
-    """A table of what was tried and what held; warnings about versions below it."""
-    table = Table("family", "tried", "", "what was seen", box=None, pad_edge=False)
+    """A table of what was tried and what held, then the versions a box rests on."""
+    table = Table("wall", "what was tried", "", "what was seen", box=None, pad_edge=False)
     for finding in found.findings:
         style = "" if finding.standing == "held" else "bold red"
         seen = Text(one_line(finding.seen, 60))
         table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
     console.print(table)
+    console.print()
+    console.print(_version_table(found))
     for row in found.versions:
         if row.standing != "ok":
-            console.print(
-                f"{row.standing}: {row.component} {row.version}: {row.words}", markup=False
-            )
-    held = sum(finding.standing == "held" for finding in found.findings)
-    parts = ", ".join(f"{part.name} {part.version}" for part in found.components)
-    console.print(f"{held} of {len(found.findings)} held in {found.seconds:.0f} s; {parts}")
+            words = f"{row.standing}: {row.escape} ({row.component} {row.version}): {row.words}"
+            console.print(words, markup=False, highlight=False)
+    console.print(f"\n{_counts(found)} in {found.seconds:.0f} s", highlight=False)
+
+
+def _version_table(found: CheckResult) -> Table:
+    """Each part of the machine, and how many of its known ways out are closed."""
+    table = Table("part", "version", "known ways out of a container", box=None, pad_edge=False)
+    for part in found.components:
+        rows = [row for row in found.versions if row.component == part.name]
+        closed = sum(row.standing == "ok" for row in rows)
+        told = f"{closed} of {len(rows)} closed or avoided" if rows else "none on record here"
+        table.add_row(part.name, Text(one_line(part.version, 60)), told)
+    return table
+
+
+def _counts(found: CheckResult) -> str:
+    """How many attempts held, and what else there is to know."""
+    standings = [finding.standing for finding in found.findings]
+    told = [f"{standings.count('held')} of {len(standings)} attempts held"]
+    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := standings.count(s))]
+    doubtful = sum(row.standing == "warning" for row in found.versions)
+    broken = sum(row.standing == "gave way" for row in found.versions)
+    told += [f"{doubtful} known ways out to look up"] if doubtful else []
+    told += [f"{broken} known ways out stand open"] if broken else []
+    return ", ".join(told)
 
 
 def _size(flag: str, text: str | None) -> int | None:
