@@ -26,7 +26,17 @@ from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.hardware import find_profile
 from sandbox.library import box_environment
-from tests.boxes import MEBIBYTE, box_spec, python_spec, wait_until
+from tests.boxes import (
+    CONTROLLER,
+    MEBIBYTE,
+    box_spec,
+    boxes_of,
+    children,
+    in_session,
+    python_spec,
+    running,
+    wait_until,
+)
 
 # --- the real engine ---
 
@@ -41,18 +51,6 @@ def client(engine: Any) -> Iterator[docker.APIClient]:
     client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
     yield client
     client.close()
-
-
-def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:
-    """Return the containers of one session."""
-    found: list[dict[str, Any]] = client.containers(
-        all=True, filters={"label": f"{LABEL_SESSION}={session}"}
-    )
-    return found
-
-
-def in_session(spec: RunSpec, session: str) -> RunSpec:
-    return spec.model_copy(update={"session": session})
 
 
 @pytest.mark.docker
@@ -354,14 +352,6 @@ def test_an_image_that_declares_volumes_is_refused(
 
 # --- deadlines, each alone ---
 
-CONTROLLER = """
-import sys
-from pathlib import Path
-from sandbox import DockerExecutor, RunSpec
-url, version, root, spec = sys.argv[1:]
-DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))
-"""
-
 
 @pytest.mark.docker
 def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
@@ -380,15 +370,6 @@ def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
     assert "host_deadline" == result.evidence["killed_by"]
     assert result.wall_seconds < 1 + 2 + 1
     assert [] == boxes_of(client, session)
-
-
-def running(client: docker.APIClient, session: str) -> list[int]:
-    """Return the host's process ids of a session's only box, PID 1 first."""
-    for box in boxes_of(client, session):
-        with contextlib.suppress(docker.errors.APIError):
-            processes = client.top(box["Id"], "-o pid")["Processes"] or []
-            return sorted(int(fields[0]) for fields in processes)
-    return []
 
 
 @pytest.mark.docker
@@ -415,12 +396,6 @@ def test_pid_1_ends_the_box_of_a_controller_that_cannot(
         controller.wait()
         for box in boxes_of(client, session):
             client.remove_container(box["Id"], force=True)
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children, of all of its threads."""
-    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in found for word in text.split()]
 
 
 @pytest.mark.docker
