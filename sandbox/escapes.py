@@ -147,7 +147,7 @@ def installed(engine: Engine, environ: Mapping[str, str]) -> tuple[Component, ..
         _component("kernel", str(about.get("KernelVersion", ""))),
         _component("cgroup", f"version {engine.cgroup_version}, {engine.cgroup_driver}"),
         _component("storage", engine.storage_driver),
-        *_nvidia_components(environ),
+        *nvidia_components(environ),
     )
 
 
@@ -170,16 +170,21 @@ def _package(part: Mapping[str, Any]) -> str:
     return "" if COMMIT.search(commit) else commit
 
 
-def _nvidia_components(environ: Mapping[str, str]) -> list[Component]:
+def nvidia_components(environ: Mapping[str, str]) -> list[Component]:
     """Return toolkit and driver where there are any."""
     found = []
     if shutil.which("nvidia-ctk", path=environ.get("PATH")):
         found.append(_component(TOOLKIT, _toolkit_version(environ)))
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
-        number = re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text()[:1000])
-        found.append(_component("nvidia-driver", number.group() if number else "unknown"))
+        found.append(_component("nvidia-driver", driver_version(driver.read_text()[:1000])))
     return found
+
+
+def driver_version(told: str) -> str:
+    """Return the number in what the driver's kernel module says of itself."""
+    number = re.search(r"\b\d+\.\d+(\.\d+)?\b", told)
+    return number.group() if number else "unknown"
 
 
 def _toolkit_version(environ: Mapping[str, str]) -> str:

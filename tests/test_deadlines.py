@@ -62,6 +62,14 @@ class Stage:
         assert wait_until(lambda: len(running(client, spec.session)) >= 2, 20), spec.session
         return running(client, spec.session)[0]
 
+    def freeze(self, controller: subprocess.Popen[bytes], spec: RunSpec) -> None:
+        """Freeze a controller whose program runs, and kill its watchdog."""
+        with closing(self.client()) as client:
+            self.pid_1(client, spec)
+        for watchdog in children(controller.pid):
+            os.kill(watchdog, signal.SIGKILL)
+        controller.send_signal(signal.SIGSTOP)
+
     def living(self) -> dict[str, int]:
         """Return how many processes live in each session's box."""
         with closing(self.client()) as client:
@@ -119,12 +127,9 @@ def controllers(stage: Stage, wall_seconds: float) -> Iterator[list[subprocess.P
             stderr=subprocess.DEVNULL,
         )
     try:
-        with closing(stage.client()) as client:
-            for case, process in started.items():
-                stage.pid_1(client, stage.spec(case, wall_seconds))
-                for watchdog in children(process.pid):
-                    os.kill(watchdog, signal.SIGKILL)
-                process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(len(HOSTILE)) as pool:
+            specs = [stage.spec(case, wall_seconds) for case in started]
+            list(pool.map(stage.freeze, started.values(), specs))
         yield list(started.values())
     finally:
         for process in started.values():
@@ -133,8 +138,8 @@ def controllers(stage: Stage, wall_seconds: float) -> Iterator[list[subprocess.P
 
 
 def test_pid_1_s_clock_alone_ends_them_all(stage: Stage) -> None:
-    with controllers(stage, wall_seconds=8):
-        assert wait_until(lambda: stage.living() == {}, 8 + 4), stage.living()
+    with controllers(stage, wall_seconds=5):
+        assert wait_until(lambda: stage.living() == {}, 5 + 4), stage.living()
 
 
 def test_the_sweep_of_the_next_start_alone_ends_them_all(stage: Stage) -> None:

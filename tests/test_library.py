@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Limits, SandboxError, box
+from sandbox import Limits, RunResult, SandboxError, box
 from sandbox.library import named_limits, state_directory
 from tests.boxes import SMALL_LIMITS
 
@@ -92,3 +92,30 @@ def test_limits_that_cannot_be_are_refused_before_anything_runs(
     with pytest.raises(SandboxError, match=words) as refusal:
         box(["true"], name, environ={"DOCKER_HOST": "unix:///nowhere"}, **changed)  # type: ignore[arg-type]
     assert "" != refusal.value.hint
+
+
+@pytest.mark.docker
+def test_the_command_line_runs_the_same_box(engine: Any, image: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words").write_text("to be")
+    code = "open('/out/copy', 'w').write(open('/data/words').read())"
+    flags = ["--wall-seconds", "30", "--memory", "256m", "--pids", "16", "--output", "8m"]
+    flags += ["--mount-ro", "data:/data", "--output-dir", "left"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "agent.cli", "box", *flags, "--", "python3", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result = RunResult.model_validate_json(done.stdout)
+    assert ("ok", "") == (result.outcome, done.stderr)
+    assert ["copy"] == [file.name for file in result.output]
+    assert "to be" == (tmp_path / "left" / "copy").read_text()
+    limits = result.limits
+    assert (30, 2**28, 16, 2**23) == (
+        limits.wall_seconds,
+        limits.memory_bytes,
+        limits.pids,
+        limits.output_bytes,
+    )
