@@ -281,6 +281,7 @@ class Link:
         if header[:1] != b"G" or length > GO_BYTES:
             raise LinkLost("the host sent something else than go")
         go = json.loads(self._receive(length).decode())
+        self.connection.setblocking(False)  # with a timeout Python waits before it sends
         return go, (struct.unpack("i", passed[0][2][:4])[0] if passed else None)
 
     def _receive(self, length: int) -> bytes:

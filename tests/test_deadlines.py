@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -71,10 +72,10 @@ class Stage:
         controller.send_signal(signal.SIGSTOP)
 
     def living(self) -> dict[str, int]:
-        """Return how many processes live in each session's box."""
+        """Return how many processes beside PID 1 live in each session's box."""
         with closing(self.client()) as client:
             found = {c: running(client, self.spec(c, 1).session) for c in HOSTILE}
-        return {case: len(pids) for case, pids in found.items() if pids}
+        return {case: len(pids) - 1 for case, pids in found.items() if len(pids) > 1}
 
     def containers(self) -> list[str]:
         with closing(self.client()) as client:
@@ -91,8 +92,12 @@ def stage(engine: Any, image: Any, tmp_path: Path) -> Iterator[Stage]:
 
 
 def stopping_pid_1(stage: Stage, spec: RunSpec) -> None:
+    """Stop PID 1, which the host can and the program cannot."""
     with closing(stage.client()) as client:
-        os.kill(stage.pid_1(client, spec), signal.SIGSTOP)  # the host can, the program cannot
+        pid = stage.pid_1(client, spec)
+    for _ in range(3):  # a program may wake PID 1 by SIGCONT, and one does so at its start
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.2)
 
 
 def test_the_host_s_clock_alone_ends_them_all(stage: Stage) -> None:
@@ -138,6 +143,7 @@ def controllers(stage: Stage, wall_seconds: float) -> Iterator[list[subprocess.P
 
 
 def test_pid_1_s_clock_alone_ends_them_all(stage: Stage) -> None:
+    """Of a flood PID 1 itself stays for a minute, in case that the controller thaws."""
     with controllers(stage, wall_seconds=5):
         assert wait_until(lambda: stage.living() == {}, 5 + 4), stage.living()
 

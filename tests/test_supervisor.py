@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import socket
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import supervisor
-from sandbox.supervisor import Cgroup, Log
+from sandbox.supervisor import Cgroup, Link, Log
 from tests.boxes import wait_until
 
 SOURCE = Path(supervisor.__file__).read_text()
@@ -165,6 +168,19 @@ def test_a_real_cgroup_of_version_2_is_read() -> None:
         assert with_memory == (counters["peak_memory_bytes"] is not None)
     finally:
         group.rmdir()
+
+
+def test_a_host_that_does_not_read_never_holds_pid_1_up() -> None:
+    """The log is offered and dropped; only what is sent after the end may wait."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"G" + struct.pack(">I", 2) + b"{}")
+        link = Link(ours)
+        assert ({}, None) == link.wait_for_go()
+        started = time.monotonic()
+        for _ in range(200):
+            link.offer(b"L", bytes(65536))
+        assert time.monotonic() - started < 5
 
 
 def test_it_is_python_3_8() -> None:
