@@ -66,7 +66,7 @@ HANDSHAKE_SECONDS = 30.0
 LIFT_GRACE_SECONDS = 0.08
 """How long after PID 1's own deadline the engine is asked to lift the box's CPU limit, so that it
 can die. Where this process may do it itself, which costs nothing, it does so at the deadline."""
-HOST_GRACE_SECONDS = 0.55
+HOST_GRACE_SECONDS = 0.4
 """How long after PID 1's own deadline the host kills it."""
 WATCHDOG_GRACE_SECONDS = 240.0
 """How much longer than its wall time and its output's way a run takes at most; a controller that

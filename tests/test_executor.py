@@ -192,7 +192,7 @@ def test_inductor_compiles_and_loads_its_kernels_in_the_box(
         log_bytes=2**16,
     )
     environment = box_environment(find_profile("cpu"), 2) | {
-        "PATH": "/lent:/host/usr/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": "/lent:/usr/local/bin:/usr/bin:/bin:/host/usr/bin",
         "LD_LIBRARY_PATH": "/host/usr/lib/x86_64-linux-gnu",
         "CPLUS_INCLUDE_PATH": f"/host{headers.parent}:/host/usr/include",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
