@@ -135,7 +135,7 @@ class BoxLimits(Section):
     output_bytes: Annotated[Size, Field(ge=2**12)] = Field(alias="output", examples=["512m"])
     output_files: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[64])
     open_files: Annotated[int, Field(ge=64, le=2**20)] = Field(examples=[1024])
-    log_bytes: Annotated[Size, Field(ge=2**12, le=2**24)] = Field(alias="log", examples=["256k"])
+    log_bytes: Annotated[Size, Field(ge=2**12, le=2**22)] = Field(alias="log", examples=["256k"])
 
 
 class Scoring(Section):

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,25 +17,16 @@ from agent.program import DataSettings, Settings
 from agent.records import SessionStarted
 from agent.session import Outfit, SessionError
 from sandbox.contract import EngineUnavailable, ImageMissing, SandboxError
-from sandbox.docker_executor import DockerExecutor
-from sandbox.engine import Engine, connect, find_engine, install_and_start
+from sandbox.engine import Engine, find_engine, install_and_start
 from sandbox.hardware import find_profile
 from sandbox.image import ImageRecord, Recipe, ensure_image, find_image, has_image
-from sandbox.reaper import sweep, sweep_run_directories
+from sandbox.library import box_environment, executor
+from sandbox.library import clean_up as clean_up
+from sandbox.library import state_directory as state_directory
 
 Say = Callable[[str], None]
 
 TEMPLATE = Path(str(files("agent") / "template"))
-BASE_ENVIRONMENT = {
-    "HOME": "/tmp",  # noqa: S108 - the box's own bounded tmpfs
-    "USER": "nightlab",
-    "LOGNAME": "nightlab",
-    "LANG": "C.UTF-8",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
-    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",  # noqa: S108
-    "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108
-}
 PREPARE_SECONDS = 24 * 3600
 
 
@@ -47,15 +37,6 @@ class Ready:
     engine: Engine
     image: ImageRecord
     data_dir: Path
-
-
-def state_directory(environ: Mapping[str, str]) -> Path:
-    """Where nightlab keeps engine, wheels, images and data."""
-    if named := environ.get("NIGHTLAB_HOME"):
-        return Path(named).absolute()
-    if state := environ.get("XDG_STATE_HOME"):
-        return Path(state).absolute() / "nightlab"
-    return Path.home() / ".local" / "state" / "nightlab"
 
 
 def template(name: str, beside: Path) -> Path:
@@ -217,27 +198,6 @@ def _outfit(
             **_described(manifest),
         },
     )
-
-
-def executor(engine: Engine, state_dir: Path) -> DockerExecutor:
-    """The executor for an engine."""
-    run_root = state_dir / "run"
-    run_root.mkdir(parents=True, exist_ok=True)
-    return DockerExecutor(engine.base_url, engine.api_version, run_root)
-
-
-def box_environment(named: Mapping[str, str], cpus: float) -> dict[str, str]:
-    """The variables that a box's program sees, those that its profile names among them."""
-    threads = str(max(1, int(cpus)))
-    return BASE_ENVIRONMENT | dict(named) | {"OMP_NUM_THREADS": threads}
-
-
-def clean_up(engine: Engine, state_dir: Path) -> tuple[str, ...]:
-    """Remove what dead sessions left on the engine and in the run directory."""
-    with closing(connect(engine)) as client:
-        removed = sweep(client.api)
-    sweep_run_directories(state_dir / "run")
-    return tuple(removed)
 
 
 def data_directory(data: DataSettings, place: Path, state_dir: Path) -> Path:

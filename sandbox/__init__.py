@@ -18,6 +18,7 @@ from sandbox.contract import (
 
 if TYPE_CHECKING:
     from sandbox.docker_executor import DockerExecutor
+    from sandbox.library import box
 
 __all__ = [
     "DockerExecutor",
@@ -30,13 +31,18 @@ __all__ = [
     "RunResult",
     "RunSpec",
     "SandboxError",
+    "box",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Load the executor when it is asked for: the contract alone must not load an engine's SDK."""
+    """Load what runs boxes when it is asked for: the contract alone needs no engine's SDK."""
     if name == "DockerExecutor":
         from sandbox.docker_executor import DockerExecutor
 
         return DockerExecutor
+    if name == "box":
+        from sandbox.library import box
+
+        return box
     raise AttributeError(name)

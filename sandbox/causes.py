@@ -1,7 +1,7 @@
 """Decides why a run ended, from what the watchers saw.
 
 The kernel's counters, the signal, the clock and our own deadline decide. The program's last words
-may only tell one kind of failure from another.
+only ever explain a failure for which there is evidence beside them: a program may print anything.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Evidence(Record):
     pids_refused: int
     full: tuple[str, ...]
     """File systems seen full while the program ran."""
+    half_full: bool
+    """Whether one was seen at least half full: PID 1 looks often, but a burst that is tidied up at
+    once can fall between two looks."""
     last_error: Literal["no_space", "gpu_memory"] | None
     """What the program's own last lines say of its end; only ever explains a failure."""
     gpus_leased: bool
@@ -71,7 +74,7 @@ def _decide_failure(evidence: Evidence) -> Outcome:
         return Outcome.OUT_OF_MEMORY if evidence.memory_limit_reached else Outcome.INTERRUPTED
     if evidence.signal == signal.SIGKILL:
         return Outcome.INTERRUPTED
-    if evidence.signal == signal.SIGXFSZ or _is_disk_full(evidence):
+    if _is_disk_full(evidence):
         return Outcome.DISK_FULL
     if evidence.gpus_leased and evidence.exit_code == 1 and evidence.last_error == "gpu_memory":
         return Outcome.OUT_OF_GPU_MEMORY
@@ -79,10 +82,11 @@ def _decide_failure(evidence: Evidence) -> Outcome:
 
 
 def _is_disk_full(evidence: Evidence) -> bool:
-    """Tell whether a file system filled up: seen by us, or said in the program's last lines."""
+    """Tell whether a file system filled up: seen full, or seen filling and named as the reason."""
     if evidence.signal == signal.SIGBUS:
         return "/dev/shm" in evidence.full  # noqa: S108 - the box's own
-    return evidence.signal is None and (bool(evidence.full) or evidence.last_error == "no_space")
+    named = evidence.half_full and evidence.last_error == "no_space"
+    return evidence.signal is None and (bool(evidence.full) or named)
 
 
 def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
@@ -103,6 +107,15 @@ def full_places(spec: RunSpec, proof: Proof, fullest: dict[str, Fullest]) -> tup
         for place, most in sorted(fullest.items())
         if most.bytes + slack >= proof.capacities[place].bytes
         or most.inodes >= proof.capacities[place].inodes > 0
+    )
+
+
+def is_half_full(proof: Proof, fullest: dict[str, Fullest]) -> bool:
+    """Tell whether half of some file system's bytes or files were seen used up."""
+    return any(
+        2 * most.bytes >= proof.capacities[place].bytes
+        or 2 * most.inodes >= proof.capacities[place].inodes > 0
+        for place, most in fullest.items()
     )
 
 
@@ -134,6 +147,7 @@ def gather(
             memory_limit_reached=False,
             pids_refused=0,
             full=(),
+            half_full=False,
             last_error=last_error(log_tail),
             gpus_leased=bool(spec.gpus),
             engine_oom_killed=engine_oom_killed,
@@ -147,6 +161,7 @@ def gather(
         memory_limit_reached=_reached_memory_limit(spec, report.counters),
         pids_refused=report.counters.pids_refused,
         full=full_places(spec, proof, report.fullest),
+        half_full=is_half_full(proof, report.fullest),
         last_error=last_error(log_tail),
         gpus_leased=bool(spec.gpus),
         engine_oom_killed=engine_oom_killed,

@@ -87,7 +87,7 @@ class Limits(Record):
     output_bytes: Annotated[int, Field(ge=2**12)]
     output_files: Annotated[int, Field(ge=1, le=1000)]
     open_files: Annotated[int, Field(ge=64)]
-    log_bytes: Annotated[int, Field(ge=2**12, le=2**24)]
+    log_bytes: Annotated[int, Field(ge=2**12, le=2**22)]
     """Bytes kept of the log's head, and again of its tail."""
 
 

@@ -8,6 +8,7 @@ never waited for without a time limit, because a container can make its answers 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -56,18 +57,21 @@ from sandbox.link import (
     parse,
     require_walls,
 )
+from sandbox.quota import CpuQuota
 from sandbox.reaper import OWNER_FILE, lift_cpu_limit, process_owner
+from sandbox.watchdog import MAY_COME_LATE, RUN_IS_OVER
 
 ENGINE_SECONDS = 60
 HANDSHAKE_SECONDS = 30.0
 LIFT_GRACE_SECONDS = 0.08
-"""How long after PID 1's own deadline the host lifts the box's CPU limit, so that it can die."""
-HOST_GRACE_SECONDS = 0.55
+"""How long after PID 1's own deadline the engine is asked to lift the box's CPU limit, so that it
+can die. Where this process may do it itself, which costs nothing, it does so at the deadline."""
+HOST_GRACE_SECONDS = 0.4
 """How long after PID 1's own deadline the host kills it."""
 WATCHDOG_GRACE_SECONDS = 240.0
 """How much longer than its wall time and its output's way a run takes at most; a controller that
 needs more is frozen, says the watchdog."""
-DEATH_SECONDS = 10
+DEATH_SECONDS = 10.0
 REMOVAL_PAUSES_SECONDS = (0.1, 1.0)
 LEFTOVER_SECONDS = 600.0
 """How long after its deadline a container of an unknown owner is taken for abandoned."""
@@ -94,6 +98,7 @@ class DockerExecutor:
         build: makes the container settings. What is recorded and proven is compared with
             `container_settings` in any case, so a weaker builder only gets its runs refused.
         call_seconds: how long the engine may take for one call; it has been seen to hang.
+        death_seconds: how long a killed box may take to be gone before it counts as unkillable.
         on_step: told the name of each step of a run once it is done; for those who measure.
     """
 
@@ -104,9 +109,11 @@ class DockerExecutor:
         run_root: Path,
         build: Callable[[RunSpec, Lease], Settings] = container_settings,
         call_seconds: int = ENGINE_SECONDS,
+        death_seconds: float = DEATH_SECONDS,
         on_step: Callable[[Step], None] = _nobody_measures,
     ) -> None:
         self._call_seconds = call_seconds
+        self._death_seconds = death_seconds
         self._base_url = base_url
         self._api_version = api_version
         self._run_root = run_root
@@ -131,10 +138,11 @@ class DockerExecutor:
             contextlib.closing(Listener(directory)) as listener,
         ):
             digest = self._usable_image(client, spec.image)
-            box = _Box(client, spec, f"nightlab-{directory.name}", self._on_step)
+            name = f"nightlab-{directory.name}"
+            box = _Box(client, spec, name, self._death_seconds, self._on_step)
             self._on_step("prepared")
             lease = _lease(spec, directory)
-            with self._watched(box.name, spec), _removed_at_the_end(box):
+            with self._watched(box), _removed_at_the_end(box):
                 proof = box.open(listener, lease, self._build(spec, lease))
                 observed = box.follow(receiver, channel, on_log)
         return _result(spec, digest, proof, observed)
@@ -151,13 +159,13 @@ class DockerExecutor:
             client.close()
 
     @contextlib.contextmanager
-    def _watched(self, container: str, spec: RunSpec) -> Iterator[None]:
+    def _watched(self, box: _Box) -> Iterator[None]:
         """Keep a process beside this one that ends the box if this one no longer can."""
-        limits = spec.limits
+        limits = box.spec.limits
         seconds = limits.wall_seconds + limits.output_bytes / OUTPUT_BYTES_PER_SECOND
         script = str(resources.files("sandbox").joinpath("watchdog.py"))
         socket_path = self._base_url.removeprefix("unix://")
-        words = (socket_path, self._api_version, container, str(seconds + WATCHDOG_GRACE_SECONDS))
+        words = (socket_path, self._api_version, box.name, str(seconds + WATCHDOG_GRACE_SECONDS))
         with subprocess.Popen(
             [sys.executable, "-I", "-S", script, *words],
             stdin=subprocess.PIPE,
@@ -170,7 +178,7 @@ class DockerExecutor:
                 yield
             finally:
                 with contextlib.suppress(BrokenPipeError):
-                    watchdog.communicate(b".")
+                    watchdog.communicate(MAY_COME_LATE if box.may_come_late else RUN_IS_OVER)
 
     def _usable_image(self, client: docker.APIClient, image: str) -> str:
         """Return the image's id once it is known to be there and to declare no volume."""
@@ -214,14 +222,20 @@ class _Box:
         client: docker.APIClient,
         spec: RunSpec,
         name: str,
+        death_seconds: float,
         on_step: Callable[[Step], None],
     ) -> None:
         self.name = name
+        self.spec = spec
+        self.may_come_late = False
+        """The engine was asked for the container and never answered: it may make it yet."""
         self._client = client
-        self._spec = spec
+        self._death_seconds = death_seconds
+        self._is_unkillable = False
         self._on_step = on_step
         self._link: Link | None = None
         self._init: int | None = None
+        self._quota: CpuQuota | None = None
         self._head = bytearray()
         self._tail = bytearray()
         self._seen_bytes = 0
@@ -230,28 +244,39 @@ class _Box:
 
     def open(self, listener: Listener, lease: Lease, settings: Settings) -> Proof:
         """Create and start the container and return what PID 1 proved, all of it as asked."""
-        # The SDK's friendlier calls throw the engine's warnings away.
-        created = self._client.create_container_from_config(  # type: ignore[no-untyped-call]
-            settings, self.name
-        )
-        if created.get("Warnings"):
-            raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
+        self._create(settings)
         self._on_step("created")
         self._start()
         self._on_step("started")
         self._link = self._await_link(listener)
         self._init = _open_process(self._link.peer_pid())
+        self._quota = CpuQuota(self._link.peer_pid())
         self._on_step("connected")
         recorded = self._client.inspect_container(self.name)
         self._on_step("inspected")
-        wrong = engine_differences(container_settings(self._spec, lease), recorded)
+        wrong = engine_differences(container_settings(self.spec, lease), recorded)
         payload = self._link.expect(b"H", time.monotonic() + HANDSHAKE_SECONDS)
         proof = parse(Proof, payload)
-        require_walls(self._spec, proof)
+        require_walls(self.spec, proof)
         if wrong:
             raise LimitNotEnforced("the engine recorded otherwise than asked: " + ", ".join(wrong))
         self._on_step("compared")
         return proof
+
+    def _create(self, settings: Settings) -> None:
+        """Create the container; an engine that warns has dropped a limit."""
+        self.may_come_late = True
+        try:
+            # The SDK's friendlier calls throw the engine's warnings away.
+            created = self._client.create_container_from_config(  # type: ignore[no-untyped-call]
+                settings, self.name
+            )
+        except docker.errors.APIError:
+            self.may_come_late = False  # a refusal is an answer
+            raise
+        self.may_come_late = False
+        if created.get("Warnings"):
+            raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
 
     def _start(self) -> None:
         try:
@@ -285,8 +310,8 @@ class _Box:
         """Let the program start, and return what was seen once it has ended."""
         assert self._link is not None
         started_at, started = datetime.now(UTC), time.monotonic()
-        self._link.send_go(_go(self._spec, receiver, channel), channel)
-        deadline = started + self._spec.limits.wall_seconds
+        self._link.send_go(_go(self.spec, receiver, channel), channel)
+        deadline = started + self.spec.limits.wall_seconds
         report, killed_by_host = None, False
         try:
             report = self._await_report(deadline, on_log)
@@ -313,13 +338,22 @@ class _Box:
         self, deadline: float, on_log: Callable[[bytes], None] | None
     ) -> Report | None:
         """Return PID 1's report, or None when it came too late and the host killed the box."""
-        report = self._follow_link(deadline + LIFT_GRACE_SECONDS, on_log)
+        lift_at = deadline if self._can_lift() else deadline + LIFT_GRACE_SECONDS
+        report = self._follow_link(lift_at, on_log)
         if report is None:
-            lift_cpu_limit(self._client, self.name)
+            self._lift()
             report = self._follow_link(deadline + HOST_GRACE_SECONDS, on_log)
         if report is None:
             self._kill()
         return report
+
+    def _can_lift(self) -> bool:
+        return self._quota is not None and self._quota.is_in_reach
+
+    def _lift(self) -> None:
+        """Give the box every CPU to die with: by the host's kernel, else through the engine."""
+        if self._quota is None or not self._quota.lift():
+            lift_cpu_limit(self._client, self.name)
 
     def _follow_link(self, give_up: float, on_log: Callable[[bytes], None] | None) -> Report | None:
         """Pass the log on until PID 1 reports; None when it did not in time."""
@@ -337,7 +371,7 @@ class _Box:
 
     def _keep(self, piece: bytes) -> None:
         """Keep forwarded pieces, in case PID 1 does not live to send the log itself."""
-        limit = self._spec.limits.log_bytes
+        limit = self.spec.limits.log_bytes
         self._seen_bytes += len(piece)
         room = max(0, limit - len(self._head))
         self._head += piece[:room]
@@ -352,7 +386,7 @@ class _Box:
         if report is None:
             return self._forwarded_log(), (), {}
         assert self._link is not None
-        limits = self._spec.limits
+        limits = self.spec.limits
         give_up = time.monotonic() + 30 + limits.output_bytes / OUTPUT_BYTES_PER_SECOND
         try:
             head = self._link.expect(b"T", give_up)
@@ -367,7 +401,7 @@ class _Box:
         )
 
     def _forwarded_log(self) -> Log:
-        limit = self._spec.limits.log_bytes
+        limit = self.spec.limits.log_bytes
         tail = bytes(self._tail[-limit:])
         return _log(bytes(self._head), tail, self._seen_bytes - len(self._head) - len(tail))
 
@@ -399,16 +433,19 @@ class _Box:
         finally:
             if self._link is not None:
                 self._link.close()
+            if self._quota is not None:
+                self._quota.close()
             if self._init is not None:
                 os.close(self._init)
 
     def _remove(self) -> None:
         if self._link is not None:
             self._link.close()  # PID 1, if it still lives, ends the box by itself
-        if self._init is not None and not _is_dead(self._init, 0.5):
-            lift_cpu_limit(self._client, self.name)
-            self._kill()
-        for pause_seconds in REMOVAL_PAUSES_SECONDS:
+        if self._init is not None and not self._is_unkillable and not _is_dead(self._init, 0.5):
+            self._lift()
+            with contextlib.suppress(ContainerUnkillable):  # the engine's removal may still do it
+                self._kill()
+        for pause_seconds in () if self._is_unkillable else REMOVAL_PAUSES_SECONDS:
             with contextlib.suppress(docker.errors.APIError, requests.RequestException):
                 if self._is_removed():
                     return
@@ -425,31 +462,46 @@ class _Box:
         except docker.errors.APIError as error:
             if error.status_code not in (404, 409):
                 raise
+        else:
+            self.may_come_late = False
         return True
 
     def _require_dead(self, error: Exception) -> None:
         if self._init is None or _is_dead(self._init, 0):
             raise EngineUnavailable(f"the engine did not remove a container: {error}") from error
-        raise ContainerUnkillable(f"container {self.name} would not die: {error}") from error
+        raise self._unkillable() from error
 
     def _kill(self) -> None:
         """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
 
         The kernel's way needs no engine, whose calls a container can make hang.
+
+        Raises:
+            ContainerUnkillable: neither took.
         """
         if self._init is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
-                if _is_dead(self._init, DEATH_SECONDS):
+                if _is_dead(self._init, self._death_seconds):
                     return
         with contextlib.suppress(docker.errors.APIError, requests.RequestException):
             self._client.kill(self.name)
+        if self._init is not None and not _is_dead(self._init, self._death_seconds):
+            self._is_unkillable = True
+            raise self._unkillable()
+
+    def _unkillable(self) -> ContainerUnkillable:
+        return ContainerUnkillable(
+            f"container {self.name} was killed and lives on, inside the kernel",
+            "look at it with `docker inspect` and at the kernel's log; a restart of the machine "
+            "ends it, and the next start of nightlab removes what is left",
+        )
 
     def _engine_state(self) -> dict[str, Any]:
         """Return the engine's own view of a container whose PID 1 said nothing."""
         if self._init is not None:
-            _is_dead(self._init, DEATH_SECONDS)
-        self._client.wait(self.name, timeout=DEATH_SECONDS)
+            _is_dead(self._init, self._death_seconds)
+        self._client.wait(self.name, timeout=math.ceil(self._death_seconds))
         state = self._client.inspect_container(self.name)["State"]
         names = ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
         return {name: state.get(name) for name in names}

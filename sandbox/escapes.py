@@ -36,7 +36,10 @@ class Escape(Record):
     id: str
     component: str
     what: str
+    since: str = "0"
+    """The first version that has it."""
     fixed: tuple[str, ...]
+    """Empty where no fixed version is on record here."""
     needs: Literal["process", "image"]
     avoided: str
 
@@ -99,11 +102,15 @@ def judge(escape: Escape, component: Component) -> VersionRow:
 
 
 def _standing(escape: Escape, component: Component) -> tuple[Standing, str]:
-    fixes = ", ".join(escape.fixed) or "no known version"
+    fixes = ", ".join(escape.fixed)
     if is_fixed(component.version, escape.fixed):
         return "ok", f"fixed in {fixes}"
+    if () < number_of(component.version) < number_of(escape.since):
+        return "ok", f"came with {escape.since}"
     if escape.avoided:
         return "ok", escape.avoided
+    if not escape.fixed:
+        return "warning", "compare your version with the maker's bulletins, and update"
     if DISTRIBUTION_MARKS.search(component.version + " " + component.package):
         return "warning", (
             f"fixed upstream in {fixes}; the distribution may carry the fix under the old number: "
@@ -140,7 +147,7 @@ def installed(engine: Engine, environ: Mapping[str, str]) -> tuple[Component, ..
         _component("kernel", str(about.get("KernelVersion", ""))),
         _component("cgroup", f"version {engine.cgroup_version}, {engine.cgroup_driver}"),
         _component("storage", engine.storage_driver),
-        *_nvidia_components(environ),
+        *nvidia_components(environ),
     )
 
 
@@ -163,16 +170,21 @@ def _package(part: Mapping[str, Any]) -> str:
     return "" if COMMIT.search(commit) else commit
 
 
-def _nvidia_components(environ: Mapping[str, str]) -> list[Component]:
+def nvidia_components(environ: Mapping[str, str]) -> list[Component]:
     """Return toolkit and driver where there are any."""
     found = []
     if shutil.which("nvidia-ctk", path=environ.get("PATH")):
         found.append(_component(TOOLKIT, _toolkit_version(environ)))
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
-        number = re.search(r"\b\d+\.\d+(\.\d+)?\b", driver.read_text()[:1000])
-        found.append(_component("nvidia-driver", number.group() if number else "unknown"))
+        found.append(_component("nvidia-driver", driver_version(driver.read_text()[:1000])))
     return found
+
+
+def driver_version(told: str) -> str:
+    """Return the number in what the driver's kernel module says of itself."""
+    number = re.search(r"\b\d+\.\d+(\.\d+)?\b", told)
+    return number.group() if number else "unknown"
 
 
 def _toolkit_version(environ: Mapping[str, str]) -> str:

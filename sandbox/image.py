@@ -495,6 +495,7 @@ def _build(engine: Engine, context: Path, reference: str, base_tag: str, key: st
                     labels={KEY_LABEL: key},
                     network_mode="none",
                     use_config_proxy=False,
+                    nocache=True,  # a crafted image can poison it: CVE-2024-24557
                     rm=True,
                     forcerm=True,
                     decode=True,

@@ -29,7 +29,7 @@ from sandbox.hardening import (
 Count = Annotated[int, Field(ge=0)]
 Kind = TypeVar("Kind", bound=BaseModel)
 
-MAX_FRAME_BYTES = {b"H": 2**20, b"L": 2**16, b"X": 2**16, b"T": 2**24, b"F": 2**12, b"D": 2**18}
+MAX_FRAME_BYTES = {b"H": 2**20, b"L": 2**16, b"X": 2**16, b"T": 2**22, b"F": 2**12, b"D": 2**18}
 MAX_FRAME_BYTES[b"E"] = 2**14
 PAGE_BYTES = 4096
 CPU_TOLERANCE = 0.01

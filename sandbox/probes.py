@@ -52,9 +52,11 @@ SOCKET_FAMILIES = {  # name: (family, type, protocol)
     "raw IP": (2, socket.SOCK_RAW, 1),
     "the hypervisor (vsock)": (40, socket.SOCK_STREAM, 0),
     "the kernel's ciphers (AF_ALG)": (38, socket.SOCK_SEQPACKET, 0),
-    "netlink beyond routes": (16, socket.SOCK_RAW, 12),
+    "the firewall (netlink)": (16, socket.SOCK_RAW, 12),
+    "IPsec (netlink XFRM)": (16, socket.SOCK_RAW, 6),
 }
-RARE_FAMILIES = {"key": 15, "rds": 21, "can": 29, "tipc": 30, "bluetooth": 31, "nfc": 39, "xdp": 44}
+RARE_FAMILIES = {"key": 15, "rds": 21, "can": 29, "tipc": 30, "bluetooth": 31, "rxrpc": 33}
+RARE_FAMILIES |= {"nfc": 39, "xdp": 44}
 # family: {name: (number on x86_64, number on aarch64, arguments)}
 CALLS: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
     "processes": {

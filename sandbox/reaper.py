@@ -89,11 +89,7 @@ def sweep(client: docker.APIClient) -> list[str]:
 
 
 def lift_cpu_limit(client: docker.APIClient, container: str) -> None:
-    """Give a container that must die every CPU, if the engine does so at once.
-
-    Whoever dies does it on the box's own CPU time. Hundreds of processes that fork without end
-    spend it far in advance, inside the kernel, and PID 1 and its death then wait for a minute.
-    """
+    """Give a container that must die every CPU, if the engine does so at once; see `quota`."""
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/update"
     with contextlib.suppress(requests.RequestException):
         client.post(url, json={"NanoCpus": (os.cpu_count() or 1) * 10**9}, timeout=LIFT_SECONDS)

@@ -25,7 +25,10 @@ from sandbox.strains import BEGAN, STRAINS, Strain, program_text
 
 Standing = Literal["held", "gave way", "not tried"]
 
-FAMILIES = tuple(dict.fromkeys(family for family, _ in PROBES))
+FAMILIES = (
+    *("network", "files", "processes", "memory", "time"),
+    *("devices", "identity", "secrets", "record"),
+)
 MEBIBYTE = 2**20
 CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
 ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
@@ -102,7 +105,7 @@ def try_walls(
     """
     with lay_out(image, root, environ) as place:
         findings = [f for family in FAMILIES for f in try_family(executor, place, family)]
-        findings += [_try_strain(executor, place, strain) for strain in STRAINS]
+        findings += [try_strain(executor, place, strain) for strain in STRAINS]
         findings.append(_canary_is_whole(place))
     order = {family: number for number, family in enumerate(FAMILIES)}
     return tuple(sorted(findings, key=lambda finding: order[finding.family]))
@@ -186,7 +189,7 @@ def _judge(told: dict[tuple[str, str], _Told], family: str, tried: str) -> Findi
         return _finding(family, tried, "not tried", answer.error)
     if answer.gave_way:
         return _finding(family, tried, "gave way", ", ".join(answer.gave_way))
-    return _finding(family, tried, "held", "refused")
+    return _finding(family, tried, "held", "")
 
 
 def _finding(family: str, tried: str, standing: Standing, seen: str) -> Finding:
@@ -196,7 +199,7 @@ def _finding(family: str, tried: str, standing: Standing, seen: str) -> Finding:
 # --- attempts that end a box ------------------------------------------------------------------
 
 
-def _try_strain(executor: Executor, place: Place, strain: Strain) -> Finding:
+def try_strain(executor: Executor, place: Place, strain: Strain) -> Finding:
     """Press one box to its end and judge by what the host saw."""
     limits = CHECK_LIMITS.model_copy(update=strain.limits)
     text = program_text(strain, limits.memory_bytes, limits.pids)
@@ -216,7 +219,7 @@ def _strain_standing(strain: Strain, result: RunResult) -> Standing:
 
 
 def _words(result: RunResult) -> str:
-    return f"{result.outcome} after {result.wall_seconds:.1f} s"
+    return f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
 
 
 def _canary_is_whole(place: Place) -> Finding:

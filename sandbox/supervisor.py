@@ -51,6 +51,9 @@ REAP_SECONDS = 5.0
 REAP_AT_ONCE = 64
 KILL_AGAIN_SECONDS = 0.05
 TICK_SECONDS = 0.05
+SHORTEST_TICK_SECONDS = 0.002
+FILL_BYTES_PER_SECOND = 8e9
+"""Faster than a program fills a file system: how soon to look again follows from what is free."""
 NICENESS = 10
 """Counts inside the box's own cgroup: PID 1 gets its turn when the program spins. Not 19: a busy
 PID 1 would then take most of the box's share of a machine with neighbours."""
@@ -278,6 +281,7 @@ class Link:
         if header[:1] != b"G" or length > GO_BYTES:
             raise LinkLost("the host sent something else than go")
         go = json.loads(self._receive(length).decode())
+        self.connection.setblocking(False)  # with a timeout Python waits before it sends
         return go, (struct.unpack("i", passed[0][2][:4])[0] if passed else None)
 
     def _receive(self, length: int) -> bytes:
@@ -366,6 +370,8 @@ class Run:
         self.killed_by: str | None = None
         self.forward_bytes = FORWARD_BYTES
         self.next_tick = 0.0
+        self.next_look = 0.0
+        self.tick_seconds = SHORTEST_TICK_SECONDS
         self.fullest = {path: {"bytes": 0, "inodes": 0} for path in BOUNDED_PATHS}
         self.wakeup, signal_end = os.pipe()
         for fd in (self.wakeup, signal_end):
@@ -393,7 +399,7 @@ class Run:
             if left <= 0:
                 self.killed_by = "deadline"
                 return
-            events = dict(poller.poll(1000 * min(left, TICK_SECONDS)))
+            events = dict(poller.poll(1000 * min(left, self.tick_seconds)))
             if self.link.fileno() in events:
                 raise LinkLost("the controller is gone")  # the host says nothing after go
             if self.output in events and not self.drain(1):
@@ -425,14 +431,24 @@ class Run:
         if now >= self.next_tick:
             self.next_tick = now + TICK_SECONDS
             self.forward_bytes = FORWARD_BYTES
-            self.sample()
+        if now >= self.next_look:
+            free_bytes = self.sample()
+            soon = max(SHORTEST_TICK_SECONDS, free_bytes / FILL_BYTES_PER_SECOND)
+            self.tick_seconds = min(TICK_SECONDS, soon)
+            self.next_look = now + self.tick_seconds
 
-    def sample(self) -> None:
-        """Note how full the writable file systems are: files can be gone by the end."""
+    def sample(self) -> int:
+        """Note how full the writable file systems are, and return the least that one has free.
+
+        Files can be gone by the end, so this is done while the program runs.
+        """
+        least = NO_LIMIT
         for path, fullest in self.fullest.items():
             room = os.statvfs(path)
+            least = min(least, room.f_bfree * room.f_frsize)
             fullest["bytes"] = max(fullest["bytes"], (room.f_blocks - room.f_bfree) * room.f_frsize)
             fullest["inodes"] = max(fullest["inodes"], room.f_files - room.f_ffree)
+        return least
 
     def reap(self, most: int) -> bool:
         """Collect up to `most` dead processes; return False when none is left at all."""

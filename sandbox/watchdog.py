@@ -7,12 +7,13 @@ storm of hundreds of forking processes can spend that for a minute ahead.
     watchdog.py SOCKET API_VERSION CONTAINER SECONDS
 
 It reads its standard input, whose other end only the controller holds: a byte means that the run is
-over, an end of file that the controller is dead. After SECONDS without either it is frozen.
+over, an end of file that the controller is dead. After SECONDS without either it is frozen. One
+byte says more: the engine was asked for the container and never answered. Then it is looked for,
+and removed when it comes, by a process that the controller does not wait for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,11 @@ import socket
 import sys
 import time
 
+RUN_IS_OVER = b"."
+MAY_COME_LATE = b"?"
+LATE_SECONDS = 300.0
+"""How long a container that the engine never confirmed is looked for; then the next start does."""
+LATE_PAUSE_SECONDS = 0.5
 CALL_SECONDS = 15
 GRACE_SECONDS = 0.1
 """What PID 1, which is usually done long before, is given to end the box by itself."""
@@ -40,20 +46,26 @@ class EngineConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(path: str, method: str, target: str, body: object = None) -> None:
-    """Ask the engine for something, whatever it answers."""
+def ask(path: str, method: str, target: str, body: object = None) -> int:
+    """Ask the engine for something and return its answer's status; 0 without an answer."""
     connection = EngineConnection(path)
-    with contextlib.suppress(OSError, http.client.HTTPException):
+    try:
         text = None if body is None else json.dumps(body)
         connection.request(method, target, text, {"Content-Type": "application/json"})
-        connection.getresponse().read()
-    connection.close()
+        answer = connection.getresponse()
+        answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0
+    else:
+        return answer.status
+    finally:
+        connection.close()
 
 
-def is_over(seconds: float) -> bool:
-    """Wait for the controller's word that the run is over; False when it cannot give it."""
+def last_word(seconds: float) -> bytes:
+    """Wait for the controller's word that the run is over; nothing when it cannot give it."""
     ready, _, _ = select.select([0], [], [], seconds)
-    return bool(ready and os.read(0, 1))
+    return os.read(0, 1) if ready else b""
 
 
 def end_box(path: str, api_version: str, container: str) -> None:
@@ -64,9 +76,22 @@ def end_box(path: str, api_version: str, container: str) -> None:
     ask(path, "DELETE", f"{place}?force=1&v=1")
 
 
+def remove_late(path: str, api_version: str, container: str) -> None:
+    """Remove a container that the engine may yet make."""
+    give_up = time.monotonic() + LATE_SECONDS
+    while time.monotonic() < give_up:
+        if ask(path, "DELETE", f"/v{api_version}/containers/{container}?force=1&v=1") == 204:
+            return
+        time.sleep(LATE_PAUSE_SECONDS)
+
+
 def main() -> None:
     path, api_version, container, seconds = sys.argv[1:]
-    if not is_over(float(seconds)):
+    word = last_word(float(seconds))
+    if word == MAY_COME_LATE:
+        if os.fork() == 0:  # nobody waits for this one
+            remove_late(path, api_version, container)
+    elif not word:
         time.sleep(GRACE_SECONDS)
         end_box(path, api_version, container)
 

@@ -1,14 +1,29 @@
-"""Makes run specs small enough for tests."""
+"""Makes run specs small enough for tests, and looks after their boxes from outside."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import docker
+import docker.errors
+
 from sandbox.contract import Limits, Mount, RunSpec
+from sandbox.hardening import LABEL_SESSION
 from sandbox.hardware import find_profile
 from sandbox.image import Recipe
 
+CONTROLLER = """
+import sys
+from pathlib import Path
+from sandbox import DockerExecutor, RunSpec
+url, version, root, spec = sys.argv[1:]
+DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))
+"""
+"""A process that runs one box: engine, API version, run directory, spec."""
 DOCKERFILE = Path(__file__).parents[1] / "Dockerfile.train"
 MEBIBYTE = 2**20
 IMAGE = "sha256:" + "0" * 64
@@ -57,3 +72,41 @@ def box_spec(
 def python_spec(code: str, **options: Any) -> RunSpec:
     """Return a spec that runs one Python program."""
     return box_spec("python3", "-c", code, **options)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Tell whether a condition came true in time."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def in_session(spec: RunSpec, session: str) -> RunSpec:
+    """Return the same run in a session of its own."""
+    return spec.model_copy(update={"session": session})
+
+
+def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:
+    """Return the containers of one session."""
+    found: list[dict[str, Any]] = client.containers(
+        all=True, filters={"label": f"{LABEL_SESSION}={session}"}
+    )
+    return found
+
+
+def running(client: docker.APIClient, session: str) -> list[int]:
+    """Return the host's process ids of a session's only box, PID 1 first."""
+    for box in boxes_of(client, session):
+        with contextlib.suppress(docker.errors.APIError):
+            processes = client.top(box["Id"], "-o pid")["Processes"] or []
+            return sorted(int(fields[0]) for fields in processes)
+    return []
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, of all of its threads."""
+    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(word) for text in found for word in text.split()]

@@ -1,7 +1,7 @@
 """Stands between a client and an engine, and fails on purpose.
 
-Every request is forwarded whole and answered whole, so that a fault hits exactly one of them: the
-one at a given place in the order of requests.
+Every request is forwarded whole and answered whole, so that a fault hits exactly one of them, the
+one at a given place in the order of requests, or every one of a kind.
 """
 
 from __future__ import annotations
@@ -18,22 +18,29 @@ from socketserver import ThreadingUnixStreamServer
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-Action = Literal["kill_before", "kill_after", "drop", "refuse", "delay"]
+Action = Literal["kill_before", "kill_after", "drop", "refuse", "delay", "late", "hang"]
 NAMED_THING = re.compile(r"/v[\d.]+|(?<=/containers/)nightlab-\w+|(?<=/images/)sha256:\w+|\?.*")
 
 
 class Fault(NamedTuple):
-    """What happens at one request.
+    """What happens at one request, or at every request of a kind.
 
     `kill_before` and `kill_after` call the proxy's `kill` before or after the engine has done what
     was asked, and never answer; `drop` closes the connection without asking the engine; `refuse`
-    answers 500 without asking it; `delay` lets the engine do it and answers late.
+    answers 500 without asking it; `delay` lets the engine do it and answers late; `late` has the
+    engine do it late, when nobody waits for the answer; `hang` neither asks nor answers.
     """
 
-    at: int
-    """The first request is number 0."""
+    at: int | None
+    """The first request is number 0; None for every request of the kind."""
     action: Action
     delay_seconds: float = 0.0
+    kind: str = ""
+    """A pattern for what is asked, such as "DELETE"."""
+
+    def hits(self, number: int, request: str) -> bool:
+        """Tell whether this request fails."""
+        return self.at in (None, number) and re.search(self.kind, request) is not None
 
 
 class _EngineConnection(http.client.HTTPConnection):
@@ -61,6 +68,13 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._forward(body)
             time.sleep(fault.delay_seconds)
             self._answer(*answer)
+        elif fault.action == "late":
+            time.sleep(fault.delay_seconds)
+            self.server.late.append(self._forward(body)[0])
+            self.close_connection = True
+        elif fault.action == "hang":
+            self.server.ended.wait()
+            self.close_connection = True
         else:
             self._hang_up(fault, body)
 
@@ -125,6 +139,9 @@ class EngineProxy(ThreadingUnixStreamServer):
         self.engine_path = engine_url.removeprefix("unix://")
         self.url = f"unix://{path}"
         self.requests: list[str] = []
+        self.late: list[int] = []
+        """What the engine answered to those that had gone."""
+        self.ended = threading.Event()
         self.kill = kill
         self._fault = fault
         self._lock = threading.Lock()
@@ -137,7 +154,9 @@ class EngineProxy(ThreadingUnixStreamServer):
         with self._lock:
             number = len(self.requests)
             self.requests.append(request)
-        return self._fault if self._fault is not None and self._fault.at == number else None
+        return (
+            self._fault if self._fault is not None and self._fault.hits(number, request) else None
+        )
 
     def __exit__(
         self,
@@ -145,6 +164,7 @@ class EngineProxy(ThreadingUnixStreamServer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.ended.set()
         self.shutdown()
         self._thread.join()
         self.server_close()

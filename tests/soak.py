@@ -37,6 +37,8 @@ MEMORY_GROWTH_BYTES = 64 * 2**20
 LONGEST_PAUSE_SECONDS = 0.5
 SETTLING_SECONDS = 15
 FLOOD_BYTES = 10 * 2**30
+FLOOD_MEMORY_BYTES = 64 * 2**20
+"""What ten gigabytes of log may cost this process at their worst moment."""
 FLOOD = f"""
 import os
 piece, left = bytes(2**20), {FLOOD_BYTES}
@@ -69,6 +71,7 @@ class Soak:
         )
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.flood_memory_bytes = 0
 
     def run(self, runs: int, at_once: int) -> None:
         """Run cases drawn at random, some at a time; every case comes before one comes twice."""
@@ -99,7 +102,14 @@ class Soak:
     def flood(self) -> None:
         """Take in a log of ten gigabytes."""
         spec = python_spec(FLOOD, image=self._place.image, wall_seconds=300)
+        gc.collect()
+        before = peak_memory_bytes(anew=True)
         result = self._executor.run(self._in_session(spec))
+        self.flood_memory_bytes = peak_memory_bytes() - before
+        if self.flood_memory_bytes > FLOOD_MEMORY_BYTES:
+            self.wrong.append(
+                f"ten gigabytes of log cost {self.flood_memory_bytes} bytes of memory"
+            )
         log = result.log
         seen = len(log.head) + len(log.tail) + log.omitted_bytes
         if (Outcome.OK, FLOOD_BYTES) != (result.outcome, seen):
@@ -123,6 +133,15 @@ class Soak:
             threads=threading.active_count(),
             memory_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
         )
+
+
+def peak_memory_bytes(*, anew: bool = False) -> int:
+    """Return the most memory this process ever held, or has held since the count began anew."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024
 
 
 def leftovers(before: Footprint, now: Footprint) -> dict[str, int]:
@@ -161,7 +180,11 @@ def soak(runs: int, at_once: int, seed: int) -> dict[str, Any]:
         "outcomes": dict(work.outcomes),
         "wrong": work.wrong,
         "left": left,
-        "memory_bytes": {"before": before.memory_bytes, "after": after.memory_bytes},
+        "memory_bytes": {
+            "before": before.memory_bytes,
+            "after": after.memory_bytes,
+            "ten_gigabytes_of_log": work.flood_memory_bytes,
+        },
     }
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import docker
+import docker.errors
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
+from sandbox.contract import ContainerUnkillable, EngineUnavailable
 from sandbox.docker_executor import Step
-from sandbox.hardening import LABEL_SESSION
+from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.reaper import sweep, sweep_run_directories
-from tests.boxes import python_spec
+from tests.boxes import python_spec, wait_until
 from tests.engine_proxy import Action, EngineProxy, Fault
 
 REQUESTS = [
@@ -29,6 +33,7 @@ REQUESTS = [
     "DELETE /containers/",
 ]
 """Everything that a run asks of the engine, in this order."""
+FREEZER = Path("/sys/fs/cgroup/freezer")
 CONTROLLER = """
 import os, signal, sys
 from pathlib import Path
@@ -58,8 +63,9 @@ class Bench:
             update={"session": self.session.rstrip("-")}
         )
 
-    def executor(self, url: str, call_seconds: int = 30) -> DockerExecutor:
-        return DockerExecutor(url, self.engine.api_version, self.runs, call_seconds=call_seconds)
+    def executor(self, url: str, call_seconds: int = 30, **options: Any) -> DockerExecutor:
+        version = self.engine.api_version
+        return DockerExecutor(url, version, self.runs, call_seconds=call_seconds, **options)
 
     def controller(self, url: str, last_step: str = "") -> subprocess.Popen[bytes]:
         """Start a process that runs one box, and dies at a step if asked to."""
@@ -76,6 +82,14 @@ class Bench:
             all=True, filters={"label": f"{LABEL_SESSION}={self.spec.session}"}
         )
         return [box["Id"] for box in found]
+
+    def processes(self) -> list[int]:
+        """Return the host's process ids of everything that lives in the session's boxes."""
+        found = []
+        for box in self.boxes():
+            with contextlib.suppress(docker.errors.APIError):  # it does not run
+                found += self.client.top(box, "-o pid")["Processes"] or []
+        return [int(fields[0]) for fields in found]
 
     def start_anew(self) -> None:
         """Do what every start of nightlab does first."""
@@ -167,3 +181,86 @@ def test_an_engine_that_fails_once_is_our_error_or_no_error_and_leaves_nothing(
         assert proxy.requests[: at + 1] == REQUESTS[: at + 1]
     gc.collect()
     assert ([], []) == bench.leftovers()
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+def test_a_container_that_a_slow_engine_makes_after_we_gave_up_is_found_and_removed(
+    bench: Bench, tmp_path: Path
+) -> None:
+    fault = Fault(REQUESTS.index("POST /containers/create"), "late", 2.5)
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        with pytest.raises(EngineUnavailable):
+            bench.executor(proxy.url, call_seconds=1, build=unmounted).run(bench.spec)
+        assert [] == proxy.late
+        assert wait_until(lambda: proxy.late == [201], 10)
+        assert wait_until(lambda: bench.boxes() == [], 5)
+    gc.collect()
+    assert ([], []) == bench.leftovers()
+
+
+def unmounted(spec: RunSpec, lease: Lease) -> Settings:
+    """Return settings that an engine takes although the run's directory is gone by then."""
+    settings = container_settings(spec, lease)
+    settings["HostConfig"]["Mounts"] = []
+    return settings
+
+
+KILLS = "POST .*/kill|POST .*/update|DELETE"
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+@pytest.mark.parametrize("action", ["refuse", "hang"])
+def test_a_box_dies_at_its_deadline_though_the_engine_can_no_longer_kill(
+    action: Action, bench: Bench, tmp_path: Path
+) -> None:
+    stopped = stopping_pid_1(bench)
+    fault = Fault(None, action, kind=KILLS + "|POST .*/wait")
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        executor = bench.executor(proxy.url, call_seconds=1, death_seconds=1)
+        with pytest.raises(EngineUnavailable):
+            executor.run(sleeping(bench.spec), on_log=stopped)
+        assert [] == bench.processes()
+    gc.collect()
+
+
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+@pytest.mark.skipif(not FREEZER.is_dir() or os.geteuid() != 0, reason="needs root and a v1 freezer")
+def test_a_container_that_no_kill_ends_is_an_error_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    def freeze(_: bytes) -> None:
+        (freezer_of(bench) / "freezer.state").write_text("FROZEN")
+
+    fault = Fault(None, "refuse", kind=KILLS)
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        executor = bench.executor(proxy.url, call_seconds=1, death_seconds=0.5)
+        try:
+            with pytest.raises(ContainerUnkillable, match="lives on") as unkillable:
+                executor.run(sleeping(bench.spec), on_log=freeze)
+            assert "" != unkillable.value.hint
+            assert [] != bench.processes()
+        finally:
+            (freezer_of(bench) / "freezer.state").write_text("THAWED")
+    assert wait_until(lambda: bench.processes() == [], 5)
+    assert Outcome.OK == bench.next_outcome()
+    gc.collect()
+
+
+def sleeping(spec: RunSpec) -> RunSpec:
+    """Return a run that says that it is up and does not end by itself."""
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    limits = spec.limits.model_copy(update={"wall_seconds": 1})
+    return spec.model_copy(update={"argv": ("python3", "-c", code), "limits": limits})
+
+
+def stopping_pid_1(bench: Bench) -> Callable[[bytes], None]:
+    """Return what stops PID 1 from outside, so that only the host can end the box."""
+    return lambda _: os.kill(min(bench.processes()), signal.SIGSTOP)
+
+
+def freezer_of(bench: Bench) -> Path:
+    """Return the freezer of the session's only box."""
+    (box,) = bench.boxes()
+    (place,) = FREEZER.glob(f"**/{box}")
+    return place

@@ -6,13 +6,13 @@ import contextlib
 import copy
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +24,19 @@ import pytest
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
-from tests.boxes import MEBIBYTE, box_spec, python_spec
+from sandbox.hardware import find_profile
+from sandbox.library import box_environment
+from tests.boxes import (
+    CONTROLLER,
+    MEBIBYTE,
+    box_spec,
+    boxes_of,
+    children,
+    in_session,
+    python_spec,
+    running,
+    wait_until,
+)
 
 # --- the real engine ---
 
@@ -39,27 +51,6 @@ def client(engine: Any) -> Iterator[docker.APIClient]:
     client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
     yield client
     client.close()
-
-
-def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:
-    """Return the containers of one session."""
-    found: list[dict[str, Any]] = client.containers(
-        all=True, filters={"label": f"{LABEL_SESSION}={session}"}
-    )
-    return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def in_session(spec: RunSpec, session: str) -> RunSpec:
-    return spec.model_copy(update={"session": session})
 
 
 @pytest.mark.docker
@@ -157,6 +148,59 @@ def test_data_loader_workers_and_threads_work_in_the_box(
     assert ("ok", "4950.0\n") == (result.outcome, result.log.head)
 
 
+COMPILED = """
+import torch
+def loss(x):
+    return (torch.sin(x) * x.relu()).sum()
+x = torch.linspace(-1, 1, 1000, requires_grad=True)
+expected = torch.autograd.grad(loss(x), x)[0]
+found = torch.autograd.grad(torch.compile(loss)(x), x)[0]
+print(torch.allclose(expected, found, atol=1e-5))
+from torch._inductor import metrics
+print(metrics.generated_kernel_count > 0)
+"""
+COMPILER = '#!/bin/sh\nexec /host/usr/bin/g++ --sysroot=/host "$@"\n'
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not list(Path("/usr/include").glob("python3*/Python.h")),
+    reason="the image has no compiler, and this host has no g++ with Python's headers to lend",
+)
+def test_inductor_compiles_and_loads_its_kernels_in_the_box(
+    executor: DockerExecutor, image: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "g++").write_text(COMPILER)
+    (tmp_path / "bin" / "g++").chmod(0o755)
+    (headers,) = Path("/usr/include").glob("python3*/Python.h")
+    lent = {Path("/usr"): "/host/usr", Path("/usr/lib"): "/host/lib", tmp_path / "bin": "/lent"}
+    if Path("/usr/lib64").is_dir():
+        lent[Path("/usr/lib64")] = "/host/lib64"
+    spec = python_spec(
+        COMPILED,
+        image=image.image_id,
+        mounts=lent,
+        wall_seconds=200,
+        memory_bytes=3072 * MEBIBYTE,
+        tmp_bytes=512 * MEBIBYTE,
+        shm_bytes=64 * MEBIBYTE,
+        pids=256,
+        cpus=2,
+        open_files=1024,
+        log_bytes=2**16,
+    )
+    environment = box_environment(find_profile("cpu").environment, 2) | {
+        "PATH": "/lent:/usr/local/bin:/usr/bin:/bin:/host/usr/bin",
+        "LD_LIBRARY_PATH": "/host/usr/lib/x86_64-linux-gnu",
+        "CPLUS_INCLUDE_PATH": f"/host{headers.parent}:/host/usr/include",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    result = executor.run(spec.model_copy(update={"environment": environment}))
+    assert ("ok", "True\nTrue\n") == (result.outcome, result.log.head), result.log
+
+
 @pytest.mark.docker
 def test_an_unknown_image_is_our_failure_with_a_name(executor: DockerExecutor) -> None:
     with pytest.raises(ImageMissing):
@@ -191,16 +235,42 @@ def test_a_mount_that_does_not_exist_is_our_failure(
 
 
 def weakened(**walls: Any) -> Callable[[RunSpec, Lease], Settings]:
-    """Return a builder of settings in which these walls are replaced."""
+    """Return a builder of settings in which these walls are replaced, or made from what was."""
 
     def build(spec: RunSpec, lease: Lease) -> Settings:
         settings = copy.deepcopy(container_settings(spec, lease))
         for name, wall in walls.items():
-            place = settings if name in settings else settings["HostConfig"]
-            place[name] = place[name] | wall if name == "Tmpfs" else wall
+            place = settings if name in CONTAINER_WALLS else settings["HostConfig"]
+            if callable(wall):
+                place[name] = wall(place[name])
+            else:
+                place[name] = place[name] | wall if name == "Tmpfs" else wall
         return settings
 
     return build
+
+
+CONTAINER_WALLS = ("User", "Labels", "Healthcheck", "Volumes", "Hostname", "NetworkDisabled")
+NULL_UNDER_ANOTHER_NAME = {
+    "PathOnHost": "/dev/null",
+    "PathInContainer": "/dev/kvm",
+    "CgroupPermissions": "r",
+}
+
+
+def without(name: str) -> Callable[[list[Settings]], list[Settings]]:
+    """Return what leaves one rlimit out."""
+    return lambda limits: [limit for limit in limits if limit["Name"] != name]
+
+
+def writable(mounts: list[Settings]) -> list[Settings]:
+    """Return mounts that a box may write to."""
+    return [mount | {"ReadOnly": False} for mount in mounts]
+
+
+def and_one_more(mounts: list[Settings]) -> list[Settings]:
+    """Return mounts with one that nobody asked for."""
+    return [*mounts, {"Type": "tmpfs", "Target": "/extra"}]
 
 
 WEAKENED = [
@@ -214,8 +284,14 @@ WEAKENED = [
     ("pids", weakened(PidsLimit=0)),
     ("cpus", weakened(NanoCpus=0)),
     ("core", weakened(Ulimits=[])),
+    ("core", weakened(Ulimits=without("core"))),
+    ("fsize", weakened(Ulimits=without("fsize"))),
+    ("nofile", weakened(Ulimits=without("nofile"))),
     ("/: ", weakened(ReadonlyRootfs=False)),
-    ("/out", weakened(Tmpfs={"/out": "size=4194304,exec"})),
+    ("/out: ", weakened(Tmpfs={"/out": "size=4194304,exec"})),
+    ("/out bytes", weakened(Tmpfs={"/out": "noexec,nr_inodes=40"})),
+    ("/out inodes", weakened(Tmpfs={"/out": "noexec,size=4194304"})),
+    ("/tmp: ", weakened(Tmpfs={"/tmp": "exec,suid,dev,size=16777216,nr_inodes=65536"})),
     ("/tmp bytes", weakened(Tmpfs={"/tmp": "exec,mode=1777"})),
     ("/tmp inodes", weakened(Tmpfs={"/tmp": "exec,mode=1777,size=16777216"})),
     ("/dev/shm bytes", weakened(ShmSize=64 * MEBIBYTE)),
@@ -225,6 +301,14 @@ WEAKENED = [
     ("uts namespace", weakened(UTSMode="host", Hostname="")),
     ("cgroup namespace", weakened(CgroupnsMode="host")),
     ("devices", weakened(Privileged=True)),
+    ("devices", weakened(Devices=[NULL_UNDER_ANOTHER_NAME])),
+    ("/nightlab: ", weakened(Mounts=writable)),
+    ("mounts: /extra is writable", weakened(Mounts=and_one_more)),
+    ("/proc/sys: ", weakened(ReadonlyPaths=[])),
+    ("mounts: /volume is writable", weakened(Volumes={"/volume": {}})),
+    ("Labels", weakened(Labels={LABEL_SESSION: f"weak-{os.getpid()}"})),
+    ("AutoRemove", weakened(AutoRemove=True)),
+    ("OomKillDisable", weakened(OomKillDisable=True)),
     ("RestartPolicy", weakened(RestartPolicy={"Name": "always"})),
     ("LogConfig", weakened(LogConfig={"Type": "none"})),
     ("Healthcheck", weakened(Healthcheck={"Test": ["CMD", "true"]})),
@@ -250,15 +334,23 @@ def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
     assert [] == boxes_of(client, session)
 
 
-# --- deadlines, each alone ---
+@pytest.mark.docker
+def test_an_image_that_declares_volumes_is_refused(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    made = client.create_container_from_config(  # type: ignore[no-untyped-call]
+        {"Image": image.image_id, "Entrypoint": ["true"], "HostConfig": {"NetworkMode": "none"}}
+    )
+    changed = client.commit(made["Id"], changes=["VOLUME /data"])
+    client.remove_container(made["Id"])
+    try:
+        with pytest.raises(SandboxError, match="declares volumes"):
+            executor.run(box_spec(image=changed["Id"]))
+    finally:
+        client.remove_image(changed["Id"])
 
-CONTROLLER = """
-import sys
-from pathlib import Path
-from sandbox import DockerExecutor, RunSpec
-url, version, root, spec = sys.argv[1:]
-DockerExecutor(url, version, Path(root)).run(RunSpec.model_validate_json(spec))
-"""
+
+# --- deadlines, each alone ---
 
 
 @pytest.mark.docker
@@ -278,15 +370,6 @@ def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
     assert "host_deadline" == result.evidence["killed_by"]
     assert result.wall_seconds < 1 + 2 + 1
     assert [] == boxes_of(client, session)
-
-
-def running(client: docker.APIClient, session: str) -> list[int]:
-    """Return the host's process ids of a session's only box, PID 1 first."""
-    for box in boxes_of(client, session):
-        with contextlib.suppress(docker.errors.APIError):
-            processes = client.top(box["Id"], "-o pid")["Processes"] or []
-            return sorted(int(fields[0]) for fields in processes)
-    return []
 
 
 @pytest.mark.docker
@@ -313,12 +396,6 @@ def test_pid_1_ends_the_box_of_a_controller_that_cannot(
         controller.wait()
         for box in boxes_of(client, session):
             client.remove_container(box["Id"], force=True)
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children, of all of its threads."""
-    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in found for word in text.split()]
 
 
 @pytest.mark.docker
@@ -397,6 +474,44 @@ def test_runs_from_several_threads_leave_no_descriptor_and_no_thread(
         outcomes = [result.outcome for result in pool.map(executor.run, [spec] * 8)]
     assert [Outcome.OK] * 8 == outcomes
     assert before == (open_descriptors(), threading.active_count())
+
+
+FLOOD_BYTES = 2**30
+FLOOD = f"""
+import os
+piece, left = "\\U0001f4a3".encode() * 2**15 + b"\\xff" * 2**15, {FLOOD_BYTES}
+while left:
+    left -= os.write(1, piece[:left])
+"""
+FLOODED = """
+import resource, sys
+from pathlib import Path
+from sandbox import DockerExecutor, RunSpec
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+url, version, root, spec = sys.argv[1:]
+executor, spec = DockerExecutor(url, version, Path(root)), RunSpec.model_validate_json(spec)
+quiet = spec.model_copy(update={"argv": ("true",)})
+executor.run(quiet)
+before = peak()
+result = executor.run(spec, on_log=lambda piece: None)
+print(result.outcome, result.log.omitted_bytes, peak() - before)
+"""
+
+
+@pytest.mark.docker
+def test_a_flood_of_log_costs_the_controller_at_most_64_mb(
+    engine: Any, image: Any, tmp_path: Path
+) -> None:
+    largest = 2**22
+    spec = python_spec(FLOOD, image=image.image_id, log_bytes=largest, wall_seconds=60)
+    arguments = [engine.base_url, engine.api_version, str(tmp_path), spec.model_dump_json()]
+    done = subprocess.run(
+        [sys.executable, "-c", FLOODED, *arguments], capture_output=True, text=True, check=True
+    )
+    outcome, omitted, grown = done.stdout.split()
+    assert ("ok", FLOOD_BYTES - 2 * largest) == (outcome, int(omitted))
+    assert int(grown) <= 64 * MEBIBYTE
 
 
 class EngineProxy:

@@ -8,17 +8,30 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import pytest
 
-from sandbox.contract import Log, Outcome, RunResult, RunSpec
+from sandbox.contract import Log, Outcome, OutputFile, RunResult, RunSpec
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect
 from sandbox.image import ImageRecord
-from sandbox.self_check import FAMILIES, Finding, lay_out, try_family, try_walls
+from sandbox.probes import PROBES
+from sandbox.self_check import (
+    CANARY_VARIABLE,
+    CHECK_LIMITS,
+    FAMILIES,
+    Finding,
+    lay_out,
+    try_family,
+    try_strain,
+    try_walls,
+)
+from sandbox.strains import FLOOD_BYTES, STRAINS, Strain
 
 pytestmark = [pytest.mark.docker]
 
+ADDED = ["SYS_ADMIN", "SYS_NICE", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYSLOG"]
 STILL_HELD = 40
 """Root without seccomp still has namespaces, a cgroup and a /proc of its own."""
 
@@ -44,9 +57,13 @@ class Bare:
                 command=[],
                 user="0:0",
                 security_opt=["seccomp=unconfined"],
-                network_mode="none",
-                environment=spec.environment | {"NIGHTLAB_CHECK_CANARY": "seen"},
-                volumes=[f"{mount.source}:{mount.target}" for mount in spec.mounts],
+                cap_add=ADDED,
+                network_mode="host",
+                ipc_mode="host",
+                devices=["/dev/null:/dev/kvm:r"],
+                environment=spec.environment | {CANARY_VARIABLE: os.environ[CANARY_VARIABLE]},
+                volumes=[f"{mount.source}:{mount.target}" for mount in spec.mounts]
+                + [f"{mount.source.parent}:{mount.source.parent}" for mount in spec.mounts],
             )
             try:
                 container.start()
@@ -54,26 +71,8 @@ class Bare:
                 log = container.logs().decode(errors="replace")
             finally:
                 container.remove(force=True)
-        now = datetime.now(UTC)
-        return RunResult(
-            run_id=spec.run_id,
-            box=spec.box,
-            outcome=Outcome.OK if code == 0 else Outcome.FAILED,
-            exit_code=code,
-            signal=None,
-            wall_seconds=1.0,
-            limits=spec.limits,
-            peak_memory_bytes=None,
-            cpu_seconds=None,
-            oom_kills=0,
-            gpus=(),
-            log=Log(head=log, tail="", omitted_bytes=0),
-            output=(),
-            image_digest=spec.image,
-            started_at=now,
-            finished_at=now,
-            evidence={},
-        )
+        outcome = Outcome.OK if code == 0 else Outcome.FAILED
+        return result_of(log, outcome=outcome, exit_code=code)
 
 
 def test_every_wall_of_a_box_holds(engine: Engine, image: ImageRecord, state_dir: Path) -> None:
@@ -98,13 +97,18 @@ def test_most_attempts_succeed_where_the_walls_are_gone(without_walls: list[Find
     assert len(held) < STILL_HELD, held
 
 
-@pytest.mark.parametrize("family", ["files", "identity", "memory", "processes", "secrets"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_notices_that_its_walls_are_gone(
     without_walls: list[Finding], family: str
 ) -> None:
     standings = {finding.standing for finding in without_walls if finding.family == family}
 
     assert "gave way" in standings
+
+
+def test_every_family_of_probes_and_strains_is_made() -> None:
+    families = {family for family, _ in PROBES} | {strain.family for strain in STRAINS}
+    assert set(FAMILIES) == families
 
 
 def test_a_program_that_says_nothing_proves_nothing(
@@ -118,3 +122,84 @@ def test_a_program_that_says_nothing_proves_nothing(
         findings = try_family(Silent(engine), place, "identity")
 
     assert {"not tried"} == {finding.standing for finding in findings}
+
+
+class Roomy(DockerExecutor):
+    """Runs every box with many times the room that was asked for."""
+
+    def run(self, spec: RunSpec, **kept: Any) -> RunResult:
+        asked = spec.limits
+        limits = asked.model_copy(
+            update={
+                "wall_seconds": 6,
+                "memory_bytes": 32 * asked.memory_bytes,
+                "pids": 8 * asked.pids,
+                "tmp_bytes": 16 * asked.tmp_bytes,
+                "shm_bytes": 32 * asked.shm_bytes,
+                "output_bytes": 32 * asked.output_bytes,
+            }
+        )
+        result = super().run(spec.model_copy(update={"limits": limits}), **kept)
+        return result.model_copy(update={"limits": asked})
+
+
+BOUNDED = [s for s in STRAINS if s.family in ("memory", "processes", "time") or "fill" in s.tried]
+BOUNDED = [s for s in BOUNDED if s.tried != "kill everything"]
+
+
+@pytest.mark.parametrize("strain", BOUNDED, ids=lambda strain: strain.tried)
+def test_a_strain_notices_that_its_bound_is_gone(
+    strain: Strain, engine: Engine, image: ImageRecord, state_dir: Path
+) -> None:
+    executor = Roomy(engine.base_url, engine.api_version, state_dir / "run")
+    with lay_out(image.image_id, state_dir / "run", os.environ) as place:
+        assert "gave way" == try_strain(executor, place, strain).standing
+
+
+def result_of(head: str = "began\n", **changes: Any) -> RunResult:
+    """Return what a run came to that went well."""
+    now = datetime.now(UTC)
+    result = RunResult(
+        run_id="check-strain",
+        box="train",
+        outcome=Outcome.OK,
+        exit_code=0,
+        signal=None,
+        wall_seconds=1.0,
+        limits=CHECK_LIMITS,
+        peak_memory_bytes=None,
+        cpu_seconds=None,
+        oom_kills=0,
+        gpus=(),
+        log=Log(head=head, tail="", omitted_bytes=0),
+        output=(),
+        image_digest="sha256:0",
+        started_at=now,
+        finished_at=now,
+        evidence={"reported": True, "output_skipped": {"symlink": 2}},
+    )
+    return result.model_copy(update=changes)
+
+
+LONE = OutputFile(name="lone", bytes=1, sha256="0" * 64)
+LINK = OutputFile(name="link", bytes=1, sha256="0" * 64)
+WHOLE = FLOOD_BYTES + len("began\n")
+
+
+@pytest.mark.parametrize(
+    ("tried", "changes"),
+    [
+        ("kill everything", {"evidence": {"reported": False}}),
+        ("kill everything", {"outcome": Outcome.INTERRUPTED}),
+        ("ten thousand files in the output", {}),
+        ("flood the log", {"log": Log(head="began\n", tail="", omitted_bytes=0)}),
+        ("flood the log", {"log": Log(head="y" * WHOLE, tail="", omitted_bytes=0)}),
+        ("output that leads out", {"output": (LINK, LONE)}),
+        ("output that leads out", {"output": (LONE,), "evidence": {"output_skipped": {}}}),
+    ],
+)
+def test_a_strain_without_a_bound_is_judged_by_what_came_out(
+    tried: str, changes: dict[str, Any]
+) -> None:
+    (strain,) = (strain for strain in STRAINS if strain.tried.startswith(tried))
+    assert not strain.held(result_of(**changes))

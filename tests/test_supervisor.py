@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
+import socket
+import struct
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import supervisor
-from sandbox.supervisor import Cgroup, Log
+from sandbox.supervisor import Cgroup, Link, Log
+from tests.boxes import wait_until
 
 SOURCE = Path(supervisor.__file__).read_text()
 NO_LIMIT = 9223372036854771712
@@ -128,6 +135,52 @@ def test_counters_of_cgroup_version_1_are_read(tmp_path: Path) -> None:
         "cpu_seconds": 2.5,
     }
     assert expected == cgroup.counters()
+
+
+def hierarchy_2() -> Path | None:
+    """Return where cgroup version 2 is mounted whole, with or without controllers."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        here, there = line.split(" - ", 1)
+        if there.startswith("cgroup2 ") and here.split()[3] == "/":
+            return Path(here.split()[4])
+    return None
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or hierarchy_2() is None, reason="needs root and cgroup 2")
+def test_a_real_cgroup_of_version_2_is_read() -> None:
+    """Its CPU account is there always; memory and pids only where version 1 does not have them."""
+    root = hierarchy_2()
+    assert root is not None
+    group = root / f"nightlab-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    burn = "import time\nwhile time.process_time() < 0.2: pass\ninput()"
+    try:
+        with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE) as process:
+            (group / "cgroup.procs").write_text(str(process.pid))
+            assert wait_until(lambda: (Cgroup(str(group)).cpu_seconds() or 0) > 0.1, 20)
+            process.communicate(b"\n")
+        counters = Cgroup(str(group)).counters()
+        with_memory = (group / "memory.events").exists()
+        assert (0, 0) == (counters["oom_kills"], counters["pids_refused"])
+        assert with_memory == (counters["peak_memory_bytes"] is not None)
+    finally:
+        group.rmdir()
+
+
+def test_a_host_that_does_not_read_never_holds_pid_1_up() -> None:
+    """The log is offered and dropped; only what is sent after the end may wait."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"G" + struct.pack(">I", 2) + b"{}")
+        link = Link(ours)
+        assert ({}, None) == link.wait_for_go()
+        started = time.monotonic()
+        for _ in range(200):
+            link.offer(b"L", bytes(65536))
+        assert time.monotonic() - started < 5
 
 
 def test_it_is_python_3_8() -> None:

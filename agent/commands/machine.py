@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -26,18 +25,12 @@ from agent.commands.shared import (
 from agent.program import parse_size
 from agent.render import one_line
 from agent.session import SessionError
-from agent.setup import (
-    box_environment,
-    copy_template,
-    executor,
-    image_recipe,
-    set_up,
-    state_directory,
-)
-from sandbox.contract import Limits, Mount, RunSpec
+from agent.setup import copy_template, image_recipe, set_up
 from sandbox.engine import find_engine, stop_own_engine
 from sandbox.escapes import installed, version_rows
 from sandbox.image import find_image
+from sandbox.library import box as run_box
+from sandbox.library import executor, named_limits, state_directory
 from sandbox.self_check import CheckResult, timed_check
 
 
@@ -136,48 +129,56 @@ def box(
         "pids": pids,
         "output_bytes": _size("--output", output),
     }
-    limits = settings.train_limits().model_dump() | {
-        name: value for name, value in given.items() if value is not None
-    }
-    state_dir = state_directory(os.environ)
-    engine = find_engine(state_dir, environ=os.environ)
-    recipe = image_recipe(settings, program.parent)
-    image = find_image(engine, recipe, state_dir=state_dir)
-    name = f"box-{uuid.uuid4().hex[:12]}"
-    spec = RunSpec(
-        run_id=name,
-        session=name,
-        box="train",
-        image=image.image_id,
-        argv=tuple(argv),
-        working_directory="/",
-        environment=box_environment(recipe.profile.environment, limits["cpus"]),
-        mounts=tuple(_mount(text) for text in mount_ro or []),
-        gpus=(),
-        limits=Limits.model_validate(limits),
+    changed = {name: value for name, value in given.items() if value is not None}
+    result = run_box(
+        argv,
+        named_limits(settings.train_limits(), changed),
+        mounts=dict(_mount(text) for text in mount_ro or []),
+        output_dir=output_dir,
+        recipe=image_recipe(settings, program.parent),
+        environ=os.environ,
     )
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    result = executor(engine, state_dir).run(spec, output_dir=output_dir)
     sys.stdout.write(result.model_dump_json(indent=2) + "\n")
 
 
 def show_check(console: Console, found: CheckResult) -> None:
-    """A table of what was tried and what held; warnings about versions below it."""
-    table = Table("family", "tried", "", "what was seen", box=None, pad_edge=False)
+    """A table of what was tried and what held, then the versions a box rests on."""
+    table = Table("wall", "what was tried", "", "what was seen", box=None, pad_edge=False)
     for finding in found.findings:
         style = "" if finding.standing == "held" else "bold red"
         seen = Text(one_line(finding.seen, 60))
         table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
     console.print(table)
+    console.print()
+    console.print(_version_table(found))
     for row in found.versions:
         if row.standing != "ok":
-            console.print(
-                f"{row.standing}: {row.component} {row.version}: {row.words}", markup=False
-            )
-    held = sum(finding.standing == "held" for finding in found.findings)
-    parts = ", ".join(f"{part.name} {part.version}" for part in found.components)
-    console.print(f"{held} of {len(found.findings)} held in {found.seconds:.0f} s; {parts}")
+            words = f"{row.standing}: {row.escape} ({row.component} {row.version}): {row.words}"
+            console.print(words, markup=False, highlight=False)
+    console.print(f"\n{_counts(found)} in {found.seconds:.0f} s", highlight=False)
+
+
+def _version_table(found: CheckResult) -> Table:
+    """Each part of the machine, and how many of its known ways out are closed."""
+    table = Table("part", "version", "known ways out of a container", box=None, pad_edge=False)
+    for part in found.components:
+        rows = [row for row in found.versions if row.component == part.name]
+        closed = sum(row.standing == "ok" for row in rows)
+        told = f"{closed} of {len(rows)} closed or avoided" if rows else "none on record here"
+        table.add_row(part.name, Text(one_line(part.version, 60)), told)
+    return table
+
+
+def _counts(found: CheckResult) -> str:
+    """How many attempts held, and what else there is to know."""
+    standings = [finding.standing for finding in found.findings]
+    told = [f"{standings.count('held')} of {len(standings)} attempts held"]
+    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := standings.count(s))]
+    doubtful = sum(row.standing == "warning" for row in found.versions)
+    broken = sum(row.standing == "gave way" for row in found.versions)
+    told += [f"{doubtful} known ways out to look up"] if doubtful else []
+    told += [f"{broken} known ways out stand open"] if broken else []
+    return ", ".join(told)
 
 
 def _size(flag: str, text: str | None) -> int | None:
@@ -191,8 +192,8 @@ def _size(flag: str, text: str | None) -> int | None:
     return size
 
 
-def _mount(text: str) -> Mount:
+def _mount(text: str) -> tuple[Path, str]:
     source, separator, target = text.partition(":")
     if not separator or not Path(source).exists():
         raise SessionError(f"--mount-ro {text}: not HOST:BOX with an existing host path", "")
-    return Mount(source=Path(source).absolute(), target=target)
+    return Path(source), target
