@@ -46,6 +46,7 @@ LOOKBACK_BLOCKS = 20
 MAX_BREAKPOINTS = 4
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 DELTA_CHARACTERS = 24
+RECORDED_PIECE_BYTES = 61
 SECRET = b"what only the service knows"
 UNPRICED = "claude-unpriced-9-9"
 PRICES_USD = {
@@ -104,7 +105,15 @@ class Turn:
     """Holds things the SDK's types do not know."""
 
 
-Entry = Turn | Status | Callable[[Request], Turn | Status]
+@dataclass(frozen=True)
+class Recorded:
+    """An answer that somebody else recorded, byte for byte; it is not billed."""
+
+    body: bytes
+
+
+Answer = Turn | Status | Recorded
+Entry = Answer | Callable[[Request], Answer]
 
 
 @dataclass(frozen=True)
@@ -245,6 +254,8 @@ class MessagesServer:
             answer = self._refusal(problem) if problem else self._next(request)
             if isinstance(answer, Status):
                 return handler.send_status(answer)
+            if isinstance(answer, Recorded):
+                return handler.send_recorded(answer.body)
             answer = self._completed(request, answer)
             read, written = self._cache.account(request)
             self._bill(request, read, written, 1, whole=False)
@@ -274,7 +285,7 @@ class MessagesServer:
         self.unplanned.append(f"{problem.code}: {problem.message}")
         return Status(problem.code, problem.type, problem.message)
 
-    def _next(self, request: Request) -> Turn | Status:
+    def _next(self, request: Request) -> Answer:
         self.requests.append(request)
         entry = next(self._script, None)
         if entry is None:
@@ -435,6 +446,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each small piece waits for the client's acknowledgement
     server: _HTTPServer
 
     def do_POST(self) -> None:
@@ -469,6 +481,14 @@ class _Handler(BaseHTTPRequestHandler):
         piece = f"event: {name}\ndata: {body}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.flush()
+
+    def send_recorded(self, body: bytes) -> None:
+        """A stream in pieces that respect neither its lines nor its characters."""
+        self.begin_stream(0)
+        for start in range(0, len(body), RECORDED_PIECE_BYTES):
+            piece = body[start : start + RECORDED_PIECE_BYTES]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.end_stream()
 
     def end_stream(self) -> None:
         self.wfile.write(b"0\r\n\r\n")
