@@ -48,7 +48,14 @@ RESERVED_BYTES_PER_TOKEN = 2
 CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
 """A training outlives the five-minute cache."""
 TRANSIENT_STATUSES = frozenset({408, 409, 429})
-TRANSIENT_TYPES = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
+TRANSIENT_TYPES = frozenset(
+    {
+        *("overloaded_error", "api_error", "rate_limit_error", "timeout_error"),
+        # What Bedrock calls them inside its streams.
+        *("throttlingException", "serviceUnavailableException", "internalServerException"),
+        *("modelTimeoutException", "modelStreamErrorException"),
+    }
+)
 SPEND_CAPS = frozenset(
     {
         "enforced_spend_limit_reached",
@@ -59,8 +66,34 @@ SPEND_CAPS = frozenset(
 """Error codes that only the next month or a person changes, whatever their status says."""
 
 
+CREDENTIALS: dict[Provider, str] = {
+    "anthropic": "ANTHROPIC_API_KEY",
+    "bedrock": "the AWS credentials and AWS_REGION",
+    "vertex": "Google's application default credentials, CLOUD_ML_REGION and "
+    "ANTHROPIC_VERTEX_PROJECT_ID",
+}
+ADDRESSES: dict[Provider, str] = {
+    "anthropic": "ANTHROPIC_BASE_URL",
+    "bedrock": "AWS_REGION",
+    "vertex": "CLOUD_ML_REGION",
+}
+
+
 class StreamBroken(Exception):
     """A stream ended, stalled or turned to nonsense before its reply was whole."""
+
+
+class CredentialsFailed(Exception):
+    """A cloud's client found no credentials, or could not renew them.
+
+    Args:
+        explanation: what that client says.
+        passes: whether it may find them later, as after an outage of whoever renews them.
+    """
+
+    def __init__(self, explanation: str, *, passes: bool) -> None:
+        super().__init__(explanation)
+        self.passes = passes
 
 
 def thinks_adaptively(model: str) -> bool:
@@ -142,8 +175,8 @@ class ClaudeModel:
         request = self._request(system, tools, messages)
         try:
             return self._runner.run(self._ask(request))
-        except (APIError, httpx2.HTTPError, StreamBroken) as error:
-            raise _final_error(error) from error
+        except (APIError, httpx2.HTTPError, StreamBroken, CredentialsFailed) as error:
+            raise _final_error(error, self._provider) from error
         except (KeyboardInterrupt, SystemExit):
             # A handler of our caller's own may have left the call half done in the loop.
             self.close()
@@ -257,6 +290,8 @@ class ClaudeModel:
             self._charge(arrival, describe(error), self._clock() - started, request)
             if isinstance(error, TimeoutError):
                 raise self._timed_out(seconds_left) from error
+            if isinstance(error, _credential_errors(self._provider)):
+                raise _credentials_failed(error) from error
             raise
 
     def _timed_out(self, seconds_left: float) -> Exception:
@@ -324,6 +359,26 @@ def _client(
     )
 
 
+def _credential_errors(provider: Provider) -> tuple[type[BaseException], ...]:
+    """What a cloud's client raises before it asks; only that cloud's library knows its own."""
+    if provider == "bedrock":
+        from botocore.exceptions import BotoCoreError
+
+        return RuntimeError, ValueError, BotoCoreError
+    if provider == "vertex":
+        from google.auth.exceptions import GoogleAuthError
+
+        return RuntimeError, ValueError, GoogleAuthError
+    return ()
+
+
+def _credentials_failed(error: BaseException) -> CredentialsFailed:
+    # google-auth says what may pass; of botocore's errors it is those of the connection.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    passes = bool(getattr(error, "retryable", False)) or "HTTPClientError" in kinds
+    return CredentialsFailed(f"{type(error).__name__}: {error}", passes=passes)
+
+
 class _Arrival:
     """What has come of one stream so far."""
 
@@ -339,7 +394,7 @@ class _Arrival:
         Raises:
             StreamBroken: an event could not be understood.
         """
-        self.request_id = stream.request_id
+        self.request_id = stream.request_id or stream.response.headers.get("x-amzn-requestid")
         try:
             async for event in stream:
                 self._take(event, stream)
@@ -382,6 +437,8 @@ def is_transient(error: BaseException | None) -> bool:
         return _is_transient_status(error)
     if isinstance(error, APIConnectionError):
         return not isinstance(error.__cause__, httpx2.UnsupportedProtocol)
+    if isinstance(error, CredentialsFailed):
+        return error.passes
     # Errors after the first byte of a stream reach us raw.
     return isinstance(error, (StreamBroken, httpx2.RequestError))
 
@@ -402,11 +459,13 @@ def _is_transient_status(error: APIStatusError) -> bool:
 def describe(error: BaseException | None) -> str:
     """One bounded line about an error, fit for a record; a server's text is not trusted."""
     if isinstance(error, APIStatusError):
-        detail = error.api_message or "no message"
+        detail = error.api_message or error.message or "no message"
         name = error.error_code or error.type or "error"
         return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
     if isinstance(error, StreamBroken):
         return str(error)
+    if isinstance(error, CredentialsFailed):
+        return one_line(str(error), ERROR_CHARACTERS)
     return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
 
 
@@ -442,7 +501,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else None
 
 
-def _final_error(error: BaseException) -> ModelError:
+def _final_error(error: BaseException, provider: Provider) -> ModelError:
     said = describe(error)
     if is_transient(error):
         return ModelError(
@@ -454,20 +513,23 @@ def _final_error(error: BaseException) -> ModelError:
     return ModelError(
         StopReason.API_REFUSED,
         f"the model's service refused the request ({said})",
-        _hint(error, status),
+        _hint(error, status, provider),
         history_rejected=status in (200, 400, 413, 422),
     )
 
 
-def _hint(error: BaseException, status: int) -> str:
+def _hint(error: BaseException, status: int, provider: Provider) -> str:
     if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
         return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
+    check = f"Check {CREDENTIALS[provider]}."
+    if isinstance(error, CredentialsFailed):
+        return f"{check} {WITHOUT_A_KEY}"
     hints = {
-        0: "Check ANTHROPIC_BASE_URL.",
-        401: f"Check ANTHROPIC_API_KEY. {WITHOUT_A_KEY}",
+        0: f"Check {ADDRESSES[provider]}.",
+        401: f"{check} {WITHOUT_A_KEY}",
         402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
-        403: f"The key may not use this model: check its workspace. {WITHOUT_A_KEY}",
-        404: "Check the model's id in program.md, and ANTHROPIC_BASE_URL.",
+        403: f"The account may not use this model. {check} {WITHOUT_A_KEY}",
+        404: f"Check the model's id in program.md, and {ADDRESSES[provider]}.",
     }
     return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
 
