@@ -2,8 +2,8 @@
 
 The only module that knows the SDK. An attempt is a stream that was opened and read to its end with
 a stop reason; everything less is repeated until the session's deadline, never past it. What a
-request contains must not depend on anything but its arguments: the service's cache and its check
-of replayed thinking both live on identical bytes.
+prompt contains must not depend on anything but the call's arguments: the service's cache and its
+check of replayed thinking both live on identical bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from anthropic import (
     AsyncAnthropic,
     AsyncAnthropicBedrock,
     AsyncAnthropicVertex,
+    NotFoundError,
 )
 from anthropic.lib.streaming import AsyncMessageStream
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
@@ -41,6 +42,7 @@ ATTEMPT_SECONDS = 1800.0
 """Longest call: a stream that only pings is never silent, and never ends."""
 LONGEST_BACKOFF_SECONDS = 120.0
 ERROR_CHARACTERS = 300
+OFFERED_MODELS = 20
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
 RESERVED_BYTES_PER_TOKEN = 2
@@ -152,6 +154,8 @@ class ClaudeModel:
         self._provider = provider
         self._runner = asyncio.Runner()
         self._closed = False
+        self._tells_of_models = False
+        self._last_message_id: str | None = None
         try:
             self._client = _client(provider, api_key, auth_token, base_url, read_seconds)
         except ValueError as error:  # a cloud's client that finds no region or project
@@ -191,20 +195,25 @@ class ClaudeModel:
     def facts(self) -> dict[str, Any] | None:
         """What the service says of the model, such as its limits and when it retires.
 
-        None where the server does not answer that question: compatible servers need not, and a
+        None where the service does not answer that question: compatible servers need not, and a
         session does not depend on it.
+
+        Raises:
+            ModelError: the service has no such model, or no longer.
         """
         if self._closed or not isinstance(self._client, AsyncAnthropic):
             return None
         try:
-            found = self._runner.run(
-                self._client.models.retrieve(self._model, timeout=READ_SECONDS)
-            )
+            facts, offered = self._runner.run(_ask_facts(self._client, self._model))
         except (APIError, httpx2.HTTPError, ValueError):
             return None
-        facts: dict[str, Any] = json.loads(found.to_json())
+        if facts is None and (not offered or self._model in offered):
+            return None
+        if facts is None or facts.get("lifecycle") == "retired":
+            raise _unavailable(self._model, offered, retired=facts is not None)
         if isinstance(most := facts.get("max_tokens"), int) and most > 0:
             self._max_output_tokens = min(self._max_output_tokens, most)
+        self._tells_of_models = "lifecycle" in facts
         return facts
 
     def close(self) -> None:
@@ -245,6 +254,10 @@ class ClaudeModel:
             # Unless asked for, the summary is omitted and the record has no reasons in it.
             request["thinking"] = {"type": "adaptive", "display": "summarized"}
             request["output_config"] = {"effort": self._effort}
+        if self._tells_of_models:
+            # Only the service itself: a compatible server may refuse what it does not know.
+            previous = self._last_message_id if len(messages) > 1 else None
+            request["diagnostics"] = {"previous_message_id": previous}
         return request
 
     def _reserve(self, request: dict[str, Any]) -> Reserve:
@@ -304,6 +317,7 @@ class ClaudeModel:
         usage = _usage(message.usage)
         content = [block.to_dict() for block in message.content]
         details = message.stop_details
+        self._last_message_id = message.id
         return Reply(
             content=content,
             tool_calls=_tool_calls(content) if message.stop_reason == "tool_use" else [],
@@ -314,6 +328,7 @@ class ClaudeModel:
             request_id=arrival.request_id,
             seconds=seconds,
             explanation="" if details is None else _explained(details),
+            cache_diagnosis=_diagnosis(message),
         )
 
     def _charge(
@@ -357,6 +372,32 @@ def _client(
         max_retries=0,
         timeout=timeout,
     )
+
+
+async def _ask_facts(client: AsyncAnthropic, model: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the service says of a model, and what it offers instead if that one is not there."""
+    try:
+        found = await client.models.retrieve(model, timeout=READ_SECONDS)
+    except NotFoundError:
+        return None, await _offered(client)
+    facts: dict[str, Any] = json.loads(found.to_json())
+    return facts, await _offered(client) if facts.get("lifecycle") == "retired" else []
+
+
+async def _offered(client: AsyncAnthropic) -> list[str]:
+    """Models that the service offers; none where it has no such list."""
+    try:
+        page = await client.models.list(limit=1000, timeout=READ_SECONDS)
+    except NotFoundError:
+        return []
+    return [one_line(str(one.id), 60) for one in page.data if one.lifecycle != "retired"]
+
+
+def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError:
+    what = f"{model} is retired" if retired else f"the model's service knows no {model}"
+    names = f"It offers {', '.join(offered[:OFFERED_MODELS])}. " if offered else ""
+    hint = f"{names}Change the model in program.md and start a new session. {WITHOUT_A_KEY}"
+    return ModelError(StopReason.API_REFUSED, one_line(what, ERROR_CHARACTERS), hint)
 
 
 def _credential_errors(provider: Provider) -> tuple[type[BaseException], ...]:
@@ -572,6 +613,15 @@ def _usage(counted: Any) -> Usage:
 
 def _explained(details: Any) -> str:
     return one_line(json.dumps(details.to_dict(), ensure_ascii=False), ERROR_CHARACTERS)
+
+
+def _diagnosis(message: Any) -> str:
+    """What the service says of a cache that it could not use; empty when it says nothing."""
+    reason = getattr(getattr(message, "diagnostics", None), "cache_miss_reason", None)
+    if reason is None:
+        return ""
+    missed = getattr(reason, "cache_missed_input_tokens", None)
+    return one_line(f"{reason.type}" + (f", {missed} tokens" if missed else ""), 100)
 
 
 def _delta_bytes(delta: Any) -> int:

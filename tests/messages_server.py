@@ -56,6 +56,21 @@ PRICES_USD = {
     UNPRICED: (0.0, 0.0, 0.0, 0.0, 0.0),
 }
 
+CATALOGUE: dict[str, dict[str, Any]] = {
+    name: {
+        "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": "2026-09-01T00:00:00Z",
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "max_input_tokens": CONTEXT_TOKENS,
+        "max_tokens": MAX_OUTPUT_TOKENS,
+    }
+    for name in PRICES_USD
+}
+
 KNOB = re.compile(r"^\s*\d+\s+([A-Z][A-Z0-9_]*) = (\d+\.\d+(?:e-?\d+)?)\b", re.MULTILINE)
 """A module-level number with a point, in the numbered lines that `read` gives."""
 
@@ -190,6 +205,7 @@ class MessagesServer:
         clock: seconds, for the life of cache entries.
         endless: whether the script may hold more than was asked for.
         tolerant: leave the check at the end to the test.
+        catalogue: what is told of each model; none for a server that tells nothing.
     """
 
     def __init__(
@@ -200,6 +216,7 @@ class MessagesServer:
         endless: bool = False,
         tolerant: bool = False,
         port: int = 0,
+        catalogue: dict[str, dict[str, Any]] | None = CATALOGUE,
     ) -> None:
         self.requests: list[Request] = []
         self.bills: list[Billed] = []
@@ -211,6 +228,9 @@ class MessagesServer:
         self._script: Iterator[Entry] = iter(script)
         self._endless = endless
         self._tolerant = tolerant
+        self._catalogue = catalogue
+        self._answered: dict[str, Request] = {}
+        """The request behind each message id, for diagnostics."""
         self._cache = PromptCache(clock)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -247,6 +267,10 @@ class MessagesServer:
         left_over = [] if self._endless else list(self._script)
         assert not left_over, f"{len(left_over)} answers of the script were not asked for"
 
+    def forget_prompts(self) -> None:
+        """Lose the prompt cache."""
+        self._cache.forget()
+
     def answer(self, handler: _Handler) -> None:
         """Serve one request."""
         with self._lock:
@@ -259,27 +283,25 @@ class MessagesServer:
             answer = self._completed(request, answer)
             read, written = self._cache.account(request)
             self._bill(request, read, written, 1, whole=False)
+            message_id = f"msg_{len(self.bills):06d}"
+            diagnostics = self._diagnosis(request)
+            self._answered[message_id] = request
         usage = self._usage(self.bills[-1])
-        events = list(_events(request, answer, usage))
+        events = list(_events(request, answer, usage, message_id, diagnostics))
         if not answer.odd:
             _check_events(events)
         self._stream(handler, request, answer, events, (read, written))
         return None
 
     def describe(self, handler: _Handler) -> None:
-        """Serve what is asked of a model: `/v1/models/ID`."""
-        name = handler.path.removeprefix("/v1/models/")
-        if name not in PRICES_USD:
+        """Serve what is asked of models: `/v1/models/ID`, and all of them without an ID."""
+        name = handler.path.partition("?")[0].removeprefix("/v1/models").strip("/")
+        models = self._catalogue
+        if models is None or (name and name not in models):
             return handler.send_status(Status(404, "not_found_error", f"model: {name}"))
-        facts = {
-            "id": name,
-            "type": "model",
-            "display_name": name,
-            "created_at": "2026-09-01T00:00:00Z",
-            "max_input_tokens": CONTEXT_TOKENS,
-            "max_tokens": MAX_OUTPUT_TOKENS,
-        }
-        return handler.send_json(200, json.dumps(facts).encode(), "req_facts", {})
+        page = {"data": [*models.values()], "has_more": False, "first_id": None, "last_id": None}
+        told = models[name] if name else page
+        return handler.send_json(200, json.dumps(told).encode(), "req_facts", {})
 
     def _refusal(self, problem: Problem) -> Status:
         self.unplanned.append(f"{problem.code}: {problem.message}")
@@ -291,6 +313,19 @@ class MessagesServer:
         if entry is None:
             return self._refusal(Problem(400, "invalid_request_error", "the script is at its end"))
         return entry(request) if callable(entry) else entry
+
+    def _diagnosis(self, request: Request) -> dict[str, Any] | None:
+        """Why the prefix of the request before this one was not found, where it is asked."""
+        previous_id = request.get("diagnostics", {}).get("previous_message_id")
+        if previous_id is None:
+            return None
+        if (previous := self._answered.get(previous_id)) is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        kind = _divergence(previous, request)
+        if kind is None:
+            return None
+        missed = {"type": kind, "cache_missed_input_tokens": _request_tokens(previous)}
+        return {"cache_miss_reason": missed}
 
     def _completed(self, request: Request, turn: Turn) -> Turn:
         """The turn with ids for its calls and signatures for its thinking."""
@@ -400,6 +435,10 @@ class PromptCache:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._expiry: dict[str, float] = {}
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._expiry.clear()
 
     def account(self, request: Request) -> tuple[int, dict[str, int]]:
         """Tokens read, and tokens written by lifetime; what was touched lives on."""
@@ -762,6 +801,15 @@ def _prefix_blocks(request: Request) -> Iterator[Block]:
         yield from _blocks(message)
 
 
+def _divergence(previous: Request, request: Request) -> str | None:
+    """What keeps a request from beginning as the one before it did."""
+    for part in ("model", "system", "tools"):
+        if _plain(previous.get(part)) != _plain(request.get(part)):
+            return f"{part}_changed"
+    begun = request["messages"][: len(previous["messages"])]
+    return None if _plain(begun) == _plain(previous["messages"]) else "messages_changed"
+
+
 def _prefix_hashes(blocks: list[Block]) -> list[str]:
     hashes: list[str] = []
     digest = hashlib.sha256()
@@ -808,10 +856,16 @@ def _payload(turn: Turn, block: Block) -> str:
             return ""
 
 
-def _events(request: Request, turn: Turn, usage: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(
+    request: Request,
+    turn: Turn,
+    usage: dict[str, Any],
+    message_id: str,
+    diagnostics: dict[str, Any] | None,
+) -> Iterator[dict[str, Any]]:
     """The stream of one answer."""
     message = {
-        "id": "msg_000001",
+        "id": message_id,
         "type": "message",
         "role": "assistant",
         "model": request["model"],
@@ -819,6 +873,7 @@ def _events(request: Request, turn: Turn, usage: dict[str, Any]) -> Iterator[dic
         "stop_reason": None,
         "stop_sequence": None,
         "usage": usage,
+        "diagnostics": diagnostics,
     }
     yield {"type": "message_start", "message": message}
     for index, block in enumerate(turn.blocks):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,9 +24,18 @@ from agent.claude import (
     retry_after_seconds,
     thinks_adaptively,
 )
-from agent.model import LostCall, ModelError, Reply, check_credentials, cost_usd, price_known
+from agent.model import (
+    LostCall,
+    ModelError,
+    Reply,
+    check_credentials,
+    cost_usd,
+    price_known,
+    retirement,
+)
 from agent.records import StopReason, Usage
 from tests.messages_server import (
+    CATALOGUE,
     UNPRICED,
     Cut,
     MessagesServer,
@@ -623,10 +632,97 @@ def test_facts_of_a_model_bound_its_replies() -> None:
 
 @pytest.mark.parametrize("address", ["server", "http://127.0.0.1:9"])
 def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
-    with MessagesServer([]) as server:
+    with MessagesServer([GOOD], catalogue=None, endless=True) as server:
         url = server.url if address == "server" else address
-        with claude(url, Night(), model="some-other-model") as model:
+        with claude(url, Night()) as model:
             assert model.facts() is None
+            if address == "server":
+                model.reply(SYSTEM, TOOLS, OPENING)
+    assert all("diagnostics" not in request for request in server.requests)
+
+
+def refused_at_the_start(name: str, catalogue: dict[str, dict[str, Any]]) -> ModelError:
+    server = MessagesServer([], catalogue=catalogue)
+    with server, claude(server.url, Night(), model=name) as model:
+        with pytest.raises(ModelError) as caught:
+            model.facts()
+        return caught.value
+
+
+def test_a_model_that_the_service_does_not_have_is_refused_with_those_it_has() -> None:
+    error = refused_at_the_start("claude-sonet-5-5", CATALOGUE)
+    assert StopReason.API_REFUSED is error.reason
+    assert "claude-sonet-5-5" in error.message
+    assert "claude-sonnet-5-5" in error.hint
+
+
+def test_a_retired_model_is_refused_and_no_retired_one_is_offered() -> None:
+    gone = CATALOGUE["claude-opus-5-5"] | {"lifecycle": "retired"}
+    error = refused_at_the_start("claude-opus-5-5", CATALOGUE | {"claude-opus-5-5": gone})
+    assert "claude-opus-5-5 is retired" == error.message
+    assert "claude-sonnet-5-5" in error.hint
+    assert "claude-opus-5-5" not in error.hint
+
+
+EVENING = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
+LIFE: dict[str, tuple[dict[str, Any], str | None]] = {
+    "active": ({"lifecycle": "active", "retires_at": None}, None),
+    "tonight": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-24T04:00:00Z"},
+        "m retires at 2026-11-24 04:00 UTC, before this session has to end",
+    ),
+    "overdue": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-01T00:00:00Z"},
+        "m retires at 2026-11-01 00:00 UTC, before this session has to end",
+    ),
+    "next_week": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-30T00:00:00Z"},
+        "m is deprecated and retires on 2026-11-30: choose another model soon",
+    ),
+    "some_day": (
+        {"lifecycle": "deprecated", "retires_at": None},
+        "m is deprecated: choose another model soon",
+    ),
+    "after_tonight": ({"lifecycle": "active", "retires_at": "2026-12-24T00:00:00Z"}, None),
+    "nothing_said": ({}, None),
+    "no_date": ({"retires_at": "soon"}, None),
+    "nonsense": ({"retires_at": 10**30, "lifecycle": ["deprecated"]}, None),
+}
+
+
+@pytest.mark.parametrize(("facts", "expected"), LIFE.values(), ids=LIFE.keys())
+def test_a_person_hears_of_a_model_on_its_way_out(
+    facts: dict[str, Any], expected: str | None
+) -> None:
+    assert expected == retirement({"id": "m", **facts}, EVENING + timedelta(hours=10))
+
+
+def test_the_service_is_asked_why_its_cache_did_not_hit() -> None:
+    night, longer = Night(), [{**TOOLS[0], "description": "Train and score."}]
+    messages = [
+        *OPENING,
+        {"role": "assistant", "content": [{"type": "text", "text": "Shall I?"}]},
+        {"role": "user", "content": [{"type": "text", "text": "Go on."}]},
+    ]
+    with MessagesServer([say(text("Shall I?"))] * 4) as server, claude(server.url, night) as model:
+        model.facts()
+        model.reply(SYSTEM, TOOLS, OPENING)
+        same = model.reply(SYSTEM, TOOLS, messages)
+        other = model.reply(SYSTEM, longer, messages)
+        model.reply(SYSTEM, longer, OPENING)
+    asked = [request["diagnostics"]["previous_message_id"] for request in server.requests]
+    assert [None, "msg_000001", "msg_000002", None] == asked
+    assert "" == same.cache_diagnosis
+    assert other.cache_diagnosis.startswith("tools_changed, ")
+    assert 0 == server.bills[2].cache_read_tokens
+
+
+def test_a_session_taken_up_again_has_no_earlier_answer_to_compare() -> None:
+    messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
+    with MessagesServer([GOOD]) as server, claude(server.url, Night()) as model:
+        model.facts()
+        model.reply(SYSTEM, TOOLS, messages)
+    assert {"previous_message_id": None} == server.requests[0]["diagnostics"]
 
 
 def test_a_cloud_needs_a_region_no_key_and_has_a_price_list_of_its_own() -> None:

@@ -34,7 +34,7 @@ from agent.lab import Lab
 from agent.ledger import Ledger, read_ledger
 from agent.loop import run_session
 from agent.model import check_credentials, price_known
-from agent.night import assemble, open_models
+from agent.night import assemble, check_models, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS
 from agent.render import one_line
@@ -152,7 +152,7 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
         _refresh_report(lab)
 
     try:
-        with open_models(lab, researcher, os.environ, _say_waiting) as models:
+        with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
         refresh()
@@ -171,6 +171,10 @@ def _refresh_report(lab: Lab) -> None:
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         text = f"the report could not be written: {type(error).__name__}: {error}"
         err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)
+
+
+def _warn(warning: str) -> None:
+    err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _say_waiting(error: str, wait_seconds: float) -> None:
@@ -195,6 +199,8 @@ def _researcher(settings: Settings) -> str:
         missing = check_credentials(os.environ, provider=settings.researcher.provider)
         name = "tpe" if missing else "claude"
     require_credentials(name, settings)
+    if name == "claude":
+        check_models(settings, os.environ)
     return name
 
 
