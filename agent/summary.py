@@ -24,7 +24,6 @@ from agent.records import (
 from agent.render import one_line
 from sandbox.contract import Record
 
-
 FOR_THE_RECORD = frozenset({"model_facts"})
 """Kinds of notices that nobody has to look at."""
 

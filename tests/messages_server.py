@@ -71,8 +71,13 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     for name in PRICES_USD
 }
 
-KNOB = re.compile(r"^\s*\d+\s+([A-Z][A-Z0-9_]*) = (\d+\.\d+(?:e-?\d+)?)\b", re.MULTILINE)
-"""A module-level number with a point, in the numbered lines that `read` gives."""
+KNOB = re.compile(
+    r"^\s*\d+\s+([A-Z][A-Z0-9_]*) = (\d+(?:\.\d+)?(?:e-?\d+)?)(?= |$)(.*)$", re.MULTILINE
+)
+"""A module-level number and what stands behind it, in the numbered lines that `read` gives."""
+CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
+RANGE = re.compile(r"\[([0-9.e-]+)\.\.([0-9.e-]+)(?: log)?\]\s*$")
+VERDICT = re.compile(r'^\{"attempt":\d+,.*?"verdict":"(\w+)"')
 
 Request = dict[str, Any]
 Block = dict[str, Any]
@@ -172,19 +177,19 @@ def tool(name: str, **arguments: Any) -> Block:
 
 
 def tinker(request: Request) -> Turn:
-    """A researcher without a mind: one numeric knob of train.py a run, up or down by turns."""
-    last = _blocks(request["messages"][-1])
-    seen = [str(block.get("content", "")) for block in last if block["type"] == "tool_result"]
-    knobs = [knob for words in seen for knob in KNOB.findall(words)]
+    """A researcher without a mind: knob by knob through train.py, in the file's order.
+
+    A step down, and where that is not kept a step up; what is kept is followed in the same
+    direction; then comes the next knob. Steps respect the ranges in the file's comments.
+    """
+    shown = KNOB.findall("\n".join(_results(request["messages"][-1])))
+    knobs = [(name, value, said) for name, value, said in shown if "fixed" not in said]
     if not knobs:
         return say(text("I look at the file first."), tool("read", file_path="train.py"))
-    runs = sum(
-        block["type"] == "tool_use" and block["name"] == "run"
-        for message in request["messages"]
-        for block in _blocks(message)
-    )
-    name, value = knobs[runs % len(knobs)]
-    changed = f"{float(value) * (0.7, 1.4)[runs % 2]:.4g}"
+    for place, up in _places(request):
+        name, value, said = knobs[place % len(knobs)]
+        if (changed := stepped(value, said, up=up)) != value:
+            break
     return say(
         thinking(f"{name} may not be at its best."),
         tool(
@@ -195,6 +200,42 @@ def tinker(request: Request) -> Turn:
         ),
         tool("run", hypothesis=f"{name} from {value} to {changed}"),
     )
+
+
+def stepped(value: str, said: str, *, up: bool) -> str:
+    """The next value up or down, as far as the comment allows."""
+    if choices := CHOICES.search(said):
+        values = [choice.strip() for choice in choices[1].split(",")]
+        place = values.index(value) if value in values else 0
+        return values[min(max(place + (1 if up else -1), 0), len(values) - 1)]
+    if "." not in value and "e" not in value:
+        return str(int(value) * 2 if up else max(1, int(value) // 2))
+    number = float(value) * (1.4 if up else 0.7)
+    if limits := RANGE.search(said):
+        number = min(max(number, float(limits[1])), float(limits[2]))
+    changed = f"{number:.4g}"
+    return changed if re.search(r"[.e]", changed) else f"{changed}.0"
+
+
+def _places(request: Request) -> Iterator[tuple[int, bool]]:
+    """The knob and the direction that are next, after everything that was tried; then the rest."""
+    place, up, followed = 0, False, False
+    tried = (result for message in request["messages"] for result in _results(message))
+    for verdict in [VERDICT.search(result) for result in tried]:
+        if verdict is None:
+            continue
+        if verdict[1] == "kept":
+            followed = True
+            continue
+        place, up = (place, True) if not up and not followed else (place + 1, False)
+        followed = False
+    yield place, up
+    yield from ((place + n // 2, bool(n % 2)) for n in range(1, 200))
+
+
+def _results(message: dict[str, Any]) -> list[str]:
+    results = (block for block in _blocks(message) if block["type"] == "tool_result")
+    return [str(block.get("content", "")) for block in results]
 
 
 class MessagesServer:

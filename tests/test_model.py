@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import signal
 import threading
@@ -43,6 +44,7 @@ from tests.messages_server import (
     Turn,
     first_problem,
     say,
+    stepped,
     text,
     thinking,
     tinker,
@@ -608,18 +610,68 @@ def test_the_test_server_notices_answers_nobody_asked_for() -> None:
         pass
 
 
-def test_the_demo_agent_reads_then_changes_one_knob_and_runs() -> None:
+SHOWN = """train.py: 6 lines, sha 0
+     1\tDEPTH = 4  # blocks {1, 2, 4, 6}
+     2\tHEADS = 2  # fixed
+     3\tLR = 0.02  # of Muon [0.01..0.08 log]
+     4\tBASE = 10_000.0
+     5\tROWS = 3
+     6\tSHARE = 0.05"""
+
+
+def tinkered(*verdicts: str) -> list[str]:
+    """What the stand-in tries, each time at the same file."""
     opening: dict[str, Any] = {"messages": copy.deepcopy(OPENING)}
-    assert [block["type"] for block in tinker(opening).blocks] == ["text", "tool_use"]
-    shown = "train.py: 2 lines, sha 0\n     1\tDEPTH = 4\n     2\tLR = 0.02  # of Muon"
-    answer = {"type": "tool_result", "tool_use_id": "a", "content": shown}
-    after_read = {"messages": [{"role": "user", "content": [answer]}]}
-    edit, run = tinker(after_read).blocks[1:]
-    assert (edit["input"]["old_string"], edit["input"]["new_string"]) == (
-        "\nLR = 0.02",
-        "\nLR = 0.014",
-    )
-    assert run["name"] == "run"
+    assert ["text", "tool_use"] == [block["type"] for block in tinker(opening).blocks]
+    messages: list[dict[str, Any]] = []
+    tried = []
+    for verdict in [*verdicts, ""]:
+        shown = [{"type": "tool_result", "tool_use_id": "a", "content": SHOWN}]
+        edit, run = tinker({"messages": [*messages, {"role": "user", "content": shown}]}).blocks[1:]
+        assert "run" == run["name"]
+        assert SHOWN.replace("\t", "\n").count(edit["input"]["old_string"]) == 1
+        tried.append(run["input"]["hypothesis"])
+        answer = json.dumps({"attempt": 1, "verdict": verdict}, separators=(",", ":"))
+        told = [{"type": "tool_result", "tool_use_id": "b", "content": answer}]
+        messages.append({"role": "user", "content": told})
+    return tried
+
+
+def test_the_stand_in_turns_knob_after_knob_down_then_up() -> None:
+    assert [
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 6",
+        "LR from 0.02 to 0.014",
+        "LR from 0.02 to 0.028",
+        "ROWS from 3 to 1",
+    ] == tinkered("discarded", "failed", "invalid", "discarded")
+
+
+def test_the_stand_in_follows_what_was_kept() -> None:
+    assert [
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 2",
+        "LR from 0.02 to 0.014",
+    ] == tinkered("kept", "kept", "discarded")
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "up", "expected"),
+    [
+        ("6", "  # {1, 2, 4, 6}", True, "6"),
+        ("0", "  # {0, 8192}", True, "8192"),
+        ("0.01", "  # [0.01..0.08 log]", False, "0.01"),
+        ("0.07", "  # [0.01..0.08 log]", True, "0.08"),
+        ("1.0", "", True, "1.4"),
+        ("10.0", "", False, "7.0"),
+        ("1", "", False, "1"),
+    ],
+)
+def test_the_stand_in_stays_within_the_files_ranges(
+    value: str, said: str, up: bool, expected: str
+) -> None:
+    assert expected == stepped(value, said, up=up)
 
 
 def test_facts_of_a_model_bound_its_replies() -> None:
