@@ -9,6 +9,7 @@ check of replayed thinking both live on identical bytes.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import re
 import time
@@ -178,7 +179,8 @@ class ClaudeModel:
         """
         request = self._request(system, tools, messages)
         try:
-            return self._runner.run(self._ask(request))
+            # Without a context of its own, every call would belong to the first one's span.
+            return self._runner.run(self._ask(request), context=contextvars.copy_context())
         except (APIError, httpx2.HTTPError, StreamBroken, CredentialsFailed) as error:
             raise _final_error(error, self._provider) from error
         except (KeyboardInterrupt, SystemExit):

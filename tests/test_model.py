@@ -18,6 +18,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    Span,
+    get_current_span,
+    use_span,
+)
 
 from agent.claude import (
     ERROR_CHARACTERS,
@@ -244,6 +251,24 @@ def test_a_stream_that_only_pings_is_given_up() -> None:
     reply, _ = ask(night, say(text("x"), cut=Cut(2, "pings")), GOOD, attempt_seconds=0.3)
     assert reply.stop_reason == "tool_use"
     assert night.retries[0][0] == "the reply did not end in 0 s"
+
+
+def test_every_call_happens_within_the_span_that_surrounds_it() -> None:
+    """The SDK's own spans hang from the current one; an event loop must not remember the first."""
+    night, seen, spans = Night(), list[Span](), list[Span]()
+
+    async def sleep(seconds: float) -> None:
+        seen.append(get_current_span())
+
+    with (
+        MessagesServer([Status(529), GOOD] * 2) as server,
+        claude(server.url, night, sleep=sleep) as model,
+    ):
+        for _ in range(2):
+            spans.append(NonRecordingSpan(INVALID_SPAN_CONTEXT))
+            with use_span(spans[-1]):
+                model.reply(SYSTEM, TOOLS, OPENING)
+    assert all(a is b for a, b in zip(spans, seen, strict=True))
 
 
 def test_a_server_that_is_not_there_is_waited_for() -> None:

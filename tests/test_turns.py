@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from agent.cli import app
 from agent.history import History, fold
+from agent.lab import Lab
 from agent.ledger import read_ledger
 from agent.loop import run_session
 from agent.model import ModelError
@@ -307,6 +308,26 @@ def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     assert ended.reason is StopReason.ATTEMPTS
     assert {"random"} == {a.started.researcher for a in scene.history.completed}
     assert 0.0 == scene.history.spent_usd
+
+
+def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
+    whole = Place(tmp_path / "whole", changes={"session": {"attempts": 9}})
+    turn_knobs(whole, whole.begin("tpe"))
+    halves = Place(tmp_path / "halves", changes={"session": {"attempts": 4}})
+    turn_knobs(halves, halves.begin("tpe"))
+    halves.program = whole.program
+    turn_knobs(halves, halves.resume())
+    tried = [
+        [attempt.started.files for attempt in fold(read_ledger(place.directory)).attempts]
+        for place in (whole, halves)
+    ]
+    assert 10 == len(tried[0])
+    assert tried[0] == tried[1]
+
+
+def turn_knobs(place: Place, lab: Lab) -> None:
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
 
 
 @pytest.mark.parametrize("seed", range(3))

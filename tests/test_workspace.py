@@ -69,6 +69,7 @@ def root(tmp_path: Path, outside: Path, magic: str) -> Path:
         (folder / name).write_text("x = 1\n")
     (folder / "__pycache__" / "train.pyc").write_bytes(b"\0")
     (folder / "leak").symlink_to(outside / "secret.txt")
+    (folder / "leak-a").symlink_to(outside / "a.py")  # which has one name only
     (folder / "leak.py").symlink_to("../outside/secret.txt")
     (folder / "leakdir").symlink_to(outside)
     (folder / "src" / "up").symlink_to("../..")
@@ -348,7 +349,7 @@ def exchange(one: Path, other: Path) -> None:
 SWAPS = {
     "directory_for_link": ("dir", "leakdir", "dir/a.py"),
     "directory_above_for_link": ("deep", "up-link", "deep/outside/a.py"),
-    "file_for_link": ("dir/a.py", "leak", "dir/a.py"),
+    "file_for_link": ("dir/a.py", "leak-a", "dir/a.py"),
     "file_for_second_name": ("dir/a.py", "hard.py", "dir/a.py"),
     "file_for_fifo": ("dir/a.py", "fifo", "dir/a.py"),
 }
