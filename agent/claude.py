@@ -1,9 +1,9 @@
 """The Messages API: one reply, waited for and priced.
 
-The only module that knows the SDK. An attempt is a stream that was opened and read to its end with
-a stop reason; everything less is repeated until the session's deadline, never past it. What a
-prompt contains must not depend on anything but the call's arguments: the service's cache and its
-check of replayed thinking both live on identical bytes.
+With `api_errors` the only module that knows the SDK. An attempt is a stream that was opened and
+read to its end with a stop reason; everything less is repeated until the session's deadline, never
+past it. What a prompt contains must not depend on anything but the call's arguments: the service's
+cache and its check of replayed thinking both live on identical bytes.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ import contextvars
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 from anthropic import (
-    APIConnectionError,
     APIError,
-    APIStatusError,
     AsyncAnthropic,
     AsyncAnthropicBedrock,
     AsyncAnthropicVertex,
     NotFoundError,
 )
 from anthropic.lib.streaming import AsyncMessageStream
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from agent.api_errors import (
+    ERROR_CHARACTERS,
+    CredentialsFailed,
+    StreamBroken,
+    credential_errors,
+    credentials_failed,
+    describe,
+    final_error,
+    is_transient,
+    wait_seconds,
+)
 from agent.model import WITHOUT_A_KEY, LostCall, ModelError, Provider, Reply, ToolCall, cost_usd
 from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
@@ -41,8 +48,6 @@ READ_SECONDS = 120.0
 """Silence after which a stream counts as stalled."""
 ATTEMPT_SECONDS = 1800.0
 """Longest call: a stream that only pings is never silent, and never ends."""
-LONGEST_BACKOFF_SECONDS = 120.0
-ERROR_CHARACTERS = 300
 OFFERED_MODELS = 20
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
@@ -50,53 +55,6 @@ RESERVED_BYTES_PER_TOKEN = 2
 """Estimates a request from above: real text has more bytes per token than this."""
 CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
 """A training outlives the five-minute cache."""
-TRANSIENT_STATUSES = frozenset({408, 409, 429})
-TRANSIENT_TYPES = frozenset(
-    {
-        *("overloaded_error", "api_error", "rate_limit_error", "timeout_error"),
-        # What Bedrock calls them inside its streams.
-        *("throttlingException", "serviceUnavailableException", "internalServerException"),
-        *("modelTimeoutException", "modelStreamErrorException"),
-    }
-)
-SPEND_CAPS = frozenset(
-    {
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
-        "linked_organization_spend_limit_reached",
-    }
-)
-"""Error codes that only the next month or a person changes, whatever their status says."""
-
-
-CREDENTIALS: dict[Provider, str] = {
-    "anthropic": "ANTHROPIC_API_KEY",
-    "bedrock": "the AWS credentials and AWS_REGION",
-    "vertex": "Google's application default credentials, CLOUD_ML_REGION and "
-    "ANTHROPIC_VERTEX_PROJECT_ID",
-}
-ADDRESSES: dict[Provider, str] = {
-    "anthropic": "ANTHROPIC_BASE_URL",
-    "bedrock": "AWS_REGION",
-    "vertex": "CLOUD_ML_REGION",
-}
-
-
-class StreamBroken(Exception):
-    """A stream ended, stalled or turned to nonsense before its reply was whole."""
-
-
-class CredentialsFailed(Exception):
-    """A cloud's client found no credentials, or could not renew them.
-
-    Args:
-        explanation: what that client says.
-        passes: whether it may find them later, as after an outage of whoever renews them.
-    """
-
-    def __init__(self, explanation: str, *, passes: bool) -> None:
-        super().__init__(explanation)
-        self.passes = passes
 
 
 def thinks_adaptively(model: str) -> bool:
@@ -182,7 +140,7 @@ class ClaudeModel:
             # Without a context of its own, every call would belong to the first one's span.
             return self._runner.run(self._ask(request), context=contextvars.copy_context())
         except (APIError, httpx2.HTTPError, StreamBroken, CredentialsFailed) as error:
-            raise _final_error(error, self._provider) from error
+            raise final_error(error, self._provider) from error
         except (KeyboardInterrupt, SystemExit):
             # A handler of our caller's own may have left the call half done in the loop.
             self.close()
@@ -280,7 +238,7 @@ class ClaudeModel:
         retrying = AsyncRetrying(
             sleep=self._sleep,
             retry=retry_if_exception(is_transient),
-            wait=_wait_seconds,
+            wait=wait_seconds,
             stop=lambda state: state.upcoming_sleep >= self._deadline(),
             before_sleep=self._report,
             reraise=True,
@@ -305,8 +263,8 @@ class ClaudeModel:
             self._charge(arrival, describe(error), self._clock() - started, request)
             if isinstance(error, TimeoutError):
                 raise self._timed_out(seconds_left) from error
-            if isinstance(error, _credential_errors(self._provider)):
-                raise _credentials_failed(error) from error
+            if isinstance(error, credential_errors(self._provider)):
+                raise credentials_failed(error) from error
             raise
 
     def _timed_out(self, seconds_left: float) -> Exception:
@@ -402,26 +360,6 @@ def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError
     return ModelError(StopReason.API_REFUSED, one_line(what, ERROR_CHARACTERS), hint)
 
 
-def _credential_errors(provider: Provider) -> tuple[type[BaseException], ...]:
-    """What a cloud's client raises before it asks; only that cloud's library knows its own."""
-    if provider == "bedrock":
-        from botocore.exceptions import BotoCoreError
-
-        return RuntimeError, ValueError, BotoCoreError
-    if provider == "vertex":
-        from google.auth.exceptions import GoogleAuthError
-
-        return RuntimeError, ValueError, GoogleAuthError
-    return ()
-
-
-def _credentials_failed(error: BaseException) -> CredentialsFailed:
-    # google-auth says what may pass; of botocore's errors it is those of the connection.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    passes = bool(getattr(error, "retryable", False)) or "HTTPClientError" in kinds
-    return CredentialsFailed(f"{type(error).__name__}: {error}", passes=passes)
-
-
 class _Arrival:
     """What has come of one stream so far."""
 
@@ -472,109 +410,6 @@ class _Arrival:
             self._received_bytes += _delta_bytes(event.delta)
         elif event.type == "message_stop":
             self._stopped = True
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether the same request may pass later."""
-    if isinstance(error, APIStatusError):
-        return _is_transient_status(error)
-    if isinstance(error, APIConnectionError):
-        return not isinstance(error.__cause__, httpx2.UnsupportedProtocol)
-    if isinstance(error, CredentialsFailed):
-        return error.passes
-    # Errors after the first byte of a stream reach us raw.
-    return isinstance(error, (StreamBroken, httpx2.RequestError))
-
-
-def _is_transient_status(error: APIStatusError) -> bool:
-    if error.error_code in SPEND_CAPS:
-        return False
-    verdict = error.response.headers.get("x-should-retry")
-    if verdict in ("true", "false"):
-        return bool(verdict == "true")
-    if error.status_code == 200:  # an error event inside a stream that had begun
-        return error.type is None or error.type in TRANSIENT_TYPES
-    if error.status_code == 400:  # our upload was cut
-        return "unexpected end of data" in (error.api_message or "")
-    return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
-
-
-def describe(error: BaseException | None) -> str:
-    """One bounded line about an error, fit for a record; a server's text is not trusted."""
-    if isinstance(error, APIStatusError):
-        detail = error.api_message or error.message or "no message"
-        name = error.error_code or error.type or "error"
-        return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
-    if isinstance(error, StreamBroken):
-        return str(error)
-    if isinstance(error, CredentialsFailed):
-        return one_line(str(error), ERROR_CHARACTERS)
-    return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
-
-
-def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
-    """How long a response asks to be left alone; 0 when it does not say."""
-    milliseconds = _number(headers.get("retry-after-ms", ""))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after", "")
-    seconds = _number(value)
-    if seconds is not None:
-        return seconds
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-_backoff_seconds = wait_exponential_jitter(multiplier=1, max=LONGEST_BACKOFF_SECONDS, jitter=1)
-
-
-def _wait_seconds(state: RetryCallState) -> float:
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    asked = 0.0
-    if isinstance(error, APIStatusError):
-        asked = retry_after_seconds(error.response.headers, datetime.now(UTC))
-    return max(_backoff_seconds(state), asked)
-
-
-def _number(text: str) -> float | None:
-    """A non-negative finite number, if that is what `text` says."""
-    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else None
-
-
-def _final_error(error: BaseException, provider: Provider) -> ModelError:
-    said = describe(error)
-    if is_transient(error):
-        return ModelError(
-            StopReason.API_OUTAGE,
-            f"the model's service did not come back in time ({said})",
-            "Go on with `nightlab resume` when it answers again.",
-        )
-    status = error.status_code if isinstance(error, APIStatusError) else 0
-    return ModelError(
-        StopReason.API_REFUSED,
-        f"the model's service refused the request ({said})",
-        _hint(error, status, provider),
-        history_rejected=status in (200, 400, 413, 422),
-    )
-
-
-def _hint(error: BaseException, status: int, provider: Provider) -> str:
-    if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
-        return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
-    check = f"Check {CREDENTIALS[provider]}."
-    if isinstance(error, CredentialsFailed):
-        return f"{check} {WITHOUT_A_KEY}"
-    hints = {
-        0: f"Check {ADDRESSES[provider]}.",
-        401: f"{check} {WITHOUT_A_KEY}",
-        402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
-        403: f"The account may not use this model. {check} {WITHOUT_A_KEY}",
-        404: f"Check the model's id in program.md, and {ADDRESSES[provider]}.",
-    }
-    return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
 
 
 def _with_breakpoints(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,12 +26,8 @@ from opentelemetry.trace import (
     use_span,
 )
 
-from agent.claude import (
-    ERROR_CHARACTERS,
-    ClaudeModel,
-    retry_after_seconds,
-    thinks_adaptively,
-)
+from agent.api_errors import ERROR_CHARACTERS, retry_after_seconds
+from agent.claude import ClaudeModel, thinks_adaptively
 from agent.model import (
     LostCall,
     ModelError,

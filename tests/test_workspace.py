@@ -311,6 +311,22 @@ def generated_paths(chance: random.Random, number: int) -> set[str]:
     return paths
 
 
+def acts(
+    workspace: Workspace, read: str, written: str, listed: str
+) -> dict[str, Callable[[], str]]:
+    """What can be done with paths, each as a call that gives a text."""
+
+    def write() -> str:
+        workspace.write_text(written, MINE)
+        return ""
+
+    return {
+        "read": lambda: workspace.read_text(read),
+        "write": write,
+        "list": lambda: str(workspace.list_files(listed)),
+    }
+
+
 def test_no_generated_path_reads_or_writes_outside(
     root: Path, untouched: Callable[[], None]
 ) -> None:
@@ -320,11 +336,7 @@ def test_no_generated_path_reads_or_writes_outside(
     paths = generated_paths(random.Random(random.random()), 10_000)
     done = Counter[str]()
     for path, workspace in itertools.product(sorted(paths), workspaces):
-        for name, act in (
-            ("read", lambda: workspace.read_text(path)),  # noqa: B023 - called at once
-            ("write", lambda: workspace.write_text(path, MINE) or ""),  # noqa: B023
-            ("list", lambda: str(workspace.list_files(path))),  # noqa: B023
-        ):
+        for name, act in acts(workspace, path, path, path).items():
             try:
                 text = act()
                 done[name] += 1
@@ -374,11 +386,7 @@ def test_what_is_swapped_for_a_trap_leads_nowhere(
         started = time.monotonic()
         # A busy machine may not let the swapper in for a while; both sides must have been seen.
         while time.monotonic() < started + (RACE_SECONDS if read and refused else PATIENCE_SECONDS):
-            for act in (
-                lambda: workspace.read_text(path),
-                lambda: workspace.write_text(f"{path}.new", MINE) or "",
-                lambda: str(workspace.list_files(path.partition("/")[0])),
-            ):
+            for act in acts(workspace, path, f"{path}.new", path.partition("/")[0]).values():
                 try:
                     read.add(act())
                 except WorkspaceError:
