@@ -26,7 +26,8 @@ from agent.records import (
     Scored,
     Verdict,
 )
-from agent.tools import TOOLS, Toolbox, ToolResult
+from agent.tool_arguments import TOOLS
+from agent.tools import Toolbox, ToolResult
 from agent.workspace import Workspace
 from sandbox.contract import Box, Log, Outcome
 from tests.histories import HOSTILE_TEXTS, Night, night, run_finished, run_result
