@@ -1,4 +1,4 @@
-"""What an error of the Messages API means: wait, or stop and say why.
+"""What a service error means: wait, or stop, and why.
 
 Errors before a stream begins come from the SDK; after its first byte they reach us raw, and a
 cloud's client raises errors of that cloud's own library.

@@ -1,4 +1,4 @@
-"""What each tool takes, as models are told of it, and its refusal."""
+"""What each tool takes, as models are told of it."""
 
 from __future__ import annotations
 

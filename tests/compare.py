@@ -40,6 +40,8 @@ from tests.messages_server import MessagesServer, tinker
 RESEARCHERS = ("random", "tpe", "scripted")
 COLOURS = {"random": "#8a8f98", "tpe": "#1f6feb", "scripted": "#d97706"}
 BEGIN, END = "<!-- compare: written by `make compare` -->", "<!-- /compare -->"
+LAST_STEP = 0.5
+"""Width of what the last attempt gets in the picture."""
 
 Step = Literal["run", "resume", "done"]
 
@@ -225,7 +227,8 @@ def table(results: Sequence[Result], direction: Direction, settings: Settings) -
     better = "lower" if direction == "minimize" else "higher"
     noise = median(result.noise or 0.0 for result in results)
     rows = [
-        f"{settings.session.attempts} attempts of {settings.budget.seconds:g} s, {seeds} seeds; "
+        f"{settings.session.attempts} attempts of {settings.budget.seconds:g} s, "
+        f"{seeds} seed{'' if seeds == 1 else 's'}; "
         f"{settings.goal.metric}, {better} is better; noise of one score {noise:.4f} (median); "
         f"{results[0].machine}.",
         "",
@@ -266,7 +269,7 @@ def draw(results: Sequence[Result], settings: Settings, path: Path) -> None:
             curves = [result.curve for result in results if result.researcher == name]
             _draw_researcher(axes, name, curves)
         axes.set(xlabel="attempt", ylabel=f"best {settings.goal.metric} so far ({better} = better)")
-        axes.set_xlim(0, settings.session.attempts)
+        axes.set_xlim(0, settings.session.attempts + LAST_STEP)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", alpha=0.25)
         axes.legend(frameon=False, title="median and band over seeds", title_fontsize=9)
@@ -275,13 +278,13 @@ def draw(results: Sequence[Result], settings: Settings, path: Path) -> None:
 
 
 def _draw_researcher(axes: Any, name: str, curves: Sequence[Sequence[float]]) -> None:
-    by_attempt = list(zip(*curves, strict=True))
-    steps = range(len(by_attempt))
+    by_attempt = list(zip(*[(*curve, curve[-1]) for curve in curves], strict=True))
+    steps = [*range(len(by_attempt) - 1), len(by_attempt) - 2 + LAST_STEP]
     lows, highs = [min(values) for values in by_attempt], [max(values) for values in by_attempt]
     colour = COLOURS[name]
     axes.fill_between(steps, lows, highs, step="post", alpha=0.13, color=colour, linewidth=0)
     for curve in curves:
-        axes.step(steps, curve, where="post", color=colour, alpha=0.35, linewidth=0.8)
+        axes.step(steps, (*curve, curve[-1]), where="post", color=colour, alpha=0.35, linewidth=0.8)
     medians = [median(values) for values in by_attempt]
     axes.step(steps, medians, where="post", color=colour, linewidth=2.2, label=name)
 

@@ -147,7 +147,7 @@ def test_the_table_tells_median_and_range(tmp_path: Path) -> None:
     text = table(RESULTS, "minimize", Bench(tmp_path).plan().settings)
 
     assert "| tpe | 2.1000 (2.0000 to 2.2000) | 0.4000 | 0.0000 | 3 | 0 | attempts |" in text
-    assert "3 attempts of 210 s, 1 seeds; distance, lower is better" in text
+    assert "3 attempts of 210 s, 1 seed; distance, lower is better" in text
     assert json.loads(as_json(RESULTS))["sessions"][1]["curve"] == [2.5, 2.3, 2.2]
 
 
