@@ -23,6 +23,7 @@ from anthropic import (
     AsyncAnthropic,
     AsyncAnthropicBedrock,
     AsyncAnthropicVertex,
+    AuthenticationError,
     NotFoundError,
 )
 from anthropic.lib.streaming import AsyncMessageStream
@@ -159,12 +160,14 @@ class ClaudeModel:
         session does not depend on it.
 
         Raises:
-            ModelError: the service has no such model, or no longer.
+            ModelError: the service has no such model, or no longer, or does not know the key.
         """
         if self._closed or not isinstance(self._client, AsyncAnthropic):
             return None
         try:
             facts, offered = self._runner.run(_ask_facts(self._client, self._model))
+        except AuthenticationError as error:
+            raise final_error(error, self._provider) from error
         except (APIError, httpx2.HTTPError, ValueError):
             return None
         if facts is None and (not offered or self._model in offered):

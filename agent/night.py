@@ -100,7 +100,8 @@ def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
     """Ask the service for the models of a session that has not begun.
 
     Raises:
-        ModelError: it has no such model, or no longer: better said before an hour of baselines.
+        ModelError: it has no such model, or no longer, or does not know the key: better said
+            before an hour of baselines.
     """
     for name in _model_names(settings):
         with _connected(

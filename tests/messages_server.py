@@ -247,6 +247,7 @@ class MessagesServer:
         endless: whether the script may hold more than was asked for.
         tolerant: leave the check at the end to the test.
         catalogue: what is told of each model; none for a server that tells nothing.
+        key: the only one it knows; none for any.
     """
 
     def __init__(
@@ -258,6 +259,7 @@ class MessagesServer:
         tolerant: bool = False,
         port: int = 0,
         catalogue: dict[str, dict[str, Any]] | None = CATALOGUE,
+        key: str | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.bills: list[Billed] = []
@@ -269,7 +271,7 @@ class MessagesServer:
         self._script: Iterator[Entry] = iter(script)
         self._endless = endless
         self._tolerant = tolerant
-        self._catalogue = catalogue
+        self._catalogue, self._key = catalogue, key
         self._answered: dict[str, Request] = {}
         """The request behind each message id, for diagnostics."""
         self._cache = PromptCache(clock)
@@ -338,6 +340,8 @@ class MessagesServer:
         """Serve what is asked of models: `/v1/models/ID`, and all of them without an ID."""
         name = handler.path.partition("?")[0].removeprefix("/v1/models").strip("/")
         models = self._catalogue
+        if self._key not in (None, handler.headers.get("x-api-key")):
+            return handler.send_status(Status(401, "authentication_error", "invalid x-api-key"))
         if models is None or (name and name not in models):
             return handler.send_status(Status(404, "not_found_error", f"model: {name}"))
         page = {"data": [*models.values()], "has_more": False, "first_id": None, "last_id": None}

@@ -737,6 +737,13 @@ def test_a_retired_model_is_refused_and_no_retired_one_is_offered() -> None:
     assert "claude-opus-5-5" not in error.hint
 
 
+def test_a_key_that_the_service_does_not_know_is_found_at_the_start() -> None:
+    with MessagesServer([], key="another") as server, claude(server.url, Night()) as model:
+        with pytest.raises(ModelError, match="401 authentication_error") as caught:
+            model.facts()
+        assert "ANTHROPIC_API_KEY" in caught.value.hint
+
+
 EVENING = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
 LIFE: dict[str, tuple[dict[str, Any], str | None]] = {
     "active": ({"lifecycle": "active", "retires_at": None}, None),

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli import app
+from agent.console import attempt_line
 from agent.history import History, fold
 from agent.lab import Lab
 from agent.ledger import read_ledger
@@ -252,6 +253,16 @@ def test_a_model_that_retires_during_the_session_is_told_and_on_record(tmp_path:
     warning = "claude-sonnet-5-5 retires at 2026-03-08 04:00 UTC, before this session has to end"
     assert [warning] == told
     assert [warning] == [e.explanation for e in scene.events(Noticed) if e.kind == "model_retires"]
+
+
+def test_the_console_tells_what_each_attempt_cost(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    history, settings = scene.history, scene.place.program.settings
+    lines = [attempt_line(attempt, history, settings) for attempt in history.attempts]
+    assert "$" not in lines[0]
+    for attempt, line in zip(history.completed, lines[1:], strict=True):
+        assert f" s  ${attempt.cost_usd:.3f}  " in line
 
 
 def test_a_model_that_stays_is_no_cause_for_a_warning(tmp_path: Path) -> None:
