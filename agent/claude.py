@@ -1,35 +1,45 @@
 """The Messages API: one reply, waited for and priced.
 
-The only module that knows the SDK. An attempt is a stream that was opened and read to its end with
-a stop reason; everything less is repeated until the session's deadline, never past it. What a
-request contains must not depend on anything but its arguments: the service's cache and its check
-of replayed thinking both live on identical bytes.
+With `api_errors` the only module that knows the SDK. An attempt is a stream that was opened and
+read to its end with a stop reason; everything less is repeated until the session's deadline, never
+past it. What a prompt contains must not depend on anything but the call's arguments: the service's
+cache and its check of replayed thinking both live on identical bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
 from anthropic import (
-    APIConnectionError,
     APIError,
-    APIStatusError,
     AsyncAnthropic,
     AsyncAnthropicBedrock,
     AsyncAnthropicVertex,
+    AuthenticationError,
+    NotFoundError,
 )
 from anthropic.lib.streaming import AsyncMessageStream
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from agent.api_errors import (
+    ERROR_CHARACTERS,
+    CredentialsFailed,
+    StreamBroken,
+    credential_errors,
+    credentials_failed,
+    describe,
+    final_error,
+    is_transient,
+    wait_seconds,
+)
 from agent.model import WITHOUT_A_KEY, LostCall, ModelError, Provider, Reply, ToolCall, cost_usd
 from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
@@ -39,28 +49,13 @@ READ_SECONDS = 120.0
 """Silence after which a stream counts as stalled."""
 ATTEMPT_SECONDS = 1800.0
 """Longest call: a stream that only pings is never silent, and never ends."""
-LONGEST_BACKOFF_SECONDS = 120.0
-ERROR_CHARACTERS = 300
+OFFERED_MODELS = 20
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
 RESERVED_BYTES_PER_TOKEN = 2
 """Estimates a request from above: real text has more bytes per token than this."""
 CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
 """A training outlives the five-minute cache."""
-TRANSIENT_STATUSES = frozenset({408, 409, 429})
-TRANSIENT_TYPES = frozenset({"overloaded_error", "api_error", "rate_limit_error", "timeout_error"})
-SPEND_CAPS = frozenset(
-    {
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
-        "linked_organization_spend_limit_reached",
-    }
-)
-"""Error codes that only the next month or a person changes, whatever their status says."""
-
-
-class StreamBroken(Exception):
-    """A stream ended, stalled or turned to nonsense before its reply was whole."""
 
 
 def thinks_adaptively(model: str) -> bool:
@@ -119,6 +114,8 @@ class ClaudeModel:
         self._provider = provider
         self._runner = asyncio.Runner()
         self._closed = False
+        self._tells_of_models = False
+        self._last_message_id: str | None = None
         try:
             self._client = _client(provider, api_key, auth_token, base_url, read_seconds)
         except ValueError as error:  # a cloud's client that finds no region or project
@@ -141,9 +138,10 @@ class ClaudeModel:
         """
         request = self._request(system, tools, messages)
         try:
-            return self._runner.run(self._ask(request))
-        except (APIError, httpx2.HTTPError, StreamBroken) as error:
-            raise _final_error(error) from error
+            # Without a context of its own, every call would belong to the first one's span.
+            return self._runner.run(self._ask(request), context=contextvars.copy_context())
+        except (APIError, httpx2.HTTPError, StreamBroken, CredentialsFailed) as error:
+            raise final_error(error, self._provider) from error
         except (KeyboardInterrupt, SystemExit):
             # A handler of our caller's own may have left the call half done in the loop.
             self.close()
@@ -158,20 +156,27 @@ class ClaudeModel:
     def facts(self) -> dict[str, Any] | None:
         """What the service says of the model, such as its limits and when it retires.
 
-        None where the server does not answer that question: compatible servers need not, and a
+        None where the service does not answer that question: compatible servers need not, and a
         session does not depend on it.
+
+        Raises:
+            ModelError: the service has no such model, or no longer, or does not know the key.
         """
         if self._closed or not isinstance(self._client, AsyncAnthropic):
             return None
         try:
-            found = self._runner.run(
-                self._client.models.retrieve(self._model, timeout=READ_SECONDS)
-            )
+            facts, offered = self._runner.run(_ask_facts(self._client, self._model))
+        except AuthenticationError as error:
+            raise final_error(error, self._provider) from error
         except (APIError, httpx2.HTTPError, ValueError):
             return None
-        facts: dict[str, Any] = json.loads(found.to_json())
+        if facts is None and (not offered or self._model in offered):
+            return None
+        if facts is None or facts.get("lifecycle") == "retired":
+            raise _unavailable(self._model, offered, retired=facts is not None)
         if isinstance(most := facts.get("max_tokens"), int) and most > 0:
             self._max_output_tokens = min(self._max_output_tokens, most)
+        self._tells_of_models = "lifecycle" in facts
         return facts
 
     def close(self) -> None:
@@ -212,6 +217,10 @@ class ClaudeModel:
             # Unless asked for, the summary is omitted and the record has no reasons in it.
             request["thinking"] = {"type": "adaptive", "display": "summarized"}
             request["output_config"] = {"effort": self._effort}
+        if self._tells_of_models:
+            # Only the service itself: a compatible server may refuse what it does not know.
+            previous = self._last_message_id if len(messages) > 1 else None
+            request["diagnostics"] = {"previous_message_id": previous}
         return request
 
     def _reserve(self, request: dict[str, Any]) -> Reserve:
@@ -232,7 +241,7 @@ class ClaudeModel:
         retrying = AsyncRetrying(
             sleep=self._sleep,
             retry=retry_if_exception(is_transient),
-            wait=_wait_seconds,
+            wait=wait_seconds,
             stop=lambda state: state.upcoming_sleep >= self._deadline(),
             before_sleep=self._report,
             reraise=True,
@@ -257,6 +266,8 @@ class ClaudeModel:
             self._charge(arrival, describe(error), self._clock() - started, request)
             if isinstance(error, TimeoutError):
                 raise self._timed_out(seconds_left) from error
+            if isinstance(error, credential_errors(self._provider)):
+                raise credentials_failed(error) from error
             raise
 
     def _timed_out(self, seconds_left: float) -> Exception:
@@ -269,6 +280,7 @@ class ClaudeModel:
         usage = _usage(message.usage)
         content = [block.to_dict() for block in message.content]
         details = message.stop_details
+        self._last_message_id = message.id
         return Reply(
             content=content,
             tool_calls=_tool_calls(content) if message.stop_reason == "tool_use" else [],
@@ -279,6 +291,7 @@ class ClaudeModel:
             request_id=arrival.request_id,
             seconds=seconds,
             explanation="" if details is None else _explained(details),
+            cache_diagnosis=_diagnosis(message),
         )
 
     def _charge(
@@ -324,6 +337,32 @@ def _client(
     )
 
 
+async def _ask_facts(client: AsyncAnthropic, model: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the service says of a model, and what it offers instead if that one is not there."""
+    try:
+        found = await client.models.retrieve(model, timeout=READ_SECONDS)
+    except NotFoundError:
+        return None, await _offered(client)
+    facts: dict[str, Any] = json.loads(found.to_json())
+    return facts, await _offered(client) if facts.get("lifecycle") == "retired" else []
+
+
+async def _offered(client: AsyncAnthropic) -> list[str]:
+    """Models that the service offers; none where it has no such list."""
+    try:
+        page = await client.models.list(limit=1000, timeout=READ_SECONDS)
+    except NotFoundError:
+        return []
+    return [one_line(str(one.id), 60) for one in page.data if one.lifecycle != "retired"]
+
+
+def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError:
+    what = f"{model} is retired" if retired else f"the model's service knows no {model}"
+    names = f"It offers {', '.join(offered[:OFFERED_MODELS])}. " if offered else ""
+    hint = f"{names}Change the model in program.md and start a new session. {WITHOUT_A_KEY}"
+    return ModelError(StopReason.API_REFUSED, one_line(what, ERROR_CHARACTERS), hint)
+
+
 class _Arrival:
     """What has come of one stream so far."""
 
@@ -339,7 +378,7 @@ class _Arrival:
         Raises:
             StreamBroken: an event could not be understood.
         """
-        self.request_id = stream.request_id
+        self.request_id = stream.request_id or stream.response.headers.get("x-amzn-requestid")
         try:
             async for event in stream:
                 self._take(event, stream)
@@ -374,102 +413,6 @@ class _Arrival:
             self._received_bytes += _delta_bytes(event.delta)
         elif event.type == "message_stop":
             self._stopped = True
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether the same request may pass later."""
-    if isinstance(error, APIStatusError):
-        return _is_transient_status(error)
-    if isinstance(error, APIConnectionError):
-        return not isinstance(error.__cause__, httpx2.UnsupportedProtocol)
-    # Errors after the first byte of a stream reach us raw.
-    return isinstance(error, (StreamBroken, httpx2.RequestError))
-
-
-def _is_transient_status(error: APIStatusError) -> bool:
-    if error.error_code in SPEND_CAPS:
-        return False
-    verdict = error.response.headers.get("x-should-retry")
-    if verdict in ("true", "false"):
-        return bool(verdict == "true")
-    if error.status_code == 200:  # an error event inside a stream that had begun
-        return error.type is None or error.type in TRANSIENT_TYPES
-    if error.status_code == 400:  # our upload was cut
-        return "unexpected end of data" in (error.api_message or "")
-    return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
-
-
-def describe(error: BaseException | None) -> str:
-    """One bounded line about an error, fit for a record; a server's text is not trusted."""
-    if isinstance(error, APIStatusError):
-        detail = error.api_message or "no message"
-        name = error.error_code or error.type or "error"
-        return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
-    if isinstance(error, StreamBroken):
-        return str(error)
-    return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
-
-
-def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
-    """How long a response asks to be left alone; 0 when it does not say."""
-    milliseconds = _number(headers.get("retry-after-ms", ""))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after", "")
-    seconds = _number(value)
-    if seconds is not None:
-        return seconds
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-_backoff_seconds = wait_exponential_jitter(multiplier=1, max=LONGEST_BACKOFF_SECONDS, jitter=1)
-
-
-def _wait_seconds(state: RetryCallState) -> float:
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    asked = 0.0
-    if isinstance(error, APIStatusError):
-        asked = retry_after_seconds(error.response.headers, datetime.now(UTC))
-    return max(_backoff_seconds(state), asked)
-
-
-def _number(text: str) -> float | None:
-    """A non-negative finite number, if that is what `text` says."""
-    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else None
-
-
-def _final_error(error: BaseException) -> ModelError:
-    said = describe(error)
-    if is_transient(error):
-        return ModelError(
-            StopReason.API_OUTAGE,
-            f"the model's service did not come back in time ({said})",
-            "Go on with `nightlab resume` when it answers again.",
-        )
-    status = error.status_code if isinstance(error, APIStatusError) else 0
-    return ModelError(
-        StopReason.API_REFUSED,
-        f"the model's service refused the request ({said})",
-        _hint(error, status),
-        history_rejected=status in (200, 400, 413, 422),
-    )
-
-
-def _hint(error: BaseException, status: int) -> str:
-    if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
-        return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
-    hints = {
-        0: "Check ANTHROPIC_BASE_URL.",
-        401: f"Check ANTHROPIC_API_KEY. {WITHOUT_A_KEY}",
-        402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
-        403: f"The key may not use this model: check its workspace. {WITHOUT_A_KEY}",
-        404: "Check the model's id in program.md, and ANTHROPIC_BASE_URL.",
-    }
-    return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
 
 
 def _with_breakpoints(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -510,6 +453,15 @@ def _usage(counted: Any) -> Usage:
 
 def _explained(details: Any) -> str:
     return one_line(json.dumps(details.to_dict(), ensure_ascii=False), ERROR_CHARACTERS)
+
+
+def _diagnosis(message: Any) -> str:
+    """What the service says of a cache that it could not use; empty when it says nothing."""
+    reason = getattr(getattr(message, "diagnostics", None), "cache_miss_reason", None)
+    if reason is None:
+        return ""
+    missed = getattr(reason, "cache_missed_input_tokens", None)
+    return one_line(f"{reason.type}" + (f", {missed} tokens" if missed else ""), 100)
 
 
 def _delta_bytes(delta: Any) -> int:

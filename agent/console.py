@@ -150,7 +150,8 @@ class JsonConsole:
     def attempt_finished(self, attempt: Attempt) -> None:
         """Say what became of the attempt."""
         assert attempt.finished is not None
-        self._say("attempt_finished", **attempt.finished.model_dump(mode="json", exclude={"type"}))
+        finished = attempt.finished.model_dump(mode="json", exclude={"type"})
+        self._say("attempt_finished", **finished, cost_usd=attempt.cost_usd)
 
     def close(self) -> None:
         """Nothing to leave behind."""
@@ -160,7 +161,7 @@ class JsonConsole:
 
 
 def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
-    """Number, verdict, score, difference to the best in units of noise, seconds, hypothesis."""
+    """Number, verdict, score, difference to the best in units of noise, seconds, money, idea."""
     finished = attempt.finished
     assert finished is not None
     if finished.value is None:
@@ -168,9 +169,10 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
     else:
         score = f"{finished.value:<8.4f}  {_difference(attempt, history, settings):<16}"
     hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
+    cost = f"  ${attempt.cost_usd:.3f}" if attempt.cost_usd else ""
     return (
         f"#{attempt.number:<4} {finished.verdict.value:<9} {score} "
-        f"{finished.seconds:>5.0f} s  {hypothesis}"
+        f"{finished.seconds:>5.0f} s{cost}  {hypothesis}"
     )
 
 

@@ -135,7 +135,8 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
         )
     )
     if odd := cache_miss(reversed(ledger.entries)):
-        night.turns.notice("cache_miss", odd)
+        said = reply.cache_diagnosis and f"; the service says: {reply.cache_diagnosis}"
+        night.turns.notice("cache_miss", odd + said)
     return reply
 
 

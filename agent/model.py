@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 import genai_prices
 
 from agent.records import Reserve, StopReason, Usage
+from agent.render import one_line
 
 Provider = Literal["anthropic", "bedrock", "vertex"]
 PRICE_LISTS: dict[Provider, str] = {"anthropic": "anthropic", "bedrock": "aws", "vertex": "google"}
@@ -48,6 +50,8 @@ class Reply:
     seconds: float
     explanation: str = ""
     """Why the service refused, in its words."""
+    cache_diagnosis: str = ""
+    """Why the service could not use its prompt cache, in its words."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,30 @@ def _is_installed(library: str) -> bool:
         return importlib.util.find_spec(library) is not None
     except ModuleNotFoundError:  # not even its parent package
         return False
+
+
+def retirement(facts: Mapping[str, Any], session_end: datetime) -> str | None:
+    """What a person should know whose model is on its way out; None when it is not.
+
+    Args:
+        facts: what the service says of the model; nothing in them is trusted to be there.
+        session_end: when the session ends at the latest.
+    """
+    name, retires_at = one_line(str(facts.get("id")), 80), _date(facts.get("retires_at"))
+    on = "" if retires_at is None else f" and retires on {retires_at:%Y-%m-%d}"
+    if retires_at is not None and retires_at <= session_end:
+        return f"{name} retires at {retires_at:%Y-%m-%d %H:%M} UTC, before this session has to end"
+    if facts.get("lifecycle") == "deprecated":
+        return f"{name} is deprecated{on}: choose another model soon"
+    return None
+
+
+def _date(text: object) -> datetime | None:
+    try:
+        date = datetime.fromisoformat(str(text))
+        return date.astimezone(UTC) if date.tzinfo else date.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def price_known(model: str, *, provider: Provider = "anthropic") -> bool:

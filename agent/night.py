@@ -7,7 +7,8 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import Tracer
 
@@ -15,10 +16,9 @@ from agent.budget import reason_to_stop, seconds_left
 from agent.experiment import run_patiently
 from agent.history import Attempt
 from agent.lab import Lab, find_known
-from agent.ledger import Ledger
 from agent.loop import Night
-from agent.model import LostCall, Model, ModelError
-from agent.program import Program
+from agent.model import LostCall, Model, ModelError, retirement
+from agent.program import Program, Settings
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
 from agent.render import one_line
@@ -67,6 +67,7 @@ def open_models(
     environ: Mapping[str, str],
     on_wait: Callable[[str, float], None],
     *,
+    on_warning: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Iterator[list[Model]]:
     """The researcher, and who stands in for it; closed afterwards.
@@ -76,19 +77,47 @@ def open_models(
         researcher: `claude`, `tpe` or `random`.
         environ: holds credentials and maybe the address of a compatible server.
         on_wait: told what failed and for how many seconds it is waited now.
+        on_warning: told of a model that is on its way out.
         sleep: waits that many seconds for the service.
+
+    Raises:
+        ModelError: the service has no such model, or no longer.
     """
     if researcher != "claude":
         yield [make_sampler(lab, "random" if researcher == "random" else "tpe")]
         return
-    settings = lab.settings.researcher
-    names = [settings.model, *([settings.fallback_model] if settings.fallback_model else [])]
     with ExitStack() as stack:
         models = [
-            stack.enter_context(_claude(lab, name, environ, on_wait, sleep)) for name in names
+            stack.enter_context(_claude(lab, name, environ, on_wait, sleep))
+            for name in _model_names(lab.settings)
         ]
-        _note_facts(lab.ledger, models[0])
+        for model in models:
+            _note_facts(lab, model, on_warning)
         yield [*models, make_sampler(lab, "tpe")]
+
+
+def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Ask the service for the models of a session that has not begun.
+
+    Raises:
+        ModelError: it has no such model, or no longer, or does not know the key: better said
+            before an hour of baselines.
+    """
+    for name in _model_names(settings):
+        with _connected(
+            settings,
+            name,
+            environ,
+            deadline=lambda: 0.0,
+            on_retry=lambda *_: None,
+            on_lost=lambda _: None,
+        ) as model:
+            model.facts()
+
+
+def _model_names(settings: Settings) -> list[str]:
+    fallback = settings.researcher.fallback_model
+    return [settings.researcher.model, *([fallback] if fallback else [])]
 
 
 def _claude(
@@ -108,6 +137,20 @@ def _claude(
         )
         on_wait(error, wait_seconds)
 
+    return _connected(
+        settings,
+        name,
+        environ,
+        deadline=lambda: seconds_left(ledger.history, settings.session),
+        on_retry=note_wait,
+        on_lost=lambda lost: _charge_lost(lab, lost),
+        sleep=sleep,
+    )
+
+
+def _connected(
+    settings: Settings, name: str, environ: Mapping[str, str], **answers: Any
+) -> ClaudeModel:
     from agent.claude import ClaudeModel  # its SDK takes a second to load: only who asks it waits
 
     return ClaudeModel(
@@ -118,10 +161,7 @@ def _claude(
         api_key=environ.get("ANTHROPIC_API_KEY"),
         auth_token=environ.get("ANTHROPIC_AUTH_TOKEN"),
         base_url=environ.get("ANTHROPIC_BASE_URL"),
-        deadline=lambda: seconds_left(ledger.history, settings.session),
-        on_retry=note_wait,
-        on_lost=lambda lost: _charge_lost(lab, lost),
-        sleep=sleep,
+        **answers,
     )
 
 
@@ -219,11 +259,17 @@ def make_sampler(lab: Lab, method: Method) -> TpeModel:
     )
 
 
-def _note_facts(ledger: Ledger, model: ClaudeModel) -> None:
-    facts = model.facts()
-    if facts is not None:
-        text = one_line(json.dumps(facts, ensure_ascii=False, sort_keys=True), MAX_FACT_CHARACTERS)
-        ledger.append(Noticed(kind="model_facts", explanation=text))
+def _note_facts(lab: Lab, model: ClaudeModel, on_warning: Callable[[str], None]) -> None:
+    ledger, facts = lab.ledger, model.facts()
+    if facts is None:
+        return
+    text = one_line(json.dumps(facts, ensure_ascii=False, sort_keys=True), MAX_FACT_CHARACTERS)
+    ledger.append(Noticed(kind="model_facts", explanation=text))
+    now = datetime.fromisoformat(ledger.history.last_at)
+    end = now + timedelta(seconds=seconds_left(ledger.history, lab.settings.session))
+    if warning := retirement(facts, end):
+        ledger.append(Noticed(kind="model_retires", explanation=warning))
+        on_warning(warning)
 
 
 def _charge_lost(lab: Lab, lost: LostCall) -> None:

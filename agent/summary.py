@@ -24,6 +24,9 @@ from agent.records import (
 from agent.render import one_line
 from sandbox.contract import Record
 
+FOR_THE_RECORD = frozenset({"model_facts"})
+"""Kinds of notices that nobody has to look at."""
+
 
 class Attention(Record):
     """One thing that a person should look at, in a sentence, with the attempts it is about."""
@@ -163,7 +166,11 @@ def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention
     yield from _about_the_end(history)
     yield from _about_attempts(history)
     yield from _about_the_service(history, entries)
-    notices = [entry.event for entry in entries if isinstance(entry.event, Noticed)]
+    notices = [
+        entry.event
+        for entry in entries
+        if isinstance(entry.event, Noticed) and entry.event.kind not in FOR_THE_RECORD
+    ]
     for kind, count in Counter(notice.kind for notice in notices).items():
         latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
         times = "" if count == 1 else f" ({count} times; this is the last)"

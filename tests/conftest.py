@@ -16,7 +16,7 @@ from sandbox.engine import Engine, find_engine
 from sandbox.image import ImageRecord, find_image
 from tests.boxes import shipped_recipe
 
-FACILITIES = ("docker", "chromium", "gpu", "api")
+FACILITIES = ("docker", "chromium", "gpu", "api", "recordings")
 GOLDEN = Path(__file__).parent / "golden"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 

@@ -46,6 +46,7 @@ LOOKBACK_BLOCKS = 20
 MAX_BREAKPOINTS = 4
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 DELTA_CHARACTERS = 24
+RECORDED_PIECE_BYTES = 61
 SECRET = b"what only the service knows"
 UNPRICED = "claude-unpriced-9-9"
 PRICES_USD = {
@@ -55,8 +56,28 @@ PRICES_USD = {
     UNPRICED: (0.0, 0.0, 0.0, 0.0, 0.0),
 }
 
-KNOB = re.compile(r"^\s*\d+\s+([A-Z][A-Z0-9_]*) = (\d+\.\d+(?:e-?\d+)?)\b", re.MULTILINE)
-"""A module-level number with a point, in the numbered lines that `read` gives."""
+CATALOGUE: dict[str, dict[str, Any]] = {
+    name: {
+        "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": "2026-09-01T00:00:00Z",
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "max_input_tokens": CONTEXT_TOKENS,
+        "max_tokens": MAX_OUTPUT_TOKENS,
+    }
+    for name in PRICES_USD
+}
+
+KNOB = re.compile(
+    r"^\s*\d+\s+([A-Z][A-Z0-9_]*) = (\d+(?:\.\d+)?(?:e-?\d+)?)(?= |$)(.*)$", re.MULTILINE
+)
+"""A module-level number and what stands behind it, in the numbered lines that `read` gives."""
+CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
+RANGE = re.compile(r"\[([0-9.e-]+)\.\.([0-9.e-]+)(?: log)?\]\s*$")
+VERDICT = re.compile(r'^\{"attempt":\d+,.*?"verdict":"(\w+)"')
 
 Request = dict[str, Any]
 Block = dict[str, Any]
@@ -104,7 +125,15 @@ class Turn:
     """Holds things the SDK's types do not know."""
 
 
-Entry = Turn | Status | Callable[[Request], Turn | Status]
+@dataclass(frozen=True)
+class Recorded:
+    """An answer that somebody else recorded, byte for byte; it is not billed."""
+
+    body: bytes
+
+
+Answer = Turn | Status | Recorded
+Entry = Answer | Callable[[Request], Answer]
 
 
 @dataclass(frozen=True)
@@ -148,19 +177,19 @@ def tool(name: str, **arguments: Any) -> Block:
 
 
 def tinker(request: Request) -> Turn:
-    """A researcher without a mind: one numeric knob of train.py a run, up or down by turns."""
-    last = _blocks(request["messages"][-1])
-    seen = [str(block.get("content", "")) for block in last if block["type"] == "tool_result"]
-    knobs = [knob for words in seen for knob in KNOB.findall(words)]
+    """A researcher without a mind: knob by knob through train.py, in the file's order.
+
+    A step down, and where that is not kept a step up; what is kept is followed in the same
+    direction; then comes the next knob. Steps respect the ranges in the file's comments.
+    """
+    shown = KNOB.findall("\n".join(_results(request["messages"][-1])))
+    knobs = [(name, value, said) for name, value, said in shown if "fixed" not in said]
     if not knobs:
         return say(text("I look at the file first."), tool("read", file_path="train.py"))
-    runs = sum(
-        block["type"] == "tool_use" and block["name"] == "run"
-        for message in request["messages"]
-        for block in _blocks(message)
-    )
-    name, value = knobs[runs % len(knobs)]
-    changed = f"{float(value) * (0.7, 1.4)[runs % 2]:.4g}"
+    for place, up in _places(request):
+        name, value, said = knobs[place % len(knobs)]
+        if (changed := stepped(value, said, up=up)) != value:
+            break
     return say(
         thinking(f"{name} may not be at its best."),
         tool(
@@ -173,6 +202,42 @@ def tinker(request: Request) -> Turn:
     )
 
 
+def stepped(value: str, said: str, *, up: bool) -> str:
+    """The next value up or down, as far as the comment allows."""
+    if choices := CHOICES.search(said):
+        values = [choice.strip() for choice in choices[1].split(",")]
+        place = values.index(value) if value in values else 0
+        return values[min(max(place + (1 if up else -1), 0), len(values) - 1)]
+    if "." not in value and "e" not in value:
+        return str(int(value) * 2 if up else max(1, int(value) // 2))
+    number = float(value) * (1.4 if up else 0.7)
+    if limits := RANGE.search(said):
+        number = min(max(number, float(limits[1])), float(limits[2]))
+    changed = f"{number:.4g}"
+    return changed if re.search(r"[.e]", changed) else f"{changed}.0"
+
+
+def _places(request: Request) -> Iterator[tuple[int, bool]]:
+    """The knob and the direction that are next, after everything that was tried; then the rest."""
+    place, up, followed = 0, False, False
+    tried = (result for message in request["messages"] for result in _results(message))
+    for verdict in [VERDICT.search(result) for result in tried]:
+        if verdict is None:
+            continue
+        if verdict[1] == "kept":
+            followed = True
+            continue
+        place, up = (place, True) if not up and not followed else (place + 1, False)
+        followed = False
+    yield place, up
+    yield from ((place + n // 2, bool(n % 2)) for n in range(1, 200))
+
+
+def _results(message: dict[str, Any]) -> list[str]:
+    results = (block for block in _blocks(message) if block["type"] == "tool_result")
+    return [str(block.get("content", "")) for block in results]
+
+
 class MessagesServer:
     """Answers with the script's entries, one a request; a context manager.
 
@@ -181,6 +246,8 @@ class MessagesServer:
         clock: seconds, for the life of cache entries.
         endless: whether the script may hold more than was asked for.
         tolerant: leave the check at the end to the test.
+        catalogue: what is told of each model; none for a server that tells nothing.
+        key: the only one it knows; none for any.
     """
 
     def __init__(
@@ -191,6 +258,8 @@ class MessagesServer:
         endless: bool = False,
         tolerant: bool = False,
         port: int = 0,
+        catalogue: dict[str, dict[str, Any]] | None = CATALOGUE,
+        key: str | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.bills: list[Billed] = []
@@ -202,6 +271,9 @@ class MessagesServer:
         self._script: Iterator[Entry] = iter(script)
         self._endless = endless
         self._tolerant = tolerant
+        self._catalogue, self._key = catalogue, key
+        self._answered: dict[str, Request] = {}
+        """The request behind each message id, for diagnostics."""
         self._cache = PromptCache(clock)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -238,6 +310,10 @@ class MessagesServer:
         left_over = [] if self._endless else list(self._script)
         assert not left_over, f"{len(left_over)} answers of the script were not asked for"
 
+    def forget_prompts(self) -> None:
+        """Lose the prompt cache."""
+        self._cache.forget()
+
     def answer(self, handler: _Handler) -> None:
         """Serve one request."""
         with self._lock:
@@ -245,41 +321,56 @@ class MessagesServer:
             answer = self._refusal(problem) if problem else self._next(request)
             if isinstance(answer, Status):
                 return handler.send_status(answer)
+            if isinstance(answer, Recorded):
+                return handler.send_recorded(answer.body)
             answer = self._completed(request, answer)
             read, written = self._cache.account(request)
             self._bill(request, read, written, 1, whole=False)
+            message_id = f"msg_{len(self.bills):06d}"
+            diagnostics = self._diagnosis(request)
+            self._answered[message_id] = request
         usage = self._usage(self.bills[-1])
-        events = list(_events(request, answer, usage))
+        events = list(_events(request, answer, usage, message_id, diagnostics))
         if not answer.odd:
             _check_events(events)
         self._stream(handler, request, answer, events, (read, written))
         return None
 
     def describe(self, handler: _Handler) -> None:
-        """Serve what is asked of a model: `/v1/models/ID`."""
-        name = handler.path.removeprefix("/v1/models/")
-        if name not in PRICES_USD:
+        """Serve what is asked of models: `/v1/models/ID`, and all of them without an ID."""
+        name = handler.path.partition("?")[0].removeprefix("/v1/models").strip("/")
+        models = self._catalogue
+        if self._key not in (None, handler.headers.get("x-api-key")):
+            return handler.send_status(Status(401, "authentication_error", "invalid x-api-key"))
+        if models is None or (name and name not in models):
             return handler.send_status(Status(404, "not_found_error", f"model: {name}"))
-        facts = {
-            "id": name,
-            "type": "model",
-            "display_name": name,
-            "created_at": "2026-09-01T00:00:00Z",
-            "max_input_tokens": CONTEXT_TOKENS,
-            "max_tokens": MAX_OUTPUT_TOKENS,
-        }
-        return handler.send_json(200, json.dumps(facts).encode(), "req_facts", {})
+        page = {"data": [*models.values()], "has_more": False, "first_id": None, "last_id": None}
+        told = models[name] if name else page
+        return handler.send_json(200, json.dumps(told).encode(), "req_facts", {})
 
     def _refusal(self, problem: Problem) -> Status:
         self.unplanned.append(f"{problem.code}: {problem.message}")
         return Status(problem.code, problem.type, problem.message)
 
-    def _next(self, request: Request) -> Turn | Status:
+    def _next(self, request: Request) -> Answer:
         self.requests.append(request)
         entry = next(self._script, None)
         if entry is None:
             return self._refusal(Problem(400, "invalid_request_error", "the script is at its end"))
         return entry(request) if callable(entry) else entry
+
+    def _diagnosis(self, request: Request) -> dict[str, Any] | None:
+        """Why the prefix of the request before this one was not found, where it is asked."""
+        previous_id = request.get("diagnostics", {}).get("previous_message_id")
+        if previous_id is None:
+            return None
+        if (previous := self._answered.get(previous_id)) is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        kind = _divergence(previous, request)
+        if kind is None:
+            return None
+        missed = {"type": kind, "cache_missed_input_tokens": _request_tokens(previous)}
+        return {"cache_miss_reason": missed}
 
     def _completed(self, request: Request, turn: Turn) -> Turn:
         """The turn with ids for its calls and signatures for its thinking."""
@@ -390,6 +481,10 @@ class PromptCache:
         self._clock = clock
         self._expiry: dict[str, float] = {}
 
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._expiry.clear()
+
     def account(self, request: Request) -> tuple[int, dict[str, int]]:
         """Tokens read, and tokens written by lifetime; what was touched lives on."""
         blocks = list(_prefix_blocks(request))
@@ -435,6 +530,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each small piece waits for the client's acknowledgement
     server: _HTTPServer
 
     def do_POST(self) -> None:
@@ -469,6 +565,14 @@ class _Handler(BaseHTTPRequestHandler):
         piece = f"event: {name}\ndata: {body}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.flush()
+
+    def send_recorded(self, body: bytes) -> None:
+        """A stream in pieces that respect neither its lines nor its characters."""
+        self.begin_stream(0)
+        for start in range(0, len(body), RECORDED_PIECE_BYTES):
+            piece = body[start : start + RECORDED_PIECE_BYTES]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.end_stream()
 
     def end_stream(self) -> None:
         self.wfile.write(b"0\r\n\r\n")
@@ -742,6 +846,15 @@ def _prefix_blocks(request: Request) -> Iterator[Block]:
         yield from _blocks(message)
 
 
+def _divergence(previous: Request, request: Request) -> str | None:
+    """What keeps a request from beginning as the one before it did."""
+    for part in ("model", "system", "tools"):
+        if _plain(previous.get(part)) != _plain(request.get(part)):
+            return f"{part}_changed"
+    begun = request["messages"][: len(previous["messages"])]
+    return None if _plain(begun) == _plain(previous["messages"]) else "messages_changed"
+
+
 def _prefix_hashes(blocks: list[Block]) -> list[str]:
     hashes: list[str] = []
     digest = hashlib.sha256()
@@ -788,10 +901,16 @@ def _payload(turn: Turn, block: Block) -> str:
             return ""
 
 
-def _events(request: Request, turn: Turn, usage: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(
+    request: Request,
+    turn: Turn,
+    usage: dict[str, Any],
+    message_id: str,
+    diagnostics: dict[str, Any] | None,
+) -> Iterator[dict[str, Any]]:
     """The stream of one answer."""
     message = {
-        "id": "msg_000001",
+        "id": message_id,
         "type": "message",
         "role": "assistant",
         "model": request["model"],
@@ -799,6 +918,7 @@ def _events(request: Request, turn: Turn, usage: dict[str, Any]) -> Iterator[dic
         "stop_reason": None,
         "stop_sequence": None,
         "usage": usage,
+        "diagnostics": diagnostics,
     }
     yield {"type": "message_start", "message": message}
     for index, block in enumerate(turn.blocks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import signal
 import threading
@@ -11,22 +12,34 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from agent.claude import (
-    ERROR_CHARACTERS,
-    ClaudeModel,
-    retry_after_seconds,
-    thinks_adaptively,
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    Span,
+    get_current_span,
+    use_span,
 )
-from agent.model import LostCall, ModelError, Reply, check_credentials, cost_usd, price_known
+
+from agent.api_errors import ERROR_CHARACTERS, retry_after_seconds
+from agent.claude import ClaudeModel, thinks_adaptively
+from agent.model import (
+    LostCall,
+    ModelError,
+    Reply,
+    check_credentials,
+    cost_usd,
+    price_known,
+    retirement,
+)
 from agent.records import StopReason, Usage
 from tests.messages_server import (
+    CATALOGUE,
     UNPRICED,
     Cut,
     MessagesServer,
@@ -34,6 +47,7 @@ from tests.messages_server import (
     Turn,
     first_problem,
     say,
+    stepped,
     text,
     thinking,
     tinker,
@@ -233,6 +247,24 @@ def test_a_stream_that_only_pings_is_given_up() -> None:
     reply, _ = ask(night, say(text("x"), cut=Cut(2, "pings")), GOOD, attempt_seconds=0.3)
     assert reply.stop_reason == "tool_use"
     assert night.retries[0][0] == "the reply did not end in 0 s"
+
+
+def test_every_call_happens_within_the_span_that_surrounds_it() -> None:
+    """The SDK's own spans hang from the current one; an event loop must not remember the first."""
+    night, seen, spans = Night(), list[Span](), list[Span]()
+
+    async def sleep(seconds: float) -> None:
+        seen.append(get_current_span())
+
+    with (
+        MessagesServer([Status(529), GOOD] * 2) as server,
+        claude(server.url, night, sleep=sleep) as model,
+    ):
+        for _ in range(2):
+            spans.append(NonRecordingSpan(INVALID_SPAN_CONTEXT))
+            with use_span(spans[-1]):
+                model.reply(SYSTEM, TOOLS, OPENING)
+    assert all(a is b for a, b in zip(spans, seen, strict=True))
 
 
 def test_a_server_that_is_not_there_is_waited_for() -> None:
@@ -599,18 +631,68 @@ def test_the_test_server_notices_answers_nobody_asked_for() -> None:
         pass
 
 
-def test_the_demo_agent_reads_then_changes_one_knob_and_runs() -> None:
+SHOWN = """train.py: 6 lines, sha 0
+     1\tDEPTH = 4  # blocks {1, 2, 4, 6}
+     2\tHEADS = 2  # fixed
+     3\tLR = 0.02  # of Muon [0.01..0.08 log]
+     4\tBASE = 10_000.0
+     5\tROWS = 3
+     6\tSHARE = 0.05"""
+
+
+def tinkered(*verdicts: str) -> list[str]:
+    """What the stand-in tries, each time at the same file."""
     opening: dict[str, Any] = {"messages": copy.deepcopy(OPENING)}
-    assert [block["type"] for block in tinker(opening).blocks] == ["text", "tool_use"]
-    shown = "train.py: 2 lines, sha 0\n     1\tDEPTH = 4\n     2\tLR = 0.02  # of Muon"
-    answer = {"type": "tool_result", "tool_use_id": "a", "content": shown}
-    after_read = {"messages": [{"role": "user", "content": [answer]}]}
-    edit, run = tinker(after_read).blocks[1:]
-    assert (edit["input"]["old_string"], edit["input"]["new_string"]) == (
-        "\nLR = 0.02",
-        "\nLR = 0.014",
-    )
-    assert run["name"] == "run"
+    assert ["text", "tool_use"] == [block["type"] for block in tinker(opening).blocks]
+    messages: list[dict[str, Any]] = []
+    tried = []
+    for verdict in [*verdicts, ""]:
+        shown = [{"type": "tool_result", "tool_use_id": "a", "content": SHOWN}]
+        edit, run = tinker({"messages": [*messages, {"role": "user", "content": shown}]}).blocks[1:]
+        assert "run" == run["name"]
+        assert SHOWN.replace("\t", "\n").count(edit["input"]["old_string"]) == 1
+        tried.append(run["input"]["hypothesis"])
+        answer = json.dumps({"attempt": 1, "verdict": verdict}, separators=(",", ":"))
+        told = [{"type": "tool_result", "tool_use_id": "b", "content": answer}]
+        messages.append({"role": "user", "content": told})
+    return tried
+
+
+def test_the_stand_in_turns_knob_after_knob_down_then_up() -> None:
+    assert [
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 6",
+        "LR from 0.02 to 0.014",
+        "LR from 0.02 to 0.028",
+        "ROWS from 3 to 1",
+    ] == tinkered("discarded", "failed", "invalid", "discarded")
+
+
+def test_the_stand_in_follows_what_was_kept() -> None:
+    assert [
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 2",
+        "DEPTH from 4 to 2",
+        "LR from 0.02 to 0.014",
+    ] == tinkered("kept", "kept", "discarded")
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "up", "expected"),
+    [
+        ("6", "  # {1, 2, 4, 6}", True, "6"),
+        ("0", "  # {0, 8192}", True, "8192"),
+        ("0.01", "  # [0.01..0.08 log]", False, "0.01"),
+        ("0.07", "  # [0.01..0.08 log]", True, "0.08"),
+        ("1.0", "", True, "1.4"),
+        ("10.0", "", False, "7.0"),
+        ("1", "", False, "1"),
+    ],
+)
+def test_the_stand_in_stays_within_the_files_ranges(
+    value: str, said: str, up: bool, expected: str
+) -> None:
+    assert expected == stepped(value, said, up=up)
 
 
 def test_facts_of_a_model_bound_its_replies() -> None:
@@ -623,10 +705,104 @@ def test_facts_of_a_model_bound_its_replies() -> None:
 
 @pytest.mark.parametrize("address", ["server", "http://127.0.0.1:9"])
 def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
-    with MessagesServer([]) as server:
+    with MessagesServer([GOOD], catalogue=None, endless=True) as server:
         url = server.url if address == "server" else address
-        with claude(url, Night(), model="some-other-model") as model:
+        with claude(url, Night()) as model:
             assert model.facts() is None
+            if address == "server":
+                model.reply(SYSTEM, TOOLS, OPENING)
+    assert all("diagnostics" not in request for request in server.requests)
+
+
+def refused_at_the_start(name: str, catalogue: dict[str, dict[str, Any]]) -> ModelError:
+    server = MessagesServer([], catalogue=catalogue)
+    with server, claude(server.url, Night(), model=name) as model:
+        with pytest.raises(ModelError) as caught:
+            model.facts()
+        return caught.value
+
+
+def test_a_model_that_the_service_does_not_have_is_refused_with_those_it_has() -> None:
+    error = refused_at_the_start("claude-sonet-5-5", CATALOGUE)
+    assert StopReason.API_REFUSED is error.reason
+    assert "claude-sonet-5-5" in error.message
+    assert "claude-sonnet-5-5" in error.hint
+
+
+def test_a_retired_model_is_refused_and_no_retired_one_is_offered() -> None:
+    gone = CATALOGUE["claude-opus-5-5"] | {"lifecycle": "retired"}
+    error = refused_at_the_start("claude-opus-5-5", CATALOGUE | {"claude-opus-5-5": gone})
+    assert "claude-opus-5-5 is retired" == error.message
+    assert "claude-sonnet-5-5" in error.hint
+    assert "claude-opus-5-5" not in error.hint
+
+
+def test_a_key_that_the_service_does_not_know_is_found_at_the_start() -> None:
+    with MessagesServer([], key="another") as server, claude(server.url, Night()) as model:
+        with pytest.raises(ModelError, match="401 authentication_error") as caught:
+            model.facts()
+        assert "ANTHROPIC_API_KEY" in caught.value.hint
+
+
+EVENING = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
+LIFE: dict[str, tuple[dict[str, Any], str | None]] = {
+    "active": ({"lifecycle": "active", "retires_at": None}, None),
+    "tonight": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-24T04:00:00Z"},
+        "m retires at 2026-11-24 04:00 UTC, before this session has to end",
+    ),
+    "overdue": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-01T00:00:00Z"},
+        "m retires at 2026-11-01 00:00 UTC, before this session has to end",
+    ),
+    "next_week": (
+        {"lifecycle": "deprecated", "retires_at": "2026-11-30T00:00:00Z"},
+        "m is deprecated and retires on 2026-11-30: choose another model soon",
+    ),
+    "some_day": (
+        {"lifecycle": "deprecated", "retires_at": None},
+        "m is deprecated: choose another model soon",
+    ),
+    "after_tonight": ({"lifecycle": "active", "retires_at": "2026-12-24T00:00:00Z"}, None),
+    "nothing_said": ({}, None),
+    "no_date": ({"retires_at": "soon"}, None),
+    "nonsense": ({"retires_at": 10**30, "lifecycle": ["deprecated"]}, None),
+}
+
+
+@pytest.mark.parametrize(("facts", "expected"), LIFE.values(), ids=LIFE.keys())
+def test_a_person_hears_of_a_model_on_its_way_out(
+    facts: dict[str, Any], expected: str | None
+) -> None:
+    assert expected == retirement({"id": "m", **facts}, EVENING + timedelta(hours=10))
+
+
+def test_the_service_is_asked_why_its_cache_did_not_hit() -> None:
+    night, longer = Night(), [{**TOOLS[0], "description": "Train and score."}]
+    messages = [
+        *OPENING,
+        {"role": "assistant", "content": [{"type": "text", "text": "Shall I?"}]},
+        {"role": "user", "content": [{"type": "text", "text": "Go on."}]},
+    ]
+    with MessagesServer([say(text("Shall I?"))] * 4) as server, claude(server.url, night) as model:
+        model.facts()
+        model.reply(SYSTEM, TOOLS, OPENING)
+        same = model.reply(SYSTEM, TOOLS, messages)
+        other = model.reply(SYSTEM, longer, messages)
+        model.reply(SYSTEM, longer, OPENING)
+    asked = [request["diagnostics"]["previous_message_id"] for request in server.requests]
+    assert [None, "msg_000001", "msg_000002", None] == asked
+    assert "" == same.cache_diagnosis
+    assert other.cache_diagnosis.startswith("tools_changed, ")
+    assert 0 == server.bills[2].cache_read_tokens
+
+
+def test_a_session_taken_up_again_has_no_earlier_answer_to_compare() -> None:
+    messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
+    with MessagesServer([GOOD]) as server, claude(server.url, Night()) as model:
+        model.facts()
+        model.reply(SYSTEM, TOOLS, messages)
+    assert {"previous_message_id": None} == server.requests[0]["diagnostics"]
 
 
 def test_a_cloud_needs_a_region_no_key_and_has_a_price_list_of_its_own() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.findings import spend_by_model
 from agent.history import History, fold
 from agent.lab import Lab
 from agent.ledger import read_blob, read_ledger
@@ -232,6 +233,21 @@ def test_the_bill_is_the_services_own_to_the_cent(past: Past) -> None:
     assert cut_off <= charged_for_them
     told = summary(past.entries).spent_usd
     assert round(past.server.billed_usd - cut_off, 2) == round(told - charged_for_them, 2)
+
+
+def test_the_report_counts_what_the_service_counted(past: Past, tmp_path: Path) -> None:
+    """Cache reads, writes and misses of every call that was answered or cut, not just their sum."""
+    calls = [call for call in past.events(ModelCalled) if call.request_id]
+    bills = [past.server.bills[int(call.request_id.removeprefix("req_")) - 1] for call in calls]
+    for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens"):
+        assert [getattr(bill, name) for bill in bills] == [getattr(c.usage, name) for c in calls]
+    (row,) = spend_by_model(past.entries)
+    paths = write_report(
+        past.place.directory, past.entries, lambda sha: read_blob(past.place.directory, sha)
+    )
+    assert f"tokens read anew {row.input_tokens:,}, from cache {row.cache_read_tokens:,}, " in (
+        paths.markdown.read_text()
+    )
 
 
 def test_the_money_limit_holds(past: Past) -> None:

@@ -52,17 +52,19 @@ def test_the_prose_is_the_file_without_its_settings() -> None:
     assert "```" not in program.prose
 
 
-def test_the_shipped_file_states_every_setting() -> None:
-    stated = {
-        line.removeprefix("# ").split("=")[0].strip() for line in TEXT.splitlines() if " = " in line
-    }
+def test_the_shipped_file_states_every_setting_in_its_section() -> None:
+    stated, section = set(), ""
+    for line in TEXT.split("```toml")[1].split("```")[0].splitlines():
+        section = line[1 : line.index("]")] if line.startswith("[") else section
+        if " = " in line:
+            stated.add((section, line.removeprefix("# ").split("=")[0].strip()))
     known = {
-        field.alias or name
-        for section in Settings.model_fields.values()
-        for name, field in section.annotation.model_fields.items()  # type: ignore[union-attr]
+        (section, field.alias or name)
+        for section, table in Settings.model_fields.items()
+        for name, field in table.annotation.model_fields.items()  # type: ignore[union-attr]
     }
 
-    assert set() == known - stated
+    assert known == stated
 
 
 def test_every_setting_of_the_shipped_file_carries_a_comment() -> None:

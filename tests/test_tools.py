@@ -26,7 +26,8 @@ from agent.records import (
     Scored,
     Verdict,
 )
-from agent.tools import TOOLS, Toolbox, ToolResult
+from agent.tool_arguments import TOOLS
+from agent.tools import Toolbox, ToolResult
 from agent.workspace import Workspace
 from sandbox.contract import Box, Log, Outcome
 from tests.histories import HOSTILE_TEXTS, Night, night, run_finished, run_result
@@ -296,6 +297,18 @@ def test_run_answers_with_stable_keys(bench: Bench) -> None:
 
     assert RUN_KEYS == [key for key in answer if key != "log_tail"]
     assert ["more depth"] == bench.hypotheses
+
+
+def test_a_run_answer_of_each_verdict_is_as_reviewed(
+    bench: Bench, golden: Callable[[str, str], None]
+) -> None:
+    answers = {
+        attempt.finished.verdict: run_answer(attempt, bench.history, repeated=False)
+        for attempt in bench.history.attempts
+        if attempt.finished is not None
+    }
+    assert set(Verdict) == answers.keys()
+    golden("run_answers.jsonl", "".join(f"{answers[verdict]}\n" for verdict in Verdict))
 
 
 def test_a_known_candidate_is_not_run_again(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterable
@@ -12,10 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli import app
+from agent.console import attempt_line
 from agent.history import History, fold
+from agent.lab import Lab
 from agent.ledger import read_ledger
 from agent.loop import run_session
-from agent.night import assemble, open_models
+from agent.model import ModelError
+from agent.night import assemble, check_models, open_models
 from agent.records import (
     ConversationOpened,
     MessageAdded,
@@ -25,7 +29,7 @@ from agent.records import (
     ToolReturned,
 )
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop, forget, is_asked_to_pause
-from tests.messages_server import Cut, MessagesServer, Request, Turn, say, text, tool
+from tests.messages_server import CATALOGUE, Cut, MessagesServer, Request, Turn, say, text, tool
 from tests.nights import Crash, CrashingLedger, Place
 from tests.test_night import DETAILS, Mind, work
 
@@ -236,6 +240,77 @@ def test_what_the_service_says_of_the_model_is_on_record(tmp_path: Path) -> None
     assert '"max_tokens": 128000' in facts
 
 
+def test_a_model_that_retires_during_the_session_is_told_and_on_record(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"hours": 10.0})
+    leaving = CATALOGUE["claude-sonnet-5-5"] | {"retires_at": "2026-03-08T04:00:00Z"}
+    lab, told = scene.place.begin("claude"), list[str]()
+    with (
+        MessagesServer([], catalogue=CATALOGUE | {"claude-sonnet-5-5": leaving}) as server,
+        lab.ledger,
+        open_models(lab, "claude", environ(server), lambda *_: None, on_warning=told.append),
+    ):
+        pass
+    warning = "claude-sonnet-5-5 retires at 2026-03-08 04:00 UTC, before this session has to end"
+    assert [warning] == told
+    assert [warning] == [e.explanation for e in scene.events(Noticed) if e.kind == "model_retires"]
+
+
+def test_the_console_tells_what_each_attempt_cost(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    history, settings = scene.history, scene.place.program.settings
+    lines = [attempt_line(attempt, history, settings) for attempt in history.attempts]
+    assert "$" not in lines[0]
+    for attempt, line in zip(history.completed, lines[1:], strict=True):
+        assert f" s  ${attempt.cost_usd:.3f}  " in line
+
+
+def test_a_model_that_stays_is_no_cause_for_a_warning(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    assert "model_retires" not in scene.notices()
+
+
+def environ(server: MessagesServer) -> dict[str, str]:
+    return {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
+
+
+def test_a_mistyped_fallback_model_is_found_before_the_session_begins(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opos-5-5"})
+    with MessagesServer([]) as server, pytest.raises(ModelError, match="knows no claude-opos-5-5"):
+        check_models(scene.place.program.settings, environ(server))
+
+
+def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
+    program = (Path(__file__).parent.parent / "program.md").read_text()
+    mistyped = program.replace("claude-sonnet-5-5", "claude-sonet-5-5").replace("usd = 20.0", "")
+    (tmp_path / "program.md").write_text(mistyped)
+    command = ["run", "--program", str(tmp_path / "program.md"), "--runs", str(tmp_path / "runs")]
+    with MessagesServer([]) as server:
+        done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=environ(server))
+    assert 3 == done.exit_code, done.output
+    assert "knows no claude-sonet-5-5" in done.output
+    assert "It offers claude-sonnet-5-5" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_alert_about_the_cache_carries_the_services_own_diagnosis(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    long_prose = "Look for the bottleneck first. " * 600  # a short prompt is not worth an alert
+    scene.place.program = dataclasses.replace(scene.place.program, prose=long_prose)
+
+    def forgotten(request: Request) -> Turn:
+        """As if the request before this one had other tools, and the cache had gone with them."""
+        scene.server.requests[-2]["tools"] = request["tools"][1:]
+        scene.server.forget_prompts()
+        return scene.mind.answer(request)
+
+    scene.play(scene.then(READ, forgotten))
+    (alert,) = [e.explanation for e in scene.events(Noticed) if e.kind == "cache_miss"]
+    assert alert.startswith("0 of ")
+    assert "; the service says: tools_changed, " in alert
+
+
 def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 6})
     lab = scene.place.begin("random")
@@ -244,6 +319,26 @@ def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     assert ended.reason is StopReason.ATTEMPTS
     assert {"random"} == {a.started.researcher for a in scene.history.completed}
     assert 0.0 == scene.history.spent_usd
+
+
+def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
+    whole = Place(tmp_path / "whole", changes={"session": {"attempts": 9}})
+    turn_knobs(whole, whole.begin("tpe"))
+    halves = Place(tmp_path / "halves", changes={"session": {"attempts": 4}})
+    turn_knobs(halves, halves.begin("tpe"))
+    halves.program = whole.program
+    turn_knobs(halves, halves.resume())
+    tried = [
+        [attempt.started.files for attempt in fold(read_ledger(place.directory)).attempts]
+        for place in (whole, halves)
+    ]
+    assert 10 == len(tried[0])
+    assert tried[0] == tried[1]
+
+
+def turn_knobs(place: Place, lab: Lab) -> None:
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -38,7 +38,7 @@ from agent.lab import Lab
 from agent.ledger import Ledger, read_ledger
 from agent.loop import run_session
 from agent.model import check_credentials, price_known
-from agent.night import assemble, open_models
+from agent.night import assemble, check_models, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
@@ -168,7 +168,7 @@ def _work(
             _track(lab, export)
 
     try:
-        with open_models(lab, researcher, os.environ, _say_waiting) as models:
+        with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
         _refresh_report(lab)
@@ -204,6 +204,10 @@ def _track(lab: Lab, export: Export) -> None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
+def _warn(warning: str) -> None:
+    err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
 def _say_waiting(error: str, wait_seconds: float) -> None:
     text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
     err.print(text, style="yellow", markup=False, soft_wrap=True)
@@ -226,6 +230,8 @@ def _researcher(settings: Settings) -> str:
         missing = check_credentials(os.environ, provider=settings.researcher.provider)
         name = "tpe" if missing else "claude"
     require_credentials(name, settings)
+    if name == "claude":
+        check_models(settings, os.environ)
     return name
 
 
