@@ -14,13 +14,13 @@ from opentelemetry.trace import Tracer
 from agent.budget import reason_to_stop, seconds_left
 from agent.experiment import run_patiently
 from agent.history import Attempt
-from agent.lab import Lab, find_known
+from agent.lab import Lab, find_known, unified_diff
 from agent.ledger import Ledger
 from agent.loop import Night
 from agent.model import LostCall, Model, ModelError
 from agent.program import Program
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
-from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.records import FileChanged, ModelAsked, ModelCalled, Noticed, RetryWaited
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
@@ -55,6 +55,7 @@ def assemble(
         suggest=sampler.suggestion,
         sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),
         goal=lab.settings.goal,
+        on_change=lambda path, old, new: _note_change(ledger, path, old, new),
     )
     turns = Turns(lab, models, toolbox, SessionWords(lab, program))
     return Night(lab, toolbox, turns, spans)
@@ -122,6 +123,19 @@ def _claude(
         on_retry=note_wait,
         on_lost=lambda lost: _charge_lost(lab, lost),
         sleep=sleep,
+    )
+
+
+def _note_change(ledger: Ledger, path: str, old: str | None, new: str) -> None:
+    before = {} if old is None else {path: old.encode()}
+    after = {path: new.encode()}
+    ledger.append(
+        FileChanged(
+            path=path,
+            before=None if old is None else ledger.put_blob(before[path]),
+            after=ledger.put_blob(after[path]),
+            diff=ledger.put_blob(unified_diff(before, after).encode()),
+        )
     )
 
 

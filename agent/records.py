@@ -139,6 +139,9 @@ class SessionResumed(Record):
     """The settings from here on; a resume may allow more attempts, hours or money."""
     interrupted_attempt: int | None
     removed_containers: tuple[str, ...]
+    engine: dict[str, Any] | None = None
+    """What the session goes on with; none in ledgers from before it was recorded."""
+    machine: dict[str, Any] | None = None
 
 
 class AttemptStarted(Record):
@@ -177,6 +180,9 @@ class RunFinished(Record):
     curve: Sha256 | None = None
     """What a training said of its progress, thinned out; none when it said nothing, and in
     ledgers from before curves were kept."""
+    container: Sha256 | None = None
+    """JSON with the settings that the engine was asked for and what PID 1 saw of them; none from
+    an executor without an engine, and in ledgers from before they were kept."""
 
 
 class Scored(Record):
@@ -249,6 +255,11 @@ class ModelCalled(Record):
     usage: Usage
     cost_usd: float | None
     seconds: float
+    request: Sha256 | None = None
+    """See `ledger.request_sha`; none for a lost call, and in ledgers from before it was kept."""
+    reply: Sha256 | None = None
+    """The blob of the reply as a message, also of one that was not made part of the conversation;
+    none for a lost call, and in ledgers from before it was kept."""
 
 
 class RetryWaited(Record):
@@ -271,6 +282,17 @@ class ToolReturned(Record):
     name: str
     is_error: bool
     output: Sha256
+
+
+class FileChanged(Record):
+    """A researcher wrote a file of the workspace; whole contents are blobs."""
+
+    type: Literal["file_changed"] = "file_changed"
+    path: str
+    before: Sha256 | None
+    """None for a new file."""
+    after: Sha256
+    diff: Sha256
 
 
 class Noticed(Record):
@@ -395,6 +417,7 @@ Event = Annotated[
     | RetryWaited
     | ToolCalled
     | ToolReturned
+    | FileChanged
     | Noticed
     | SessionEnded
     | ReviewStarted

@@ -20,6 +20,7 @@ from agent.session import Outfit, SessionError
 from sandbox.contract import EngineUnavailable, ImageMissing
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect, find_engine, install_and_start
+from sandbox.escapes import installed
 from sandbox.hardware import Profile, find_profile
 from sandbox.image import ImageRecord, ensure_image, find_image, has_image
 from sandbox.reaper import sweep, sweep_run_directories
@@ -126,7 +127,8 @@ def find_outfit(
         raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
     return Outfit(
         executor=executor(engine, state_dir),
-        engine=engine.model_dump(mode="json"),
+        engine=engine.model_dump(mode="json")
+        | {"components": [part.model_dump() for part in installed(engine, environ)]},
         image=image.model_dump(mode="json"),
         image_id=image.image_id,
         device=profile.environment["NIGHTLAB_DEVICE"],

@@ -18,7 +18,7 @@ def begun() -> histories.Night:
     return made
 
 
-def differences(made: histories.Night, directory: Path) -> list[tuple[int, str]]:
+def differences(made: histories.Night, directory: Path) -> list[tuple[int | None, str]]:
     made.write(directory)
     return [(d.seq, d.what) for d in audit(directory, read_ledger(directory))]
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from agent.anchor import Anchor, anchor_path
 from agent.commands.shared import (
     SERVICE_FAILED,
     AttemptsOption,
@@ -20,6 +21,7 @@ from agent.commands.shared import (
     ProgramOption,
     RunsOption,
     UsdOption,
+    anchor_of,
     err,
     load,
     open_observer,
@@ -31,12 +33,12 @@ from agent.commands.shared import (
 from agent.console import closing_lines
 from agent.history import fold
 from agent.lab import Lab
-from agent.ledger import Ledger, read_ledger
+from agent.ledger import Ledger, LedgerError, read_ledger
 from agent.loop import run_session
 from agent.model import check_credentials, price_known
 from agent.night import assemble, open_models
 from agent.program import Program, Settings, parse_program
-from agent.records import PLANNED_STOPS
+from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import write_report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
@@ -74,6 +76,7 @@ def run(
     )
     sweep_now()
     directory = runs / (session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S"))
+    anchor_path(settings.record.anchor, directory)  # refused before anything is made
     ledger = begin(
         directory.absolute(),
         content,
@@ -112,7 +115,12 @@ def resume(
         removed = sweep_now()
         with open_observer(settings, ledger, as_json=as_json) as observer:
             lab = open_lab(ledger, settings, outfit, observer)
-            bring_back(lab, version=distribution_version("nightlab"), removed_containers=removed)
+            bring_back(
+                lab,
+                version=distribution_version("nightlab"),
+                removed_containers=removed,
+                engine=outfit.engine,
+            )
             _work(lab, content, name, as_json=as_json)
 
 
@@ -148,10 +156,14 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
 
+    anchor = anchor_of(lab.directory, lab.settings)
+
     def refresh() -> None:
+        _keep_head(ledger, anchor)
         _refresh_report(lab)
 
     try:
+        _keep_head(ledger, anchor)
         with open_models(lab, researcher, os.environ, _say_waiting) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
@@ -162,6 +174,19 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
     tell_end(ledger, as_json=as_json)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
+
+
+def _keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
+    """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
+    if anchor is None:
+        return
+    try:
+        anchor.add(ledger.entries)
+    except LedgerError as error:
+        if not anchor.has_failed:
+            ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
+            err.print(one_line(error.message, 300), style="yellow", markup=False, soft_wrap=True)
+        anchor.has_failed = True
 
 
 def _refresh_report(lab: Lab) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agent.anchor import Anchor, anchor_path
 from agent.console import JsonConsole, NightConsole
 from agent.lab import Observer
 from agent.ledger import Ledger
@@ -56,6 +57,12 @@ def session_directory(runs: Path, session: str) -> Path:
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
         )
     return directory
+
+
+def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
+    """Where the settings want the ledger's head written a second time; none for nowhere."""
+    path = anchor_path(settings.record.anchor, directory)
+    return None if path is None else Anchor(path, directory.name)
 
 
 @contextmanager
