@@ -25,10 +25,10 @@ from sandbox.contract import Record
 
 NAMESPACE = "nightlab"
 SIGNATURES = "signatures"
-SIGN_SECONDS = 120
-VERIFY_SECONDS = 20
+SSH_SECONDS = 20
 SHORT_HASH = 12
 
+_KEY_HINT = "a key with a passphrase must be in ssh-agent: ssh-add KEY, then give KEY.pub"
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
@@ -42,7 +42,7 @@ class Head(Record):
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Heard:
     """What others say of a record: where it contradicts them, and what they confirm."""
 
     differences: list[str]
@@ -147,9 +147,9 @@ def place_of(noted: str, entries: Sequence[Entry]) -> int | None:
     return next((entry.seq for entry in entries if entry.hash.startswith(noted)), None)
 
 
-def testimony(
+def ask_witnesses(
     directory: Path, entries: Sequence[Entry], *, noted: str | None, anchor: Path | None
-) -> Testimony:
+) -> Heard:
     """Compare a record with everything that is known of it elsewhere.
 
     Args:
@@ -161,7 +161,7 @@ def testimony(
     Raises:
         LedgerError: the anchor cannot be read.
     """
-    found = Testimony([], [])
+    found = Heard([], [])
     if noted is not None:
         _hear_person(found, entries, noted)
     if anchor is not None:
@@ -184,7 +184,7 @@ def testimony(
     return found
 
 
-def _hear_person(found: Testimony, entries: Sequence[Entry], noted: str) -> None:
+def _hear_person(found: Heard, entries: Sequence[Entry], noted: str) -> None:
     seq = place_of(noted, entries)
     if seq is None:
         what = f"no event has the hash {noted}: the tail was cut off, or the ledger written anew"
@@ -215,7 +215,7 @@ def sign(directory: Path, head: Head, key: Path) -> Seal:
         raise LedgerError(message, "keep your key in your home")
     content = canonical(head.model_dump()).encode()
     words = ["-Y", "sign", "-n", NAMESPACE, "-f", str(key.expanduser())]
-    signature = _ssh_keygen(words, content, SIGN_SECONDS)
+    signature = _ssh_keygen(words, content)
     folder = directory / SIGNATURES
     folder.mkdir(exist_ok=True)
     path = folder / f"{head.seq}-{head.head[:SHORT_HASH]}.json"
@@ -240,31 +240,31 @@ def _seal(path: Path) -> Seal:
         content = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"{path.name} cannot be read: {error.strerror}") from error
-    said = _ssh_keygen(words, content, VERIFY_SECONDS).decode(errors="replace")
+    said = _ssh_keygen(words, content).decode(errors="replace")
     found, head = _FINGERPRINT.search(said), _head(content)
     if found is None or head is None:
         raise LedgerError("it is over something else than a head")
     return Seal(head, found.group())
 
 
-def _ssh_keygen(words: list[str], content: bytes, seconds: float) -> bytes:
-    """Run ssh-keygen; it may ask for a passphrase at a terminal, but never waits for ever."""
+def _ssh_keygen(words: list[str], content: bytes) -> bytes:
+    """Run ssh-keygen without a terminal, so that it can ask nobody and waits for nothing."""
     try:
         done = subprocess.run(
             ["ssh-keygen", *words],
             input=content,
             capture_output=True,
-            timeout=seconds,
+            timeout=SSH_SECONDS,
             check=False,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise LedgerError("there is no ssh-keygen here", "install OpenSSH's client") from error
     except subprocess.TimeoutExpired as error:
-        hint = "add the key to ssh-agent, or give a key without a passphrase"
-        raise LedgerError(f"ssh-keygen did not answer in {seconds:g} s", hint) from error
+        raise LedgerError(f"ssh-keygen did not answer in {SSH_SECONDS} s", _KEY_HINT) from error
     if done.returncode != 0:
-        said = one_line(done.stderr.decode(errors="replace"), 300)
-        raise LedgerError(f"ssh-keygen failed: {said}", "see ssh-keygen(1), -Y")
+        said = one_line((done.stderr or done.stdout).decode(errors="replace"), 300)
+        raise LedgerError(f"ssh-keygen failed: {said}", _KEY_HINT)
     return done.stdout
 
 

@@ -348,7 +348,7 @@ def whole_audit(
     Args:
         directory: of the session.
         entries: as `read_ledger` returned them.
-        heard: see `anchor.Testimony.differences`.
+        heard: see `anchor.Heard.differences`.
     """
     found = audit(directory, entries)
     if not entries:

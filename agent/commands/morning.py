@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from agent.anchor import anchor_path, head_of, sign, testimony
+from agent.anchor import anchor_path, ask_witnesses, head_of, sign
 from agent.audit import whole_audit
 from agent.commands.shared import (
     JsonOption,
@@ -107,7 +107,7 @@ def audit(
     wanted = make_filter(entries, attempt, types, since)
     check_hash(head)
     place = anchor or _anchor_on_record(directory, entries)
-    heard = testimony(directory, entries, noted=head, anchor=place)
+    heard = ask_witnesses(directory, entries, noted=head, anchor=place)
     found = whole_audit(directory, entries, heard.differences)
     for line in lines(entries, wanted, as_json=as_json):
         print_line(line)
