@@ -113,6 +113,8 @@ class Reserve(Record):
 
 
 class SessionStarted(Record):
+    """Everything that a session begins with: program, settings, image, engine, machine, files."""
+
     type: Literal["session_started"] = "session_started"
     schema_version: Literal[1] = 1
     session: str
@@ -133,6 +135,8 @@ class SessionStarted(Record):
 
 
 class SessionResumed(Record):
+    """A session goes on: what broke off, what was swept, the settings from here on."""
+
     type: Literal["session_resumed"] = "session_resumed"
     nightlab_version: str
     settings: dict[str, Any]
@@ -145,6 +149,8 @@ class SessionResumed(Record):
 
 
 class AttemptStarted(Record):
+    """A candidate is tried: its files, its diff against the best, its hypothesis."""
+
     type: Literal["attempt_started"] = "attempt_started"
     attempt: int
     kind: AttemptKind
@@ -158,6 +164,8 @@ class AttemptStarted(Record):
 
 
 class RunStarted(Record):
+    """A box is asked for, with everything that bounds it."""
+
     type: Literal["run_started"] = "run_started"
     attempt: int
     run_id: str
@@ -167,6 +175,8 @@ class RunStarted(Record):
 
 
 class RunFinished(Record):
+    """What became of a box, as the watchers saw it."""
+
     type: Literal["run_finished"] = "run_finished"
     attempt: int
     seed: int
@@ -199,6 +209,8 @@ class Scored(Record):
 
 
 class AttemptFinished(Record):
+    """The verdict about an attempt, with its arithmetic."""
+
     type: Literal["attempt_finished"] = "attempt_finished"
     attempt: int
     verdict: Verdict
@@ -220,6 +232,8 @@ class AttemptInterrupted(Record):
 
 
 class ConversationOpened(Record):
+    """A conversation with a researcher begins, from a brief."""
+
     type: Literal["conversation_opened"] = "conversation_opened"
     conversation: int
     researcher: str
@@ -247,6 +261,8 @@ class ModelAsked(Record):
 
 
 class ModelCalled(Record):
+    """A model answered, or its answer was lost: usage, cost, request and reply by hash."""
+
     type: Literal["model_called"] = "model_called"
     conversation: int
     model: str
@@ -263,6 +279,8 @@ class ModelCalled(Record):
 
 
 class RetryWaited(Record):
+    """The service failed and is asked again after a pause."""
+
     type: Literal["retry_waited"] = "retry_waited"
     conversation: int
     error: str
@@ -270,6 +288,8 @@ class RetryWaited(Record):
 
 
 class ToolCalled(Record):
+    """A researcher asks for a tool; written before it is done."""
+
     type: Literal["tool_called"] = "tool_called"
     call_id: str
     name: str
@@ -277,6 +297,8 @@ class ToolCalled(Record):
 
 
 class ToolReturned(Record):
+    """What a tool answered."""
+
     type: Literal["tool_returned"] = "tool_returned"
     call_id: str
     name: str
@@ -304,6 +326,8 @@ class Noticed(Record):
 
 
 class SessionEnded(Record):
+    """The session is over, with its reason; a resume may follow."""
+
     type: Literal["session_ended"] = "session_ended"
     reason: StopReason
     explanation: str
@@ -349,6 +373,8 @@ class VariantMeasured(Record):
 
 
 class ReviewFinished(Record):
+    """Every variant of a review is measured."""
+
     type: Literal["review_finished"] = "review_finished"
     review: int
 
@@ -370,6 +396,8 @@ class ReplayedSeed(Record):
 
 
 class ReplayFinished(Record):
+    """An attempt was run again from the record, and how its scores compare."""
+
     type: Literal["replay_finished"] = "replay_finished"
     attempt: int
     recorded_outcome: str
