@@ -79,6 +79,29 @@ def forge(directory: Path, change: Callable[[Lines], object]) -> None:
     path.write_text("".join(canonical(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def only(lines: Lines, kind: str, **fields: Any) -> dict[str, Any]:
+    """The last event of a kind with these fields."""
+    events: Iterator[dict[str, Any]] = (line["event"] for line in reversed(lines))
+    return next(
+        e for e in events if e["type"] == kind and all(e[name] == v for name, v in fields.items())
+    )
+
+
+def resumed(lines: Lines, section: str, **changes: Any) -> None:
+    """Append a resume whose settings differ."""
+    start = lines[0]["event"]
+    tables = json.loads(json.dumps(start["settings"]))
+    tables[section] |= changes
+    event = {
+        "type": "session_resumed",
+        "nightlab_version": "test",
+        "settings": tables,
+        "interrupted_attempt": None,
+        "removed_containers": [],
+    }
+    lines.append({**lines[-1], "event": event})
+
+
 def found(directory: Path) -> list[str]:
     """What the audit says."""
     return [difference.what for difference in whole_audit(directory, read_ledger(directory))]

@@ -22,7 +22,7 @@ from agent.records import AttemptFinished, AttemptStarted, Event, Noticed, Verdi
 from tests import histories
 from tests.bench_record import long_session
 from tests.nights import Place
-from tests.sessions import Lines, forge, found, restored, sampled, talked
+from tests.sessions import Lines, forge, found, only, restored, resumed, sampled, talked
 
 ELSEWHERE = "0" * 64
 NO_BLOBS = {"request"}
@@ -157,14 +157,6 @@ def is_run(event: dict[str, Any], box: str) -> bool:
     return bool(event["type"] == "run_started" and event["box"] == box)
 
 
-def only(lines: Lines, kind: str, **fields: Any) -> dict[str, Any]:
-    """The last event of a kind with these fields."""
-    events: Iterator[dict[str, Any]] = (line["event"] for line in reversed(lines))
-    return next(
-        e for e in events if e["type"] == kind and all(e[name] == v for name, v in fields.items())
-    )
-
-
 def place_of(lines: Lines, event: dict[str, Any]) -> int:
     return next(n for n, line in enumerate(lines) if line["event"] is event)
 
@@ -189,21 +181,6 @@ def later(lines: Lines, kind: str, *, purpose: str) -> dict[str, Any]:
     events = [line["event"] for line in reversed(lines) if line["event"]["type"] == "later_run"]
     runs: list[dict[str, Any]] = [e["run"] for e in events if e["purpose"].startswith(purpose)]
     return next(run for run in runs if run["type"] == kind)
-
-
-def resumed(lines: Lines, section: str, **changes: Any) -> None:
-    """Append a resume whose settings differ."""
-    start = lines[0]["event"]
-    tables = json.loads(json.dumps(start["settings"]))
-    tables[section] |= changes
-    event = {
-        "type": "session_resumed",
-        "nightlab_version": "test",
-        "settings": tables,
-        "interrupted_attempt": None,
-        "removed_containers": [],
-    }
-    lines.append({**lines[-1], "event": event})
 
 
 PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {

@@ -67,7 +67,7 @@ def test_real_ledgers_fit_the_schema(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         lines = (make(tmp_path / name).directory / LEDGER_NAME).read_text(encoding="utf-8")
         fit(lines.splitlines())
-    fit([canonical(e.model_dump(mode="json")) for e in histories.night(40).entries])
+    fit([canonical(e.model_dump(mode="json")) for e in histories.night(12).entries])
 
 
 def test_what_is_no_event_does_not_fit() -> None:

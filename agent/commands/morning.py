@@ -119,7 +119,7 @@ def audit(
         seal = sign(directory, head_of(session, entries, utc_now), sign_with)
         heard.notes.append(f"signed now with {seal.fingerprint}")
     if not as_json:
-        out.print(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
         for note in heard.notes:
             print_line(note)
 

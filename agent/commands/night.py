@@ -159,11 +159,11 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
     anchor = anchor_of(lab.directory, lab.settings)
 
     def refresh() -> None:
-        _keep_head(ledger, anchor)
+        keep_head(ledger, anchor)
         _refresh_report(lab)
 
     try:
-        _keep_head(ledger, anchor)
+        keep_head(ledger, anchor)
         with open_models(lab, researcher, os.environ, _say_waiting) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
@@ -176,7 +176,7 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
         raise typer.Exit(SERVICE_FAILED)
 
 
-def _keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
+def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
     """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
     if anchor is None:
         return
