@@ -21,6 +21,7 @@ from agent.model import LostCall, Model, ModelError
 from agent.program import Program
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import FileChanged, ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.redaction import DiscreetModel, hidden, secrets_in
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
@@ -89,7 +90,8 @@ def open_models(
             stack.enter_context(_claude(lab, name, environ, on_wait, sleep)) for name in names
         ]
         _note_facts(lab.ledger, models[0])
-        yield [*models, make_sampler(lab, "tpe")]
+        secrets = secrets_in(environ)
+        yield [*(DiscreetModel(model, secrets) for model in models), make_sampler(lab, "tpe")]
 
 
 def _claude(
@@ -102,6 +104,7 @@ def _claude(
     settings, ledger = lab.settings, lab.ledger
 
     def note_wait(error: str, wait_seconds: float) -> None:
+        error = hidden(error, secrets_in(environ))
         ledger.append(
             RetryWaited(
                 conversation=ledger.history.conversation, error=error, wait_seconds=wait_seconds
