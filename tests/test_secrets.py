@@ -20,7 +20,7 @@ from agent.redaction import hidden, secrets_in
 from agent.report import write_report
 from sandbox.engine import Engine
 from sandbox.image import ImageRecord
-from tests.messages_server import MessagesServer, Status, tinker
+from tests.messages_server import Entry, MessagesServer, Status, tinker
 from tests.nights import TOY, Place
 from tests.test_tracing import Collector
 
@@ -53,7 +53,7 @@ for place in ("/proc/self/environ", "/proc/1/environ", "/root/.docker/config.jso
 """
 
 
-def script(*, last: int) -> Iterator[object]:
+def script(*, last: int) -> Iterator[Entry]:
     """Errors that repeat secrets before the second answer and, in the end, for good."""
     yield tinker
     yield Status(529, "overloaded_error", TELLTALE)
