@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.audit import whole_audit
 from agent.history import History, fold
 from agent.lab import Lab
 from agent.ledger import read_blob, read_ledger
@@ -232,6 +233,10 @@ def test_the_bill_is_the_services_own_to_the_cent(past: Past) -> None:
     assert cut_off <= charged_for_them
     told = summary(past.entries).spent_usd
     assert round(past.server.billed_usd - cut_off, 2) == round(told - charged_for_them, 2)
+
+
+def test_the_audit_of_the_whole_night_finds_nothing(past: Past) -> None:
+    assert [] == whole_audit(past.place.directory, past.entries)
 
 
 def test_the_money_limit_holds(past: Past) -> None:
