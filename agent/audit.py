@@ -100,6 +100,9 @@ class _Auditor:
         self.history.apply(entry)
         if isinstance(event, Scored):
             self._count_repeats(event.attempt)
+        elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
+            for number in list(self.squares):
+                self._count_repeats(number)
 
     def at_the_end(self) -> Iterator[Difference]:
         """What is wrong with the record as a whole."""

@@ -97,7 +97,9 @@ class RunChecks:
             ends = {}
             for split in get_args(Split):
                 self.scores.pop((key, split), None)
-        self._ends[key] = {**ends, result.box: result.outcome}
+        if ends.get(result.box, Outcome.OK) is Outcome.OK:  # of several boxes the bad one counts
+            ends = {**ends, result.box: result.outcome}
+        self._ends[key] = ends
         started = self._open.pop(result.run_id, None)
         if started is None:
             yield f"run {result.run_id} ends without having started"
