@@ -463,7 +463,7 @@ def is_noticed(directory: Path, head: str) -> bool:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_any_changed_byte_of_the_ledger_is_found(night: Place, data: st.DataObject) -> None:
     path, head = night.directory / LEDGER_NAME, read_ledger(night.directory)[-1].hash
     with restored(path) as before:
@@ -475,7 +475,7 @@ def test_any_changed_byte_of_the_ledger_is_found(night: Place, data: st.DataObje
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_any_line_removed_swapped_doubled_or_appended_is_found(
     night: Place, data: st.DataObject
 ) -> None:
@@ -498,7 +498,7 @@ def test_any_line_removed_swapped_doubled_or_appended_is_found(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_any_changed_byte_of_a_blob_is_found(night: Place, data: st.DataObject) -> None:
     blobs = sorted(p for p in (night.directory / "blobs").rglob("*") if p.is_file())
     path = data.draw(st.sampled_from([p for p in blobs if p.stat().st_size]))
@@ -511,7 +511,7 @@ def test_any_changed_byte_of_a_blob_is_found(night: Place, data: st.DataObject) 
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_a_tail_cut_at_a_line_is_found_by_the_head_alone(night: Place, data: st.DataObject) -> None:
     path, head = night.directory / LEDGER_NAME, read_ledger(night.directory)[-1].hash
     with restored(path) as before:
