@@ -3,39 +3,65 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from agent.history import OF_AN_ATTEMPT, History
-from agent.judge import Ruling, judge, pooled_noise
-from agent.ledger import LedgerError, read_blob
+from agent.history import OF_AN_ATTEMPT, Attempt, History
+from agent.judge import Judgement, Noise, Ruling, judge
+from agent.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
 from agent.model import cost_usd
 from agent.program import Settings
 from agent.records import (
+    Arithmetic,
     AttemptFinished,
+    AttemptInterrupted,
     AttemptStarted,
+    ConversationOpened,
     Entry,
+    Event,
+    HumanDecided,
+    LaterRun,
+    MessageAdded,
     ModelCalled,
+    ReplayFinished,
+    ReviewStarted,
     RunFinished,
+    RunStarted,
     Scored,
+    SessionEnded,
     SessionResumed,
     SessionStarted,
+    StopReason,
+    ToolCalled,
+    ToolReturned,
+    VariantMeasured,
+    VariantPlanned,
     Verdict,
 )
+from agent.run_checks import RunChecks
 from sandbox.contract import Outcome, Record
 
-_BLOB_FIELDS = ("program", "diff", "log", "curve", "system", "tools", "message", "input", "output")
-_BLOB_TABLES = ("files", "fixed_files")
+BLOB_FIELDS = (
+    *("program", "diff", "log", "curve", "container", "system", "tools", "message"),
+    *("reply", "input", "output", "before", "after", "patch"),
+)
+BLOB_TABLES = ("files", "fixed_files")
+MAY_CHANGE_ON_RESUME = ("session", "record")
+"""Sections of the settings that decide nothing about a verdict."""
 
 
 class Difference(Record):
     """Where the record contradicts itself."""
 
-    seq: int
+    seq: int | None
+    """The event that it is about; none for what no event names."""
     what: str
 
 
@@ -47,7 +73,21 @@ class _Auditor:
     history: History = field(default_factory=History)
     settings: Settings | None = None
     checked: set[str] = field(default_factory=set)
-    repeated: dict[int, list[float]] = field(default_factory=dict)
+    """Blobs that were read."""
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    """Those that the present event names for the first time."""
+    squares: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """For each attempt with repeats: squares about its mean, and degrees of freedom."""
+    degrees: int = 0
+    conversations: dict[int, list[str]] = field(default_factory=dict)
+    replies: dict[int, str] = field(default_factory=dict)
+    called_tools: dict[str, str] = field(default_factory=dict)
+    variants: dict[tuple[int, str], VariantPlanned] = field(default_factory=dict)
+    usage_usd: float = 0.0
+    last_call: int | None = None
+
+    def __post_init__(self) -> None:
+        self.runs = RunChecks(self._body)
 
     def look(self, entry: Entry) -> Iterator[str]:
         """What is wrong with one event."""
@@ -58,37 +98,94 @@ class _Auditor:
             return
         if isinstance(event, OF_AN_ATTEMPT) and not self.history.attempt(event.attempt).open:
             yield from self._after_the_end(event)
-        match event:
-            case SessionStarted() | SessionResumed():
-                yield from self._take_settings(event.settings)
-            case AttemptStarted():
-                yield from self._start(event)
-            case Scored():
-                yield from self._score(event)
-            case AttemptFinished():
-                yield from self._verdict(event)
-            case ModelCalled():
-                yield from self._cost(event)
+        yield from self._check(entry)
         self.history.apply(entry)
         if isinstance(event, Scored):
-            values = list(self.history.attempt(event.attempt).values().values())
-            if len(values) > 1:
-                self.repeated[event.attempt] = values
+            self._count_repeats(event.attempt)
+        elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
+            for number in list(self.squares):
+                self._count_repeats(number)
 
-    def _blobs(self, event: Record) -> Iterator[str]:
-        for sha in _named_blobs(event):
+    def at_the_end(self) -> Iterator[Difference]:
+        """What is wrong with the record as a whole."""
+        if not _same(self.usage_usd, self.history.spent_usd):
+            told = f"the session says ${self.history.spent_usd:.6f}"
+            what = f"{told}; the usage of its calls comes to ${self.usage_usd:.6f}"
+            yield Difference(seq=self.last_call, what=what)
+        for folder, _, names in os.walk(self.directory / BLOBS_NAME):
+            begin = Path(folder).name
+            for name in sorted(names):
+                # A dot: half-written when nightlab was killed.
+                if begin + name not in self.checked and not name.startswith("."):
+                    yield from self._unnamed(begin, name)
+
+    def _unnamed(self, begin: str, name: str) -> Iterator[Difference]:
+        """A blob that no event names must still be what its name says."""
+        try:
+            read_blob(self.directory, begin + name)
+        except LedgerError:
+            what = f"{BLOBS_NAME}/{begin}/{name} is not the blob that it is named after"
+            yield Difference(seq=None, what=what)
+
+    def _check(self, entry: Entry) -> Iterator[str]:
+        event = entry.event
+        match event:
+            case SessionStarted() | SessionResumed():
+                yield from self._begin(event)
+            case AttemptStarted():
+                yield from self._start(event)
+            case RunStarted() | RunFinished() | Scored():
+                yield from self.runs.look(event)
+            case AttemptFinished():
+                yield from self.runs.all_ended()
+                yield from self._verdict(event)
+            case AttemptInterrupted():
+                self.runs.forget_open()
+            case SessionEnded():
+                if event.reason is not StopReason.SANDBOX_FAULT:
+                    yield from self.runs.all_ended()
+            case ConversationOpened() | MessageAdded() | ToolCalled() | ToolReturned():
+                yield from self._talk(event)
+            case ModelCalled():
+                self.last_call = entry.seq
+                yield from self._call(event)
+            case _:
+                yield from self._morning(event)
+
+    def _blobs(self, event: Event) -> Iterator[str]:
+        self.bodies.clear()
+        for sha in named_blobs(event):
             if sha in self.checked:
                 continue
             self.checked.add(sha)
             try:
-                read_blob(self.directory, sha)
+                self.bodies[sha] = read_blob(self.directory, sha)
             except LedgerError as error:
                 yield error.message
 
-    def _after_the_end(self, event: Record) -> Iterator[str]:
+    def _body(self, sha: str) -> bytes:
+        return self.bodies[sha] if sha in self.bodies else read_blob(self.directory, sha)
+
+    def _after_the_end(self, event: Event) -> Iterator[str]:
         """The best may be measured again, at more seeds or on holdout; nothing else may happen."""
-        if not isinstance(event, RunFinished | Scored):
+        if not isinstance(event, RunStarted | RunFinished | Scored):
             yield "an attempt is closed for the second time"
+
+    # --- session and attempts ---
+
+    def _begin(self, event: SessionStarted | SessionResumed) -> Iterator[str]:
+        self.runs.forget_open()
+        before = self.settings
+        try:
+            self.settings = Settings.model_validate(event.settings, strict=False)
+        except ValidationError as error:
+            self.settings = None
+            yield f"its settings are not valid: {error.error_count()} of them"
+        self.runs.settings = self.settings
+        if isinstance(event, SessionStarted):
+            self.runs.session, self.runs.seeds = event, frozenset(event.seeds)
+        elif before is not None and self.settings is not None:
+            yield from _changed_on_resume(before, self.settings)
 
     def _start(self, event: AttemptStarted) -> Iterator[str]:
         if event.attempt != len(self.history.attempts):
@@ -99,65 +196,150 @@ class _Auditor:
         if event.parent != best:
             yield f"its parent is {event.parent}, the best was {best}"
 
-    def _score(self, event: Scored) -> Iterator[str]:
-        if (event.value is None) == (event.reason is None):
-            yield "a score has a value or a reason, and this one has both or neither"
-        runs = self.history.attempt(event.attempt).runs
-        ended = {run.result.box: run.result.outcome for run in runs if run.seed == event.seed}
-        bad = [box for box in ("train", "model", "scorer") if ended.get(box) is not Outcome.OK]
-        if event.value is not None and bad:
-            yield f"a value without a good end of: {', '.join(bad)}"
+    def _count_repeats(self, number: int) -> None:
+        values = list(self.history.attempt(number).values().values())
+        mean = _mean(values) if values else 0.0
+        self.degrees -= self.squares.pop(number, (0.0, 0))[1]
+        if len(values) > 1:
+            self.squares[number] = sum((v - mean) ** 2 for v in values), len(values) - 1
+            self.degrees += len(values) - 1
 
-    def _take_settings(self, settings: dict[str, Any]) -> Iterator[str]:
-        try:
-            self.settings = Settings.model_validate(settings, strict=False)
-        except ValidationError as error:
-            self.settings = None
-            yield f"its settings are not valid: {error.error_count()} of them"
+    # --- verdicts ---
 
     def _verdict(self, event: AttemptFinished) -> Iterator[str]:
         attempt = self.history.attempt(event.attempt)
         values = list(attempt.values().values())
         if event.arithmetic is not None:
             yield from self._arithmetic(event, values)
-        elif event.verdict is Verdict.KEPT and attempt.started.kind != "baseline":
+        elif event.verdict is not Verdict.KEPT:
+            if not _is_backed(event.reason, attempt):
+                yield f"{event.verdict} ({event.reason}), and no run or score says so"
+        elif attempt.started.kind != "baseline":
             yield "kept without arithmetic"
-        elif event.value is not None and not (values and _same(event.value, _mean(values))):
+        elif not values or not _same(event.value, _mean(values)):
             yield f"its value {event.value} is not the mean of its scores"
 
     def _arithmetic(self, event: AttemptFinished, values: list[float]) -> Iterator[str]:
-        best = self.history.best
-        if best is None or not values:
-            yield "it was judged without scores of its own or of a best"
+        if self.history.best is None or not values or not self.degrees:
+            yield "it was judged without scores of its own, of a best, or of repeats"
             return
-        assert self.history.session is not None
         if self.settings is None:
             yield "it was judged without settings in force"
             return
-        noise, seeds = self.settings.noise, self.history.session.seeds
-        judgement = judge(
-            values,
-            list(best.values().values()),
-            pooled_noise(list(self.repeated.values())),
-            direction=self.settings.goal.direction,
-            confidence=noise.confidence,
-            max_repeats=min(noise.max_repeats, len(seeds)),
-        )
+        judgement = self._judge(values, self.history.best, self.settings)
         verdict = Verdict.KEPT if judgement.ruling is Ruling.KEEP else Verdict.DISCARDED
         if (verdict, judgement.reason) != (event.verdict, event.reason):
             yield (
                 f"the verdict is {event.verdict} ({event.reason}); "
                 f"the scores say {verdict} ({judgement.reason})"
             )
-        if judgement.arithmetic != event.arithmetic or not _same(event.value, _mean(values)):
+        assert event.arithmetic is not None
+        right = _equal_arithmetic(judgement.arithmetic, event.arithmetic)
+        if not right or not _same(event.value, _mean(values)):
             yield "its arithmetic is not what comes of the scores"
 
-    def _cost(self, event: ModelCalled) -> Iterator[str]:
-        if event.cost_usd is None:
+    def _judge(self, values: list[float], best: Attempt, settings: Settings) -> Judgement:
+        assert self.history.session is not None
+        squares = math.fsum(squares for squares, _ in self.squares.values())
+        noise = settings.noise
+        return judge(
+            values,
+            list(best.values().values()),
+            Noise(math.sqrt(squares / self.degrees), self.degrees),
+            direction=settings.goal.direction,
+            confidence=noise.confidence,
+            max_repeats=min(noise.max_repeats, len(self.history.session.seeds)),
+        )
+
+    # --- the researcher ---
+
+    def _talk(
+        self, event: ConversationOpened | MessageAdded | ToolCalled | ToolReturned
+    ) -> Iterator[str]:
+        match event:
+            case ConversationOpened():
+                self.conversations[event.conversation] = [event.system, event.tools]
+            case MessageAdded():
+                reply = self.replies.pop(event.conversation, event.message)
+                if event.role == "assistant" and reply != event.message:
+                    yield "the message is not the reply that the model gave"
+                if event.conversation not in self.conversations:
+                    yield f"conversation {event.conversation} was never opened"
+                self.conversations.setdefault(event.conversation, []).append(event.message)
+            case ToolCalled():
+                self.called_tools[event.call_id] = event.name
+            case ToolReturned():
+                if self.called_tools.get(event.call_id) != event.name:
+                    yield f"tool {event.name} answers a call that is not on record"
+
+    def _call(self, event: ModelCalled) -> Iterator[str]:
+        if event.reply is not None:
+            self.replies[event.conversation] = event.reply
+        said = self.conversations.get(event.conversation, [])
+        if event.request is not None and event.request != request_sha(said):
+            yield "what the model was asked is not the conversation on record"
+        provider = self.settings.researcher.provider if self.settings else "anthropic"
+        priced = cost_usd(event.model, event.usage, provider=provider)
+        self.usage_usd += (event.cost_usd or 0.0) if priced is None else priced
+        if priced is None or _same(priced, event.cost_usd):
             return
-        priced = cost_usd(event.model, event.usage)
-        if priced is not None and not _same(priced, event.cost_usd):
-            yield f"the call cost ${event.cost_usd:.6f}; its usage comes to ${priced:.6f}"
+        told = "nothing" if event.cost_usd is None else f"${event.cost_usd:.6f}"
+        yield (f"the call cost {told}; its usage comes to ${priced:.6f}{self._other_price_list()}")
+
+    def _other_price_list(self) -> str:
+        session = self.history.session
+        then = (session.machine.get("packages") or {}).get("genai-prices") if session else None
+        now = _price_list_version()
+        return f" by today's price list {now}, then {then}" if then not in (None, now) else ""
+
+    # --- the morning ---
+
+    def _morning(self, event: Event) -> Iterator[str]:
+        match event:
+            case ReviewStarted():
+                self.runs.seeds |= frozenset(event.seeds)
+            case LaterRun():
+                yield from self.runs.look(event.run, event.purpose)
+            case VariantPlanned():
+                self.variants[event.review, event.variant] = event
+            case VariantMeasured():
+                yield from self._variant(event)
+            case ReplayFinished():
+                yield from self._replay(event)
+            case HumanDecided():
+                yield from self._decision(event)
+            case _:
+                pass
+
+    def _variant(self, event: VariantMeasured) -> Iterator[str]:
+        planned = self.variants.get((event.review, event.variant))
+        if planned is None:
+            yield f"variant {event.variant} was never planned"
+            return
+        key = (f"review-{event.review} {event.variant}", planned.attempt, event.seed)
+        found = (self.runs.scores.get((key, "val")), self.runs.scores.get((key, "holdout")))
+        if (event.value, event.holdout) != found:
+            yield f"its scores are not those of the runs of {event.variant}"
+
+    def _replay(self, event: ReplayFinished) -> Iterator[str]:
+        recorded = self.history.attempt(event.attempt).values()
+        for score in event.scores:
+            key = (f"replay-{event.attempt}", event.attempt, score.seed)
+            if score.today is not None and score.today != self.runs.scores.get((key, "val")):
+                yield f"today's score at seed {score.seed} is not that of its runs"
+            if score.recorded != recorded.get(score.seed):
+                yield f"the recorded score at seed {score.seed} is not the one on record"
+
+    def _decision(self, event: HumanDecided) -> Iterator[str]:
+        if self.history.best is None or self.history.best.number != event.attempt:
+            yield f"it is about attempt {event.attempt}, which was not the best"
+            return
+        due = [self.history.best.started.files]
+        if event.variant != "best":
+            planned = [v for (_, name), v in self.variants.items() if name == event.variant]
+            due = [v.files for v in planned if v.files is not None]
+        if event.files not in due:
+            yield f"its files are not those of {event.variant}"
 
 
 def audit(directory: Path, entries: Sequence[Entry]) -> list[Difference]:
@@ -168,18 +350,96 @@ def audit(directory: Path, entries: Sequence[Entry]) -> list[Difference]:
         entries: as `read_ledger` returned them, so the chain is verified.
     """
     auditor = _Auditor(directory)
-    return [
+    found = [
         Difference(seq=entry.seq, what=what) for entry in entries for what in auditor.look(entry)
     ]
+    return [*found, *auditor.at_the_end()]
 
 
-def _named_blobs(event: Record) -> Iterator[str]:
-    for name in _BLOB_FIELDS:
-        sha = getattr(event, name, None)
+def whole_audit(
+    directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()
+) -> list[Difference]:
+    """What `audit` finds, what is torn off the end, and what others say.
+
+    Args:
+        directory: of the session.
+        entries: as `read_ledger` returned them.
+        heard: see `anchor.Heard.differences`.
+    """
+    found = audit(directory, entries)
+    if not entries:
+        found.append(Difference(seq=None, what="the ledger is empty"))
+    if torn := torn_bytes(directory):
+        what = (
+            f"{torn} bytes of a torn line follow; a session that is at work may be writing them, "
+            "else nightlab resume sets them aside"
+        )
+        found.append(Difference(seq=len(entries), what=what))
+    return [*found, *(Difference(seq=None, what=what) for what in heard)]
+
+
+def named_blobs(event: Record) -> Iterator[str]:
+    """SHA-256 of every blob that an event names."""
+    if isinstance(event, LaterRun):
+        yield from named_blobs(event.run)
+        return
+    fields, tables = _blob_names(type(event))
+    for name in fields:
+        sha = getattr(event, name)
         if sha is not None:
             yield sha
-    for name in _BLOB_TABLES:
-        yield from (getattr(event, name, None) or {}).values()
+    for name in tables:
+        yield from (getattr(event, name) or {}).values()
+
+
+@cache
+def _blob_names(event: type[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = event.model_fields.keys()
+    return (
+        tuple(name for name in BLOB_FIELDS if name in names),
+        tuple(name for name in BLOB_TABLES if name in names),
+    )
+
+
+@lru_cache(maxsize=1)
+def _price_list_version() -> str:
+    return version("genai-prices")
+
+
+def _changed_on_resume(before: Settings, after: Settings) -> Iterator[str]:
+    for name in Settings.model_fields:
+        if name not in MAY_CHANGE_ON_RESUME and getattr(before, name) != getattr(after, name):
+            yield f"the resume changed [{name}], which decides what a verdict means"
+
+
+def _is_backed(reason: str, attempt: Attempt) -> bool:
+    """Whether the runs or scores of an attempt say why it has no verdict by arithmetic."""
+    if any(score.value is None and score.reason == reason for score in attempt.scores):
+        return True
+    trainings = [run for run in attempt.runs if run.result.box == "train"]
+    if not trainings:
+        return False
+    last = trainings[-1]
+    match reason:
+        case "over_budget":
+            return last.over_budget_seconds > 0
+        case "disturbed":
+            return last.disturbance is not None and last.disturbance.disturbed
+        case "no_checkpoint":
+            return last.result.outcome is Outcome.OK and not last.result.output
+        case _:
+            return reason == last.result.outcome
+
+
+def _equal_arithmetic(one: Arithmetic, other: Arithmetic) -> bool:
+    """Equal but for the last digits, in which another machine's mathematics may differ."""
+    return all(_close(getattr(one, name), getattr(other, name)) for name in Arithmetic.model_fields)
+
+
+def _close(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return _same(one, other)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from agent.commands.morning import approve, audit, reject, replay, report, revie
 from agent.commands.night import continue_, pause, resume, run, stop
 from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err
 from agent.ledger import LedgerError
+from agent.listing import ListingError
 from agent.model import ModelError
 from agent.program import ProgramError
 from agent.session import SessionError
@@ -41,7 +42,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (ProgramError, SessionError) as error:
+        except (ListingError, ProgramError, SessionError) as error:
             _fail(error.message, error.hint, WRONG_SETTINGS)
         except (SandboxError, LedgerError, ModelError) as error:
             _fail(error.message, error.hint, SERVICE_FAILED)

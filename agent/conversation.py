@@ -26,6 +26,8 @@ class Conversation:
     system: str
     tools: list[dict[str, Any]]
     messages: list[Message]
+    shas: list[str]
+    """Blobs of the system prompt, of the tools and of each message, in this order."""
 
     @classmethod
     def start(
@@ -40,16 +42,16 @@ class Conversation:
     ) -> Conversation:
         """Open the next conversation with `brief` as its first message."""
         number = 1 + max((e.conversation for e in _openings(ledger)), default=0)
-        ledger.append(
-            ConversationOpened(
-                conversation=number,
-                researcher=researcher,
-                system=ledger.put_blob(system.encode()),
-                tools=ledger.put_blob(_to_bytes(tools)),
-                reason=reason,
-            )
+        opening = ConversationOpened(
+            conversation=number,
+            researcher=researcher,
+            system=ledger.put_blob(system.encode()),
+            tools=ledger.put_blob(_to_bytes(tools)),
+            reason=reason,
         )
-        conversation = cls(ledger, number, researcher, system, tools, [])
+        ledger.append(opening)
+        shas = [opening.system, opening.tools]
+        conversation = cls(ledger, number, researcher, system, tools, [], shas)
         conversation.add_user([{"type": "text", "text": brief}])
         return conversation
 
@@ -60,8 +62,8 @@ class Conversation:
         if not openings:
             return None
         opening = openings[-1]
-        messages = [
-            json.loads(ledger.get_blob(entry.event.message))
+        shas = [
+            entry.event.message
             for entry in ledger.entries
             if isinstance(entry.event, MessageAdded)
             and entry.event.conversation == opening.conversation
@@ -72,7 +74,8 @@ class Conversation:
             opening.researcher,
             ledger.get_blob(opening.system).decode(),
             json.loads(ledger.get_blob(opening.tools)),
-            messages,
+            [json.loads(ledger.get_blob(sha)) for sha in shas],
+            [opening.system, opening.tools, *shas],
         )
 
     def add_user(self, blocks: list[dict[str, Any]]) -> None:
@@ -81,7 +84,11 @@ class Conversation:
 
     def add_assistant(self, blocks: list[dict[str, Any]]) -> None:
         """Append a reply, exactly as it came."""
-        self._add({"role": "assistant", "content": blocks})
+        self._add(_reply(blocks))
+
+    def store_reply(self, blocks: list[dict[str, Any]]) -> str:
+        """Keep a reply as a blob, whether or not it becomes a message; returns its SHA-256."""
+        return self.ledger.put_blob(_to_bytes(_reply(blocks)))
 
     def orphans(self) -> list[str]:
         """Ids of tool calls in the last message that nobody answered."""
@@ -90,18 +97,20 @@ class Conversation:
         return [b["id"] for b in self.messages[-1]["content"] if b.get("type") == "tool_use"]
 
     def _add(self, message: Message) -> None:
+        sha = self.ledger.put_blob(_to_bytes(message))
         self.ledger.append(
-            MessageAdded(
-                conversation=self.number,
-                role=message["role"],
-                message=self.ledger.put_blob(_to_bytes(message)),
-            )
+            MessageAdded(conversation=self.number, role=message["role"], message=sha)
         )
         self.messages.append(message)
+        self.shas.append(sha)
 
 
 def _openings(ledger: Ledger) -> list[ConversationOpened]:
     return [e.event for e in ledger.entries if isinstance(e.event, ConversationOpened)]
+
+
+def _reply(blocks: list[dict[str, Any]]) -> Message:
+    return {"role": "assistant", "content": blocks}
 
 
 def _to_bytes(value: Any) -> bytes:

@@ -15,18 +15,24 @@ from agent.records import (
     Direction,
     Entry,
     Event,
+    HumanDecided,
+    LaterRun,
     ModelAsked,
     ModelCalled,
     Noticed,
+    ReplayFinished,
+    ReviewStarted,
     RunFinished,
+    RunStarted,
     Scored,
     SessionEnded,
     SessionResumed,
     SessionStarted,
+    VariantPlanned,
     Verdict,
 )
 
-OF_AN_ATTEMPT = (RunFinished, Scored, AttemptFinished, AttemptInterrupted)
+OF_AN_ATTEMPT = (RunStarted, RunFinished, Scored, AttemptFinished, AttemptInterrupted)
 
 
 @dataclass
@@ -120,9 +126,7 @@ class History:
 
     def takes(self, event: Event) -> bool:
         """Whether the event can be applied: what belongs to an attempt needs that attempt."""
-        if not isinstance(event, OF_AN_ATTEMPT):
-            return True
-        return any(attempt.number == event.attempt for attempt in reversed(self.attempts))
+        return all(self._find(number) is not None for number in _attempts_named(event))
 
     def attempt(self, number: int) -> Attempt:
         """The attempt of that number.
@@ -130,10 +134,10 @@ class History:
         Raises:
             KeyError: there is none.
         """
-        for attempt in reversed(self.attempts):
-            if attempt.number == number:
-                return attempt
-        raise KeyError(number)
+        found = self._find(number)
+        if found is None:
+            raise KeyError(number)
+        return found
 
     @property
     def baseline(self) -> Attempt | None:
@@ -181,6 +185,11 @@ class History:
             1 for a in self.completed if a.finished is not None and a.finished.verdict is verdict
         )
 
+    def _find(self, number: int) -> Attempt | None:
+        if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
+            return self.attempts[number]
+        return next((a for a in reversed(self.attempts) if a.number == number), None)
+
     def _finish(self, event: AttemptFinished) -> None:
         attempt = self.attempt(event.attempt)
         attempt.finished = event
@@ -224,6 +233,19 @@ def fold(entries: Iterable[Entry]) -> History:
 def gain(direction: Direction, candidate: float, reference: float) -> float:
     """How much better `candidate` is; positive when better, whatever the direction."""
     return reference - candidate if direction == "minimize" else candidate - reference
+
+
+def _attempts_named(event: Event) -> tuple[int, ...]:
+    """The attempts that must be on record before the event can be."""
+    match event:
+        case LaterRun():
+            return (event.run.attempt,)
+        case ReviewStarted():
+            return (event.baseline, event.best)
+        case VariantPlanned() | ReplayFinished() | HumanDecided():
+            return (event.attempt,)
+        case _:
+            return (event.attempt,) if isinstance(event, OF_AN_ATTEMPT) else ()
 
 
 def _ends_a_pause(event: Event) -> bool:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +31,12 @@ from agent.records import Entry, Event
 FIRST_PREVIOUS = "0" * 64
 LEDGER_NAME = "ledger.jsonl"
 
+_KEYS = {"at", "event", "hash", "previous", "seq"}
 _LOCK_NAME = "ledger.lock"
-_BLOBS_NAME = "blobs"
+BLOBS_NAME = "blobs"
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESTORE_HINT = (
     "Keep the directory as it is for inspection and restore the session from a copy; "
@@ -63,15 +67,22 @@ def canonical(value: object) -> str:
     Raises:
         ValueError: NaN or infinity.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _ENCODER.encode(value)
 
 
 def entry_hash(entry: Mapping[str, Any]) -> str:
     """SHA-256 over everything in a parsed line but its own `hash`."""
     rest = {key: value for key, value in entry.items() if key != "hash"}
     return hashlib.sha256(canonical(rest).encode()).hexdigest()
+
+
+def request_sha(shas: Sequence[str]) -> str:
+    """What a model call asked, by hash.
+
+    SHA-256 of the canonical JSON list that names the blobs of the system prompt, of the tools and
+    of every message until then. All of them are on record, so an auditor finds the same.
+    """
+    return hashlib.sha256(canonical(list(shas)).encode()).hexdigest()
 
 
 def utc_now() -> datetime:
@@ -89,6 +100,12 @@ def read_ledger(directory: Path) -> list[Entry]:
     """
     entries, _ = _verify(_read_bytes(directory), directory / LEDGER_NAME)
     return entries
+
+
+def torn_bytes(directory: Path) -> int:
+    """How many bytes of a torn last line a verified ledger ends with; 0 as a rule."""
+    _, torn = _lines(_read_bytes(directory))
+    return len(torn)
 
 
 def read_blob(directory: Path, sha: str) -> bytes:
@@ -142,7 +159,7 @@ class Ledger:
             LedgerError: there is one already, another process holds it, or the disk refused.
         """
         with _disk_errors(f"a ledger cannot be created in {directory}"):
-            (directory / _BLOBS_NAME).mkdir(parents=True, exist_ok=True)
+            (directory / BLOBS_NAME).mkdir(parents=True, exist_ok=True)
             lock = _lock(directory)
             try:
                 file = os.open(
@@ -335,14 +352,8 @@ class _DurableFile:
 
 
 def _verify(written: bytes, path: Path) -> tuple[list[Entry], int]:
-    """The entries that a ledger's bytes hold, and how many of the bytes hold them.
-
-    What lies behind them is a torn last line: one without its newline, or with bytes that never
-    reached the disk and read as NUL.
-    """
-    *lines, torn = written.split(b"\n")
-    if lines and not torn and b"\0" in lines[-1]:
-        torn = lines.pop() + b"\n"
+    """The entries that a ledger's bytes hold, and how many of the bytes hold them."""
+    lines, torn = _lines(written)
     entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         previous = entries[-1].hash if entries else FIRST_PREVIOUS
@@ -352,6 +363,15 @@ def _verify(written: bytes, path: Path) -> tuple[list[Entry], int]:
             message = f"{path}, line {number} (seq {len(entries)}): {damage}"
             raise LedgerError(message, _RESTORE_HINT) from damage
     return entries, len(written) - len(torn)
+
+
+def _lines(written: bytes) -> tuple[list[bytes], bytes]:
+    """The lines, and a torn last one: without its newline, or with bytes that never reached the
+    disk and read as NUL."""
+    *lines, torn = written.split(b"\n")
+    if lines and not torn and b"\0" in lines[-1]:
+        torn = lines.pop() + b"\n"
+    return lines, torn
 
 
 class _Damage(Exception):
@@ -365,12 +385,24 @@ def _verified_entry(line: bytes, seq: int, previous: str) -> Entry:
         raise _Damage(f"its seq is {parsed.get('seq')!r}: a line is missing, extra or moved")
     if parsed.get("previous") != previous:
         raise _Damage("its `previous` is not the hash of the line before")
-    if parsed.get("hash") != entry_hash(parsed):
+    if parsed.get("hash") != _hash_of_line(line, parsed):
         raise _Damage("its content does not match its hash")
     try:
         return Entry.model_validate_json(line)
     except ValidationError as error:
         raise _Damage(f"its event is not one that this nightlab knows: {error}") from error
+
+
+def _hash_of_line(line: bytes, parsed: Mapping[str, Any]) -> str:
+    """`entry_hash` of a line in canonical form, without writing it anew.
+
+    Where a line has the keys of an entry, it ends with hash, previous and seq, in this order.
+    """
+    end = f',"hash":"{parsed.get("hash")}"'.encode()
+    rest = f',"previous":"{parsed.get("previous")}","seq":{parsed.get("seq")}}}'.encode()
+    if parsed.keys() != _KEYS or not line.endswith(end + rest):
+        return entry_hash(parsed)
+    return hashlib.sha256(line[: -len(end) - len(rest)] + rest).hexdigest()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -401,7 +433,7 @@ def _read_bytes(directory: Path) -> bytes:
 def _blob_path(directory: Path, sha: str) -> Path:
     if not _SHA256.fullmatch(sha):
         raise LedgerError(f"{sha[:80]!r} is not the name of a blob")
-    return directory / _BLOBS_NAME / sha[:2] / sha[2:]
+    return directory / f"{BLOBS_NAME}/{sha[:2]}/{sha[2:]}"  # one step: an audit does it often
 
 
 def _lock(directory: Path) -> int:

@@ -15,6 +15,7 @@ from agent.conversation import Conversation
 from agent.experiment import run_patiently
 from agent.history import History
 from agent.lab import Lab
+from agent.ledger import request_sha
 from agent.measurement import score_holdout
 from agent.model import ModelError, Reply, ToolCall
 from agent.records import (
@@ -132,6 +133,8 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
             usage=reply.usage,
             cost_usd=reply.cost_usd,
             seconds=reply.seconds,
+            request=request_sha(conversation.shas),
+            reply=conversation.store_reply(reply.content),
         )
     )
     if odd := cache_miss(reversed(ledger.entries)):

@@ -20,6 +20,7 @@ from agent.lab import (
     snapshot,
     stored_files,
 )
+from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
 from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
 from sandbox.contract import Box, Limits, Mount, Outcome, RunResult, RunSpec, SandboxError
@@ -99,7 +100,7 @@ def _train_once(
         RunFinished(
             attempt=number,
             seed=seed,
-            **_with_log_aside(lab, result),
+            **_with_bulk_aside(lab, result),
             disturbance=noise,
             over_budget_seconds=over_seconds,
             curve=_stored_curve(lab, progress),
@@ -110,10 +111,16 @@ def _train_once(
     return result, noise, over_seconds
 
 
-def _with_log_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
-    """The fields `result` and `log`: the whole log goes into a blob, an excerpt into the line."""
-    short = result.model_copy(update={"log": excerpt(result.log)})
-    return {"result": short, "log": lab.ledger.put_blob(packed_log(result.log))}
+def _with_bulk_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
+    """The fields of a result whose bulk goes into blobs; the line gets an excerpt of the log."""
+    evidence = dict(result.evidence)
+    container = evidence.pop("container", None)
+    short = result.model_copy(update={"log": excerpt(result.log), "evidence": evidence})
+    return {
+        "result": short,
+        "log": lab.ledger.put_blob(packed_log(result.log)),
+        "container": container and lab.ledger.put_blob(canonical(container).encode()),
+    }
 
 
 def _stored_curve(lab: Lab, progress: CurveCollector) -> str | None:
@@ -159,7 +166,7 @@ def _score(
             RunFinished(
                 attempt=number,
                 seed=seed,
-                **_with_log_aside(lab, result),
+                **_with_bulk_aside(lab, result),
                 disturbance=None,
                 over_budget_seconds=0.0,
             )

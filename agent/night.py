@@ -15,12 +15,14 @@ from opentelemetry.trace import Tracer
 from agent.budget import reason_to_stop, seconds_left
 from agent.experiment import run_patiently
 from agent.history import Attempt
-from agent.lab import Lab, find_known
+from agent.lab import Lab, find_known, unified_diff
+from agent.ledger import Ledger
 from agent.loop import Night
 from agent.model import LostCall, Model, ModelError, retirement
 from agent.program import Program, Settings
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
-from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.records import FileChanged, ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.redaction import DiscreetModel, hidden, secrets_in
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
@@ -55,6 +57,7 @@ def assemble(
         suggest=sampler.suggestion,
         sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),
         goal=lab.settings.goal,
+        on_change=lambda path, old, new: _note_change(ledger, path, old, new),
     )
     turns = Turns(lab, models, toolbox, SessionWords(lab, program))
     return Night(lab, toolbox, turns, spans)
@@ -93,7 +96,8 @@ def open_models(
         ]
         for model in models:
             _note_facts(lab, model, on_warning)
-        yield [*models, make_sampler(lab, "tpe")]
+        secrets = secrets_in(environ)
+        yield [*(DiscreetModel(model, secrets) for model in models), make_sampler(lab, "tpe")]
 
 
 def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -130,6 +134,7 @@ def _claude(
     settings, ledger = lab.settings, lab.ledger
 
     def note_wait(error: str, wait_seconds: float) -> None:
+        error = hidden(error, secrets_in(environ))
         ledger.append(
             RetryWaited(
                 conversation=ledger.history.conversation, error=error, wait_seconds=wait_seconds
@@ -162,6 +167,19 @@ def _connected(
         auth_token=environ.get("ANTHROPIC_AUTH_TOKEN"),
         base_url=environ.get("ANTHROPIC_BASE_URL"),
         **answers,
+    )
+
+
+def _note_change(ledger: Ledger, path: str, old: str | None, new: str) -> None:
+    before = {} if old is None else {path: old.encode()}
+    after = {path: new.encode()}
+    ledger.append(
+        FileChanged(
+            path=path,
+            before=None if old is None else ledger.put_blob(before[path]),
+            after=ledger.put_blob(after[path]),
+            diff=ledger.put_blob(unified_diff(before, after).encode()),
+        )
     )
 
 

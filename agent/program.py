@@ -206,6 +206,15 @@ class Hardware(Section):
     )
 
 
+class RecordSettings(Section):
+    """Where the ledger's head is written down a second time."""
+
+    anchor: Annotated[str, Field(pattern=r"^(/|~/)[^\x00]+$", max_length=4096)] | None = Field(
+        None, examples=["~/nightlab-heads.jsonl"]
+    )
+    """None for no second place."""
+
+
 class DataSettings(Section):
     """What is learned from."""
 
@@ -230,6 +239,7 @@ class Settings(Section):
     researcher: ResearcherSettings = ResearcherSettings()
     hardware: Hardware = Hardware()
     data: DataSettings = DataSettings()
+    record: RecordSettings = RecordSettings()
 
     def train_limits(self) -> Limits:
         """Limits of a train box; the wall is the budget and its grace."""

@@ -113,6 +113,8 @@ class Reserve(Record):
 
 
 class SessionStarted(Record):
+    """Everything that a session begins with: program, settings, image, engine, machine, files."""
+
     type: Literal["session_started"] = "session_started"
     schema_version: Literal[1] = 1
     session: str
@@ -133,15 +135,22 @@ class SessionStarted(Record):
 
 
 class SessionResumed(Record):
+    """A session goes on: what broke off, what was swept, the settings from here on."""
+
     type: Literal["session_resumed"] = "session_resumed"
     nightlab_version: str
     settings: dict[str, Any]
     """The settings from here on; a resume may allow more attempts, hours or money."""
     interrupted_attempt: int | None
     removed_containers: tuple[str, ...]
+    engine: dict[str, Any] | None = None
+    """What the session goes on with; none in ledgers from before it was recorded."""
+    machine: dict[str, Any] | None = None
 
 
 class AttemptStarted(Record):
+    """A candidate is tried: its files, its diff against the best, its hypothesis."""
+
     type: Literal["attempt_started"] = "attempt_started"
     attempt: int
     kind: AttemptKind
@@ -155,6 +164,8 @@ class AttemptStarted(Record):
 
 
 class RunStarted(Record):
+    """A box is asked for, with everything that bounds it."""
+
     type: Literal["run_started"] = "run_started"
     attempt: int
     run_id: str
@@ -164,6 +175,8 @@ class RunStarted(Record):
 
 
 class RunFinished(Record):
+    """What became of a box, as the watchers saw it."""
+
     type: Literal["run_finished"] = "run_finished"
     attempt: int
     seed: int
@@ -177,6 +190,9 @@ class RunFinished(Record):
     curve: Sha256 | None = None
     """What a training said of its progress, thinned out; none when it said nothing, and in
     ledgers from before curves were kept."""
+    container: Sha256 | None = None
+    """JSON with the settings that the engine was asked for and what PID 1 saw of them; none from
+    an executor without an engine, and in ledgers from before they were kept."""
 
 
 class Scored(Record):
@@ -193,6 +209,8 @@ class Scored(Record):
 
 
 class AttemptFinished(Record):
+    """The verdict about an attempt, with its arithmetic."""
+
     type: Literal["attempt_finished"] = "attempt_finished"
     attempt: int
     verdict: Verdict
@@ -214,6 +232,8 @@ class AttemptInterrupted(Record):
 
 
 class ConversationOpened(Record):
+    """A conversation with a researcher begins, from a brief."""
+
     type: Literal["conversation_opened"] = "conversation_opened"
     conversation: int
     researcher: str
@@ -241,6 +261,8 @@ class ModelAsked(Record):
 
 
 class ModelCalled(Record):
+    """A model answered, or its answer was lost: usage, cost, request and reply by hash."""
+
     type: Literal["model_called"] = "model_called"
     conversation: int
     model: str
@@ -249,9 +271,16 @@ class ModelCalled(Record):
     usage: Usage
     cost_usd: float | None
     seconds: float
+    request: Sha256 | None = None
+    """See `ledger.request_sha`; none for a lost call, and in ledgers from before it was kept."""
+    reply: Sha256 | None = None
+    """The blob of the reply as a message, also of one that was not made part of the conversation;
+    none for a lost call, and in ledgers from before it was kept."""
 
 
 class RetryWaited(Record):
+    """The service failed and is asked again after a pause."""
+
     type: Literal["retry_waited"] = "retry_waited"
     conversation: int
     error: str
@@ -259,6 +288,8 @@ class RetryWaited(Record):
 
 
 class ToolCalled(Record):
+    """A researcher asks for a tool; written before it is done."""
+
     type: Literal["tool_called"] = "tool_called"
     call_id: str
     name: str
@@ -266,11 +297,24 @@ class ToolCalled(Record):
 
 
 class ToolReturned(Record):
+    """What a tool answered."""
+
     type: Literal["tool_returned"] = "tool_returned"
     call_id: str
     name: str
     is_error: bool
     output: Sha256
+
+
+class FileChanged(Record):
+    """A researcher wrote a file of the workspace; whole contents are blobs."""
+
+    type: Literal["file_changed"] = "file_changed"
+    path: str
+    before: Sha256 | None
+    """None for a new file."""
+    after: Sha256
+    diff: Sha256
 
 
 class Noticed(Record):
@@ -282,6 +326,8 @@ class Noticed(Record):
 
 
 class SessionEnded(Record):
+    """The session is over, with its reason; a resume may follow."""
+
     type: Literal["session_ended"] = "session_ended"
     reason: StopReason
     explanation: str
@@ -327,6 +373,8 @@ class VariantMeasured(Record):
 
 
 class ReviewFinished(Record):
+    """Every variant of a review is measured."""
+
     type: Literal["review_finished"] = "review_finished"
     review: int
 
@@ -348,6 +396,8 @@ class ReplayedSeed(Record):
 
 
 class ReplayFinished(Record):
+    """An attempt was run again from the record, and how its scores compare."""
+
     type: Literal["replay_finished"] = "replay_finished"
     attempt: int
     recorded_outcome: str
@@ -395,6 +445,7 @@ Event = Annotated[
     | RetryWaited
     | ToolCalled
     | ToolReturned
+    | FileChanged
     | Noticed
     | SessionEnded
     | ReviewStarted

@@ -7,8 +7,9 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agent.ledger import Clock, Ledger, utc_now
 from agent.program import Program, Settings
 from agent.records import (
     AttemptInterrupted,
+    Entry,
     ModelCalled,
     SessionResumed,
     SessionStarted,
@@ -29,6 +31,8 @@ from agent.workspace import Workspace
 from sandbox.contract import Executor
 
 FIXED_FILES = ("evaluate.py",)
+RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
+"""What a night's calls, prices, points and records come from."""
 NEVER_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
 
 
@@ -149,7 +153,13 @@ def open_lab(
     )
 
 
-def bring_back(lab: Lab, *, version: str, removed_containers: tuple[str, ...]) -> None:
+def bring_back(
+    lab: Lab,
+    *,
+    version: str,
+    removed_containers: tuple[str, ...],
+    engine: dict[str, Any] | None = None,
+) -> None:
     """Put a session that ended or broke into the state its ledger tells, and record that.
 
     The attempt that was open is closed as interrupted; half-made files go; the workspace keeps
@@ -169,6 +179,8 @@ def bring_back(lab: Lab, *, version: str, removed_containers: tuple[str, ...]) -
             settings=lab.settings.model_dump(mode="json", by_alias=False),
             interrupted_attempt=None if open_attempt is None else open_attempt.number,
             removed_containers=removed_containers,
+            engine=engine,
+            machine=machine(),
         )
     )
     shutil.rmtree(lab.directory / "boxes", ignore_errors=True)
@@ -179,7 +191,16 @@ def bring_back(lab: Lab, *, version: str, removed_containers: tuple[str, ...]) -
 
 def settings_of(ledger: Ledger) -> Settings:
     """The settings in force: those of the last resume, else those of the start."""
-    for entry in reversed(ledger.entries):
+    return settings_in(ledger.entries)
+
+
+def settings_in(entries: Sequence[Entry]) -> Settings:
+    """The settings in force at the end of these entries.
+
+    Raises:
+        SessionError: there are none.
+    """
+    for entry in reversed(entries):
         if isinstance(entry.event, SessionResumed | SessionStarted):
             return Settings.model_validate(entry.event.settings, strict=False)
     raise SessionError("the ledger names no settings", "it is empty; start a new session")
@@ -189,7 +210,9 @@ def machine() -> dict[str, Any]:
     """What the runs happen on, as far as the host can read it."""
     return {
         "platform": platform.platform(),
+        "kernel": platform.release(),
         "python": platform.python_version(),
+        "packages": {name: distribution_version(name) for name in RECORDED_PACKAGES},
         "cpu": _first_value("/proc/cpuinfo", "model name"),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),

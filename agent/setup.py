@@ -18,6 +18,7 @@ from agent.records import SessionStarted
 from agent.session import Outfit, SessionError
 from sandbox.contract import EngineUnavailable, ImageMissing, SandboxError
 from sandbox.engine import Engine, find_engine, install_and_start
+from sandbox.escapes import installed
 from sandbox.hardware import find_profile
 from sandbox.image import ImageRecord, Recipe, ensure_image, find_image, has_image
 from sandbox.library import box_environment, executor
@@ -139,7 +140,7 @@ def find_outfit(
     recipe = image_recipe(settings, place)
     image = find_image(engine, recipe, state_dir=state_dir)
     recorded = image.model_dump(mode="json") | {"environment": recipe.profile.environment}
-    return _outfit(engine, recorded, settings, place, state_dir)
+    return _outfit(engine, recorded, settings, place, state_dir, environ)
 
 
 def recorded_outfit(
@@ -163,7 +164,7 @@ def recorded_outfit(
             f"the image of session {session.session} is not on this engine: {image_id}",
             "bring it from the machine where it ran: `docker save` there, `docker load` here",
         )
-    outfit = _outfit(engine, session.image, settings, place, state_dir)
+    outfit = _outfit(engine, session.image, settings, place, state_dir, environ)
     if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
         raise SessionError(
             f"the data in {outfit.data_dir} is not what session {session.session} was scored on",
@@ -173,7 +174,12 @@ def recorded_outfit(
 
 
 def _outfit(
-    engine: Engine, image: dict[str, Any], settings: Settings, place: Path, state_dir: Path
+    engine: Engine,
+    image: dict[str, Any],
+    settings: Settings,
+    place: Path,
+    state_dir: Path,
+    environ: Mapping[str, str],
 ) -> Outfit:
     """An outfit around an image as it is, or will be, recorded."""
     data_dir = data_directory(settings.data, place, state_dir)
@@ -186,7 +192,8 @@ def _outfit(
     )
     return Outfit(
         executor=executor(engine, state_dir),
-        engine=engine.model_dump(mode="json"),
+        engine=engine.model_dump(mode="json")
+        | {"components": [part.model_dump() for part in installed(engine, environ)]},
         image=image,
         image_id=str(image["image_id"]),
         device=named.get("NIGHTLAB_DEVICE", "cpu"),

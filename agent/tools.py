@@ -65,6 +65,7 @@ class Toolbox:
         sweep: gives knobs and a number of attempts to the sampler; the judged attempts and why
             there are not more.
         goal: what is measured, and which way is better.
+        on_change: told the path of each file that was written, what it held and what it holds.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Toolbox:
         suggest: Callable[[], Suggestion | None],
         sweep: Callable[[tuple[str, ...], int], tuple[list[Attempt], str]],
         goal: Goal,
+        on_change: Callable[[str, str | None, str], object] = lambda *_: None,
     ) -> None:
         self._workspace = workspace
         self._history = history
@@ -86,6 +88,7 @@ class Toolbox:
         self._suggest_point = suggest
         self._sweep_knobs = sweep
         self._goal = goal
+        self._on_change = on_change
         self._seen: dict[str, str] = {}
         """SHA-256 of each file as the researcher knows it."""
 
@@ -187,6 +190,7 @@ class Toolbox:
         if path.endswith(".py"):
             _refuse_broken_python(path, new)
         self._workspace.write_text(path, new)
+        self._on_change(path, old if exists else None, new)
         self._seen[path] = _sha(new)
         added, removed = _line_counts(old, new)
         return to_json(

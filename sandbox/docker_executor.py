@@ -143,9 +143,11 @@ class DockerExecutor:
             self._on_step("prepared")
             lease = _lease(spec, directory)
             with self._watched(box), _removed_at_the_end(box):
-                proof = box.open(listener, lease, self._build(spec, lease))
+                settings = self._build(spec, lease)
+                proof = box.open(listener, lease, settings)
                 observed = box.follow(receiver, channel, on_log)
-        return _result(spec, digest, proof, observed)
+        container = {"asked": settings, "proved": proof.model_dump(mode="json")}
+        return _result(spec, digest, proof, observed, container)
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[docker.APIClient]:
@@ -600,7 +602,9 @@ def _log(head: bytes, tail: bytes, omitted_bytes: int) -> Log:
     )
 
 
-def _result(spec: RunSpec, digest: str, proof: Proof, observed: Observed) -> RunResult:
+def _result(
+    spec: RunSpec, digest: str, proof: Proof, observed: Observed, container: dict[str, Any]
+) -> RunResult:
     report, state = observed.report, observed.engine_state
     evidence = gather(
         spec,
@@ -633,5 +637,6 @@ def _result(spec: RunSpec, digest: str, proof: Proof, observed: Observed) -> Run
             "engine_state": state,
             "output_skipped": observed.skipped,
             "report": report and report.model_dump(),
+            "container": container,
         },
     )

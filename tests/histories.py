@@ -28,6 +28,7 @@ from agent.records import (
     Noticed,
     RetryWaited,
     RunFinished,
+    RunStarted,
     Scored,
     SessionEnded,
     SessionStarted,
@@ -39,26 +40,17 @@ from sandbox.contract import Box, Limits, Log, Outcome, RunResult
 
 EVENING = datetime(2026, 3, 7, 22, 0, tzinfo=UTC)
 BUDGET_SECONDS = 300.0
-SETTINGS = (
-    load_program(Path(__file__).parents[1] / "program.md")
-    .settings.with_overrides(attempts=100, hours=10.0, usd=20.0, budget_seconds=BUDGET_SECONDS)
-    .model_dump(mode="json")
+IN_FORCE = load_program(Path(__file__).parents[1] / "program.md").settings.with_overrides(
+    attempts=100, hours=10.0, usd=20.0, budget_seconds=BUDGET_SECONDS
 )
+SETTINGS = IN_FORCE.model_dump(mode="json")
+LIMITS: dict[Box, Limits] = {
+    "train": IN_FORCE.train_limits(),
+    "model": IN_FORCE.scoring_limits(),
+    "scorer": IN_FORCE.scoring_limits(),
+}
 NOISE = 0.004
 KEPT_LOG_CHARS = 16_000
-
-LIMITS = Limits(
-    wall_seconds=BUDGET_SECONDS + 60,
-    memory_bytes=8 * 2**30,
-    cpus=2.0,
-    pids=256,
-    tmp_bytes=2**30,
-    shm_bytes=2**30,
-    output_bytes=2 * 2**30,
-    output_files=64,
-    open_files=1024,
-    log_bytes=256 * 2**10,
-)
 
 IDEAS = (
     "Raise the Muon learning rate from 0.02 to 0.03: the loss still falls at the end",
@@ -211,10 +203,24 @@ def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log:
     train = run_result(f"a{attempt}-s{seed}-train", "train", log=log)
     run = run_finished(attempt, seed, train, disturbed, made.put_blob)
     curve = made.put_blob(packed(curve_of(log)))
+    made.add(run_started(attempt, seed, train), 0.0)
     made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
     for box in ("model", "scorer"):
         result = run_result(f"a{attempt}-s{seed}-{box}", box, log="", wall_seconds=4.5)
+        made.add(run_started(attempt, seed, result), 0.0)
         made.add(run_finished(attempt, seed, result, put_blob=made.put_blob), 0.1)
+
+
+def run_started(attempt: int, seed: int, result: RunResult) -> RunStarted:
+    """The event before a run whose result is known already."""
+    spec = {
+        "run_id": result.run_id,
+        "box": result.box,
+        "image": result.image_digest,
+        "environment": {"NIGHTLAB_SEED": str(seed)},
+        "limits": result.limits.model_dump(mode="json"),
+    }
+    return RunStarted(attempt=attempt, run_id=result.run_id, box=result.box, seed=seed, spec=spec)
 
 
 def run_finished(
@@ -251,7 +257,7 @@ def run_result(
         exit_code=0 if outcome is Outcome.OK else 1,
         signal=None,
         wall_seconds=wall_seconds,
-        limits=LIMITS,
+        limits=LIMITS[box],
         peak_memory_bytes=3 * 2**29,
         cpu_seconds=wall_seconds * 1.9,
         oom_kills=1 if outcome is Outcome.OUT_OF_MEMORY else 0,
@@ -380,6 +386,7 @@ def _failed(made: Night, number: int, best: float, log: str) -> float:
         'Traceback (most recent call last):\n  File "/workspace/train.py", line 71\nKeyError: 4\n'
     )
     result = run_result(f"a{number}-s1-train", "train", log=log + trace, outcome=outcome)
+    made.add(run_started(number, 1, result), 0.0)
     run = run_finished(number, 1, result, put_blob=made.put_blob)
     made.add(run.model_copy(update={"curve": made.put_blob(packed(curve_of(log)))}), 45)
     return _unmeasured(made, number, best, Verdict.FAILED, outcome.value, "The training failed.")

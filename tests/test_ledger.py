@@ -28,13 +28,25 @@ from agent.ledger import (
     read_blob,
     read_ledger,
 )
-from agent.records import Event, Noticed, RetryWaited, RunStarted, SessionEnded, StopReason
+from agent.records import (
+    AttemptStarted,
+    Event,
+    Noticed,
+    RetryWaited,
+    RunStarted,
+    SessionEnded,
+    StopReason,
+)
 from tests import histories
 
 NOON = datetime(2026, 3, 7, 12, 0, 0, 250000, tzinfo=UTC)
 MADE = histories.night(4)
 WRITTEN = "".join(canonical(e.model_dump(mode="json")) + "\n" for e in MADE.entries).encode()
 LINES = WRITTEN.splitlines(keepends=True)
+
+BEGUN = AttemptStarted(
+    attempt=1, kind="baseline", hypothesis="", researcher="tpe", files={}, diff=None, parent=None
+)
 
 
 def notice(text: str) -> Noticed:
@@ -94,6 +106,7 @@ def test_any_float_and_any_text_survive_the_round_trip(
     directory = scratch / "floats"
     (directory / LEDGER_NAME).unlink(missing_ok=True)
     events: list[Event] = [
+        BEGUN,
         RunStarted(
             attempt=1,
             run_id="a1",
@@ -113,8 +126,9 @@ def test_any_float_and_any_text_survive_the_round_trip(
 def test_what_is_no_number_is_stored_as_null(tmp_path: Path, number: float) -> None:
     spec = {"loss": number, "losses": [1.5, number]}
     with Ledger.create(tmp_path) as ledger:
+        ledger.append(BEGUN)
         ledger.append(RunStarted(attempt=1, run_id="a1", box="train", seed=1, spec=spec))
-    event = read_ledger(tmp_path)[0].event
+    event = read_ledger(tmp_path)[1].event
     assert isinstance(event, RunStarted)
     assert event.spec == {"loss": None, "losses": [1.5, None]}
     with pytest.raises(ValueError, match="JSON compliant"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.audit import whole_audit
 from agent.findings import spend_by_model
 from agent.history import History, fold
 from agent.lab import Lab
@@ -248,6 +249,10 @@ def test_the_report_counts_what_the_service_counted(past: Past, tmp_path: Path) 
     assert f"tokens read anew {row.input_tokens:,}, from cache {row.cache_read_tokens:,}, " in (
         paths.markdown.read_text()
     )
+
+
+def test_the_audit_of_the_whole_night_finds_nothing(past: Past) -> None:
+    assert [] == whole_audit(past.place.directory, past.entries)
 
 
 def test_the_money_limit_holds(past: Past) -> None:

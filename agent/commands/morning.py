@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Annotated
 
 import typer
 
-from agent.audit import audit as differences
+from agent.anchor import anchor_path, ask_witnesses, head_of, sign
+from agent.audit import whole_audit
 from agent.commands.shared import (
     SERVICE_FAILED,
     JsonOption,
     RunsOption,
     TrackDirOption,
     TrackOption,
+    anchor_of,
     err,
     exporter,
     open_observer,
@@ -44,13 +46,15 @@ from agent.export import (
 )
 from agent.history import fold
 from agent.lab import Lab
-from agent.ledger import Ledger, read_blob, read_ledger
+from agent.ledger import Ledger, LedgerError, read_blob, read_ledger, utc_now
+from agent.listing import check_hash, lines, make_filter, sentence
 from agent.morning import notes, replay_lines, result_lines, worth_table
-from agent.render import for_terminal, one_line
+from agent.records import Entry
+from agent.render import for_terminal
 from agent.report import write_report
 from agent.review import replay as run_again
 from agent.review import review as check_by_daylight
-from agent.session import SessionError, open_lab, settings_of
+from agent.session import SessionError, open_lab, settings_in, settings_of
 from agent.setup import recorded_outfit, state_directory
 from agent.summary import summary
 from agent.worth import ReviewTable, reviews, worth
@@ -87,20 +91,48 @@ def report(
 
 def audit(
     session: Annotated[str, typer.Argument(help="name of the session")],
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="show the events of this attempt")
+    ] = None,
+    types: Annotated[
+        str | None, typer.Option("--type", help="show events of these types, commas between")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="show events from a time on, or of the last 1h30m")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="a head that you noted: is it in the chain?")
+    ] = None,
+    anchor: Annotated[
+        Path | None, typer.Option("--anchor", help="a file of heads, if not the one in program.md")
+    ] = None,
+    sign_with: Annotated[
+        Path | None, typer.Option("--sign", help="sign the head with this SSH key, if all is well")
+    ] = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Verify the chain and every blob, and recompute every verdict and price from the record."""
     directory = session_directory(runs, session).absolute()
     entries = read_ledger(directory)
-    found = differences(directory, entries)
+    wanted = make_filter(entries, attempt, types, since)
+    check_hash(head)
+    place = anchor or _anchor_on_record(directory, entries)
+    heard = ask_witnesses(directory, entries, noted=head, anchor=place)
+    found = whole_audit(directory, entries, heard.differences)
+    for line in lines(entries, wanted, as_json=as_json):
+        print_line(line)
     for difference in found:
-        text = f"seq {difference.seq}: {one_line(difference.what, 300)}"
-        print_line(difference.model_dump_json() if as_json else text)
+        print_line(difference.model_dump_json() if as_json else sentence(difference))
     if found:
         raise typer.Exit(1)
+    if sign_with is not None:
+        seal = sign(directory, head_of(session, entries, utc_now), sign_with)
+        heard.notes.append(f"signed now with {seal.fingerprint}")
     if not as_json:
-        out.print(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        for note in heard.notes:
+            print_line(note)
 
 
 def review(
@@ -126,6 +158,7 @@ def review(
         with _recorded_lab(directory, as_json=as_json) as lab:
             version = distribution_version("nightlab")
             table = check_by_daylight(lab, repeats, version, _progress(as_json=as_json))
+            _keep_head(lab.ledger)
             write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
     except KeyboardInterrupt:
         err.print(f"stopped; go on with: nightlab review {session}", style="yellow")
@@ -143,6 +176,7 @@ def replay(
     directory = session_directory(runs, session).absolute()
     with _recorded_lab(directory, as_json=as_json) as lab:
         replayed = run_again(lab, attempt, _progress(as_json=as_json))
+        _keep_head(lab.ledger)
     if as_json:
         print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
         return
@@ -184,6 +218,7 @@ def approve(
                 commit=commit,
             )
         )
+        _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
     out.print(f"approved by {person.name}: {approved}", markup=False, soft_wrap=True)
     out.print(f"apply it with: git apply {approved / PATCH_NAME}", markup=False, soft_wrap=True)
@@ -203,8 +238,29 @@ def reject(
     person = find_person(repo, os.environ)
     with Ledger.open(directory) as ledger:
         ledger.append(rejection(ledger, person, reason))
+        _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
     out.print(f"rejected by {person.name}", markup=False, soft_wrap=True)
+
+
+def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
+    """The anchor that the settings name, if it is on this machine."""
+    if not entries:
+        return None
+    path = anchor_path(settings_in(entries).record.anchor, directory)
+    if path is None or path.is_file():
+        return path
+    err.print(f"there is no {path} here, where heads were anchored", markup=False, soft_wrap=True)
+    return None
+
+
+def _keep_head(ledger: Ledger) -> None:
+    """Anchor the head after a decision; where that fails the decision stands."""
+    try:
+        if anchor := anchor_of(ledger.directory, settings_of(ledger)):
+            anchor.add(ledger.entries)
+    except LedgerError as error:
+        err.print(error.message, style="yellow", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from agent.anchor import Anchor, anchor_path
 from agent.commands.shared import (
     SERVICE_FAILED,
     AttemptsOption,
@@ -23,6 +24,7 @@ from agent.commands.shared import (
     TrackDirOption,
     TrackOption,
     UsdOption,
+    anchor_of,
     err,
     exporter,
     load,
@@ -35,7 +37,7 @@ from agent.commands.shared import (
 from agent.console import closing_lines
 from agent.history import fold
 from agent.lab import Lab
-from agent.ledger import Ledger, read_ledger
+from agent.ledger import Ledger, LedgerError, read_ledger
 from agent.loop import run_session
 from agent.model import check_credentials, price_known
 from agent.night import assemble, check_models, open_models
@@ -83,6 +85,7 @@ def run(
     )
     sweep_now()
     directory = runs / (session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S"))
+    anchor_path(settings.record.anchor, directory)  # refused before anything is made
     ledger = begin(
         directory.absolute(),
         content,
@@ -124,7 +127,12 @@ def resume(
         removed = sweep_now()
         with open_observer(settings, ledger, as_json=as_json) as observer:
             lab = open_lab(ledger, settings, outfit, observer)
-            bring_back(lab, version=distribution_version("nightlab"), removed_containers=removed)
+            bring_back(
+                lab,
+                version=distribution_version("nightlab"),
+                removed_containers=removed,
+                engine=outfit.engine,
+            )
             _work(lab, content, name, export, as_json=as_json)
 
 
@@ -162,12 +170,16 @@ def _work(
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
 
+    anchor = anchor_of(lab.directory, lab.settings)
+
     def refresh() -> None:
+        keep_head(ledger, anchor)
         _refresh_report(lab)
         if export is not None:
             _track(lab, export)
 
     try:
+        keep_head(ledger, anchor)
         with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
@@ -178,6 +190,19 @@ def _work(
     tell_end(ledger, as_json=as_json)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
+
+
+def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
+    """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
+    if anchor is None:
+        return
+    try:
+        anchor.add(ledger.entries)
+    except LedgerError as error:
+        if not anchor.has_failed:
+            ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
+            err.print(one_line(error.message, 300), style="yellow", markup=False, soft_wrap=True)
+        anchor.has_failed = True
 
 
 def _refresh_report(lab: Lab) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agent.anchor import Anchor, anchor_path
 from agent.console import JsonConsole, NightConsole
 from agent.lab import Observer
 from agent.ledger import Ledger
@@ -89,6 +90,12 @@ def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Exp
     if lacking := missing(tracker):
         raise SessionError(*lacking)
     return Export(tracker, directory or runs / tracker.folder, os.environ)
+
+
+def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
+    """Where the settings want the ledger's head written a second time; none for nowhere."""
+    path = anchor_path(settings.record.anchor, directory)
+    return None if path is None else Anchor(path, directory.name)
 
 
 @contextmanager

@@ -1,0 +1,172 @@
+"""Checks runs on record: what was asked, what came back.
+
+A run is asked for by `run_started`, ends with `run_finished`, and a score stands on three of them.
+What follows from the settings in force, such as limits and seconds over budget, is computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import get_args
+
+from pydantic import ValidationError
+
+from agent.ledger import LedgerError
+from agent.logs import excerpt, unpacked_log
+from agent.program import Settings
+from agent.records import RunFinished, RunStarted, Scored, SessionStarted, Split
+from sandbox.contract import Box, Limits, Outcome
+
+ROUNDING_CORES = 1e-4
+"""Cores used by others are recorded with four digits, and compared with more."""
+
+_Measurement = tuple[str, int, int]
+"""Purpose (empty for the night), attempt and seed."""
+
+
+@dataclass
+class RunChecks:
+    """Every run of a session so far, and what is wrong with the next event about one."""
+
+    read: Callable[[str], bytes]
+    """Gives a blob's bytes."""
+    session: SessionStarted | None = None
+    settings: Settings | None = None
+    """In force now."""
+    seeds: frozenset[int] = frozenset()
+    """Those that the session or a review announced."""
+    scores: dict[tuple[_Measurement, Split], float | None] = field(default_factory=dict)
+    _open: dict[str, RunStarted] = field(default_factory=dict)
+    _run_ids: set[str] = field(default_factory=set)
+    _ends: dict[_Measurement, dict[Box, Outcome]] = field(default_factory=dict)
+
+    def look(self, event: RunStarted | RunFinished | Scored, purpose: str = "") -> Iterator[str]:
+        """What is wrong with an event; the purpose is that of a run after the night."""
+        match event:
+            case RunStarted():
+                yield from self._start(event)
+            case RunFinished():
+                yield from self._finish(event, purpose)
+            case Scored():
+                yield from self._score(event, purpose)
+
+    def all_ended(self) -> Iterator[str]:
+        """Name the runs that have no end although what they belong to has one."""
+        for run_id in self._open:
+            yield f"run {run_id} has no end"
+        self._open.clear()
+
+    def forget_open(self) -> None:
+        """What broke off may have left runs without an end."""
+        self._open.clear()
+
+    def _start(self, event: RunStarted) -> Iterator[str]:
+        spec = event.spec
+        if event.run_id in self._run_ids:
+            yield f"run {event.run_id} starts for the second time"
+        self._run_ids.add(event.run_id)
+        self._open[event.run_id] = event
+        if (spec.get("run_id"), spec.get("box")) != (event.run_id, event.box):
+            yield "its spec is that of another run"
+        if event.seed not in self.seeds:
+            yield f"seed {event.seed} is none that was announced"
+        told = (spec.get("environment") or {}).get("NIGHTLAB_SEED")
+        if event.box == "train" and told != str(event.seed):
+            yield f"the program was told seed {told}, the record says {event.seed}"
+        image = self.session.image.get("image_id") if self.session else None
+        if image is not None and spec.get("image") != image:
+            yield "its image is not the session's"
+        yield from self._limits(event)
+
+    def _limits(self, event: RunStarted) -> Iterator[str]:
+        asked = _limits_of(event)
+        if asked is None:
+            yield "its spec has no valid limits"
+        elif self.settings is not None:
+            is_train = event.box == "train"
+            due = self.settings.train_limits() if is_train else self.settings.scoring_limits()
+            for name in _different(asked, due):
+                yield f"its limit {name} is not the one in the settings"
+
+    def _finish(self, event: RunFinished, purpose: str) -> Iterator[str]:
+        result = event.result
+        key = (purpose, event.attempt, event.seed)
+        ends = self._ends.get(key, {})
+        if result.box == "train":  # whatever was measured before counts no more
+            ends = {}
+            for split in get_args(Split):
+                self.scores.pop((key, split), None)
+        if ends.get(result.box, Outcome.OK) is Outcome.OK:  # of several boxes the bad one counts
+            ends = {**ends, result.box: result.outcome}
+        self._ends[key] = ends
+        started = self._open.pop(result.run_id, None)
+        if started is None:
+            yield f"run {result.run_id} ends without having started"
+            return
+        asked = (started.attempt, started.seed, started.box)
+        if (event.attempt, event.seed, result.box) != asked:
+            yield f"run {result.run_id} was started for another attempt, seed or box"
+        limits = _limits_of(started)
+        for name in _different(limits, result.limits) if limits else ():
+            yield f"its limit {name} is not the one that was asked for"
+        if started.spec.get("image") != result.image_digest:
+            yield "its image is not the one that was asked for"
+        yield from self._numbers(event)
+        yield from self._log(event)
+
+    def _numbers(self, event: RunFinished) -> Iterator[str]:
+        over_seconds = self._over_budget_seconds(event)
+        if over_seconds is not None and abs(over_seconds - event.over_budget_seconds) > 1e-6:
+            yield (
+                f"it says {event.over_budget_seconds:g} s over budget; "
+                f"its wall clock says {over_seconds:g}"
+            )
+        noise = event.disturbance
+        if noise is None or abs(noise.other_cores - noise.limit_cores) <= ROUNDING_CORES:
+            return
+        if noise.disturbed != (noise.other_cores > noise.limit_cores):
+            yield f"its mark `disturbed` is not what {noise.other_cores:g} cores come to"
+
+    def _over_budget_seconds(self, event: RunFinished) -> float | None:
+        if self.settings is None:
+            return None
+        budget = self.settings.budget
+        if event.result.box != "train" or budget.kind == "tokens":
+            return 0.0
+        return max(0.0, event.result.wall_seconds - budget.seconds)
+
+    def _log(self, event: RunFinished) -> Iterator[str]:
+        try:
+            kept = excerpt(unpacked_log(self.read(event.log)))
+        except LedgerError:
+            return  # named where blobs are checked
+        except ValueError:
+            yield "its log is no log"
+            return
+        if kept != event.result.log:
+            yield "the excerpt in the line is not from its log"
+
+    def _score(self, event: Scored, purpose: str) -> Iterator[str]:
+        key = (purpose, event.attempt, event.seed)
+        self.scores[key, event.split] = event.value
+        if (event.value is None) == (event.reason is None):
+            yield "a score has a value or a reason, and this one has both or neither"
+        ends = self._ends.setdefault(key, {})
+        boxes: tuple[Box, ...] = ("train", "model", "scorer")
+        bad = [box for box in boxes if ends.get(box) is not Outcome.OK]
+        if event.value is not None and bad:
+            yield f"a value without a good end of: {', '.join(bad)}"
+        for box in ("model", "scorer"):  # the next score needs boxes of its own
+            ends.pop(box, None)
+
+
+def _limits_of(event: RunStarted) -> Limits | None:
+    try:
+        return Limits.model_validate(event.spec.get("limits"))
+    except ValidationError:
+        return None
+
+
+def _different(one: Limits, other: Limits) -> list[str]:
+    return [name for name in Limits.model_fields if getattr(one, name) != getattr(other, name)]
