@@ -80,7 +80,11 @@ class Summary(Record):
 
 def summary(entries: Sequence[Entry]) -> Summary:
     """What the session came to, as far as its ledger goes."""
-    history = fold(entries)
+    return summary_of(fold(entries), entries)
+
+
+def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
+    """The same, where the fold over the entries is at hand."""
     session = history.session
     direction = direction_of(history)
     baseline, best = value_of(history.baseline), value_of(history.best)

@@ -38,7 +38,7 @@ from agent.night import assemble, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS
 from agent.render import one_line
-from agent.report import write_report
+from agent.report import Report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
 from agent.setup import find_outfit, recorded_outfit, state_directory, template
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
@@ -147,9 +147,10 @@ def continue_(
 def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
+    report = Report(ledger.get_blob)
 
     def refresh() -> None:
-        _refresh_report(lab)
+        _refresh_report(lab, report)
 
     try:
         with open_models(lab, researcher, os.environ, _say_waiting) as models:
@@ -164,10 +165,10 @@ def _work(lab: Lab, program: Program, researcher: str, *, as_json: bool) -> None
         raise typer.Exit(SERVICE_FAILED)
 
 
-def _refresh_report(lab: Lab) -> None:
+def _refresh_report(lab: Lab, report: Report) -> None:
     """Write the report; one that cannot be drawn must not end a night that goes well."""
     try:
-        write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
+        report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         text = f"the report could not be written: {type(error).__name__}: {error}"
         err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)
