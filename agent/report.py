@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -30,6 +31,7 @@ from agent.ledger import LedgerError, canonical
 from agent.logs import unpacked_log
 from agent.records import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
 from agent.render import fenced, for_markdown, one_line, visible
+from agent.running import Activity
 from agent.summary import Summary, direction_of, metric_of, noise_of, summary_of, value_of
 from agent.worth import MEANING, decision, reviews, worth
 from sandbox.contract import Log, Outcome, Record
@@ -170,7 +172,7 @@ class Report:
 
     def html(self, history: History, entries: Sequence[Entry]) -> str:
         """The whole report as one HTML text that asks nothing of any network."""
-        return whole_page(
+        return _whole_page(
             self.parts(history, entries), self.attempts(history), summary_of(history, entries)
         )
 
@@ -215,25 +217,31 @@ class Report:
         return [self._shown[attempt.number] for attempt in history.attempts]
 
 
-def whole_page(
+def live_page(
     parts: Mapping[str, str],
     attempts: Mapping[int, str],
     numbers: Summary,
     *,
-    live_version: int | None = None,
+    version: int,
+    now: datetime,
 ) -> str:
-    """A whole page from its parts; with a version it is one that asks its server for news."""
-    style, script = _asset("report.css"), _asset("report.js")
-    scripts = [script] if live_version is None else [script, _asset("live.js")]
-    policy = content_policy(style, scripts, may_ask_itself=live_version is not None)
-    return _template("report.html").render(
-        style=style,
-        scripts=scripts,
-        policy=policy,
-        version=live_version,
-        summary=numbers,
-        parts={name: Markup(text) for name, text in parts.items()},  # noqa: S704 - ours, escaped
-        attempts=[Markup(text) for text in attempts.values()],  # noqa: S704 - ours, escaped
+    """The report as a page that asks its server for what came after `version`."""
+    return _whole_page(parts, attempts, numbers, version=version, now=now)
+
+
+def now_part(now: Activity, problem: str) -> str:
+    """What the session is at, or what is wrong with its record, for the live page."""
+    loss = charts.loss_curve([list(now.curve)])
+    return _template("now.html").render(now=now, problem=problem, loss=loss)
+
+
+def page_policy(*, is_live: bool) -> str:
+    """Only our very style and our very scripts; nothing from anywhere, nothing injected."""
+    own = " ".join(map(_source, _scripts(is_live=is_live)))
+    asking = "connect-src 'self'; " if is_live else ""
+    return (
+        f"default-src 'none'; style-src {_source(_asset('report.css'))}; script-src {own}; "
+        f"{asking}base-uri 'none'; form-action 'none'"
     )
 
 
@@ -427,14 +435,29 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def content_policy(style: str, scripts: Sequence[str], *, may_ask_itself: bool) -> str:
-    """Only our very style and our very scripts; nothing from anywhere, nothing injected."""
-    own = " ".join(map(_source, scripts))
-    asking = "connect-src 'self'; " if may_ask_itself else ""
-    return (
-        f"default-src 'none'; style-src {_source(style)}; script-src {own}; {asking}"
-        "base-uri 'none'; form-action 'none'"
+def _whole_page(
+    parts: Mapping[str, str],
+    attempts: Mapping[int, str],
+    numbers: Summary,
+    *,
+    version: int | None = None,
+    now: datetime | None = None,
+) -> str:
+    is_live = version is not None
+    return _template("report.html").render(
+        style=_asset("report.css"),
+        scripts=_scripts(is_live=is_live),
+        policy=page_policy(is_live=is_live),
+        version=version,
+        now_seconds=now.timestamp() if now else None,
+        summary=numbers,
+        parts={name: Markup(text) for name, text in parts.items()},  # noqa: S704 - ours, escaped
+        attempts=[Markup(text) for text in attempts.values()],  # noqa: S704 - ours, escaped
     )
+
+
+def _scripts(*, is_live: bool) -> list[str]:
+    return [_asset(name) for name in ("report.js", "live.js")[: 2 if is_live else 1]]
 
 
 def _source(text: str) -> str:
