@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -86,8 +87,8 @@ def sparkline(values: Sequence[float], direction: Direction, width: int) -> str:
     """Bars that fall as a score to minimise falls, at most `width` of them."""
     if not values:
         return ""
-    stride = -(-len(values) // width)
-    shown = [*values[:-1:stride], values[-1]] if stride > 1 else list(values)
+    stride = math.ceil(len(values) / width)
+    shown = values[::-1][::stride][::-1]  # from the end, so that the last one is there
     low, high = min(shown), max(shown)
     top = len(_BARS) - 1
     if high == low:
@@ -128,12 +129,12 @@ def _result(numbers: Summary) -> Iterator[Text]:
     line = Text(f"best {metric} ")
     line.append(f"{numbers.best:.4f}", style="bold")
     if numbers.kept and numbers.gain is not None:
-        line.append(f"  better by {numbers.gain:.4f}", style="green")
+        line.append(f", {numbers.gain:.4f} better", style="green")
         if numbers.gain_in_noise is not None:
             line.append(f" ({numbers.gain_in_noise:.1f} x noise)", style="green")
-    line.append(f"  baseline {numbers.baseline:.4f}", style="dim")
+    line.append(f", baseline {numbers.baseline:.4f}", style="dim")
     if numbers.noise is not None:
-        line.append(f"  noise ±{numbers.noise:.4f}", style="dim")
+        line.append(f" ±{numbers.noise:.4f}", style="dim")
     yield line
     if numbers.survived is not None and numbers.holdout_gain is not None:
         yield Text(
@@ -148,13 +149,10 @@ def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
         ("hours", numbers.hours, numbers.hours_limit, "{:.1f}"),
         ("money", numbers.spent_usd, numbers.usd_limit, "${:.2f}"),
     ]
-    grid = Table.grid(padding=(0, 1))
     for name, amount, limit, form in used:
         if limit:
             words = f"{form.format(amount)} of {form.format(limit)}"
-            bar = ProgressBar(total=limit, completed=min(amount, limit), width=max(10, width // 3))
-            grid.add_row(Text(name, style="dim"), bar, Text(words))
-    yield from ([grid] if grid.row_count else [])
+            yield _bar(name, amount, limit, words, width)
     yield Text(
         f"{numbers.kept} kept, {numbers.discarded} discarded, {numbers.failed} failed, "
         f"{numbers.invalid} invalid"
@@ -181,10 +179,8 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
     if present.run_since is not None and present.budget_seconds:
         seconds = (now - present.run_since).total_seconds()
         total = present.budget_seconds
-        grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=total, completed=min(seconds, total), width=max(10, width // 3))
-        grid.add_row(bar, Text(f"{seconds:.0f} of {total:.0f} s, seed {present.seed}"))
-        yield grid
+        words = f"{seconds:.0f} of {total:.0f} s, seed {present.seed}"
+        yield _bar("run", seconds, total, words, width)
     losses = [point["loss"] for point in present.curve]
     if len(losses) > 1:
         line = Text("loss  ", style="dim")
@@ -209,7 +205,7 @@ def _table(history: History, count: int | None, width: int) -> Table:
     table = Table.grid(padding=(0, 1), expand=False)
     judged = [attempt for attempt in reversed(history.attempts) if not attempt.open]
     for attempt in judged[:count]:
-        table.add_row(*_cells(attempt, max(10, width - 38)))
+        table.add_row(*_cells(attempt, max(10, width - 34)))
     return table
 
 
@@ -224,6 +220,15 @@ def _cells(attempt: Attempt, width: int) -> tuple[Text, ...]:
         Text(f"{arithmetic.gain:+.4f}" if arithmetic else "", style="dim"),
         Text(one_line(attempt.started.hypothesis, width)),
     )
+
+
+def _bar(name: str, used: float, limit: float, words: str, width: int) -> Table:
+    """One line: what it is about, how much of the limit is used, and the two numbers."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8)
+    bar = ProgressBar(total=limit, completed=min(used, limit), width=max(10, width // 3))
+    grid.add_row(Text(name, style="dim"), bar, Text(words))
+    return grid
 
 
 def _cut(line: Text, width: int) -> Text:

@@ -47,14 +47,19 @@
     list.insertBefore(fresh, next ?? null);
   }
 
-  // What the reader looks at stays where it is, whatever grows above it.
+  // What the reader looks at stays where it is, whatever grows above it: the attempt they are at,
+  // else the first thing that begins in view.
   function keepingPlace(change) {
     const marks = [...document.querySelectorAll("main > [id], .attempt")];
-    const anchor = scrollY > 0 && marks.find((mark) => mark.getBoundingClientRect().bottom > 0);
-    const before = anchor && anchor.getBoundingClientRect().top;
+    const top = (mark) => mark.getBoundingClientRect().top;
+    const begins = (mark) => mark && top(mark) >= 0 && top(mark) < innerHeight;
+    const own = document.activeElement?.closest(".attempt");
+    const first = marks.find(begins) ?? marks.findLast((mark) => top(mark) < 0);
+    const anchor = scrollY > 0 && (begins(own) ? own : first);
+    const before = anchor && top(anchor);
     change();
     const after = anchor && document.getElementById(anchor.id);
-    if (after) scrollBy(0, after.getBoundingClientRect().top - before);
+    if (after) scrollBy(0, top(after) - before);
   }
 
   function take(news) {
