@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ _MAX_REPEATS = 60
 _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
 _MARKDOWN_CHARS = 600
+_MAX_FACTS = 40
+_FRACTION = re.compile(r"-?\d+\.\d+(e-?\d+)?")
+_SIGNS = re.compile(r"[_·\s]+")
 _PARTS = ("first", "chart", "chain", "tables")
 
 GetBlob = Callable[[str], bytes]
@@ -427,6 +432,17 @@ def _facts(session: SessionStarted | None) -> list[tuple[str, str]]:
     return [(one_line(k, 80), one_line(v, 200)) for k, v in _flat(known, "")][:120]
 
 
+def _told(evidence: Mapping[str, Any]) -> str:
+    """Named facts in one line, their numbers short; what did not happen is not told."""
+    found = ((n, fact) for n, fact in _flat(evidence, "") if fact not in ("null", "false", "[]"))
+    facts = (f"{_SIGNS.sub(' ', name)} {_short(fact)}" for name, fact in found)
+    return one_line(" · ".join(islice(facts, _MAX_FACTS)), _MAX_LINE_CHARS)
+
+
+def _short(fact: str) -> str:
+    return f"{float(fact):.4g}" if _FRACTION.fullmatch(fact) else fact
+
+
 def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -481,7 +497,7 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {
         "line": one_line,
-        "compact": lambda value: one_line(json.dumps(value, ensure_ascii=False), 300),
+        "told": _told,
         "fenced": lambda lines: Markup(fenced("\n".join(lines), _MOST_TEXT_BYTES)),  # noqa: S704
     } | {name: _trusted(shown) for name, shown in _NUMBERS.items()}
     environment.globals["max_rows"] = _MAX_ROWS
