@@ -1,4 +1,4 @@
-"""What goes on right now: the running attempt, its box, its curve.
+"""What a session is at right now: attempt, box, curve.
 
 The ledger says which run has begun. Its progress so far is in a note beside the ledger, which the
 night writes every few seconds: a hint for whoever watches, never a result.
