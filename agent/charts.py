@@ -40,8 +40,8 @@ class Frame:
     bottom: float
 
 
-WIDE = Frame(width=960, height=410, left=58, right=16, top=14, bottom=76)
-NARROW = Frame(width=400, height=370, left=48, right=10, top=12, bottom=72)
+WIDE = Frame(width=960, height=410, left=66, right=16, top=14, bottom=76)
+NARROW = Frame(width=400, height=370, left=62, right=10, top=12, bottom=72)
 
 
 @dataclass(frozen=True)

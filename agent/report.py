@@ -57,7 +57,7 @@ _MARKDOWN_CHARS = 600
 _MAX_FACTS = 40
 _FRACTION = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 _SIGNS = re.compile(r"[_·\s]+")
-_PARTS = ("first", "chart", "chain", "tables")
+_PARTS = ("header", "first", "chart", "chain", "tables")
 
 GetBlob = Callable[[str], bytes]
 
@@ -155,8 +155,9 @@ class Report:
     So writing it after every attempt costs what is new, not what the whole night holds.
     """
 
-    def __init__(self, get_blob: GetBlob) -> None:
+    def __init__(self, get_blob: GetBlob, *, is_live: bool = False) -> None:
         self._get_blob = get_blob
+        self._is_live = is_live
         self._shown: dict[int, _Shown] = {}
 
     def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> ReportPaths:
@@ -193,6 +194,7 @@ class Report:
         pages = [piece.page for piece in self._up_to_date(history)]
         direction, noise = direction_of(history), noise_of(history) or 0.0
         contents = _contents(history, entries, pages) | {
+            "is_live": self._is_live,
             "marks": {shown.mark for shown in pages},
             "figures": [
                 charts.progress_chart(history, direction, noise, frame)

@@ -98,7 +98,7 @@ class LiveReport:
             self._parts |= {name: (text, self._version) for name, text in changed.items()}
 
     def _new_report(self) -> Report:
-        return Report(lambda sha: read_blob(self._directory, sha))
+        return Report(lambda sha: read_blob(self._directory, sha), is_live=True)
 
 
 class WatchServer(ThreadingHTTPServer):

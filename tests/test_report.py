@@ -36,6 +36,7 @@ from agent.records import (
 )
 from agent.render import one_line
 from agent.report import (
+    Report,
     candidate_id,
     render_html,
     render_markdown,
@@ -476,6 +477,27 @@ def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory
     assert other["seconds"] < 8 * one["seconds"]
     assert other["memory_bytes"] < 300 * 2**20
     assert (tmp_path / "large" / "report.html").stat().st_size < 5_000_000
+
+
+def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path) -> None:
+    made = histories.night(30)
+    read: list[str] = []
+
+    def get_blob(sha: str) -> bytes:
+        read.append(sha)
+        return made.get_blob(sha)
+
+    report = Report(get_blob)
+    report.write(tmp_path, made.history, made.entries)
+    for attempt in range(31, 41):
+        read.clear()
+        finish(made, attempt, Verdict.DISCARDED, 2.4 + attempt / 1000)
+        for box_seed in (1, 2):
+            histories.boxes(made, attempt=attempt, seed=box_seed)
+        paths = report.write(tmp_path, made.history, made.entries)
+        assert len(read) <= 4
+    assert paths.html.read_text("utf-8") == render_html(made.entries, made.get_blob)
+    assert paths.markdown.read_text("utf-8") == render_markdown(made.entries, made.get_blob)
 
 
 MEASURE = """

@@ -8,10 +8,13 @@ import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -186,6 +189,28 @@ def test_a_body_is_never_taken_for_the_next_request(server: WatchServer) -> None
     answer = connection.getresponse()
     assert "close" == answer.getheader("Connection")
     connection.close()
+
+
+def test_a_browser_that_leaves_in_the_middle_leaves_no_trace(
+    server: WatchServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as leaving:
+        leaving.sendall(b"GET /")
+        wait_for(lambda: len(answering()) == 1)
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_for(lambda: not answering())
+    assert "" == capsys.readouterr().err
+
+
+def answering() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if "process_request_thread" in t.name]
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("since", ["", "-1", "x", "1e9", "9" * 40, "%D9%A3"])
@@ -412,6 +437,7 @@ def test_the_page_grows_under_the_readers_eyes_and_keeps_their_place(
         browser.open(server.address)
         browser.wait_for("document.getElementById('live').textContent === 'live'")
         browser.click("#theme")
+        browser.click("#k1 > summary")
         browser.click("#a1 > summary")
         browser.run("scrollBy(0, 40)")
         before = browser.run("document.getElementById('a1').getBoundingClientRect().top")
@@ -425,7 +451,8 @@ def test_the_page_grows_under_the_readers_eyes_and_keeps_their_place(
         seen = browser.run(
             """({
                 rows: [...document.querySelectorAll(".attempt")].map((row) => row.id),
-                open: document.getElementById("a1").open,
+                open: ["a1", "k1"].every((id) => document.getElementById(id).open),
+                kept: document.querySelectorAll("table.chain details").length,
                 theme: document.documentElement.dataset.theme,
                 button: document.getElementById("theme").textContent,
                 top: document.getElementById("a1").getBoundingClientRect().top,
@@ -437,7 +464,7 @@ def test_the_page_grows_under_the_readers_eyes_and_keeps_their_place(
         assert [f"a{number}" for number in range(9)] == seen["rows"]
         assert (True, "light", "theme: light") == (seen["open"], seen["theme"], seen["button"])
         assert before == pytest.approx(seen["top"], abs=2)
-        assert 9 == seen["dots"]
+        assert (9, 2) == (seen["dots"], seen["kept"])
         assert [] == browser.console
         assert {True} == {address.startswith(server.address) for address in browser.requests}
 

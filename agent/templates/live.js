@@ -72,7 +72,9 @@
     document.dispatchEvent(new Event("renewed"));
   }
 
+  let timer = 0;
   async function ask() {
+    timer = 0;
     let next = document.hidden ? SLOW_MS : QUICK_MS;
     try {
       const answer = await fetch(`news?since=${version}`, { cache: "no-store" });
@@ -83,8 +85,13 @@
       say("nightlab watch does not answer", "off");
       next = AFTER_LOSS_MS;
     }
-    setTimeout(ask, next);
+    timer = setTimeout(ask, next);
   }
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden || !timer) return;
+    clearTimeout(timer);
+    ask();
+  });
 
   const shown = (seconds) => {
     const whole = Math.floor(seconds), minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
