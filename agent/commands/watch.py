@@ -29,6 +29,8 @@ def watch(
     It changes nothing and may be started and ended at any time. Whoever has the address with its
     token can read the report: other users of this machine, if you show it to them.
     """
+    if tui and as_json:
+        raise SessionError("--tui and --json exclude each other", "leave one of them out")
     directory = session_directory(runs, session).absolute()
     try:
         if tui:
@@ -49,11 +51,10 @@ def _serve(directory: Path, port: int, *, as_json: bool) -> None:
         if as_json:
             print_line(json.dumps({"event": "watching", "address": server.address}))
         else:
-            there = f"ssh -L {server.server_port}:127.0.0.1:{server.server_port} THIS-MACHINE"
+            tunnel = f"ssh -L {server.server_port}:127.0.0.1:{server.server_port} THIS-MACHINE"
             out.print(server.address, markup=False, soft_wrap=True)
-            out.print(
-                f"from elsewhere: {there}, then the same address; Ctrl-C ends it", markup=False
-            )
+            out.print(f"from elsewhere: {tunnel}, then the same address", markup=False)
+            out.print("Ctrl-C ends the watching, not the session")
         server.serve_forever()
 
 
