@@ -40,8 +40,8 @@ class Frame:
     bottom: float
 
 
-WIDE = Frame(width=960, height=410, left=58, right=16, top=14, bottom=76)
-NARROW = Frame(width=400, height=370, left=48, right=10, top=12, bottom=72)
+WIDE = Frame(width=960, height=410, left=66, right=16, top=14, bottom=76)
+NARROW = Frame(width=400, height=370, left=62, right=10, top=12, bottom=72)
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,11 @@ def value_range(history: History, direction: Direction, noise: float) -> tuple[f
     first, best = steps[0][1], steps[-1][1]
     values = [v for a in history.attempts if (v := value_of(a)) is not None]
     span = max(abs(gain(direction, best, first)), 6 * noise, 1e-3 * abs(first), 1e-9)
-    worst = min(max(gain(direction, first, value) for value in values), span)
-    edge = first + worst if direction == "minimize" else first - worst
+    worse = min(max(gain(direction, first, value) for value in values), span)
+    better = max(gain(direction, value, first) for value in values)
+    down, up = (better, worse) if direction == "minimize" else (worse, better)
     pad = max(0.06 * span, 1.5 * noise)
-    return min(best, edge, first) - pad, max(best, edge, first) + pad
+    return first - max(down, 0.0) - pad, first + max(up, 0.0) + pad
 
 
 def axis_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:

@@ -15,6 +15,7 @@ from agent.commands.machine import box, check, init, setup
 from agent.commands.morning import approve, audit, reject, replay, report, review
 from agent.commands.night import continue_, pause, resume, run, stop
 from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err
+from agent.commands.watch import watch
 from agent.ledger import LedgerError
 from agent.listing import ListingError
 from agent.model import ModelError
@@ -55,7 +56,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 for function in (
     *(init, setup, check, box),
-    *(run, resume, stop, pause, continue_),
+    *(run, resume, watch, stop, pause, continue_),
     *(report, audit, review, replay, approve, reject),
 ):
     app.command(function.__name__.rstrip("_"))(guarded(function))

@@ -12,12 +12,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from agent.budget import seconds_left
-from agent.curves import is_storable
+from agent.curves import CurveCollector, is_storable
 from agent.history import Attempt, History, gain
 from agent.judge import pooled_noise
 from agent.program import Settings
 from agent.records import AttemptKind, Disturbance, Verdict
 from agent.render import one_line
+from agent.running import forget_note, write_note
 from agent.summary import Summary
 from sandbox.contract import Box, RunResult
 
@@ -30,6 +31,7 @@ STYLES = {
 BOX_NAMES: dict[Box, str] = {"train": "training", "model": "scoring", "scorer": "scoring"}
 HYPOTHESIS_CHARACTERS = 70
 PARTIAL_LINE_BYTES = 4096
+SECONDS_BETWEEN_NOTES = 2.0
 
 
 class NightConsole:
@@ -117,6 +119,57 @@ class NightConsole:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
+
+
+class NoteTaker:
+    """Passes on what happens, and notes every few seconds how far the present run is."""
+
+    def __init__(
+        self, console: NightConsole | JsonConsole, directory: Path, clock: Callable[[], float]
+    ) -> None:
+        self._console = console
+        self._directory = directory
+        self._clock = clock
+        self._box: Box = "train"
+        self._seed = 0
+        self._progress = CurveCollector(lambda _piece: None)
+        self._noted_at = 0.0
+
+    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
+        """Pass it on."""
+        self._console.attempt_started(number, kind, hypothesis)
+
+    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
+        """Begin a note."""
+        self._box, self._seed = box, seed
+        self._progress = CurveCollector(lambda _piece: None)
+        self._note()
+        self._console.run_started(box, seed, budget_seconds)
+
+    def log(self, piece: bytes) -> None:
+        """Note the progress, unless that was just done."""
+        self._progress(piece)
+        if self._clock() - self._noted_at >= SECONDS_BETWEEN_NOTES:
+            self._note()
+        self._console.log(piece)
+
+    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+        """Take the note away: from here on the ledger tells it."""
+        forget_note(self._directory)
+        self._console.run_finished(result, disturbance)
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Pass it on."""
+        self._console.attempt_finished(attempt)
+
+    def close(self) -> None:
+        """Leave no note behind."""
+        forget_note(self._directory)
+        self._console.close()
+
+    def _note(self) -> None:
+        write_note(self._directory, self._box, self._seed, self._progress.curve())
+        self._noted_at = self._clock()
 
 
 class JsonConsole:

@@ -65,12 +65,13 @@ def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, fl
 
 
 def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
-    """Calls, tokens and money of each model that was asked."""
+    """Calls, tokens and money of each model that was asked; a sampler uses neither."""
     calls: dict[str, list[ModelCalled]] = defaultdict(list)
     for entry in entries:
         if isinstance(entry.event, ModelCalled):
             calls[entry.event.model].append(entry.event)
-    return [_spend(model, group) for model, group in calls.items()]
+    spends = [_spend(model, group) for model, group in calls.items()]
+    return [s for s in spends if s.input_tokens or s.output_tokens or s.usd or s.unpriced_calls]
 
 
 def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:

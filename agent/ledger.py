@@ -98,7 +98,8 @@ def read_ledger(directory: Path) -> list[Entry]:
     Raises:
         LedgerError: no ledger, or one that was damaged.
     """
-    entries, _ = _verify(_read_bytes(directory), directory / LEDGER_NAME)
+    entries: list[Entry] = []
+    _verify(_read_bytes(directory), directory / LEDGER_NAME, entries)
     return entries
 
 
@@ -106,6 +107,63 @@ def torn_bytes(directory: Path) -> int:
     """How many bytes of a torn last line a verified ledger ends with; 0 as a rule."""
     _, torn = _lines(_read_bytes(directory))
     return len(torn)
+
+
+class Follower:
+    """A ledger that somebody else writes: each look verifies and takes in only what is new.
+
+    No lock is taken and nothing is changed. A torn last line is left for the next look.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.entries: list[Entry] = []
+        self.history = History()
+        self.problem: LedgerError | None = None
+        self._path = directory / LEDGER_NAME
+        self._seen: tuple[int, int, int] | None = None
+        self._good_bytes = 0
+
+    def look(self) -> bool:
+        """Take in what was written since the last look; whether there was any change.
+
+        A ledger that was replaced, cut or rewritten is read from its start again. What is wrong
+        with it is in `problem`, and what stands before a damage is in `entries`.
+        """
+        found = _file_state(self._path)
+        if found == self._seen:
+            return False
+        before, self._seen = self._seen, found
+        if self.problem or not (
+            found and before and found[0] == before[0] and found[1] > before[1]
+        ):
+            self._begin()
+        try:
+            self._take_in()
+        except LedgerError as error:
+            self.problem = error
+        return True
+
+    def _begin(self) -> None:
+        self.entries, self.history = [], History()
+        self.problem, self._good_bytes = None, 0
+
+    def _take_in(self) -> None:
+        known = len(self.entries)
+        try:
+            written = _read_bytes(self._path.parent, self._good_bytes)
+            self._good_bytes += _verify(written, self._path, self.entries)
+        finally:
+            for entry in self.entries[known:]:
+                self.history.apply(entry)
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced, grows or is rewritten; none where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_blob(directory: Path, sha: str) -> bytes:
@@ -195,7 +253,8 @@ class Ledger:
             try:
                 path = directory / LEDGER_NAME
                 written = path.read_bytes()
-                entries, good_bytes = _verify(written, path)
+                entries: list[Entry] = []
+                good_bytes = _verify(written, path, entries)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 file = os.open(path, flags)
                 if good_bytes < len(written):
@@ -351,18 +410,17 @@ class _DurableFile:
             self.close()
 
 
-def _verify(written: bytes, path: Path) -> tuple[list[Entry], int]:
-    """The entries that a ledger's bytes hold, and how many of the bytes hold them."""
+def _verify(written: bytes, path: Path, entries: list[Entry]) -> int:
+    """Put the entries that a ledger's bytes hold behind `entries`; how many bytes hold them."""
     lines, torn = _lines(written)
-    entries: list[Entry] = []
-    for number, line in enumerate(lines, start=1):
-        previous = entries[-1].hash if entries else FIRST_PREVIOUS
+    for line in lines:
+        seq, previous = len(entries), entries[-1].hash if entries else FIRST_PREVIOUS
         try:
-            entries.append(_verified_entry(line, len(entries), previous))
+            entries.append(_verified_entry(line, seq, previous))
         except _Damage as damage:
-            message = f"{path}, line {number} (seq {len(entries)}): {damage}"
+            message = f"{path}, line {seq + 1} (seq {seq}): {damage}"
             raise LedgerError(message, _RESTORE_HINT) from damage
-    return entries, len(written) - len(torn)
+    return len(written) - len(torn)
 
 
 def _lines(written: bytes) -> tuple[list[bytes], bytes]:
@@ -417,9 +475,11 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _read_bytes(directory: Path) -> bytes:
+def _read_bytes(directory: Path, skip_bytes: int = 0) -> bytes:
     try:
-        return (directory / LEDGER_NAME).read_bytes()
+        with (directory / LEDGER_NAME).open("rb") as file:
+            file.seek(skip_bytes)
+            return file.read()
     except FileNotFoundError as error:
         raise LedgerError(
             f"there is no ledger in {directory}",

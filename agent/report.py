@@ -10,12 +10,15 @@ import base64
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ from agent.ledger import LedgerError, canonical
 from agent.logs import unpacked_log
 from agent.records import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
 from agent.render import fenced, for_markdown, one_line, visible
-from agent.summary import direction_of, metric_of, noise_of, summary, value_of
+from agent.running import Activity
+from agent.summary import Summary, direction_of, metric_of, noise_of, summary_of, value_of
 from agent.worth import MEANING, decision, reviews, worth
 from sandbox.contract import Log, Outcome, Record
 
@@ -50,6 +54,10 @@ _MAX_REPEATS = 60
 _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
 _MARKDOWN_CHARS = 600
+_MAX_FACTS = 40
+_FRACTION = re.compile(r"-?\d+\.\d+(e-?\d+)?")
+_SIGNS = re.compile(r"[_·\s]+")
+_PARTS = ("header", "first", "chart", "chain", "tables")
 
 GetBlob = Callable[[str], bytes]
 
@@ -65,20 +73,7 @@ class ReportPaths(Record):
 
 def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> ReportPaths:
     """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
-    history = fold(entries)
-    paths = ReportPaths(
-        html=directory / REPORT_NAME,
-        markdown=directory / MARKDOWN_NAME,
-        results=directory / RESULTS_NAME,
-        picture=directory / PICTURE_NAME,
-    )
-    noise = noise_of(history) or 0.0
-    png = charts.progress_png(history, direction_of(history), metric_of(history), noise)
-    _replace(paths.results, results_tsv(history).encode())
-    _replace(paths.html, render_html(entries, get_blob).encode())
-    _replace(paths.markdown, render_markdown(entries, get_blob).encode())
-    _replace(paths.picture, png)
-    return paths
+    return Report(get_blob).write(directory, fold(entries), entries)
 
 
 def results_tsv(history: History) -> str:
@@ -143,31 +138,131 @@ class _Page:
     scores_left_out: int
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """One attempt in both forms, and what the tables above it tell of it."""
+
+    said: tuple[object, ...]
+    """How much was on record when it was rendered; for more it is rendered again."""
+    page: _Page
+    html: Markup
+    markdown: Markup
+
+
+class Report:
+    """A session's report; an attempt is rendered again only when the record says more of it.
+
+    So writing it after every attempt costs what is new, not what the whole night holds.
+    """
+
+    def __init__(self, get_blob: GetBlob, *, is_live: bool = False) -> None:
+        self._get_blob = get_blob
+        self._is_live = is_live
+        self._shown: dict[int, _Shown] = {}
+
+    def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> ReportPaths:
+        """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
+        paths = ReportPaths(
+            html=directory / REPORT_NAME,
+            markdown=directory / MARKDOWN_NAME,
+            results=directory / RESULTS_NAME,
+            picture=directory / PICTURE_NAME,
+        )
+        noise = noise_of(history) or 0.0
+        png = charts.progress_png(history, direction_of(history), metric_of(history), noise)
+        _replace(paths.results, results_tsv(history).encode())
+        _replace(paths.html, self.html(history, entries).encode())
+        _replace(paths.markdown, self.markdown(history, entries).encode())
+        _replace(paths.picture, png)
+        return paths
+
+    def html(self, history: History, entries: Sequence[Entry]) -> str:
+        """The whole report as one HTML text that asks nothing of any network."""
+        return _whole_page(
+            self.parts(history, entries), self.attempts(history), summary_of(history, entries)
+        )
+
+    def markdown(self, history: History, entries: Sequence[Entry]) -> str:
+        """The same facts as Markdown; hostile text renders as nothing but itself."""
+        shown = self._up_to_date(history)
+        contents = _contents(history, entries, [piece.page for piece in shown])
+        text = _template("report.md").render(attempts=[s.markdown for s in shown], **contents)
+        return text.strip() + "\n"
+
+    def parts(self, history: History, entries: Sequence[Entry]) -> dict[str, str]:
+        """Everything but the attempts, as HTML by the name of its place on the page."""
+        pages = [piece.page for piece in self._up_to_date(history)]
+        direction, noise = direction_of(history), noise_of(history) or 0.0
+        contents = _contents(history, entries, pages) | {
+            "is_live": self._is_live,
+            "marks": {shown.mark for shown in pages},
+            "figures": [
+                charts.progress_chart(history, direction, noise, frame)
+                for frame in (charts.WIDE, charts.NARROW)
+            ],
+        }
+        return {name: _template(f"{name}.html").render(**contents) for name in _PARTS}
+
+    def attempts(self, history: History) -> dict[int, str]:
+        """Each attempt as HTML, by its number."""
+        return {s.page.attempt.number: s.html for s in self._up_to_date(history)}
+
+    def _up_to_date(self, history: History) -> list[_Shown]:
+        count, kept = len(history.attempts), 1 + history.count(Verdict.KEPT)
+        text_bytes = _share(_TEXT_BYTES_PER_REPORT, count, _LEAST_TEXT_BYTES, _MOST_TEXT_BYTES)
+        chain_bytes = _share(_CHAIN_BYTES_PER_REPORT, kept, 0, _MOST_CHAIN_BYTES)
+        for attempt in history.attempts:
+            bytes_of_chain = chain_bytes if attempt.kept else 0
+            said = (
+                *(len(attempt.runs), len(attempt.scores), attempt.open),
+                *(text_bytes, bytes_of_chain),
+            )
+            known = self._shown.get(attempt.number)
+            if known is None or known.said != said:
+                shown = _page(attempt, self._get_blob, text_bytes, bytes_of_chain)
+                self._shown[attempt.number] = _rendered(shown, said)
+        return [self._shown[attempt.number] for attempt in history.attempts]
+
+
+def live_page(
+    parts: Mapping[str, str],
+    attempts: Mapping[int, str],
+    numbers: Summary,
+    *,
+    version: int,
+    now: datetime,
+) -> str:
+    """The report as a page that asks its server for what came after `version`."""
+    return _whole_page(parts, attempts, numbers, version=version, now=now)
+
+
+def now_part(now: Activity, problem: str) -> str:
+    """What the session is at, or what is wrong with its record, for the live page."""
+    loss = charts.loss_curve([list(now.curve)])
+    return _template("now.html").render(now=now, problem=problem, loss=loss)
+
+
+def page_policy(*, is_live: bool) -> str:
+    """Only our very style and our very scripts; nothing from anywhere, nothing injected."""
+    own = " ".join(map(_source, _scripts(is_live=is_live)))
+    asking = "connect-src 'self'; " if is_live else ""
+    return (
+        f"default-src 'none'; style-src {_source(_asset('report.css'))}; script-src {own}; "
+        f"{asking}base-uri 'none'; form-action 'none'"
+    )
+
+
 def render_html(entries: Sequence[Entry], get_blob: GetBlob) -> str:
     """The whole report as one HTML text that asks nothing of any network."""
-    history = fold(entries)
-    style, script = _asset("report.css"), _asset("report.js")
-    direction, noise = direction_of(history), noise_of(history)
-    figures = [
-        charts.progress_chart(history, direction, noise or 0.0, frame)
-        for frame in (charts.WIDE, charts.NARROW)
-    ]
-    return _template("report.html").render(
-        style=style,
-        script=script,
-        policy=_content_policy(style, script),
-        figures=figures,
-        **_contents(history, entries, get_blob),
-    )
+    return Report(get_blob).html(fold(entries), entries)
 
 
 def render_markdown(entries: Sequence[Entry], get_blob: GetBlob) -> str:
     """The same facts as Markdown; hostile text renders as nothing but itself."""
-    text = _template("report.md").render(**_contents(fold(entries), entries, get_blob))
-    return text.strip() + "\n"
+    return Report(get_blob).markdown(fold(entries), entries)
 
 
-def _contents(history: History, entries: Sequence[Entry], get_blob: GetBlob) -> dict[str, Any]:
+def _contents(history: History, entries: Sequence[Entry], pages: Sequence[_Page]) -> dict[str, Any]:
     """What both forms of the report tell."""
     repeated = repeats(history)
     checked = reviews(entries)
@@ -175,8 +270,8 @@ def _contents(history: History, entries: Sequence[Entry], get_blob: GetBlob) -> 
         "review": worth(checked[-1], history) if checked else None,
         "meaning": MEANING,
         "decision": decision(entries),
-        "summary": summary(entries),
-        "pages": list(_pages(history, get_blob)),
+        "summary": summary_of(history, entries),
+        "pages": pages,
         "time": time_spent(history, entries),
         "repeats": repeated[:_MAX_REPEATS],
         "repeats_left_out": max(0, len(repeated) - _MAX_REPEATS),
@@ -184,17 +279,26 @@ def _contents(history: History, entries: Sequence[Entry], get_blob: GetBlob) -> 
         "outcomes": spend_by_outcome(history),
         "machine": machine_state(history),
         "facts": _facts(history.session),
-        "max_rows": _MAX_ROWS,
     }
 
 
-def _pages(history: History, get_blob: GetBlob) -> Iterator[_Page]:
-    share = _TEXT_BYTES_PER_REPORT // max(1, len(history.attempts))
-    limit_bytes = min(_MOST_TEXT_BYTES, max(_LEAST_TEXT_BYTES, share))
-    kept = 1 + history.count(Verdict.KEPT)
-    chain_bytes = min(_MOST_CHAIN_BYTES, _CHAIN_BYTES_PER_REPORT // kept)
-    for attempt in history.attempts:
-        yield _page(attempt, get_blob, limit_bytes, chain_bytes)
+def _share(total_bytes: int, count: int, least_bytes: int, most_bytes: int) -> int:
+    """What one of `count` texts may take: a bound that halves, so that it seldom changes."""
+    share = most_bytes
+    while share > least_bytes and share * count > total_bytes:
+        share //= 2
+    return max(share, least_bytes)
+
+
+def _rendered(shown: _Page, said: tuple[object, ...]) -> _Shown:
+    html = _template("attempt.html").render(page=shown)
+    markdown = _template("attempt.md").render(page=shown)
+    return _Shown(
+        said=said,
+        page=replace(shown, diff=[], logs=[], curve=None),
+        html=Markup(html),  # noqa: S704 - rendered with autoescape
+        markdown=Markup(markdown),  # noqa: S704 - every value in it was escaped
+    )
 
 
 def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int, chain_bytes: int) -> _Page:
@@ -330,6 +434,17 @@ def _facts(session: SessionStarted | None) -> list[tuple[str, str]]:
     return [(one_line(k, 80), one_line(v, 200)) for k, v in _flat(known, "")][:120]
 
 
+def _told(evidence: Mapping[str, Any]) -> str:
+    """Named facts in one line, their numbers short; what did not happen is not told."""
+    found = ((n, fact) for n, fact in _flat(evidence, "") if fact not in ("null", "false", "[]"))
+    facts = (f"{_SIGNS.sub(' ', name)} {_short(fact)}" for name, fact in found)
+    return one_line(" · ".join(islice(facts, _MAX_FACTS)), _MAX_LINE_CHARS)
+
+
+def _short(fact: str) -> str:
+    return f"{float(fact):.4g}" if _FRACTION.fullmatch(fact) else fact
+
+
 def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -338,12 +453,29 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _content_policy(style: str, script: str) -> str:
-    """Only our very style and our very script; nothing from anywhere, nothing injected."""
-    return (
-        f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
+def _whole_page(
+    parts: Mapping[str, str],
+    attempts: Mapping[int, str],
+    numbers: Summary,
+    *,
+    version: int | None = None,
+    now: datetime | None = None,
+) -> str:
+    is_live = version is not None
+    return _template("report.html").render(
+        style=_asset("report.css"),
+        scripts=_scripts(is_live=is_live),
+        policy=page_policy(is_live=is_live),
+        version=version,
+        now_seconds=now.timestamp() if now else None,
+        summary=numbers,
+        parts={name: Markup(text) for name, text in parts.items()},  # noqa: S704 - ours, escaped
+        attempts=[Markup(text) for text in attempts.values()],  # noqa: S704 - ours, escaped
     )
+
+
+def _scripts(*, is_live: bool) -> list[str]:
+    return [_asset(name) for name in ("report.js", "live.js")[: 2 if is_live else 1]]
 
 
 def _source(text: str) -> str:
@@ -367,9 +499,10 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {
         "line": one_line,
-        "compact": lambda value: one_line(json.dumps(value, ensure_ascii=False), 300),
+        "told": _told,
         "fenced": lambda lines: Markup(fenced("\n".join(lines), _MOST_TEXT_BYTES)),  # noqa: S704
     } | {name: _trusted(shown) for name, shown in _NUMBERS.items()}
+    environment.globals["max_rows"] = _MAX_ROWS
     return environment.get_template(name)
 
 

@@ -17,6 +17,7 @@ from agent.records import (
     ModelCalled,
     Noticed,
     RunFinished,
+    SessionResumed,
     SessionStarted,
     StopReason,
     Verdict,
@@ -24,8 +25,10 @@ from agent.records import (
 from agent.render import one_line
 from sandbox.contract import Record
 
-FOR_THE_RECORD = frozenset({"model_facts"})
+_FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued"})
 """Kinds of notices that nobody has to look at."""
+_PLATEAU_ATTEMPTS = 20
+_MUCH_OF_THE_GAIN = 0.5
 
 
 class Attention(Record):
@@ -83,13 +86,17 @@ class Summary(Record):
 
 def summary(entries: Sequence[Entry]) -> Summary:
     """What the session came to, as far as its ledger goes."""
-    history = fold(entries)
+    return summary_of(fold(entries), entries)
+
+
+def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
+    """The same, where the fold over the entries is at hand."""
     session = history.session
     direction = direction_of(history)
     baseline, best = value_of(history.baseline), value_of(history.best)
     noise = noise_of(history)
     better = None if baseline is None or best is None else gain(direction, best, baseline)
-    limits = _setting(session, "session")
+    limits = _limits_in_force(session, entries)
     on_holdout = holdout_gain(history)
     return Summary(
         session=session.session if session else "",
@@ -123,7 +130,7 @@ def summary(entries: Sequence[Entry]) -> Summary:
         calls=history.calls,
         input_tokens=history.input_tokens,
         output_tokens=history.output_tokens,
-        attention=tuple(_attention(history, entries)),
+        attention=tuple(_attention(history, entries, on_holdout, better)),
         events=len(entries),
         head=entries[-1].hash if entries else FIRST_PREVIOUS,
     )
@@ -162,15 +169,15 @@ def value_of(attempt: Attempt | None) -> float | None:
     return attempt.finished.value if attempt is not None and attempt.finished else None
 
 
-def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+def _attention(
+    history: History, entries: Sequence[Entry], on_holdout: float | None, better: float | None
+) -> Iterator[Attention]:
     yield from _about_the_end(history)
+    yield from _about_the_result(history, on_holdout, better)
     yield from _about_attempts(history)
     yield from _about_the_service(history, entries)
-    notices = [
-        entry.event
-        for entry in entries
-        if isinstance(entry.event, Noticed) and entry.event.kind not in FOR_THE_RECORD
-    ]
+    events = (entry.event for entry in entries)
+    notices = [e for e in events if isinstance(e, Noticed) and e.kind not in _FOR_THE_RECORD]
     for kind, count in Counter(notice.kind for notice in notices).items():
         latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
         times = "" if count == 1 else f" ({count} times; this is the last)"
@@ -187,6 +194,17 @@ def _about_the_end(history: History) -> Iterator[Attention]:
     elif history.ended.reason not in PLANNED_STOPS:
         text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
         yield Attention(kind="ended_early", text=one_line(text, 400))
+
+
+def _about_the_result(
+    history: History, on_holdout: float | None, better: float | None
+) -> Iterator[Attention]:
+    if on_holdout is not None and better and on_holdout < _MUCH_OF_THE_GAIN * better:
+        text = f"Only {on_holdout / better:.0%} of the gain came back on the holdout text."
+        yield Attention(kind="holdout", text=text)
+    if history.discards_in_a_row >= _PLATEAU_ATTEMPTS:
+        text = f"None of the last {history.discards_in_a_row} attempts was kept: a plateau."
+        yield Attention(kind="plateau", text=text)
 
 
 def _about_attempts(history: History) -> Iterator[Attention]:
@@ -231,6 +249,13 @@ def _was_disturbed(run: RunFinished) -> bool:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
+
+
+def _limits_in_force(session: SessionStarted | None, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Those of the last resume, which may allow more than the start did."""
+    resumes = [e.event.settings for e in entries if isinstance(e.event, SessionResumed)]
+    found = resumes[-1].get("session") if resumes else None
+    return found if isinstance(found, dict) else _setting(session, "session")
 
 
 def _setting(session: SessionStarted | None, section: str) -> dict[str, Any]:

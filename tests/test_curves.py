@@ -15,7 +15,7 @@ from agent.console import progress_seconds
 from agent.curves import MAX_POINTS, NAMES, CurveCollector, curve_of, packed, read_point, unpacked
 from agent.experiment import run_patiently
 from agent.records import Verdict
-from agent.report import _pages
+from agent.report import _page
 from sandbox.contract import Outcome
 from tests.histories import night
 from tests.nights import Place
@@ -153,7 +153,7 @@ def test_the_curves_of_every_verdict_are_shown(verdict: Verdict) -> None:
     made = night(8)
     shown = {
         page.attempt.number: page.curve is not None
-        for page in _pages(made.history, made.get_blob)
+        for page in (_page(a, made.get_blob, 10_000, 0) for a in made.history.attempts)
         if page.attempt.finished is not None and page.attempt.finished.verdict is verdict
     }
     assert shown

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,19 +30,23 @@ from agent.records import (
     AttemptFinished,
     AttemptStarted,
     SessionEnded,
+    SessionResumed,
     StopReason,
     Verdict,
 )
+from agent.render import one_line
 from agent.report import (
+    Report,
     candidate_id,
     render_html,
     render_markdown,
     results_tsv,
     write_report,
 )
-from agent.summary import Summary, summary
+from agent.summary import Summary, summary, value_of
 from sandbox.contract import Log, Outcome
 from tests import histories
+from tests.browser import Browser
 
 NIGHT = histories.night(48)
 HOSTILE = histories.night(40, hostile=True)
@@ -178,6 +182,34 @@ def test_an_empty_ledger_has_a_summary() -> None:
     assert (numbers.best, numbers.gain, numbers.head) == (None, None, FIRST_PREVIOUS)
 
 
+def test_little_on_holdout_and_a_long_plateau_need_the_person() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.2)
+    for number, value in ((0, 2.5), (1, 2.44)):
+        made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
+    for number in range(2, 22):
+        finish(made, number, Verdict.DISCARDED, before)
+    texts = [item.text for item in summary(made.entries).attention]
+    assert "Only 30% of the gain came back on the holdout text." in texts
+    assert "None of the last 20 attempts was kept: a plateau." in texts
+
+
+def test_the_limits_told_are_those_of_the_last_resume() -> None:
+    made = histories.night(2)
+    more = histories.SETTINGS | {"session": histories.SETTINGS["session"] | {"attempts": 250}}
+    made.add(
+        SessionResumed(
+            nightlab_version="0.1.0",
+            settings=more,
+            interrupted_attempt=None,
+            removed_containers=(),
+        )
+    )
+    assert 250 == summary(made.entries).attempts_limit
+
+
 # results.tsv
 
 
@@ -230,6 +262,7 @@ def test_the_first_screen_tells_what_the_night_was_worth(page: Page) -> None:
     assert f"than the baseline's {numbers.baseline:.4f}" in words
     assert f"{numbers.gain_in_noise:.1f} times the noise" in words
     assert f"head hash {NIGHT.head}" in words
+    assert f"nightlab audit mar7-evening --head {NIGHT.head[:12]}" in words
     assert "4 scores were refused as invalid. #7 #18 #29 #40" in words
 
 
@@ -446,6 +479,27 @@ def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory
     assert (tmp_path / "large" / "report.html").stat().st_size < 5_000_000
 
 
+def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path) -> None:
+    made = histories.night(30)
+    read: list[str] = []
+
+    def get_blob(sha: str) -> bytes:
+        read.append(sha)
+        return made.get_blob(sha)
+
+    report = Report(get_blob)
+    report.write(tmp_path, made.history, made.entries)
+    for attempt in range(31, 41):
+        read.clear()
+        finish(made, attempt, Verdict.DISCARDED, 2.4 + attempt / 1000)
+        for box_seed in (1, 2):
+            histories.boxes(made, attempt=attempt, seed=box_seed)
+        paths = report.write(tmp_path, made.history, made.entries)
+        assert len(read) <= 4
+    assert paths.html.read_text("utf-8") == render_html(made.entries, made.get_blob)
+    assert paths.markdown.read_text("utf-8") == render_markdown(made.entries, made.get_blob)
+
+
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
@@ -496,6 +550,15 @@ def test_a_damaged_curve_is_left_out_and_the_rest_is_told() -> None:
     assert histories.IDEAS[1] in render_html(made.entries, made.get_blob)
 
 
+def test_an_attempt_better_than_the_best_by_less_than_the_noise_is_on_the_chart() -> None:
+    made = histories.night(12)
+    assert made.history.best is not None
+    finish(made, 13, Verdict.DISCARDED, made.history.best.values()[1] - 0.05)
+    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    assert chart is not None
+    assert not next(dot for dot in chart.dots if dot.number == 13).is_off_scale
+
+
 def test_a_wild_attempt_is_drawn_at_the_edge_and_flattens_nothing() -> None:
     made = histories.night(12)
     finish(made, 13, Verdict.DISCARDED, 80.0)
@@ -542,94 +605,107 @@ def finish(made: histories.Night, number: int, verdict: Verdict, value: float) -
 # In a browser
 
 
-def browse(chromium: Path, profile: Path, address: str, *options: str) -> tuple[str, list[str]]:
-    """The page after its script ran, and what the browser's console said."""
-    command = [
-        str(chromium),
-        "--headless=new",
-        "--no-sandbox",  # the tests may run as root, where chromium refuses its own
-        "--disable-gpu",
-        f"--user-data-dir={profile}",
-        "--enable-logging=stderr",
-        *options,
-        address,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("session")
     return write_report(directory, HOSTILE.entries, HOSTILE.get_blob).html
 
 
+@pytest.fixture
+def browser(chromium: Path, tmp_path: Path) -> Iterator[Browser]:
+    with Browser(chromium, tmp_path / "profile") as made:
+        yield made
+
+
 @pytest.mark.slow
-def test_the_report_opens_in_a_browser_and_runs_only_its_own_script(
-    chromium: Path, tmp_path: Path, written: Path
+def test_the_report_opens_in_a_browser_runs_only_its_own_script_and_asks_nothing(
+    browser: Browser, written: Path
 ) -> None:
-    dom, console = browse(chromium, tmp_path, f"{written.as_uri()}#a7", "--dump-dom")
-    assert console == []
-    assert "<title>mar7-evening · nightlab</title>" in dom
-    assert re.search(r'<details id="a7" class="attempt invalid" open="">', dom)
-    assert not re.search(r'<details id="a8"[^>]* open', dom)
+    browser.open(f"{written.as_uri()}#a7")
+    assert "mar7-evening · nightlab" == browser.run("document.title")
+    assert ["a7"] == browser.run("[...document.querySelectorAll('.attempt[open]')].map(a => a.id)")
+    assert [] == browser.console
+    assert [written.as_uri()] == [address.split("#")[0] for address in browser.requests]
 
 
 @pytest.mark.slow
 def test_a_script_planted_past_the_escaping_is_stopped_by_the_policy(
-    chromium: Path, tmp_path: Path, written: Path
+    browser: Browser, tmp_path: Path, written: Path
 ) -> None:
     planted = tmp_path / "planted.html"
-    evil = "</main><script>document.title='executed'</script>"
+    evil = (
+        "</main><script>document.title='executed'</script>"
+        "<img src='http://127.0.0.1:9/x'><style>body { display: none }</style>"
+    )
     planted.write_text(written.read_text(encoding="utf-8").replace("</main>", evil, 1), "utf-8")
-    dom, console = browse(chromium, tmp_path / "profile", planted.as_uri(), "--dump-dom")
-    assert "<title>mar7-evening · nightlab</title>" in dom
-    assert any("Content Security Policy" in line for line in console)
-
-
-DRIVER = """
-const dot = document.querySelector('.wide a.dot[data-n="6"]');
-dot.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
-const tip = document.getElementById("tip");
-const said = `${tip.hidden} ${tip.textContent} ${tip.children.length}`;
-dot.dispatchEvent(new PointerEvent("pointerout", { bubbles: true }));
-document.querySelector('button[data-show="failed"]').click();
-const shown = [...document.querySelectorAll(".attempt")].filter((row) => row.offsetHeight > 0);
-const failed = shown.every((row) => row.classList.contains("failed"));
-dot.querySelector("use").dispatchEvent(new MouseEvent("click", { bubbles: true }));
-const opened = document.getElementById("a6").open;
-document.title = JSON.stringify({ said, hidden: tip.hidden, count: shown.length, failed, opened });
-"""
+    browser.open(planted.as_uri())
+    assert "mar7-evening · nightlab" == browser.run("document.title")
+    assert "block" == browser.run("getComputedStyle(document.body).display")
+    assert 3 == sum("Content Security Policy" in line for line in browser.console)
 
 
 @pytest.mark.slow
-def test_hovering_tells_filtering_hides_and_clicking_opens(
-    chromium: Path, tmp_path: Path, written: Path
+def test_hovering_tells_clicking_opens_and_filtering_hides(browser: Browser, written: Path) -> None:
+    browser.open(written.as_uri())
+    browser.hover('.wide a.dot[data-n="6"]')
+    browser.wait_for("!document.getElementById('tip').hidden")
+    said = " ".join(browser.run("document.getElementById('tip').textContent").split())
+    assert said.startswith(f"#6 kept {value_of(HOSTILE.history.attempt(6)):.4f} +")
+    assert visible_idea(6) in said
+    browser.click('.wide a.dot[data-n="6"]')
+    assert browser.run("document.getElementById('a6').open")
+    browser.click('button[data-show="failed"]')
+    shown = "[...document.querySelectorAll('.attempt')].filter(row => row.offsetHeight)"
+    assert summary(HOSTILE.entries).failed == browser.run(f"{shown}.length")
+    assert browser.run(f"{shown}.every(row => row.classList.contains('failed'))")
+    assert [] == browser.console
+
+
+def visible_idea(number: int) -> str:
+    return one_line(HOSTILE.history.attempt(number).started.hypothesis, 300)
+
+
+@pytest.mark.slow
+def test_the_chart_is_one_stop_for_the_keyboard_and_arrows_go_on(
+    browser: Browser, written: Path
 ) -> None:
-    driven = tmp_path / "driven.html"
-    text = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text(encoding="utf-8"))
-    driven.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"), "utf-8")
-    dom, console = browse(chromium, tmp_path / "profile", driven.as_uri(), "--dump-dom")
-    found = re.search(r"<title>(.*?)</title>", dom)
-    assert found
-    seen = json.loads(html.unescape(found.group(1)))
-    value = HOSTILE.history.attempt(6).values()[1]
-    assert seen.pop("said").startswith(f"false #6 kept  {value:.4f}"[:15])
-    assert seen == {
-        "hidden": True,
-        "count": summary(HOSTILE.entries).failed,
-        "failed": True,
-        "opened": True,
-    }
-    assert console == []
+    browser.open(written.as_uri())
+    stops = "[...document.querySelectorAll('.wide a.dot')].filter(dot => dot.tabIndex === 0)"
+    assert 1 == browser.run(f"{stops}.length")
+    browser.run("document.querySelector('.wide a.dot[data-n=\"5\"]').focus()")
+    browser.press("ArrowRight")
+    assert "6" == browser.run("document.activeElement.dataset.n")
+    assert "#6" in browser.run("document.getElementById('tip').textContent")
+    browser.press("End")
+    assert "40" == browser.run("document.activeElement.dataset.n")
+    browser.press("Escape")
+    assert browser.run("document.getElementById('tip').hidden")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1200])
-def test_the_report_can_be_drawn_on_a_phone_and_a_desk(
-    chromium: Path, tmp_path: Path, written: Path, width: int
+def test_nothing_is_wider_than_a_phone_or_a_desk(
+    browser: Browser, written: Path, width: int
 ) -> None:
-    picture = tmp_path / "report.png"
-    options = (f"--screenshot={picture}", f"--window-size={width},1600")
-    browse(chromium, tmp_path / "profile", written.as_uri(), *options)
-    assert picture.stat().st_size > 40_000
+    browser.resize(width, 800, is_phone=width < 500)
+    browser.open(f"{written.as_uri()}#a5")
+    assert width >= browser.run("document.documentElement.scrollWidth")
+
+
+@pytest.mark.slow
+def test_the_theme_can_be_chosen_and_paper_is_always_white(
+    browser: Browser, written: Path, tmp_path: Path
+) -> None:
+    page = "getComputedStyle(document.body).backgroundColor"
+    browser.open(written.as_uri())
+    browser.look(is_dark=True)
+    dark = browser.run(page)
+    browser.click("#theme")
+    light = browser.run(page)
+    browser.click("#theme")
+    browser.look(media="")
+    assert dark == browser.run(page) != light
+    browser.look(media="print")
+    assert "rgb(255, 255, 255)" == browser.run(page)
+    browser.print(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")

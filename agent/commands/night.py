@@ -44,7 +44,7 @@ from agent.night import assemble, check_models, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
-from agent.report import write_report
+from agent.report import Report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
 from agent.setup import find_outfit, recorded_outfit, state_directory, template
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
@@ -169,12 +169,13 @@ def _work(
 ) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
+    report = Report(ledger.get_blob)
 
     anchor = anchor_of(lab.directory, lab.settings)
 
     def refresh() -> None:
         keep_head(ledger, anchor)
-        _refresh_report(lab)
+        _refresh_report(lab, report)
         if export is not None:
             _track(lab, export)
 
@@ -183,7 +184,7 @@ def _work(
         with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
-        _refresh_report(lab)
+        _refresh_report(lab, report)
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()
@@ -205,10 +206,10 @@ def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
         anchor.has_failed = True
 
 
-def _refresh_report(lab: Lab) -> None:
+def _refresh_report(lab: Lab, report: Report) -> None:
     """Write the report; one that cannot be drawn must not end a night that goes well."""
     try:
-        write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
+        report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         text = f"the report could not be written: {type(error).__name__}: {error}"
         err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)

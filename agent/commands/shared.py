@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from agent.anchor import Anchor, anchor_path
-from agent.console import JsonConsole, NightConsole
+from agent.console import JsonConsole, NightConsole, NoteTaker
 from agent.lab import Observer
 from agent.ledger import Ledger
 from agent.program import Program, Settings, load_program
@@ -104,7 +105,8 @@ def open_observer(settings: Settings, ledger: Ledger, *, as_json: bool) -> Itera
     console = (
         JsonConsole(print_line) if as_json else NightConsole(out, settings, lambda: ledger.history)
     )
+    observer = NoteTaker(console, ledger.directory, time.monotonic)
     try:
-        yield console
+        yield observer
     finally:
-        console.close()
+        observer.close()

@@ -1,8 +1,22 @@
 "use strict";
 (() => {
+  const NEAR_PX = 28;
   const tip = document.getElementById("tip");
-  const attempts = () => document.getElementById("attempts");
   const attempt = (number) => document.getElementById("a" + number);
+
+  // The chart: what is nearest to the pointer is meant, so that nobody has to hit a dot.
+
+  function nearest(event) {
+    const chart = event.target.closest?.("svg.progress");
+    if (!chart) return null;
+    let found = null, least = NEAR_PX;
+    for (const dot of chart.querySelectorAll("a.dot")) {
+      const at = dot.getBoundingClientRect();
+      const away = Math.hypot(at.x + at.width / 2 - event.clientX, at.y + at.height / 2 - event.clientY);
+      if (away < least) [found, least] = [dot, away];
+    }
+    return found;
+  }
 
   function words(number) {
     const row = attempt(number).querySelector("summary");
@@ -24,6 +38,33 @@
     tip.style.top = (above > 8 ? above : at.bottom + 10) + "px";
   }
 
+  function hide() { tip.hidden = true; }
+
+  function point(dot) {
+    for (const old of document.querySelectorAll("a.dot.near")) if (old !== dot) old.classList.remove("near");
+    for (const chart of document.querySelectorAll("svg.progress")) chart.classList.toggle("pointed", Boolean(dot));
+    dot?.classList.add("near");
+    if (dot) show(dot);
+    else if (!document.activeElement?.matches?.("a.dot")) hide();
+  }
+
+  function step(dot, by) {
+    const dots = [...dot.ownerSVGElement.querySelectorAll("a.dot")];
+    dots.sort((one, other) => one.dataset.n - other.dataset.n);
+    const next = by === Infinity ? dots.at(-1) : by === -Infinity ? dots[0] : dots[dots.indexOf(dot) + by];
+    next?.focus();
+  }
+
+  // A chart is one stop for the Tab key; arrows go on from there.
+  function oneStop() {
+    for (const chart of document.querySelectorAll("svg.progress")) {
+      const dots = [...chart.querySelectorAll("a.dot")];
+      for (const dot of dots) dot.setAttribute("tabindex", dot === dots.at(-1) ? "0" : "-1");
+    }
+  }
+
+  // The attempts.
+
   function open(number) {
     const details = attempt(number);
     if (!details) return;
@@ -34,29 +75,38 @@
   }
 
   function filter(name) {
-    attempts().dataset.show = name;
+    document.getElementById("attempts").dataset.show = name;
     for (const button of document.querySelectorAll(".filter button")) {
       button.setAttribute("aria-pressed", String(button.dataset.show === name));
     }
   }
 
-  function hide() { tip.hidden = true; }
+  // The theme. A file: page may not be allowed to remember it.
 
-  function step(dot, by) {
-    const dots = [...dot.ownerSVGElement.querySelectorAll("a.dot")];
-    dots.sort((one, other) => one.dataset.n - other.dataset.n);
-    const next = dots[dots.indexOf(dot) + by];
-    if (next) next.focus();
+  const themes = ["auto", "light", "dark"];
+
+  function remembered() {
+    try { return localStorage.getItem("nightlab theme"); } catch { return null; }
   }
 
-  const steps = { ArrowRight: 1, ArrowLeft: -1 };
+  function dress(theme) {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    try { localStorage.setItem("nightlab theme", theme); } catch { /* it holds for this page */ }
+    nameTheme();
+  }
+
+  function nameTheme() {
+    const button = document.getElementById("theme");
+    button.textContent = "theme: " + (document.documentElement.dataset.theme ?? "auto");
+    button.hidden = false;
+  }
+
+  const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
   const dotOf = (event) => event.target.closest?.("a.dot");
-  for (const kind of ["pointerover", "focusin"]) {
-    document.addEventListener(kind, (event) => { if (dotOf(event)) show(dotOf(event)); });
-  }
-  for (const kind of ["pointerout", "focusout"]) {
-    document.addEventListener(kind, (event) => { if (dotOf(event)) hide(); });
-  }
+  document.addEventListener("pointermove", (event) => point(nearest(event)));
+  document.addEventListener("focusin", (event) => { if (dotOf(event)) show(dotOf(event)); });
+  document.addEventListener("focusout", (event) => { if (dotOf(event)) hide(); });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hide();
     const dot = dotOf(event);
@@ -70,10 +120,26 @@
   }, true);
   document.addEventListener("click", (event) => {
     const link = event.target.closest('a[href^="#a"]');
+    const dot = link ? null : nearest(event);
     if (link) open(link.getAttribute("href").slice(2));
+    if (dot) open(dot.dataset.n);
     const button = event.target.closest(".filter button");
     if (button) filter(button.dataset.show);
+    if (event.target.id === "theme") {
+      dress(themes[(themes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]);
+    }
   });
+  const closed = [];
+  addEventListener("beforeprint", () => {
+    closed.push(...document.querySelectorAll("table.chain details:not([open])"));
+    for (const details of closed) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of closed.splice(0)) details.open = false;
+  });
+  document.addEventListener("renewed", () => { oneStop(); nameTheme(); });
   document.querySelector(".filter").hidden = false;
+  oneStop();
+  dress(themes.includes(remembered()) ? remembered() : "auto");
   if (location.hash.startsWith("#a")) open(location.hash.slice(2));
 })();
