@@ -47,7 +47,6 @@ class _Auditor:
     history: History = field(default_factory=History)
     settings: Settings | None = None
     checked: set[str] = field(default_factory=set)
-    repeated: dict[int, list[float]] = field(default_factory=dict)
 
     def look(self, entry: Entry) -> Iterator[str]:
         """What is wrong with one event."""
@@ -70,10 +69,6 @@ class _Auditor:
             case ModelCalled():
                 yield from self._cost(event)
         self.history.apply(entry)
-        if isinstance(event, Scored):
-            values = list(self.history.attempt(event.attempt).values().values())
-            if len(values) > 1:
-                self.repeated[event.attempt] = values
 
     def _blobs(self, event: Record) -> Iterator[str]:
         for sha in _named_blobs(event):
@@ -138,7 +133,7 @@ class _Auditor:
         judgement = judge(
             values,
             list(best.values().values()),
-            pooled_noise(list(self.repeated.values())),
+            pooled_noise(self.history.repeats()),
             direction=self.settings.goal.direction,
             confidence=noise.confidence,
             max_repeats=min(noise.max_repeats, len(seeds)),

@@ -39,7 +39,7 @@ class Conversation:
         reason: str,
     ) -> Conversation:
         """Open the next conversation with `brief` as its first message."""
-        number = 1 + max((e.conversation for e in _openings(ledger)), default=0)
+        number = 1 + ledger.history.conversation
         ledger.append(
             ConversationOpened(
                 conversation=number,
@@ -56,10 +56,9 @@ class Conversation:
     @classmethod
     def last(cls, ledger: Ledger) -> Conversation | None:
         """The conversation that was going on when the ledger was last written."""
-        openings = _openings(ledger)
-        if not openings:
+        opening = cls.last_opening(ledger)
+        if opening is None:
             return None
-        opening = openings[-1]
         messages = [
             json.loads(ledger.get_blob(entry.event.message))
             for entry in ledger.entries
@@ -73,6 +72,14 @@ class Conversation:
             ledger.get_blob(opening.system).decode(),
             json.loads(ledger.get_blob(opening.tools)),
             messages,
+        )
+
+    @staticmethod
+    def last_opening(ledger: Ledger) -> ConversationOpened | None:
+        """Who was spoken with last, and about what."""
+        return next(
+            (e.event for e in reversed(ledger.entries) if isinstance(e.event, ConversationOpened)),
+            None,
         )
 
     def add_user(self, blocks: list[dict[str, Any]]) -> None:
@@ -98,10 +105,6 @@ class Conversation:
             )
         )
         self.messages.append(message)
-
-
-def _openings(ledger: Ledger) -> list[ConversationOpened]:
-    return [e.event for e in ledger.entries if isinstance(e.event, ConversationOpened)]
 
 
 def _to_bytes(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from agent.loop import Night
 from agent.model import LostCall, Model, ModelError
 from agent.program import Program
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
-from agent.records import ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.records import ModelCalled, Noticed, RetryWaited
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
@@ -108,6 +108,11 @@ def _claude(
         )
         on_wait(error, wait_seconds)
 
+    async def wait(seconds: float) -> None:
+        await sleep(seconds)
+        assert ledger.history.asked is not None
+        ledger.append(ledger.history.asked)  # the same call again; while it waited, none was open
+
     from agent.claude import ClaudeModel  # its SDK takes a second to load: only who asks it waits
 
     return ClaudeModel(
@@ -121,7 +126,7 @@ def _claude(
         deadline=lambda: seconds_left(ledger.history, settings.session),
         on_retry=note_wait,
         on_lost=lambda lost: _charge_lost(lab, lost),
-        sleep=sleep,
+        sleep=wait,
     )
 
 
@@ -247,8 +252,3 @@ def _charge_lost(lab: Lab, lost: LostCall) -> None:
     stop = reason_to_stop(ledger.history, lab.settings.session, reserve=lost.asking_again)
     if stop is not None:
         raise ModelError(*stop, "")
-    ledger.append(
-        ModelAsked(
-            conversation=ledger.history.conversation, model=lost.model, reserve=lost.asking_again
-        )
-    )

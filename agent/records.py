@@ -110,6 +110,8 @@ class Reserve(Record):
     tokens: int
     usd: float | None
     """None where no price is known."""
+    usage: Usage | None = None
+    """The same tokens by kind; none in older ledgers and where nothing is asked."""
 
 
 class SessionStarted(Record):

@@ -1,8 +1,9 @@
 """The researcher without a key: Optuna turns the knobs.
 
 A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
-history gives the same reply. Attempts of any researcher teach it, as far as their files still have
-the knobs; those that failed count as a little worse than the worst that was measured.
+verdicts give the same reply: an attempt that was interrupted is proposed again. Attempts of any
+researcher teach it, as far as their files still have the knobs; those that failed count as a little
+worse than the worst that was measured.
 
 Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
 measured: the first attempts move one to four knobs a step away from it, and later ones take a few
@@ -170,8 +171,9 @@ class TpeModel:
         here = _point(knobs, self._knobs_of(files))
         trials = self._trials(history, knobs)
         base = self._promising(trials, here)
-        tried = [self._shas_of(attempt, files) for attempt in history.attempts]
-        random_source = random.Random(f"{self._seed} {len(history.attempts)} {draw}")
+        judged = [attempt for attempt in history.attempts if attempt.finished is not None]
+        tried = [self._shas_of(attempt, files) for attempt in judged]
+        random_source = random.Random(f"{self._seed} {len(judged)} {draw}")
         measured = len(history.completed)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":

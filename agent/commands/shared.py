@@ -16,7 +16,7 @@ from agent.console import JsonConsole, NightConsole
 from agent.lab import Observer
 from agent.ledger import Ledger
 from agent.program import Program, Settings, load_program
-from agent.session import SessionError
+from agent.session import SessionError, has_begun
 from agent.setup import clean_up, state_directory, template
 from sandbox.engine import find_engine
 
@@ -54,6 +54,11 @@ def session_directory(runs: Path, session: str) -> Path:
         raise SessionError(
             f"there is no session {session!r} in {runs}",
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
+        )
+    if not has_begun(directory):
+        raise SessionError(
+            f"session {session!r} holds nothing: its beginning was cut off",
+            f"remove {directory} and start anew: nightlab run --session {session}",
         )
     return directory
 
