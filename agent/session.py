@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from agent.conversation import Conversation
 from agent.experiment import advance
 from agent.lab import Lab, Observer, disk_faults, stored_files
@@ -228,8 +230,20 @@ def settings_of(ledger: Ledger) -> Settings:
     """The settings in force: those of the last resume, else those of the start."""
     for entry in reversed(ledger.entries):
         if isinstance(entry.event, SessionResumed | SessionStarted):
-            return Settings.model_validate(entry.event.settings, strict=False)
+            return _settings(entry.event)
     raise SessionError("the ledger names no settings", "it is empty; start a new session")
+
+
+def _settings(event: SessionStarted | SessionResumed) -> Settings:
+    try:
+        return Settings.model_validate(event.settings, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SessionError(
+            f"this nightlab cannot use the settings on record: {place}: {first['msg']}",
+            f"they were written by nightlab {event.nightlab_version}: go on with that version",
+        ) from error
 
 
 def machine() -> dict[str, Any]:

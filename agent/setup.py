@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,14 @@ def find_outfit(
         SessionError: there is no data.
     """
     engine = find_engine(state_dir, environ=environ)
+    image = find_image(engine, find_profile(settings.hardware.profile), state_dir=state_dir)
+    return _outfit(engine, image.model_dump(mode="json"), settings, place, state_dir)
+
+
+def _outfit(
+    engine: Engine, image: dict[str, Any], settings: Settings, place: Path, state_dir: Path
+) -> Outfit:
     profile = find_profile(settings.hardware.profile)
-    image = find_image(engine, profile, state_dir=state_dir)
     data_dir = data_directory(settings.data, place, state_dir)
     manifest = data_dir / "manifest.json"
     if not manifest.is_file():
@@ -127,8 +133,8 @@ def find_outfit(
     return Outfit(
         executor=executor(engine, state_dir),
         engine=engine.model_dump(mode="json"),
-        image=image.model_dump(mode="json"),
-        image_id=image.image_id,
+        image=image,
+        image_id=str(image["image_id"]),
         device=profile.environment["NIGHTLAB_DEVICE"],
         environment=box_environment(profile, settings.limits.cpus),
         data_dir=data_dir,
@@ -154,19 +160,27 @@ def recorded_outfit(
         SandboxError: there is no engine, or it lacks the image.
         SessionError: the data is missing or differs.
     """
-    outfit = find_outfit(settings, place, state_dir=state_dir, environ=environ)
+    engine = find_engine(state_dir, environ=environ)
+    image_id = str(session.image["image_id"])
+    if not has_image(engine, image_id):
+        raise ImageMissing(
+            f"the image of session {session.session} is not on this engine: {image_id}",
+            "bring it from the machine where it ran: `docker save` there, `docker load` here",
+        )
+    data_dir = data_directory(settings.data, place, state_dir)
+    if not (data_dir / "manifest.json").is_file():
+        raise SessionError(
+            f"the data of session {session.session} is not on this machine: {data_dir}",
+            f"make it again: nightlab setup --program {place / 'program.md'}; "
+            "or copy that directory from where the session ran",
+        )
+    outfit = _outfit(engine, session.image, settings, place, state_dir)
     if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
         raise SessionError(
             f"the data in {outfit.data_dir} is not what session {session.session} was scored on",
             "copy the data directory of that time to this place, or set up again where it ran",
         )
-    image_id = str(session.image["image_id"])
-    if not has_image(find_engine(state_dir, environ=environ), image_id):
-        raise ImageMissing(
-            f"the image of session {session.session} is not on this engine: {image_id}",
-            "bring it from the machine where it ran: `docker save` there, `docker load` here",
-        )
-    return replace(outfit, image=session.image, image_id=image_id)
+    return outfit
 
 
 def executor(engine: Engine, state_dir: Path) -> DockerExecutor:

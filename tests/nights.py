@@ -113,14 +113,14 @@ class CrashingLedger(Ledger):
 
     def append(self, event: Event) -> Entry:
         if self.crash_at is not None and self.crash_at < len(self.entries):
-            raise Crash  # it is dead already; nothing more reaches the disk
+            raise Crash(event.type)  # it is dead already; nothing more reaches the disk
         if self.crash_at == len(self.entries) and not self.crash_after_writing:
-            raise Crash
+            raise Crash(event.type)
         self.witness(event)
         entry = super().append(event)
         self.witness(event)
         if self.crash_at == entry.seq:
-            raise Crash
+            raise Crash(event.type)
         return entry
 
 
@@ -191,7 +191,11 @@ class Place:
     def resume(self, crash_at: int | None = None) -> Lab:
         """The session as `nightlab resume` finds it; it may crash already while it is found."""
         lab = self.open(crash_at)
-        bring_back(lab, version="test", removed_containers=())
+        try:
+            bring_back(lab, version="test", removed_containers=())
+        except BaseException:
+            lab.ledger.close()  # as a process's end does
+            raise
         return lab
 
     def open(self, crash_at: int | None = None) -> Lab:
