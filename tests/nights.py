@@ -141,6 +141,7 @@ class Place:
     root: Path
     clock: Clock = field(default_factory=Clock)
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workspace: Path = TOY / "workspace"
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
 
@@ -179,7 +180,7 @@ class Place:
             self.directory,
             self.program,
             self.program.settings,
-            TOY / "workspace",
+            self.workspace,
             self.outfit,
             researcher=researcher,
             version="test",

@@ -359,7 +359,7 @@ def _place(root: Path, clock: Clock, attempts: int) -> Place:
         ask_to_continue(root / "night")
 
     session = {"attempts": attempts, "hours": 10.0, "max_failures_in_a_row": 10}
-    return Place(root, clock, {"session": session}, sleep)
+    return Place(root, clock, {"session": session}, sleep=sleep)
 
 
 def _check(stage: Stage, twin: Twin, bills: list[int], open_calls: set[int]) -> None:
