@@ -72,10 +72,10 @@ class Turns:
         conversation = Conversation.last(self.lab.ledger)
         if conversation is None:
             return self.start("the session began")
-        if ending := self._unfinished_ending():
-            return ending
         if conversation.messages and conversation.messages[-1]["role"] == "assistant":
             conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
+        if ending := self._unfinished_ending():
+            return ending
         names = [model.name for model in self.models]
         if conversation.researcher not in names:
             return self.start("another researcher took over")

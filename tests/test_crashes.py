@@ -76,8 +76,8 @@ PERSON = Person("Somebody", "somebody@example.org")
 CALL_SECONDS = 15.0
 RANDOM_KILLS = 200
 KILLS_A_NIGHT = 8
-ATTEMPTS = {False: 3, True: 5}
-"""Of a short and of a long night."""
+ATTEMPTS = {("tpe", False): 3, ("tpe", True): 5, ("claude", False): 9, ("claude", True): 9}
+"""Most attempts of a short and of a long night; claude says itself when it has enough."""
 KINDS = frozenset(kind.model_fields["type"].default for kind in get_args(get_args(Event)[0]))
 AFTER_A_KILL = frozenset({"session_resumed", "attempt_interrupted"})
 SIDE_EFFECTS = frozenset(
@@ -346,7 +346,7 @@ class Twin:
         _check(stage, self, bills, set() if kill.asked is None else {kill.asked})
 
     def _stage_after(self, kill: Kill) -> Stage:
-        attempts = ATTEMPTS[self.service.long]
+        attempts = ATTEMPTS[self.stage.researcher, self.service.long]
         place = _place(kill.directory.parent, Clock(kill.seconds), attempts)
         stage = Stage(place, self.stage.researcher, self.stage.server)
         self.service.stage = stage
@@ -436,6 +436,8 @@ def _check_tool_calls(directory: Path, entries: list[Entry]) -> None:
     called = Counter(e.event.call_id for e in entries if isinstance(e.event, ToolCalled))
     returned = Counter(e.event.call_id for e in entries if isinstance(e.event, ToolReturned))
     assert returned <= called
+    finishes = [e for e in entries if isinstance(e.event, ToolCalled) and e.event.name == "finish"]
+    assert len(finishes) <= 1  # who said that it was enough is not asked again
 
 
 def _check_money(stage: Stage, entries: list[Entry], bills: list[int], cut_off: int) -> None:
@@ -488,7 +490,7 @@ def _check_files(stage: Stage, entries: list[Entry]) -> None:
 def make_twin(root: Path, researcher: str, *, long: bool, watch: bool) -> Iterator[Twin]:
     """An unbroken night and its morning; with all kills that it could have met, if watched."""
     service = Service(long=long)
-    place = _place(root / "twin", Clock(), attempts=ATTEMPTS[long])
+    place = _place(root / "twin", Clock(), attempts=ATTEMPTS[researcher, long])
     with MessagesServer(service.script(), endless=True) as server:
         stage = service.stage = Stage(place, researcher, server, reports=watch)
         with watched(stage, root / "kills") if watch else nullcontext() as witness:
@@ -569,7 +571,7 @@ def test_hundreds_of_random_kills_lose_and_double_nothing(
     for number in itertools.count():
         executioner = Executioner(random.Random(f"{researcher} {number}"))
         root = quick_root / f"random-{researcher}-{number}"
-        place = _place(root, Clock(), attempts=ATTEMPTS[True])
+        place = _place(root, Clock(), attempts=ATTEMPTS[researcher, True])
         stage = Stage(place, researcher, long_twin.stage.server)
         long_twin.service.stage = stage
         before = len(stage.server.bills)

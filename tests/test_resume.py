@@ -40,6 +40,7 @@ from agent.records import (
 )
 from agent.report import write_report
 from agent.session import SessionError, settings_of
+from agent.workspace import Workspace
 from sandbox import DockerExecutor, SandboxError
 from sandbox.contract import MAKE_ROOM
 from tests.boxes import python_spec
@@ -349,6 +350,16 @@ def test_a_disk_that_is_full_at_the_beginning_leaves_the_name_free(small_disk: S
     assert not place.directory.exists()
     small_disk.make_room()
     assert StopReason.ATTEMPTS is _work(place.begin("tpe"), place).reason
+
+
+def test_a_workspace_on_a_full_disk_is_not_the_researchers_business(small_disk: SmallDisk) -> None:
+    (small_disk.root / "train.py").write_text("X = 1\n")
+    workspace = Workspace(small_disk.root, ("train.py",))
+    small_disk.fill()
+    with pytest.raises(SandboxError) as refused:
+        workspace.write_text("train.py", "X = 2\n" * 10_000)
+    assert MAKE_ROOM == refused.value.hint
+    assert "X = 1\n" == workspace.read_text("train.py")
 
 
 def _work_until_the_disk_is_full(
