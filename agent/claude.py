@@ -232,7 +232,7 @@ class ClaudeModel:
             cache_write_tokens=-(-size_bytes // RESERVED_BYTES_PER_TOKEN),
         )
         tokens = worst.output_tokens + worst.cache_write_tokens
-        return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst))
+        return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst), usage=worst)
 
     def _cost_usd(self, usage: Usage) -> float | None:
         return cost_usd(self._model, usage, provider=self._provider)

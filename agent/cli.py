@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from agent.listing import ListingError
 from agent.model import ModelError
 from agent.program import ProgramError
 from agent.session import SessionError
-from sandbox.contract import SandboxError
+from sandbox.contract import MAKE_ROOM, SandboxError
 
 P = ParamSpec("P")
 
@@ -47,6 +48,10 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
             _fail(error.message, error.hint, WRONG_SETTINGS)
         except (SandboxError, LedgerError, ModelError) as error:
             _fail(error.message, error.hint, SERVICE_FAILED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
         except KeyboardInterrupt:
             err.print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None

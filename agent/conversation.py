@@ -41,9 +41,8 @@ class Conversation:
         reason: str,
     ) -> Conversation:
         """Open the next conversation with `brief` as its first message."""
-        number = 1 + max((e.conversation for e in _openings(ledger)), default=0)
         opening = ConversationOpened(
-            conversation=number,
+            conversation=1 + ledger.history.conversation,
             researcher=researcher,
             system=ledger.put_blob(system.encode()),
             tools=ledger.put_blob(_to_bytes(tools)),
@@ -51,17 +50,16 @@ class Conversation:
         )
         ledger.append(opening)
         shas = [opening.system, opening.tools]
-        conversation = cls(ledger, number, researcher, system, tools, [], shas)
+        conversation = cls(ledger, opening.conversation, researcher, system, tools, [], shas)
         conversation.add_user([{"type": "text", "text": brief}])
         return conversation
 
     @classmethod
     def last(cls, ledger: Ledger) -> Conversation | None:
         """The conversation that was going on when the ledger was last written."""
-        openings = _openings(ledger)
-        if not openings:
+        opening = cls.last_opening(ledger)
+        if opening is None:
             return None
-        opening = openings[-1]
         shas = [
             entry.event.message
             for entry in ledger.entries
@@ -76,6 +74,14 @@ class Conversation:
             json.loads(ledger.get_blob(opening.tools)),
             [json.loads(ledger.get_blob(sha)) for sha in shas],
             [opening.system, opening.tools, *shas],
+        )
+
+    @staticmethod
+    def last_opening(ledger: Ledger) -> ConversationOpened | None:
+        """Who was spoken with last, and about what."""
+        return next(
+            (e.event for e in reversed(ledger.entries) if isinstance(e.event, ConversationOpened)),
+            None,
         )
 
     def add_user(self, blocks: list[dict[str, Any]]) -> None:
@@ -103,10 +109,6 @@ class Conversation:
         )
         self.messages.append(message)
         self.shas.append(sha)
-
-
-def _openings(ledger: Ledger) -> list[ConversationOpened]:
-    return [e.event for e in ledger.entries if isinstance(e.event, ConversationOpened)]
 
 
 def _reply(blocks: list[dict[str, Any]]) -> Message:

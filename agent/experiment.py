@@ -8,7 +8,14 @@ from pathlib import Path
 
 from agent.history import Attempt
 from agent.judge import Judgement, Ruling, judge, pooled_noise
-from agent.lab import Lab, forget_checkpoints, snapshot, stored_files, unified_diff
+from agent.lab import (
+    Lab,
+    disk_faults,
+    forget_checkpoints,
+    snapshot,
+    stored_files,
+    unified_diff,
+)
 from agent.measurement import Failure, measure
 from agent.records import (
     AttemptFinished,
@@ -40,7 +47,7 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
     lab.ledger.append(_attempt_started(lab, number, kind, hypothesis, researcher, candidate))
     lab.observer.attempt_started(number, kind, hypothesis)
     try:
-        with snapshot(lab, number, candidate) as files:
+        with disk_faults(), snapshot(lab, number, candidate) as files:
             verdict = (
                 _baseline(lab, number, files)
                 if kind == "baseline"

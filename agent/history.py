@@ -43,6 +43,7 @@ class Attempt:
     started_at: str
     runs: list[RunFinished] = field(default_factory=list)
     scores: list[Scored] = field(default_factory=list)
+    """All that count: not those that an interrupted attempt asked of another one."""
     finished: AttemptFinished | None = None
     interrupted: AttemptInterrupted | None = None
     cost_usd: float = 0.0
@@ -61,7 +62,9 @@ class Attempt:
         return self.finished is not None and self.finished.verdict is Verdict.KEPT
 
     def values(self, split: str = "val") -> dict[int, float]:
-        """Valid scores by seed."""
+        """Valid scores by seed; none of an attempt that was interrupted."""
+        if self.interrupted is not None:
+            return {}
         return {s.seed: s.value for s in self.scores if s.split == split and s.value is not None}
 
 
@@ -86,20 +89,24 @@ class History:
     resumes: int = 0
     working_since: str = ""
     """When the session was started or last resumed."""
+    asked: ModelAsked | None = None
+    """The last call that was begun."""
     unanswered: ModelAsked | None = None
-    """The call that was begun and of which nothing is on record yet."""
+    """The same, while nothing on record tells how it ended."""
     conversation: int = 0
     """Number of the conversation that goes on; 0 before the first."""
     _cost_since_attempt: float = 0.0
+    _scored_meanwhile: list[Attempt] = field(default_factory=list)
+    """Whose scores came while another attempt was open, one entry each."""
+    _repeated: set[int] = field(default_factory=set)
+    """Numbers of attempts that were scored more than once."""
 
     def apply(self, entry: Entry) -> None:
         """Take one more event into account."""
         event = entry.event
         if isinstance(event, AFTERWARDS):
             return
-        if self.last_at and not _ends_a_pause(event):
-            self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
-        self.last_at = entry.at
+        self._pass_time(entry)
         match event:
             case SessionStarted() | SessionResumed():
                 self._begin(event, entry.at)
@@ -107,20 +114,21 @@ class History:
                 attempt = Attempt(event, entry.at, cost_usd=self._cost_since_attempt)
                 self._cost_since_attempt = 0.0
                 self.attempts.append(attempt)
+                self._scored_meanwhile = []
             case RunFinished():
                 self.attempt(event.attempt).runs.append(event)
             case Scored():
-                self.attempt(event.attempt).scores.append(event)
+                self._score(event)
             case AttemptFinished():
                 self._finish(event)
             case AttemptInterrupted():
-                self.attempt(event.attempt).interrupted = event
+                self._interrupt(event)
             case ConversationOpened():
                 self.conversation = event.conversation
-            case ModelAsked() | ModelCalled():
+            case ModelCalled():
                 self._talk(event)
             case SessionEnded():
-                self.ended, self.unanswered = event, None
+                self.ended = event
             case _:
                 pass
 
@@ -176,7 +184,7 @@ class History:
 
     def repeats(self) -> list[list[float]]:
         """Scores on val, one group per attempt: what noise is estimated from."""
-        groups = [list(a.values().values()) for a in self.attempts]
+        groups = [list(self.attempt(n).values().values()) for n in sorted(self._repeated)]
         return [group for group in groups if len(group) > 1]
 
     def count(self, verdict: Verdict) -> int:
@@ -189,6 +197,33 @@ class History:
         if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
             return self.attempts[number]
         return next((a for a in reversed(self.attempts) if a.number == number), None)
+
+    def _pass_time(self, entry: Entry) -> None:
+        if self.last_at and not _ends_a_pause(entry.event):
+            self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
+        self.last_at = entry.at
+        if isinstance(entry.event, ModelAsked):
+            self.asked = self.unanswered = entry.event
+        elif not isinstance(entry.event, SessionResumed):  # written before the call is charged
+            self.unanswered = None
+
+    def _score(self, event: Scored) -> None:
+        attempt = self.attempt(event.attempt)
+        attempt.scores.append(event)
+        if len(attempt.scores) > 1:
+            self._repeated.add(attempt.number)
+        if attempt is not self.attempts[-1] and self.attempts[-1].open:
+            self._scored_meanwhile.append(attempt)
+
+    def _interrupt(self, event: AttemptInterrupted) -> None:
+        """Forget what the attempt measured, so that its next try is judged as if it were the first.
+
+        A close call also measures the best again; one score more would change the arithmetic.
+        """
+        self.attempt(event.attempt).interrupted = event
+        for attempt in self._scored_meanwhile:
+            attempt.scores.pop()
+        self._scored_meanwhile = []
 
     def _finish(self, event: AttemptFinished) -> None:
         attempt = self.attempt(event.attempt)
@@ -203,11 +238,7 @@ class History:
         else:
             self.ended, self.resumes = None, self.resumes + 1
 
-    def _talk(self, event: ModelAsked | ModelCalled) -> None:
-        if isinstance(event, ModelAsked):
-            self.unanswered = event
-            return
-        self.unanswered = None
+    def _talk(self, event: ModelCalled) -> None:
         self.calls += 1
         self.input_tokens += (
             event.usage.input_tokens

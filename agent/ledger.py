@@ -26,7 +26,7 @@ import structlog
 from pydantic import ValidationError
 
 from agent.history import History
-from agent.records import Entry, Event
+from agent.records import EVENT_TYPES, SCHEMA_VERSION, Entry, Event
 
 FIRST_PREVIOUS = "0" * 64
 LEDGER_NAME = "ledger.jsonl"
@@ -419,7 +419,7 @@ def _verify(written: bytes, path: Path, entries: list[Entry]) -> int:
             entries.append(_verified_entry(line, seq, previous))
         except _Damage as damage:
             message = f"{path}, line {seq + 1} (seq {seq}): {damage}"
-            raise LedgerError(message, _RESTORE_HINT) from damage
+            raise LedgerError(message, damage.hint) from damage
     return len(written) - len(torn)
 
 
@@ -435,20 +435,36 @@ def _lines(written: bytes) -> tuple[list[bytes], bytes]:
 class _Damage(Exception):
     """What differs in one line."""
 
+    hint = _RESTORE_HINT
+
+
+class _TooNew(_Damage):
+    """A line that this nightlab cannot read because another one wrote it."""
+
+    hint = "Another version of nightlab wrote it: go on with that one, or with a newer one."
+
 
 def _verified_entry(line: bytes, seq: int, previous: str) -> Entry:
     """One line as an entry; hashed as the JSON it is, never as a model would write it again."""
     parsed = _parsed(line)
+    event = parsed.get("event") if isinstance(parsed.get("event"), dict) else None
+    kind, version = (event.get("type"), event.get("schema_version")) if event else (None, None)
+    if kind == "session_started" and version != SCHEMA_VERSION:
+        raise _TooNew(f"its schema_version is {version}; this nightlab reads {SCHEMA_VERSION}")
     if parsed.get("seq") != seq:
         raise _Damage(f"its seq is {parsed.get('seq')!r}: a line is missing, extra or moved")
     if parsed.get("previous") != previous:
         raise _Damage("its `previous` is not the hash of the line before")
     if parsed.get("hash") != _hash_of_line(line, parsed):
         raise _Damage("its content does not match its hash")
+    if kind not in EVENT_TYPES:
+        raise _TooNew(f"this nightlab knows no event of type {str(kind)[:80]!r}")
     try:
         return Entry.model_validate_json(line)
     except ValidationError as error:
-        raise _Damage(f"its event is not one that this nightlab knows: {error}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _TooNew(f"this nightlab cannot read its {kind}: {place}: {first['msg']}") from error
 
 
 def _hash_of_line(line: bytes, parsed: Mapping[str, Any]) -> str:

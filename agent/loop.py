@@ -201,8 +201,7 @@ def _score_holdout(night: Night) -> None:
     if baseline is None or best is None or best is baseline:
         return
     for attempt in (baseline, best):
-        if not attempt.values("holdout"):
-            score_holdout(night.lab, attempt)
+        score_holdout(night.lab, attempt)
 
 
 def _tokens(reply: Reply) -> int:

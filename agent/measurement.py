@@ -15,6 +15,7 @@ from agent.history import Attempt
 from agent.lab import (
     Lab,
     checkpoint_dir,
+    disk_faults,
     fresh_directory,
     make_readable,
     snapshot,
@@ -206,15 +207,21 @@ def _read_measurement(
 
 
 def score_holdout(lab: Lab, attempt: Attempt) -> None:
-    """Score an attempt's kept checkpoints on the holdout split, once for each seed.
+    """Score an attempt's kept checkpoints on the holdout split, once for each seed, ever.
 
     Raises:
         SandboxError: nightlab or the engine failed.
     """
-    with snapshot(lab, attempt.number, stored_files(lab, attempt)) as files:
-        for seed in attempt.values():
-            if (checkpoint := checkpoint_dir(lab, attempt.number, seed)).is_dir():
-                _score(lab, attempt.number, seed, files, checkpoint, "holdout")
+    scored = {score.seed for score in attempt.scores if score.split == "holdout"}
+    checkpoints = {
+        seed: checkpoint_dir(lab, attempt.number, seed) for seed in attempt.values().keys() - scored
+    }
+    due = {seed: path for seed, path in sorted(checkpoints.items()) if path.is_dir()}
+    if not due:
+        return
+    with disk_faults(), snapshot(lab, attempt.number, stored_files(lab, attempt)) as files:
+        for seed, checkpoint in due.items():
+            _score(lab, attempt.number, seed, files, checkpoint, "holdout")
 
 
 def _train_spec(lab: Lab, number: int, seed: int, files: Path) -> RunSpec:

@@ -21,7 +21,7 @@ from agent.loop import Night
 from agent.model import LostCall, Model, ModelError, retirement
 from agent.program import Program, Settings
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
-from agent.records import FileChanged, ModelAsked, ModelCalled, Noticed, RetryWaited
+from agent.records import FileChanged, ModelCalled, Noticed, RetryWaited
 from agent.redaction import DiscreetModel, hidden, secrets_in
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
@@ -142,6 +142,11 @@ def _claude(
         )
         on_wait(error, wait_seconds)
 
+    async def wait(seconds: float) -> None:
+        await sleep(seconds)
+        assert ledger.history.asked is not None
+        ledger.append(ledger.history.asked)  # the same call again; while it waited, none was open
+
     return _connected(
         settings,
         name,
@@ -149,7 +154,7 @@ def _claude(
         deadline=lambda: seconds_left(ledger.history, settings.session),
         on_retry=note_wait,
         on_lost=lambda lost: _charge_lost(lab, lost),
-        sleep=sleep,
+        sleep=wait,
     )
 
 
@@ -311,8 +316,3 @@ def _charge_lost(lab: Lab, lost: LostCall) -> None:
     stop = reason_to_stop(ledger.history, lab.settings.session, reserve=lost.asking_again)
     if stop is not None:
         raise ModelError(*stop, "")
-    ledger.append(
-        ModelAsked(
-            conversation=ledger.history.conversation, model=lost.model, reserve=lost.asking_again
-        )
-    )

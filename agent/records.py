@@ -7,7 +7,7 @@ bodies (files, diffs, messages) are named here by the SHA-256 of their blob.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -110,6 +110,8 @@ class Reserve(Record):
     tokens: int
     usd: float | None
     """None where no price is known."""
+    usage: Usage | None = None
+    """The same tokens by kind; none in older ledgers and where nothing is asked."""
 
 
 class SessionStarted(Record):
@@ -471,6 +473,7 @@ AFTERWARDS = (
 """Events of the morning: they change neither attempts, best and noise nor the hours used."""
 
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+EVENT_TYPES = frozenset(kind.model_fields["type"].default for kind in get_args(get_args(Event)[0]))
 
 
 class Entry(Record):

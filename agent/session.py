@@ -7,28 +7,36 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
-from agent.experiment import drop
-from agent.lab import Lab, Observer, hashes_of
-from agent.ledger import Clock, Ledger, utc_now
+from pydantic import ValidationError
+
+from agent.conversation import Conversation
+from agent.experiment import advance
+from agent.lab import Lab, Observer, disk_faults, stored_files
+from agent.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
 from agent.program import Program, Settings
 from agent.records import (
+    AttemptFinished,
     AttemptInterrupted,
+    AttemptStarted,
     Entry,
     ModelCalled,
     SessionResumed,
     SessionStarted,
+    ToolCalled,
     Usage,
 )
 from agent.steering import forget
+from agent.tpe import SAMPLERS
 from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace
-from sandbox.contract import Executor
+from sandbox.contract import Executor, SandboxError
 
 FIXED_FILES = ("evaluate.py",)
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
@@ -93,14 +101,34 @@ def begin(
         SessionError: the session exists, or the workspace lacks a file.
     """
     if directory.exists():
-        raise SessionError(
-            f"there is a session {directory.name} already",
-            f"go on with `nightlab resume {directory.name}` or choose another --session",
-        )
+        hint = f"go on with `nightlab resume {directory.name}` or choose another --session"
+        if not has_begun(directory):
+            hint = f"its beginning was cut off: remove {directory}, or choose another --session"
+        raise SessionError(f"there is a session {directory.name} already", hint)
     for name in FIXED_FILES:
         if not (source / name).is_file():
             raise SessionError(f"{source / name} is missing", "it decides the score; put it there")
-    ledger = Ledger.create(directory, now)
+    with _nothing_left_of_a_failure(directory):
+        ledger = Ledger.create(directory, now)
+        try:
+            _start(ledger, program, settings, source, outfit, researcher, version, seed)
+        except BaseException:
+            ledger.close()
+            raise
+    return ledger
+
+
+def _start(
+    ledger: Ledger,
+    program: Program,
+    settings: Settings,
+    source: Path,
+    outfit: Outfit,
+    researcher: str,
+    version: str,
+    seed: int,
+) -> None:
+    directory = ledger.directory
     _lay_out(directory, program, source)
     workspace = Workspace(directory / "workspace", settings.workspace.editable)
     candidate = workspace.candidate()
@@ -123,7 +151,26 @@ def begin(
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
         )
     )
-    return ledger
+
+
+@contextmanager
+def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
+    """Remove a session's new directory when it cannot be filled, so that its name stays free."""
+    try:
+        with disk_faults():
+            yield
+    except (SandboxError, LedgerError):
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether a session's first event is on record; a crash may come before it."""
+    try:
+        with (directory / LEDGER_NAME).open("rb") as ledger:
+            return ledger.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def open_lab(
@@ -162,17 +209,13 @@ def bring_back(
 ) -> None:
     """Put a session that ended or broke into the state its ledger tells, and record that.
 
-    The attempt that was open is closed as interrupted; half-made files go; the workspace keeps
-    edits that were not tried yet and loses those that already have a verdict.
+    The attempt that was open is closed as interrupted; half-made files go; the workspace keeps a
+    language model's edits that were not tried yet and loses all others.
     """
     history = lab.ledger.history
-    _charge_unanswered(lab.ledger)
     forget(lab.directory)
     open_attempt = next((a for a in history.attempts if a.open), None)
-    if open_attempt is not None:
-        lab.ledger.append(
-            AttemptInterrupted(attempt=open_attempt.number, reason="nightlab stopped during it")
-        )
+    # First of all: what is written before it counts the time until now as hours of the session.
     lab.ledger.append(
         SessionResumed(
             nightlab_version=version,
@@ -183,10 +226,16 @@ def bring_back(
             machine=machine(),
         )
     )
-    shutil.rmtree(lab.directory / "boxes", ignore_errors=True)
-    last = history.attempts[-1] if history.attempts else None
-    if last is not None and not last.kept and _is_in_workspace(lab, last.started.files):
-        drop(lab, last.number)
+    _charge_unanswered(lab.ledger)
+    if open_attempt is not None:
+        lab.ledger.append(
+            AttemptInterrupted(attempt=open_attempt.number, reason="nightlab stopped during it")
+        )
+    _remove_half_made_files(lab.directory)
+    if history.best is not None:
+        advance(lab, history.best.number)
+        if not _holds_untried_edits(lab.ledger):
+            lab.workspace.restore(stored_files(lab, history.best))
 
 
 def settings_of(ledger: Ledger) -> Settings:
@@ -202,8 +251,20 @@ def settings_in(entries: Sequence[Entry]) -> Settings:
     """
     for entry in reversed(entries):
         if isinstance(entry.event, SessionResumed | SessionStarted):
-            return Settings.model_validate(entry.event.settings, strict=False)
+            return _settings(entry.event)
     raise SessionError("the ledger names no settings", "it is empty; start a new session")
+
+
+def _settings(event: SessionStarted | SessionResumed) -> Settings:
+    try:
+        return Settings.model_validate(event.settings, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SessionError(
+            f"this nightlab cannot use the settings on record: {place}: {first['msg']}",
+            f"they were written by nightlab {event.nightlab_version}: go on with that version",
+        ) from error
 
 
 def machine() -> dict[str, Any]:
@@ -225,7 +286,7 @@ def _charge_unanswered(ledger: Ledger) -> None:
     asked = ledger.history.unanswered
     if asked is None:
         return
-    usage = Usage(
+    usage = asked.reserve.usage or Usage(
         input_tokens=asked.reserve.tokens,
         output_tokens=0,
         cache_read_tokens=0,
@@ -256,8 +317,29 @@ def _lay_out(directory: Path, program: Program, source: Path) -> None:
     fixed.chmod(0o755)
 
 
-def _is_in_workspace(lab: Lab, files: dict[str, str]) -> bool:
-    return files == hashes_of(lab.workspace.candidate())
+def _remove_half_made_files(directory: Path) -> None:
+    shutil.rmtree(directory / "boxes", ignore_errors=True)
+    for half_made in ("blobs/*/.*.tmp", "workspace/**/.*.tmp", ".*.tmp"):
+        for path in directory.glob(half_made):
+            path.unlink(missing_ok=True)
+
+
+def _holds_untried_edits(ledger: Ledger) -> bool:
+    """Whether a language model began to change files after the last attempt was closed.
+
+    Until then the best's files are put in place, and a crash may come in the middle of that. What
+    a sampler changed means nothing without the rest of its point, which it proposes again.
+    """
+    conversation = Conversation.last_opening(ledger)
+    if conversation is None or conversation.researcher in SAMPLERS:
+        return False
+    for entry in reversed(ledger.entries):
+        match entry.event:
+            case AttemptStarted() | AttemptFinished() | AttemptInterrupted():
+                return False
+            case ToolCalled(name="edit" | "write"):
+                return True
+    return False
 
 
 def _first_value(path: str, key: str) -> str | None:

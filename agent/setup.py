@@ -164,6 +164,13 @@ def recorded_outfit(
             f"the image of session {session.session} is not on this engine: {image_id}",
             "bring it from the machine where it ran: `docker save` there, `docker load` here",
         )
+    data_dir = data_directory(settings.data, place, state_dir)
+    if not (data_dir / "manifest.json").is_file():
+        raise SessionError(
+            f"the data of session {session.session} is not on this machine: {data_dir}",
+            f"make it again: nightlab setup --program {place / 'program.md'}; "
+            "or copy that directory from where the session ran",
+        )
     outfit = _outfit(engine, session.image, settings, place, state_dir, environ)
     if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
         raise SessionError(

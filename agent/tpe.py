@@ -1,8 +1,9 @@
 """The researcher without a key: Optuna turns the knobs.
 
 A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
-history gives the same reply. Attempts of any researcher teach it, as far as their files still have
-the knobs; those that failed count as a little worse than the worst that was measured.
+verdicts give the same reply: an attempt that was interrupted is proposed again. Attempts of any
+researcher teach it, as far as their files still have the knobs; those that failed count as a little
+worse than the worst that was measured.
 
 Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
 measured: the first attempts move one to four knobs a step away from it, and later ones take a few
@@ -68,6 +69,10 @@ STEP = 0.2
 """Standard deviation of a step, as a share of the knob's range."""
 MAX_DRAWS = 64
 MAX_REPLIES_PER_ATTEMPT = 3
+MAX_TRIALS = 200
+"""More would make every attempt of a long session dearer than the one before."""
+BEST_TRIALS = 50
+"""How many of them are the best of all; the rest are the newest."""
 HYPOTHESIS_CHARACTERS = 400
 
 
@@ -170,16 +175,18 @@ class TpeModel:
         here = _point(knobs, self._knobs_of(files))
         trials = self._trials(history, knobs)
         base = self._promising(trials, here)
-        tried = [self._shas_of(attempt, files) for attempt in history.attempts]
-        random_source = random.Random(f"{self._seed} {len(history.attempts)} {draw}")
+        judged = [attempt for attempt in history.attempts if attempt.finished is not None]
+        tried = [self._shas_of(attempt, files) for attempt in judged]
+        random_source = random.Random(f"{self._seed} {len(judged)} {draw}")
         measured = len(history.completed)
+        study = _study(knobs, trials, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":
                 point, reason = _anywhere(knobs, random_source), "drawn evenly from the ranges"
             elif measured < STARTUP_ATTEMPTS or len(trials) < 2:
                 point, reason = _step(knobs, base, random_source), "a step away from the best"
             else:
-                point = self._sampled(knobs, base, trials, random_source)
+                point = self._sampled(knobs, base, study, random_source)
                 reason = f"the sampler's choice after {len(trials)} trials, near the best"
             changes = _moved(knobs, here, point)
             if changes and _shas(_turned(files, changes)) not in tried:
@@ -226,9 +233,10 @@ class TpeModel:
         if not measured:
             return []
         bad = _worse_than_all(measured, self._direction)
+        valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
         return [
-            (_point(knobs, self._knobs_at(attempt)), bad if end.value is None else end.value)
-            for attempt, end in judged
+            (_point(knobs, self._knobs_at(attempt)), value)
+            for attempt, value in _most_telling(valued, self._direction)
         ]
 
     def _shas_of(self, attempt: Attempt, files: Files) -> dict[str, str | None]:
@@ -245,11 +253,11 @@ class TpeModel:
         self,
         knobs: list[Knob],
         base: Point,
-        trials: list[tuple[Point, float]],
+        study: optuna.Study,
         random_source: random.Random,
     ) -> Point:
         """A few knobs of the sampler's point, the others as they are."""
-        point = _ask(knobs, trials, self._direction, random_source.randrange(2**31))
+        point = _ask(knobs, study, random_source.randrange(2**31))
         different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
         size = min(len(different), random_source.randint(1, MAX_STEP_KNOBS))
         taken = set(random_source.sample(different, size))
@@ -342,17 +350,35 @@ def _distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _ask(
-    knobs: list[Knob], trials: list[tuple[Point, float]], direction: Direction, seed: int
-) -> Point:
-    """The sampler's next point."""
+def _most_telling(
+    valued: list[tuple[Attempt, float]], direction: Direction
+) -> list[tuple[Attempt, float]]:
+    """The best and the newest attempts, in order; all of them in all but very long sessions."""
+    if len(valued) <= MAX_TRIALS:
+        return valued
+    newest = BEST_TRIALS - MAX_TRIALS
+    older = sorted(valued[:newest], key=lambda one: one[1], reverse=direction == "maximize")
+    best = sorted(older[:BEST_TRIALS], key=lambda one: one[0].number)
+    return [*best, *valued[newest:]]
+
+
+def _study(
+    knobs: list[Knob], trials: list[tuple[Point, float]], direction: Direction
+) -> optuna.Study:
+    """What the sampler learns from."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
-    study = optuna.create_study(sampler=sampler, direction=direction)
+    study = optuna.create_study(direction=direction)
     space = {knob.key: _distribution(knob.domain) for knob in knobs}
     for point, value in trials:
         distributions = {key: space[key] for key in point}
         study.add_trial(create_trial(params=point, distributions=distributions, value=value))
+    return study
+
+
+def _ask(knobs: list[Knob], study: optuna.Study, seed: int) -> Point:
+    """The sampler's next point; whatever was asked before makes no difference."""
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+    space = {knob.key: _distribution(knob.domain) for knob in knobs}
     point = study.ask(space).params
     return {key: point[key] for key in space}
 

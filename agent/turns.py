@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,12 +12,23 @@ from agent.circles import CircleWatch
 from agent.conversation import Conversation
 from agent.lab import Lab
 from agent.model import Model, Reply
-from agent.records import Noticed, StopReason, ToolReturned
+from agent.records import (
+    MessageAdded,
+    Noticed,
+    SessionEnded,
+    StopReason,
+    ToolCalled,
+    ToolReturned,
+)
 from agent.tools import Toolbox
+from agent.tpe import SAMPLERS
 
 MAX_IDLE_REPLIES = 3
 
-INTERRUPTED_CALL = "interrupted: nightlab stopped before this was done; see history and try again"
+INTERRUPTED_CALL = (
+    "interrupted: nightlab stopped during this call, and a part of it may be done; "
+    "see history and read the files, then go on"
+)
 
 
 class Words(Protocol):
@@ -54,18 +67,22 @@ class Turns:
         """Who speaks now."""
         return self.models[0]
 
-    def begin(self) -> Conversation:
-        """The conversation that a crash or a stop cut off, or a new one."""
+    def begin(self) -> Conversation | Ending:
+        """What a crash or a stop cut off: an ending or a conversation; else a new one."""
         conversation = Conversation.last(self.lab.ledger)
         if conversation is None:
             return self.start("the session began")
+        if conversation.messages and conversation.messages[-1]["role"] == "assistant":
+            conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
+        if ending := self._unfinished_ending():
+            return ending
         names = [model.name for model in self.models]
         if conversation.researcher not in names:
             return self.start("another researcher took over")
         del self.models[: names.index(conversation.researcher)]
-        if conversation.messages and conversation.messages[-1]["role"] == "assistant":
-            conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
-        elif not conversation.messages:
+        if conversation.researcher in SAMPLERS:  # which know the attempts and no conversation
+            return self.start("nightlab was stopped")
+        if not conversation.messages:
             return self.start("nightlab stopped before the conversation began")
         return conversation
 
@@ -140,11 +157,7 @@ class Turns:
     def _answers_after_a_crash(self, orphans: list[str]) -> list[dict[str, Any]]:
         """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
         ledger = self.lab.ledger
-        returned = {
-            entry.event.call_id: entry.event
-            for entry in ledger.entries
-            if isinstance(entry.event, ToolReturned)
-        }
+        returned = {event.call_id: event for event in self._returned_since_the_reply()}
         answers = []
         for call_id in orphans:
             if (done := returned.get(call_id)) is not None:
@@ -153,6 +166,28 @@ class Turns:
                 text, is_error = INTERRUPTED_CALL, True
             answers.append(tool_result(call_id, text, is_error=is_error))
         return answers or [{"type": "text", "text": self.words.nudge()}]
+
+    def _returned_since_the_reply(self) -> Iterator[ToolReturned]:
+        """Results younger than the last message: servers may use an id again in later replies."""
+        for entry in reversed(self.lab.ledger.entries):
+            if isinstance(entry.event, MessageAdded):
+                return
+            if isinstance(entry.event, ToolReturned):
+                yield entry.event
+
+    def _unfinished_ending(self) -> Ending | None:
+        """The end that the researcher asked for, if a crash came before it was on record."""
+        for entry in reversed(self.lab.ledger.entries):
+            match entry.event:
+                case SessionEnded():
+                    return None
+                case ToolCalled(name="finish", input=sha):
+                    wish = json.loads(self.lab.ledger.get_blob(sha))
+                    result = self.toolbox.call("finish", wish)
+                    return (
+                        None if result.finished is None else (StopReason.FINISHED, result.finished)
+                    )
+        return None
 
 
 def tool_result(call_id: str, text: str, *, is_error: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.program import FIXED_FILES
+from sandbox.contract import MAKE_ROOM, SandboxError
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_CANDIDATE_BYTES = 16 * 2**20
@@ -482,17 +483,22 @@ OS_ERRORS = {
     errno.EACCES: ("not_permitted", "may not be opened", ""),
     errno.ENAMETOOLONG: ("bad_path", "is too long a name", "use a shorter one"),
     errno.ENXIO: ("not_a_file", "is not a regular file", ""),
-    errno.ENOSPC: ("disk_full", "cannot be written: the disk is full", "stop; a person must look"),
-    errno.EDQUOT: ("disk_full", "cannot be written: the quota is used", "stop; a person must look"),
 }
 
 
 @contextmanager
 def _told(path: str) -> Iterator[None]:
-    """Tell an operating system's error in words that name nothing of the host."""
+    """Tell an operating system's error in words that name nothing of the host.
+
+    Raises:
+        WorkspaceError: the path cannot be used so.
+        SandboxError: the disk is full, which is no answer for a researcher.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SandboxError(f"{path} cannot be written: {error.strerror}", MAKE_ROOM) from error
         name = errno.errorcode.get(error.errno or 0, "unknown")
         fallback = ("cannot_access", f"cannot be accessed ({name})", "")
         code, what, hint = OS_ERRORS.get(error.errno or 0, fallback)

@@ -30,6 +30,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+MAKE_ROOM = "make room on the disk, then go on with `nightlab resume`; nothing recorded is lost"
+"""The hint for a disk that is full."""
+
+
 class SandboxError(Exception):
     """nightlab or the engine failed; never the fault of the program that ran.
 

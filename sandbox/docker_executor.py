@@ -31,6 +31,7 @@ import requests
 
 from sandbox.causes import decide, gather
 from sandbox.contract import (
+    MAKE_ROOM,
     ContainerUnkillable,
     EngineUnavailable,
     ImageMissing,
@@ -542,6 +543,8 @@ def _engine_errors() -> Iterator[None]:
     except (requests.RequestException, docker.errors.DockerException) as error:
         hint = "see whether the engine is running: `nightlab setup`"
         raise EngineUnavailable(f"the engine does not answer: {error}", hint) from error
+    except OSError as error:
+        raise SandboxError(f"the disk refused: {error.strerror or error}", MAKE_ROOM) from error
 
 
 @contextlib.contextmanager

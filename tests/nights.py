@@ -108,15 +108,19 @@ class CrashingLedger(Ledger):
 
     crash_at: int | None = None
     crash_after_writing = True
+    witness: Callable[[Event], None] = staticmethod(lambda _: None)
+    """Called before and after each event is written."""
 
     def append(self, event: Event) -> Entry:
         if self.crash_at is not None and self.crash_at < len(self.entries):
-            raise Crash  # it is dead already; nothing more reaches the disk
+            raise Crash(event.type)  # it is dead already; nothing more reaches the disk
         if self.crash_at == len(self.entries) and not self.crash_after_writing:
-            raise Crash
+            raise Crash(event.type)
+        self.witness(event)
         entry = super().append(event)
+        self.witness(event)
         if self.crash_at == entry.seq:
-            raise Crash
+            raise Crash(event.type)
         return entry
 
 
@@ -137,6 +141,9 @@ class Place:
     root: Path
     clock: Clock = field(default_factory=Clock)
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workspace: Path = TOY / "workspace"
+    sleep: Callable[[float], None] | None = None
+    """What waiting does; the clock goes on when not given."""
 
     def __post_init__(self) -> None:
         self.boxes = PretendedBoxes(self.clock)
@@ -173,25 +180,35 @@ class Place:
             self.directory,
             self.program,
             self.program.settings,
-            TOY / "workspace",
+            self.workspace,
             self.outfit,
             researcher=researcher,
             version="test",
             seed=7,
             now=self.clock.now,
         ).close()
-        return self._lab()
+        return self.open()
 
-    def resume(self) -> Lab:
-        """The session as `nightlab resume` finds it."""
-        lab = self._lab()
-        bring_back(lab, version="test", removed_containers=())
+    def resume(self, crash_at: int | None = None) -> Lab:
+        """The session as `nightlab resume` finds it; it may crash already while it is found."""
+        lab = self.open(crash_at)
+        try:
+            bring_back(lab, version="test", removed_containers=())
+        except BaseException:
+            lab.ledger.close()  # as a process's end does
+            raise
         return lab
 
-    def _lab(self) -> Lab:
+    def open(self, crash_at: int | None = None) -> Lab:
+        """The session as the commands of the morning find it."""
         ledger = CrashingLedger.open(self.directory, self.clock.now)
+        ledger.crash_at = crash_at
         return open_lab(
-            ledger, self.program.settings, self.outfit, Quiet(), sleep=self.clock.advance
+            ledger,
+            self.program.settings,
+            self.outfit,
+            Quiet(),
+            sleep=self.sleep or self.clock.advance,
         )
 
 

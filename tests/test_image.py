@@ -350,7 +350,10 @@ def test_an_image_without_torch_is_refused_before_its_first_use(
 ) -> None:
     recipe = b"FROM " + image.base.reference.encode() + b"\nUSER 65534:65534\n"
     tag = "nightlab-test:without-torch"
-    client.images.build(fileobj=io.BytesIO(recipe), tag=tag, network_mode="none")
+    build = client.api.build(
+        fileobj=io.BytesIO(recipe), tag=tag, network_mode="none", rm=True, decode=True
+    )
+    assert not [event for event in build if "error" in event]
     try:
         with pytest.raises(ImageUnfit, match="cannot import torch"):
             check_image(client, tag)

@@ -200,7 +200,7 @@ def test_an_event_of_a_newer_nightlab_is_named(tmp_path: Path) -> None:
     line["event"]["schema_version"] = 2
     line["hash"] = entry_hash(line)
     directory = damaged(tmp_path, canonical(line).encode() + b"\n")
-    with pytest.raises(LedgerError, match=r"not one that this nightlab knows[\s\S]*schema_version"):
+    with pytest.raises(LedgerError, match="its schema_version is 2; this nightlab reads 1"):
         Ledger.open(directory)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -127,10 +127,18 @@ class Weather:
         return Turn((text("I"),), "refusal", DETAILS)
 
 
-def work(lab: Lab, place: Place, server: MessagesServer) -> SessionEnded:
+def work(
+    lab: Lab,
+    place: Place,
+    server: MessagesServer,
+    *,
+    wait: Callable[[float], Awaitable[None]] | None = None,
+) -> SessionEnded:
     """One life of our process."""
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-    researchers = open_models(lab, "claude", environ, lambda *_: None, sleep=place.clock.wait)
+    researchers = open_models(
+        lab, "claude", environ, lambda *_: None, sleep=wait or place.clock.wait
+    )
     with lab.ledger, researchers as models:
         return run_session(assemble(lab, place.program, models), lambda: None)
 

@@ -328,7 +328,10 @@ def image_on(engine: Engine, base: str, name: str, *lines: str) -> Iterator[str]
     recipe = "\n".join([f"FROM {base}", "USER 0:0", f"RUN echo {name} > /whose", *lines])
     with closing(connect(engine)) as client:
         tag = f"nightlab-test:{name}"
-        client.images.build(fileobj=io.BytesIO(recipe.encode()), tag=tag, network_mode="none")
+        build = client.api.build(
+            fileobj=io.BytesIO(recipe.encode()), tag=tag, network_mode="none", rm=True, decode=True
+        )
+        assert not [event for event in build if "error" in event]
         try:
             yield tag
         finally:

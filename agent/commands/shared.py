@@ -18,7 +18,7 @@ from agent.console import JsonConsole, NightConsole, NoteTaker
 from agent.lab import Observer
 from agent.ledger import Ledger
 from agent.program import Program, Settings, load_program
-from agent.session import SessionError
+from agent.session import SessionError, has_begun
 from agent.setup import clean_up, state_directory, template
 from agent.tracking import Export, Tracker, missing
 from sandbox.engine import find_engine
@@ -76,6 +76,11 @@ def session_directory(runs: Path, session: str) -> Path:
         raise SessionError(
             f"there is no session {session!r} in {runs}",
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
+        )
+    if not has_begun(directory):
+        raise SessionError(
+            f"session {session!r} holds nothing: its beginning was cut off",
+            f"remove {directory} and start anew: nightlab run --session {session}",
         )
     return directory
 
