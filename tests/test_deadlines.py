@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import docker
+import docker.errors
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunResult, RunSpec
@@ -88,20 +89,21 @@ def stage(engine: Any, image: Any, tmp_path: Path) -> Iterator[Stage]:
     yield stage
     with closing(stage.client()) as client:
         for box in stage.containers():
-            client.remove_container(box, force=True)
+            with suppress(docker.errors.NotFound):
+                client.remove_container(box, force=True)
 
 
 def stopping_pid_1(stage: Stage, spec: RunSpec) -> None:
     """Stop PID 1, which the host can and the program cannot."""
     with closing(stage.client()) as client:
         pid = stage.pid_1(client, spec)
-    for _ in range(3):  # a program may wake PID 1 by SIGCONT, and one does so at its start
+    for _ in range(15):  # a program may wake PID 1 by SIGCONT, and one does so at its start
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def test_the_host_s_clock_alone_ends_them_all(stage: Stage) -> None:
-    specs = [stage.spec(case, wall_seconds=4) for case in HOSTILE]
+    specs = [stage.spec(case, wall_seconds=6) for case in HOSTILE]
 
     def run(spec: RunSpec) -> RunResult:
         executor = DockerExecutor(
@@ -116,7 +118,7 @@ def test_the_host_s_clock_alone_ends_them_all(stage: Stage) -> None:
         results = [each.result() for each in runs]
     assert [Outcome.TIMED_OUT] * len(HOSTILE) == [result.outcome for result in results]
     assert {"host_deadline"} == {result.evidence["killed_by"] for result in results}
-    assert max(result.wall_seconds for result in results) < 4 + 3
+    assert max(result.wall_seconds for result in results) < 6 + 3
     assert [] == stage.containers()
 
 
@@ -150,12 +152,12 @@ def test_pid_1_s_clock_alone_ends_them_all(stage: Stage) -> None:
 
 def test_the_sweep_of_the_next_start_alone_ends_them_all(stage: Stage) -> None:
     with controllers(stage, wall_seconds=60) as processes:
-        for case in HOSTILE:
-            stopping_pid_1(stage, stage.spec(case, 60))
+        with ThreadPoolExecutor(len(HOSTILE)) as pool:
+            list(pool.map(lambda case: stopping_pid_1(stage, stage.spec(case, 60)), HOSTILE))
+        assert set(HOSTILE) == set(stage.living())
         for process in processes:
             process.kill()
             process.wait()
-        assert set(HOSTILE) == set(stage.living())
         with closing(stage.client()) as client:
             sweep(client)
         sweep_run_directories(stage.root / "runs")
