@@ -22,7 +22,7 @@ from agent.model import LostCall, Model, ModelError, retirement
 from agent.program import Program, Settings
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import FileChanged, ModelCalled, Noticed, RetryWaited
-from agent.redaction import DiscreetModel, hidden, secrets_in
+from agent.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
@@ -94,9 +94,10 @@ def open_models(
             stack.enter_context(_claude(lab, name, environ, on_wait, sleep))
             for name in _model_names(lab.settings)
         ]
-        for model in models:
-            _note_facts(lab, model, on_warning)
         secrets = secrets_in(environ)
+        with discreet(secrets):
+            for model in models:
+                _note_facts(lab, model, on_warning)
         yield [*(DiscreetModel(model, secrets) for model in models), make_sampler(lab, "tpe")]
 
 
@@ -108,14 +109,11 @@ def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
             before an hour of baselines.
     """
     for name in _model_names(settings):
-        with _connected(
-            settings,
-            name,
-            environ,
-            deadline=lambda: 0.0,
-            on_retry=lambda *_: None,
-            on_lost=lambda _: None,
-        ) as model:
+        nothing = {"on_retry": lambda *_: None, "on_lost": lambda _: None}
+        with (
+            discreet(secrets_in(environ)),
+            _connected(settings, name, environ, deadline=lambda: 0.0, **nothing) as model,
+        ):
             model.facts()
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -48,6 +49,20 @@ def hidden(text: str, secrets: Sequence[str]) -> str:
     return text
 
 
+@contextmanager
+def discreet(secrets: Sequence[str]) -> Iterator[None]:
+    """Let a model's errors tell no secret."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            error.reason,
+            hidden(error.message, secrets),
+            hidden(error.hint, secrets),
+            history_rejected=error.history_rejected,
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class DiscreetModel:
     """A model whose errors and refusals tell no secret."""
@@ -64,15 +79,8 @@ class DiscreetModel:
         self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
     ) -> Reply:
         """The model's reply; see `Model.reply`."""
-        try:
+        with discreet(self.secrets):
             reply = self.model.reply(system, tools, messages)
-        except ModelError as error:
-            raise ModelError(
-                error.reason,
-                hidden(error.message, self.secrets),
-                hidden(error.hint, self.secrets),
-                history_rejected=error.history_rejected,
-            ) from error
         return dataclasses.replace(reply, explanation=hidden(reply.explanation, self.secrets))
 
     def worst_case(

@@ -340,8 +340,9 @@ class MessagesServer:
         """Serve what is asked of models: `/v1/models/ID`, and all of them without an ID."""
         name = handler.path.partition("?")[0].removeprefix("/v1/models").strip("/")
         models = self._catalogue
-        if self._key not in (None, handler.headers.get("x-api-key")):
-            return handler.send_status(Status(401, "authentication_error", "invalid x-api-key"))
+        if self._key not in (None, sent := handler.headers.get("x-api-key")):
+            telltale = f"invalid x-api-key {sent or handler.headers.get('authorization')}"
+            return handler.send_status(Status(401, "authentication_error", telltale))
         if models is None or (name and name not in models):
             return handler.send_status(Status(404, "not_found_error", f"model: {name}"))
         page = {"data": [*models.values()], "has_more": False, "first_id": None, "last_id": None}

@@ -14,9 +14,10 @@ import pytest
 
 from agent.ledger import Ledger, read_ledger
 from agent.loop import run_session
-from agent.night import assemble, open_models
+from agent.model import ModelError
+from agent.night import assemble, check_models, open_models
 from agent.records import RetryWaited, SessionEnded
-from agent.redaction import hidden, secrets_in
+from agent.redaction import HIDDEN, hidden, secrets_in
 from agent.report import write_report
 from sandbox.engine import Engine
 from sandbox.image import ImageRecord
@@ -111,6 +112,15 @@ def test_a_night_with_a_telltale_service_keeps_every_secret(
     ]
     assert "x-api-key [secret]" in ended[0]
     assert 2 <= len(said)
+
+
+def test_a_refusal_before_the_night_tells_no_secret(tmp_path: Path) -> None:
+    settings = Place(tmp_path).begin("claude").settings
+    with MessagesServer([], key="another") as server, pytest.raises(ModelError) as refusal:
+        check_models(settings, PLANTED | {"ANTHROPIC_BASE_URL": server.url})
+
+    assert HIDDEN in refusal.value.message
+    assert [] == leaks(refusal.value.message, refusal.value.hint)
 
 
 def test_a_leak_would_be_seen_wherever_it_lies(tmp_path: Path) -> None:
