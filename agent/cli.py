@@ -15,7 +15,7 @@ from agent.commands import image
 from agent.commands.machine import box, check, init, setup
 from agent.commands.morning import approve, audit, reject, replay, report, review
 from agent.commands.night import continue_, pause, resume, run, stop
-from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err
+from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
 from agent.commands.watch import watch
 from agent.ledger import LedgerError
 from agent.listing import ListingError
@@ -81,9 +81,9 @@ def main() -> None:
 
 
 def _fail(message: str, hint: str, code: int) -> None:
-    err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    warn(f"error: {message}", "red")
     if hint:
-        err.print(hint, markup=False, soft_wrap=True)
+        warn(hint, "")
     raise typer.Exit(code)
 
 

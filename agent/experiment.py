@@ -10,7 +10,6 @@ from agent.history import Attempt
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from agent.lab import (
     Lab,
-    disk_faults,
     forget_checkpoints,
     snapshot,
     stored_files,
@@ -25,7 +24,7 @@ from agent.records import (
     Noticed,
     Verdict,
 )
-from sandbox.contract import SandboxError
+from sandbox.contract import SandboxError, disk_faults
 
 Closing = Callable[[float], AttemptFinished]
 """Makes the closing event once the attempt's duration in seconds is known."""

@@ -17,7 +17,7 @@ from agent.ledger import Ledger
 from agent.program import Settings
 from agent.records import AttemptKind, Disturbance, Event, RunEvent
 from agent.workspace import Workspace
-from sandbox.contract import MAKE_ROOM, Box, Executor, RunResult, SandboxError
+from sandbox.contract import Box, Executor, RunResult
 
 MAX_DIFF_BYTES = 200_000
 
@@ -96,15 +96,6 @@ def snapshot(lab: Lab, number: int, files: dict[str, bytes]) -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-@contextmanager
-def disk_faults() -> Iterator[None]:
-    """Turn what the host's disk refuses into a SandboxError: our fault, never the candidate's."""
-    try:
-        yield
-    except OSError as error:
-        raise SandboxError(f"the disk refused: {error.strerror or error}", MAKE_ROOM) from error
 
 
 def unified_diff(old: dict[str, bytes], new: dict[str, bytes]) -> str:

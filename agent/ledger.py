@@ -27,12 +27,13 @@ from pydantic import ValidationError
 
 from agent.history import History
 from agent.records import EVENT_TYPES, SCHEMA_VERSION, Entry, Event
+from sandbox.contract import first_problem
 
 FIRST_PREVIOUS = "0" * 64
 LEDGER_NAME = "ledger.jsonl"
 
 _KEYS = {"at", "event", "hash", "previous", "seq"}
-_LOCK_NAME = "ledger.lock"
+LOCK_NAME = "ledger.lock"
 BLOBS_NAME = "blobs"
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -462,9 +463,7 @@ def _verified_entry(line: bytes, seq: int, previous: str) -> Entry:
     try:
         return Entry.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _TooNew(f"this nightlab cannot read its {kind}: {place}: {first['msg']}") from error
+        raise _TooNew(f"this nightlab cannot read its {kind}: {first_problem(error)}") from error
 
 
 def _hash_of_line(line: bytes, parsed: Mapping[str, Any]) -> str:
@@ -518,7 +517,7 @@ def _lock(directory: Path) -> int:
     The file stays when the lock goes: removing it would let two processes lock two files.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(directory / _LOCK_NAME, flags, 0o644)
+    descriptor = os.open(directory / LOCK_NAME, flags, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 from agent.audit import Difference
+from agent.ledger import Clock, utc_now
 from agent.records import (
     AttemptFinished,
     Entry,
@@ -70,7 +71,7 @@ def make_filter(
     attempt: int | None,
     types: str | None,
     since: str | None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    now: Clock = utc_now,
 ) -> Filter | None:
     """What the flags ask for; none when they ask for nothing.
 

@@ -15,7 +15,6 @@ from agent.history import Attempt
 from agent.lab import (
     Lab,
     checkpoint_dir,
-    disk_faults,
     fresh_directory,
     make_readable,
     snapshot,
@@ -24,7 +23,16 @@ from agent.lab import (
 from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
 from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
-from sandbox.contract import Box, Limits, Mount, Outcome, RunResult, RunSpec, SandboxError
+from sandbox.contract import (
+    Box,
+    Limits,
+    Mount,
+    Outcome,
+    RunResult,
+    RunSpec,
+    SandboxError,
+    disk_faults,
+)
 from sandbox.scoring import Measurement
 from sandbox.scoring import measure as score_in_boxes
 

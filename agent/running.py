@@ -16,13 +16,13 @@ from typing import Literal
 
 from agent.curves import Curve, packed, unpacked
 from agent.history import Attempt, History
+from agent.ledger import LOCK_NAME
 from agent.records import AttemptStarted, Entry, RunFinished, RunStarted, SessionStarted
 from agent.render import one_line
 from agent.steering import is_asked_to_pause
 from sandbox.contract import Box, Record
 
 NOTE_NAME = "running.json"
-LOCK_NAME = "ledger.lock"
 
 _MAX_NOTE_BYTES = 200_000
 _DOING: dict[Box, str] = {"train": "Training", "model": "Scoring", "scorer": "Scoring"}

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from agent.conversation import Conversation
 from agent.experiment import advance
-from agent.lab import Lab, Observer, disk_faults, stored_files
+from agent.lab import Lab, Observer, stored_files
 from agent.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
 from agent.program import Program, Settings
 from agent.records import (
@@ -36,7 +36,7 @@ from agent.steering import forget
 from agent.tpe import SAMPLERS
 from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace
-from sandbox.contract import Executor, SandboxError
+from sandbox.contract import Executor, SandboxError, disk_faults, first_problem
 
 FIXED_FILES = ("evaluate.py",)
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
@@ -259,10 +259,8 @@ def _settings(event: SessionStarted | SessionResumed) -> Settings:
     try:
         return Settings.model_validate(event.settings, strict=False)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
         raise SessionError(
-            f"this nightlab cannot use the settings on record: {place}: {first['msg']}",
+            f"this nightlab cannot use the settings on record: {first_problem(error)}",
             f"they were written by nightlab {event.nightlab_version}: go on with that version",
         ) from error
 

@@ -21,9 +21,7 @@ from sandbox.engine import Engine, find_engine, install_and_start
 from sandbox.escapes import installed
 from sandbox.hardware import find_profile
 from sandbox.image import ImageRecord, Recipe, ensure_image, find_image, has_image
-from sandbox.library import box_environment, executor
-from sandbox.library import clean_up as clean_up
-from sandbox.library import state_directory as state_directory
+from sandbox.library import box_environment, clean_up, executor
 
 Say = Callable[[str], None]
 

@@ -155,13 +155,13 @@ def holdout_gain(history: History) -> float | None:
 
 def direction_of(history: History) -> Direction:
     """Which way is better; `minimize` until a session says otherwise."""
-    stated = _setting(history.session, "goal").get("direction")
+    stated = section_of(history.session, "goal").get("direction")
     return "maximize" if stated == "maximize" else "minimize"
 
 
 def metric_of(history: History) -> str:
     """The name of what is measured."""
-    return str(_setting(history.session, "goal").get("metric", "val_bpb"))
+    return str(section_of(history.session, "goal").get("metric", "val_bpb"))
 
 
 def value_of(attempt: Attempt | None) -> float | None:
@@ -255,9 +255,10 @@ def _limits_in_force(session: SessionStarted | None, entries: Sequence[Entry]) -
     """Those of the last resume, which may allow more than the start did."""
     resumes = [e.event.settings for e in entries if isinstance(e.event, SessionResumed)]
     found = resumes[-1].get("session") if resumes else None
-    return found if isinstance(found, dict) else _setting(session, "session")
+    return found if isinstance(found, dict) else section_of(session, "session")
 
 
-def _setting(session: SessionStarted | None, section: str) -> dict[str, Any]:
+def section_of(session: SessionStarted | None, section: str) -> dict[str, Any]:
+    """The settings of one section as the session began; empty when there are none."""
     found = session.settings.get(section) if session else None
     return found if isinstance(found, dict) else {}

@@ -18,7 +18,7 @@ from agent.knobs import KnobValue, find_knobs
 from agent.ledger import LedgerError, canonical
 from agent.records import Entry, RunFinished, SessionStarted, Verdict
 from agent.render import one_line
-from agent.summary import metric_of
+from agent.summary import metric_of, section_of
 from sandbox.contract import Record, Sha256
 
 FORMAT = 1
@@ -156,7 +156,7 @@ def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
         "seeds": ", ".join(str(run.seed) for run in runs),
         "outcomes": ", ".join(run.result.outcome.value for run in runs),
         "image": runs[0].result.image_digest if runs else "",
-        "profile": str(_setting(session, "hardware", "profile")),
+        "profile": str(section_of(session, "hardware").get("profile", "")),
         "nightlab": session.nightlab_version,
     }
     return {name: one_line(text, MAX_FACT_CHARACTERS) for name, text in facts.items()}
@@ -186,11 +186,6 @@ def _metrics(metric: str, attempt: Attempt) -> dict[str, float]:
 
 def _train_runs(attempt: Attempt) -> list[RunFinished]:
     return [run for run in attempt.runs if run.result.box == "train"]
-
-
-def _setting(session: SessionStarted, section: str, name: str) -> object:
-    settings = session.settings.get(section)
-    return settings.get(name, "") if isinstance(settings, dict) else ""
 
 
 def _knobs(run: TrackedRun, get_blob: GetBlob) -> dict[str, KnobValue]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ByteCount = Annotated[int, Field(ge=0)]
@@ -46,6 +47,21 @@ class SandboxError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+@contextmanager
+def disk_faults() -> Iterator[None]:
+    """Turn what the host's disk refuses into a SandboxError: our fault, never the program's."""
+    try:
+        yield
+    except OSError as error:
+        raise SandboxError(f"the disk refused: {error.strerror or error}", MAKE_ROOM) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that a record refused, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class EngineUnavailable(SandboxError):

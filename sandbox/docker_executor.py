@@ -31,7 +31,6 @@ import requests
 
 from sandbox.causes import decide, gather
 from sandbox.contract import (
-    MAKE_ROOM,
     ContainerUnkillable,
     EngineUnavailable,
     ImageMissing,
@@ -42,6 +41,7 @@ from sandbox.contract import (
     RunResult,
     RunSpec,
     SandboxError,
+    disk_faults,
 )
 from sandbox.files import OutputReceiver
 from sandbox.hardening import Lease, Settings, container_settings, engine_differences
@@ -132,6 +132,7 @@ class DockerExecutor:
     ) -> RunResult:
         """Run `spec` to its end; see `contract.Executor.run`."""
         with (
+            disk_faults(),
             _engine_errors(),
             contextlib.closing(_receiver(spec, output_dir)) as receiver,
             self._client() as client,
@@ -543,8 +544,6 @@ def _engine_errors() -> Iterator[None]:
     except (requests.RequestException, docker.errors.DockerException) as error:
         hint = "see whether the engine is running: `nightlab setup`"
         raise EngineUnavailable(f"the engine does not answer: {error}", hint) from error
-    except OSError as error:
-        raise SandboxError(f"the disk refused: {error.strerror or error}", MAKE_ROOM) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from sandbox.contract import Record, SandboxError
+from sandbox.contract import Record, SandboxError, first_problem
 
 OWN_PROFILES = "profiles.toml"
 """Name of the file beside program.md that may add profiles."""
@@ -97,10 +97,8 @@ def _profile(name: str, tables: Mapping[str, Any]) -> Profile:
     try:
         return Profile.model_validate({**_inherited(name, tables, ()), "name": name})
     except ValidationError as error:
-        detail = error.errors()[0]
-        field = ".".join(str(part) for part in detail["loc"])
         raise SandboxError(
-            f"hardware profile {name[:60]!r}: {field}: {detail['msg']}",
+            f"hardware profile {name[:60]!r}: {first_problem(error)}",
             "see the fields of a shipped profile, or begin with: like = 'cpu'",
         ) from error
 

@@ -8,11 +8,12 @@ from typing import Any
 import docker
 from pydantic import ValidationError
 
+from sandbox import hardening
 from sandbox.contract import Record, SandboxError
 from sandbox.engine import FAILED_CALLS, last_lines
 
 ANSWER_SECONDS = 120
-USER = "65534:65534"
+USER = f"{hardening.USER}:{hardening.USER}"
 NEUTRAL = {"NVIDIA_VISIBLE_DEVICES": ("void", ""), "LD_PRELOAD": ("",)}
 """Variables by which an image could widen its own box, and the values that do nothing."""
 QUESTIONS = """

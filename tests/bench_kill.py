@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome, RunSpec
 from sandbox.engine import connect, find_engine
 from sandbox.hardening import LABEL_RUN
 from sandbox.image import find_image
+from sandbox.library import state_directory
 from sandbox.reaper import sweep, sweep_run_directories
 from tests.bench_overhead import Place
 from tests.boxes import MEBIBYTE, box_spec, shipped_recipe

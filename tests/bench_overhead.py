@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import docker
 
-from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome
 from sandbox.engine import Engine, find_engine
 from sandbox.image import find_image
+from sandbox.library import state_directory
 from tests.boxes import box_spec, shipped_recipe
 
 STEPS = {

@@ -15,6 +15,7 @@ from sandbox.contract import Limits, Mount, RunSpec
 from sandbox.hardening import LABEL_SESSION
 from sandbox.hardware import find_profile
 from sandbox.image import Recipe
+from sandbox.library import shipped_recipe as shipped
 
 CONTROLLER = """
 import sys
@@ -46,9 +47,8 @@ def shipped_recipe(
     profile: str = "cpu", base_image: str = "", dockerfile: Path = DOCKERFILE
 ) -> Recipe:
     """Return what the shipped program.md asks of its image, or a variation of it."""
-    return Recipe(
-        profile=find_profile(profile), dockerfile=dockerfile.read_text(), base_image=base_image
-    )
+    changes = {"profile": find_profile(profile), "base_image": base_image}
+    return shipped().model_copy(update=changes | {"dockerfile": dockerfile.read_text()})
 
 
 def box_spec(

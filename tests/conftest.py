@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.setup import state_directory
 from sandbox.contract import SandboxError
 from sandbox.engine import Engine, find_engine
 from sandbox.image import ImageRecord, find_image
+from sandbox.library import state_directory
 from tests.boxes import shipped_recipe
 
 FACILITIES = ("docker", "chromium", "gpu", "api", "recordings")

@@ -24,11 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent.setup import state_directory
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.engine import connect, find_engine
 from sandbox.hardening import LABEL_SESSION
 from sandbox.image import find_image
+from sandbox.library import state_directory
 from tests.bench_overhead import Place
 from tests.boxes import python_spec, shipped_recipe
 from tests.test_cases import CASES, asked_and_found, case_spec, read_case

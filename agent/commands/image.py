@@ -17,14 +17,16 @@ from agent.commands.shared import (
     load,
     out,
     print_line,
+    say,
     torch_index_of,
 )
 from agent.program import Settings
-from agent.setup import image_recipe, make_image, ready_engine, state_directory
+from agent.setup import image_recipe, make_image, ready_engine
 from sandbox.engine import connect, find_engine
 from sandbox.hardware import known_profiles
 from sandbox.image import ImageRecord, find_image, known_images
 from sandbox.image_check import check_image
+from sandbox.library import state_directory
 
 
 def build(
@@ -35,13 +37,13 @@ def build(
     """Build the image of a program unless it is there; setup does this and the rest."""
     settings, state_dir = _settings(program, base_image), state_directory(os.environ)
     make_image(
-        ready_engine(state_dir, os.environ, _say),
+        ready_engine(state_dir, os.environ, say),
         settings,
         program.parent,
         state_dir=state_dir,
         environ=os.environ,
         torch_index=torch_index_of(torch_index),
-        say=_say,
+        say=say,
     )
 
 
@@ -87,7 +89,7 @@ def show(
         "content": image.content_key,
     }
     for name, words in rows.items():
-        out.print(f"{name:<8} {words}", markup=False, soft_wrap=True)
+        say(f"{name:<8} {words}")
 
 
 def verify(
@@ -104,7 +106,7 @@ def verify(
         return
     words = f"{image.reference} is fit: Python {contents.python}, torch {contents.torch}"
     accelerator = contents.accelerator or "no accelerator"
-    out.print(f"{words}, numpy {contents.numpy}, {accelerator}", markup=False, soft_wrap=True)
+    say(f"{words}, numpy {contents.numpy}, {accelerator}")
 
 
 def _settings(program: Path, base_image: str | None) -> Settings:
@@ -119,7 +121,3 @@ def _image(program: Path, base_image: str | None) -> ImageRecord:
 
 def _base(image: ImageRecord) -> str:
     return f"{image.base.reference} ({image.base.source})"
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, soft_wrap=True)

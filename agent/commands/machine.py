@@ -20,6 +20,7 @@ from agent.commands.shared import (
     load,
     out,
     print_line,
+    say,
     torch_index_of,
 )
 from agent.program import parse_size
@@ -62,7 +63,7 @@ def setup(
         state_dir=state_dir,
         environ=os.environ,
         torch_index=torch_index_of(torch_index),
-        say=lambda line: out.print(line, markup=False, soft_wrap=True),
+        say=say,
     )
     out.print("ready")
     if base_image:
@@ -71,7 +72,7 @@ def setup(
 
 def _say_once_more(base_image: str) -> None:
     words = f'say so to the other commands too, or write base_image = "{base_image}" in program.md'
-    out.print(words, markup=False, soft_wrap=True)
+    say(words)
 
 
 def check(

@@ -19,6 +19,7 @@ from agent.commands.shared import (
     SERVICE_FAILED,
     JsonOption,
     RunsOption,
+    SessionArgument,
     TrackDirOption,
     TrackOption,
     anchor_of,
@@ -27,8 +28,10 @@ from agent.commands.shared import (
     open_observer,
     out,
     print_line,
+    say,
     session_directory,
     sweep_now,
+    warn,
 )
 from agent.export import (
     PATCH_NAME,
@@ -55,9 +58,10 @@ from agent.report import write_report
 from agent.review import replay as run_again
 from agent.review import review as check_by_daylight
 from agent.session import SessionError, open_lab, settings_in, settings_of
-from agent.setup import recorded_outfit, state_directory
+from agent.setup import recorded_outfit
 from agent.summary import summary
 from agent.worth import ReviewTable, reviews, worth
+from sandbox.library import state_directory
 
 MAX_DIFF_CHARACTERS = 12_000
 
@@ -68,14 +72,14 @@ RepoOption = Annotated[
 
 
 def report(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     track: TrackOption = None,
     track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a session anew and say where it lies."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
     entries = read_ledger(directory)
     paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
@@ -85,12 +89,12 @@ def report(
         out.print(f"report: {paths.html}", soft_wrap=True)
     if export is not None and (problem := export(directory)):
         text = f"error: {export.tracker.value} was not brought up to date: {problem}"
-        err.print(text, style="red", markup=False, soft_wrap=True)
+        warn(text, "red")
         raise typer.Exit(SERVICE_FAILED)
 
 
 def audit(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     attempt: Annotated[
         int | None, typer.Option("--attempt", help="show the events of this attempt")
     ] = None,
@@ -113,7 +117,7 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Verify the chain and every blob, and recompute every verdict and price from the record."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     entries = read_ledger(directory)
     wanted = make_filter(entries, attempt, types, since)
     check_hash(head)
@@ -136,7 +140,7 @@ def audit(
 
 
 def review(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="fresh seeds; as many as the baseline had if left out")
     ] = None,
@@ -147,7 +151,7 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """Check the result with fresh seeds and holdout, and leave out each kept change in turn."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     if no_runs:
         entries = read_ledger(directory)
         if not (found := reviews(entries)):
@@ -167,13 +171,13 @@ def review(
 
 
 def replay(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """Run one attempt again from the record alone and compare the scores."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     with _recorded_lab(directory, as_json=as_json) as lab:
         replayed = run_again(lab, attempt, _progress(as_json=as_json))
         _keep_head(lab.ledger)
@@ -181,11 +185,11 @@ def replay(
         print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
         return
     for line in replay_lines(replayed):
-        out.print(line, markup=False, soft_wrap=True)
+        say(line)
 
 
 def approve(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     reason: ReasonOption,
     smaller: Annotated[
         bool, typer.Option("--smaller", help="take the review's smaller equal model")
@@ -195,7 +199,7 @@ def approve(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Take the result: files, a patch and, if asked, a branch; recorded with your git name."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     refuse_inside(repo, runs)
     person = find_person(repo, os.environ)
     with Ledger.open(directory) as ledger:
@@ -220,27 +224,27 @@ def approve(
         )
         _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
-    out.print(f"approved by {person.name}: {approved}", markup=False, soft_wrap=True)
-    out.print(f"apply it with: git apply {approved / PATCH_NAME}", markup=False, soft_wrap=True)
+    say(f"approved by {person.name}: {approved}")
+    say(f"apply it with: git apply {approved / PATCH_NAME}")
     if commit is not None:
-        out.print(f"branch {branch} is {commit}", markup=False, soft_wrap=True)
+        say(f"branch {branch} is {commit}")
 
 
 def reject(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     reason: ReasonOption,
     repo: RepoOption = Path(),
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Turn the result down; recorded with your git name."""
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     refuse_inside(repo, runs)
     person = find_person(repo, os.environ)
     with Ledger.open(directory) as ledger:
         ledger.append(rejection(ledger, person, reason))
         _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
-    out.print(f"rejected by {person.name}", markup=False, soft_wrap=True)
+    say(f"rejected by {person.name}")
 
 
 def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
@@ -250,7 +254,7 @@ def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
     path = anchor_path(settings_in(entries).record.anchor, directory)
     if path is None or path.is_file():
         return path
-    err.print(f"there is no {path} here, where heads were anchored", markup=False, soft_wrap=True)
+    warn(f"there is no {path} here, where heads were anchored", "")
     return None
 
 
@@ -260,7 +264,7 @@ def _keep_head(ledger: Ledger) -> None:
         if anchor := anchor_of(ledger.directory, settings_of(ledger)):
             anchor.add(ledger.entries)
     except LedgerError as error:
-        err.print(error.message, style="yellow", markup=False, soft_wrap=True)
+        warn(error.message)
 
 
 @contextmanager
@@ -282,13 +286,13 @@ def _recorded_lab(directory: Path, *, as_json: bool) -> Iterator[Lab]:
 
 
 def _progress(*, as_json: bool) -> Callable[[str], None]:
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if as_json:
             print_line(json.dumps({"event": "progress", "text": line}))
         else:
-            out.print(line, markup=False, soft_wrap=True)
+            say(line)
 
-    return say
+    return tell
 
 
 def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
@@ -296,9 +300,9 @@ def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
         print_line(json.dumps({"event": "review", **table.model_dump(mode="json")}))
         return
     for line in result_lines(table):
-        out.print(line, markup=False, soft_wrap=True)
+        say(line)
     out.print(worth_table(table))
     for line in notes(table):
-        out.print(line, markup=False, soft_wrap=True)
+        say(line)
     difference = result_diff(directory, read_ledger(directory))
-    out.print(for_terminal(difference, MAX_DIFF_CHARACTERS), markup=False, soft_wrap=True)
+    say(for_terminal(difference, MAX_DIFF_CHARACTERS))

@@ -21,6 +21,7 @@ from agent.commands.shared import (
     JsonOption,
     ProgramOption,
     RunsOption,
+    SessionArgument,
     TrackDirOption,
     TrackOption,
     UsdOption,
@@ -31,8 +32,10 @@ from agent.commands.shared import (
     open_observer,
     out,
     print_line,
+    say,
     session_directory,
     sweep_now,
+    warn,
 )
 from agent.console import closing_lines
 from agent.history import fold
@@ -46,10 +49,11 @@ from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import Report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
-from agent.setup import find_outfit, recorded_outfit, state_directory, template
+from agent.setup import find_outfit, recorded_outfit, template
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.summary import summary
 from agent.tracking import DEADLINE_SECONDS, Export
+from sandbox.library import state_directory
 
 
 def run(
@@ -102,7 +106,7 @@ def run(
 
 
 def resume(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     attempts: AttemptsOption = None,
     hours: HoursOption = None,
     usd: UsdOption = None,
@@ -114,13 +118,13 @@ def resume(
     """Go on with a session that was stopped, was killed, or may have more attempts now."""
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
-    with Ledger.open(directory.absolute()) as ledger:
+    with Ledger.open(directory) as ledger:
         settings = settings_of(ledger).with_overrides(attempts=attempts, hours=hours, usd=usd)
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
         begun = ledger.history.session
         assert begun is not None
         name = begun.researcher
-        require_credentials(name, settings)
+        _require_credentials(name, settings)
         outfit = recorded_outfit(
             begun, settings, directory, state_dir=state_directory(os.environ), environ=os.environ
         )
@@ -137,29 +141,29 @@ def resume(
 
 
 def stop(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Let a session finish the attempt that it is at, then end with its report."""
-    ask_to_stop(running_session(runs, session))
+    ask_to_stop(_running_session(runs, session))
     out.print(f"{session} ends after its present attempt")
 
 
 def pause(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Let a session wait after the attempt that it is at; the pause costs none of its hours."""
-    ask_to_pause(running_session(runs, session))
+    ask_to_pause(_running_session(runs, session))
     out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
 
 
 def continue_(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Let a paused session go on."""
-    if not ask_to_continue(running_session(runs, session)):
+    if not ask_to_continue(_running_session(runs, session)):
         raise SessionError(f"{session} is not paused", "see nightlab pause --help")
     out.print(f"{session} goes on")
 
@@ -188,7 +192,7 @@ def _work(
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()
-    tell_end(ledger, as_json=as_json)
+    _tell_end(ledger, as_json=as_json)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
 
@@ -202,7 +206,7 @@ def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
     except LedgerError as error:
         if not anchor.has_failed:
             ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
-            err.print(one_line(error.message, 300), style="yellow", markup=False, soft_wrap=True)
+            warn(one_line(error.message, 300))
         anchor.has_failed = True
 
 
@@ -212,7 +216,7 @@ def _refresh_report(lab: Lab, report: Report) -> None:
         report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         text = f"the report could not be written: {type(error).__name__}: {error}"
-        err.print(one_line(text, 300), style="yellow", markup=False, soft_wrap=True)
+        warn(one_line(text, 300))
 
 
 def _track(lab: Lab, export: Export) -> None:
@@ -225,28 +229,28 @@ def _track(lab: Lab, export: Export) -> None:
     tracker = export.tracker.value
     later = f"nightlab report {lab.session} --track {tracker}"
     text = f"{tracker} was not brought up to date: {problem}; try it later: {later}"
-    err.print(text, style="yellow", markup=False, soft_wrap=True)
+    warn(text)
     if lab.ledger.history.ended is None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
 def _warn(warning: str) -> None:
-    err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    warn(f"warning: {warning}")
 
 
 def _say_waiting(error: str, wait_seconds: float) -> None:
     text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
-    err.print(text, style="yellow", markup=False, soft_wrap=True)
+    warn(text)
 
 
-def tell_end(ledger: Ledger, *, as_json: bool) -> None:
+def _tell_end(ledger: Ledger, *, as_json: bool) -> None:
     """The last lines: best, baseline, noise, what survived, where the report lies."""
     numbers = summary(ledger.entries)
     if as_json:
         print_line(json.dumps({"event": "session_ended", **numbers.model_dump(mode="json")}))
         return
     for line in closing_lines(numbers, ledger.directory):
-        out.print(line, markup=False, soft_wrap=True)
+        say(line)
 
 
 def _researcher(settings: Settings) -> str:
@@ -255,13 +259,13 @@ def _researcher(settings: Settings) -> str:
     if name == "auto":
         missing = check_credentials(os.environ, provider=settings.researcher.provider)
         name = "tpe" if missing else "claude"
-    require_credentials(name, settings)
+    _require_credentials(name, settings)
     if name == "claude":
         check_models(settings, os.environ)
     return name
 
 
-def require_credentials(name: str, settings: Settings) -> None:
+def _require_credentials(name: str, settings: Settings) -> None:
     if name != "claude":
         return
     provider = settings.researcher.provider
@@ -276,7 +280,7 @@ def require_credentials(name: str, settings: Settings) -> None:
         )
 
 
-def running_session(runs: Path, session: str) -> Path:
+def _running_session(runs: Path, session: str) -> Path:
     directory = session_directory(runs, session)
     ended = fold(read_ledger(directory)).ended
     if ended is not None:

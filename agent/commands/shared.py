@@ -19,9 +19,10 @@ from agent.lab import Observer
 from agent.ledger import Ledger
 from agent.program import Program, Settings, load_program
 from agent.session import SessionError, has_begun
-from agent.setup import clean_up, state_directory, template
+from agent.setup import template
 from agent.tracking import Export, Tracker, missing
 from sandbox.engine import find_engine
+from sandbox.library import clean_up, state_directory
 
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
 
@@ -40,8 +41,7 @@ TrackDirOption = Annotated[
     Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
-
-
+SessionArgument = Annotated[str, typer.Argument(help="name of the session")]
 BaseImageOption = Annotated[
     str | None, typer.Option("--base-image", help="build on this image instead")
 ]
@@ -56,8 +56,19 @@ def torch_index_of(flag: str) -> str:
 
 
 def print_line(line: str) -> None:
+    """Print a line as it is, at once: for scripts."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Print a line for a person; what looks like markup is text, and long lines stay whole."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def warn(line: str, style: str = "yellow") -> None:
+    """The same, for what a person should notice, beside the output."""
+    err.print(line, style=style, markup=False, soft_wrap=True)
 
 
 def load(program: Path) -> Program:
@@ -82,7 +93,7 @@ def session_directory(runs: Path, session: str) -> Path:
             f"session {session!r} holds nothing: its beginning was cut off",
             f"remove {directory} and start anew: nightlab run --session {session}",
         )
-    return directory
+    return directory.absolute()
 
 
 def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Export | None:

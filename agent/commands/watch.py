@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent.commands.shared import JsonOption, RunsOption, out, print_line, session_directory
+from agent.commands.shared import (
+    JsonOption,
+    RunsOption,
+    SessionArgument,
+    out,
+    print_line,
+    say,
+    session_directory,
+)
+from agent.ledger import utc_now
 from agent.session import SessionError
 from agent.tui import show
 from agent.watch import LiveReport, WatchServer
 
 
 def watch(
-    session: Annotated[str, typer.Argument(help="name of the session")],
+    session: SessionArgument,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")
     ] = 0,
@@ -31,10 +39,10 @@ def watch(
     """
     if tui and as_json:
         raise SessionError("--tui and --json exclude each other", "leave one of them out")
-    directory = session_directory(runs, session).absolute()
+    directory = session_directory(runs, session)
     try:
         if tui:
-            show(directory, out, _now)
+            show(directory, out, utc_now)
         else:
             _serve(directory, port, as_json=as_json)
     except KeyboardInterrupt:
@@ -43,7 +51,7 @@ def watch(
 
 def _serve(directory: Path, port: int, *, as_json: bool) -> None:
     try:
-        server = WatchServer(LiveReport(directory, _now), port=port)
+        server = WatchServer(LiveReport(directory, utc_now), port=port)
     except OSError as error:
         hint = "choose another --port, or leave it out for a free one"
         raise SessionError(f"port {port} cannot be opened: {error.strerror}", hint) from error
@@ -52,11 +60,7 @@ def _serve(directory: Path, port: int, *, as_json: bool) -> None:
             print_line(json.dumps({"event": "watching", "address": server.address}))
         else:
             tunnel = f"ssh -L {server.server_port}:127.0.0.1:{server.server_port} THIS-MACHINE"
-            out.print(server.address, markup=False, soft_wrap=True)
+            say(server.address)
             out.print(f"from elsewhere: {tunnel}, then the same address", markup=False)
             out.print("Ctrl-C ends the watching, not the session")
         server.serve_forever()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
