@@ -32,8 +32,24 @@ from sandbox.strains import FLOOD_BYTES, STRAINS, Strain
 pytestmark = [pytest.mark.docker]
 
 ADDED = ["SYS_ADMIN", "SYS_NICE", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYSLOG"]
-STILL_HELD = 40
-"""Root without seccomp still has namespaces, a cgroup and a /proc of its own."""
+TEMPTING = ("/var/run/docker.sock", "/root/.netrc", "/nightlab/link.sock")
+STILL_HELD = {
+    "the address of a name": "asks the machine's own network",
+    "a socket for the kernel's ciphers (AF_ALG)": "the kernel may not have it",
+    "change the kernel's settings": "the engine mounts them read-only itself",
+    "memory and firmware of the machine in /proc and /sys": "the engine hides them itself",
+    "kernel modules": "the right to them is not given here: it would be dangerous",
+    "kexec": "the same",
+    "reboot": "the same",
+    "stop or kill PID 1": "the kernel protects the init of any namespace",
+    "see processes of somebody else": "with the machine's pids, attempts would hit the machine",
+    "shared memory of the host (System V)": "the machine may have none",
+    "hide from the kernel's choice when memory is short": "the machine may not grant that right",
+    "real-time scheduling": "the kernel may grant it to no cgroup",
+    "a disk": "none is lent",
+    "ports of the processor": "the kernel may not have them",
+}
+"""What may hold in a container without walls, and why; everything else must give way there."""
 
 
 class Bare:
@@ -50,6 +66,8 @@ class Bare:
         channel: socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
     ) -> RunResult:
+        (source,) = (mount.source for mount in spec.mounts)
+        volumes = [f"{source}:/workspace", f"{source.parent}:{source.parent}"]
         with closing(connect(self.engine)) as client:
             container = client.containers.create(
                 spec.image,
@@ -60,10 +78,10 @@ class Bare:
                 cap_add=ADDED,
                 network_mode="host",
                 ipc_mode="host",
-                devices=["/dev/null:/dev/kvm:r"],
+                devices=["/dev/null:/dev/kvm:r", "/dev/null:/dev/nvidia0:r"],
+                tmpfs={"/out": "exec", "/nightlab": ""},
                 environment=spec.environment | {CANARY_VARIABLE: os.environ[CANARY_VARIABLE]},
-                volumes=[f"{mount.source}:{mount.target}" for mount in spec.mounts]
-                + [f"{mount.source.parent}:{mount.source.parent}" for mount in spec.mounts],
+                volumes=[*volumes, *(f"{source}/train.py:{place}" for place in TEMPTING)],
             )
             try:
                 container.start()
@@ -91,10 +109,10 @@ def without_walls(engine: Engine, image: ImageRecord, state_dir: Path) -> list[F
         return [f for family in FAMILIES for f in try_family(Bare(engine), place, family)]
 
 
-def test_most_attempts_succeed_where_the_walls_are_gone(without_walls: list[Finding]) -> None:
-    held = [f"{f.family}: {f.tried}" for f in without_walls if f.standing == "held"]
+def test_every_attempt_succeeds_where_the_walls_are_gone(without_walls: list[Finding]) -> None:
+    held = {finding.tried for finding in without_walls if finding.standing != "gave way"}
 
-    assert len(held) < STILL_HELD, held
+    assert set() == held - set(STILL_HELD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
