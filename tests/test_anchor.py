@@ -17,7 +17,7 @@ from agent.commands.night import keep_head
 from agent.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger, utc_now
 from agent.records import Noticed
 from tests.nights import Place
-from tests.sessions import Lines, forge, only, resumed, sampled
+from tests.sessions import Lines, forge, found, only, resumed, sampled
 
 
 @pytest.fixture(scope="module")
@@ -257,5 +257,6 @@ def forget_all(lines: Lines) -> None:
 
 def test_an_empty_ledger_is_named(copy: Path) -> None:
     forge(copy, forget_all)
-    empty = audit(copy)
-    assert (1, "record: the ledger is empty\n") == (empty.exit_code, empty.stdout)
+    assert ["the ledger is empty"] == found(copy)
+    refused = audit(copy)
+    assert (2, True) == (refused.exit_code, "holds nothing" in refused.stderr)
