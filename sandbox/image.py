@@ -514,14 +514,15 @@ def _drain(events: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         BuildFailed: the engine reported an error; with the end of what was said before.
     """
-    said = ""
-    for event in events:
+    said, errors = "", []
+    for event in events:  # to its end even after an error: until then its connection is not free
         said = (said + str(event.get("stream", "")))[-8000:]
-        if "error" in event:
-            raise BuildFailed(
-                f"the engine reports: {last_lines(str(event['error']), 3)[-300:]}",
-                f"the end of its output:\n{last_lines(said)}",
-            )
+        errors += [str(event["error"])] if "error" in event else []
+    if errors:
+        raise BuildFailed(
+            f"the engine reports: {last_lines(errors[0], 3)[-300:]}",
+            f"the end of its output:\n{last_lines(said)}",
+        )
 
 
 def _inspect(client: docker.DockerClient, reference: str) -> dict[str, Any] | None:
