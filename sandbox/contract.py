@@ -14,13 +14,23 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ByteCount = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 RUN_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
@@ -111,6 +121,77 @@ class Limits(Record):
     """Bytes kept of the log's head, and again of its tail."""
 
 
+Devices = Literal["none", "nvidia", "rocm", "xpu"]
+"""What kind of accelerator a box gets, and so how the engine is asked for it."""
+
+GPU_ID_PATTERNS: dict[Devices, re.Pattern[str]] = {
+    "none": re.compile(r"(?!)"),
+    "nvidia": re.compile(r"^(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"),
+    "rocm": re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"),
+    "xpu": re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"),
+}
+"""What names one device for good: NVIDIA's UUIDs, MIG instances included; else PCI addresses."""
+
+MemoryBound = Literal["none", "watchdog", "library", "kernel", "hardware"]
+"""What holds a run to its GPU memory, the weakest first: nothing; a watch on the host that kills
+after the fact; the allocator inside the program, which the program can change; the driver, for the
+box's control group; a MIG instance of that size."""
+
+
+class GpuMemory(Record):
+    """How much memory of each of its GPUs a run may use, and what must hold it to that."""
+
+    bytes: Annotated[int, Field(ge=2**20)]
+    at_least: MemoryBound
+    """A run that can only be bounded by less is refused."""
+
+
+class GpuSample(Record):
+    """One GPU at one moment, as the driver tells the host; None where it does not tell."""
+
+    uuid: str
+    utilisation: Share | None
+    """Share of the last period in which a kernel ran."""
+    memory_used_bytes: ByteCount | None
+    memory_total_bytes: ByteCount | None
+    power_watts: Amount | None
+    energy_joules: Amount | None
+    """Since the driver was loaded."""
+    sm_clock_mhz: ByteCount | None
+    memory_clock_mhz: ByteCount | None
+    temperature_celsius: float | None
+    throttled_by: tuple[str, ...]
+    """Reasons for lower clocks that are none of the program's doing: heat, power supply."""
+    ecc_errors: ByteCount | None
+    """Uncorrected memory errors since the driver was loaded."""
+
+
+class GpuEvent(Record):
+    """Something that a GPU or its driver did during a run and that a healthy one does not."""
+
+    kind: Literal["xid", "lost", "unreadable", "throttled", "ecc", "memory_left", "recovery"]
+    words: str
+    xid: int | None = None
+    is_fault: bool
+    """Whether the GPU is to blame and was taken out of use, not the program."""
+
+
+class GpuUse(Record):
+    """What a run made of one of its GPUs, sampled on the host."""
+
+    uuid: str
+    name: str
+    memory_bound: MemoryBound
+    """What held the run to its limit; `none` also where no limit was asked."""
+    peak_memory_bytes: ByteCount | None
+    utilisation: Share | None
+    """Mean over the run."""
+    energy_joules: Amount | None
+    throttled_share: Share | None
+    samples: Annotated[int, Field(ge=0)]
+    events: tuple[GpuEvent, ...]
+
+
 class Mount(Record):
     """A host path seen read-only inside the box."""
 
@@ -137,9 +218,23 @@ class RunSpec(Record):
     working_directory: str
     environment: dict[str, str]
     mounts: tuple[Mount, ...]
+    devices: Devices = "none"
     gpus: tuple[str, ...]
-    """UUIDs of the leased GPUs; empty for none."""
+    """What names each leased GPU, see `GPU_ID_PATTERNS`; empty for none."""
+    gpu_memory: GpuMemory | None = None
+    """None for a run that may use all of its GPUs' memory."""
     limits: Limits
+
+    @model_validator(mode="after")
+    def _gpus_are_of_the_kind(self) -> Self:
+        if (self.devices == "none") != (not self.gpus):
+            raise ValueError("a run with devices names its GPUs, and a run without names none")
+        pattern = GPU_ID_PATTERNS[self.devices]
+        if any(not pattern.match(gpu) for gpu in self.gpus) or len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"these do not name {self.devices} GPUs, each once: {self.gpus}")
+        if self.gpu_memory is not None and not self.gpus:
+            raise ValueError("a run without GPUs has no GPU memory to bound")
+        return self
 
     @field_validator("run_id", "session")
     @classmethod
@@ -180,6 +275,9 @@ class RunResult(Record):
     cpu_seconds: Annotated[float, Field(ge=0)] | None
     oom_kills: int
     gpus: tuple[str, ...]
+    """Those that PID 1 saw before the program started."""
+    gpu: tuple[GpuUse, ...] = ()
+    """One for each of them; none in ledgers from before GPUs were watched."""
     log: Log
     output: tuple[OutputFile, ...]
     image_digest: str

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from sandbox.contract import Record, SandboxError, first_problem
+from sandbox.contract import Devices, Record, SandboxError, first_problem
 
 OWN_PROFILES = "profiles.toml"
 """Name of the file beside program.md that may add profiles."""
@@ -43,6 +43,8 @@ class Profile(Record):
     packages: tuple[str, ...]
     torch: TorchBuild | Literal[False]
     """False where the base brings its own."""
+    devices: Devices
+    """What kind of accelerator its boxes get, and so how the engine is asked for it."""
     environment: dict[str, str]
 
 

@@ -20,6 +20,7 @@ from sandbox.hardening import (
 from tests.boxes import box_spec
 
 GOLDEN = Path(__file__).parent / "golden" / "container_settings.json"
+GPUS = ("GPU-8a6e0a5e-0000-4000-8000-000000000001", "GPU-9b7f1c3d-0000-4000-8000-000000000002")
 LEASE = Lease(
     run_directory=Path("/state/runs/0123456789abcdef"),
     owner="4242 1000 pid:[4026531836] 00000000-0000-0000-0000-000000000000",
@@ -33,7 +34,9 @@ def example_spec() -> RunSpec:
         Mount(source=Path("/state/snapshot"), target="/workspace"),
         Mount(source=Path("/state/data/train"), target="/data"),
     )
-    return spec.model_copy(update={"mounts": mounts, "gpus": ("GPU-8a6e", "GPU-9b7f")})
+    return RunSpec.model_validate(
+        spec.model_dump() | {"mounts": mounts, "devices": "nvidia", "gpus": GPUS}
+    )
 
 
 def readable(settings: Settings) -> str:

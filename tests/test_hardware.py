@@ -99,6 +99,7 @@ def test_an_environment_is_text_only() -> None:
         "base_image": "",
         "packages": [],
         "torch": False,
+        "devices": "none",
         "environment": {"N": 1},
     }
 
