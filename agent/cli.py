@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType
 from typing import ParamSpec
 
@@ -22,9 +22,13 @@ from agent.listing import ListingError
 from agent.model import ModelError
 from agent.program import ProgramError
 from agent.session import SessionError
-from sandbox.contract import MAKE_ROOM, SandboxError
+from agent.terminal import outlive_hang_up, outlive_readers
+from sandbox.contract import DISK_REFUSES, MAKE_ROOM, SandboxError
 
 P = ParamSpec("P")
+
+NIGHT_LONG = (run, resume, review)
+"""Commands that go on when the terminal that they were started from hangs up."""
 
 app = typer.Typer(
     name="nightlab",
@@ -43,13 +47,14 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with outlive_hang_up() if function in NIGHT_LONG else nullcontext():
+                function(*args, **kwargs)
         except (ListingError, ProgramError, SessionError) as error:
             _fail(error.message, error.hint, WRONG_SETTINGS)
         except (SandboxError, LedgerError, ModelError) as error:
             _fail(error.message, error.hint, SERVICE_FAILED)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_REFUSES:
                 raise
             _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
         except KeyboardInterrupt:
@@ -77,6 +82,9 @@ app.add_typer(images, name="image")
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _interrupt)
+    outlive_readers()
     app()
 
 

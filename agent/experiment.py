@@ -24,7 +24,7 @@ from agent.records import (
     Noticed,
     Verdict,
 )
-from sandbox.contract import SandboxError, disk_faults
+from sandbox.contract import SandboxError, host_faults
 
 Closing = Callable[[float], AttemptFinished]
 """Makes the closing event once the attempt's duration in seconds is known."""
@@ -46,7 +46,7 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
     lab.ledger.append(_attempt_started(lab, number, kind, hypothesis, researcher, candidate))
     lab.observer.attempt_started(number, kind, hypothesis)
     try:
-        with disk_faults(), snapshot(lab, number, candidate) as files:
+        with host_faults(), snapshot(lab, number, candidate) as files:
             verdict = (
                 _baseline(lab, number, files)
                 if kind == "baseline"

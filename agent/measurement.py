@@ -31,7 +31,7 @@ from sandbox.contract import (
     RunResult,
     RunSpec,
     SandboxError,
-    disk_faults,
+    host_faults,
 )
 from sandbox.scoring import Measurement
 from sandbox.scoring import measure as score_in_boxes
@@ -227,7 +227,7 @@ def score_holdout(lab: Lab, attempt: Attempt) -> None:
     due = {seed: path for seed, path in sorted(checkpoints.items()) if path.is_dir()}
     if not due:
         return
-    with disk_faults(), snapshot(lab, attempt.number, stored_files(lab, attempt)) as files:
+    with host_faults(), snapshot(lab, attempt.number, stored_files(lab, attempt)) as files:
         for seed, checkpoint in due.items():
             _score(lab, attempt.number, seed, files, checkpoint, "holdout")
 

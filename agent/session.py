@@ -36,7 +36,7 @@ from agent.steering import forget
 from agent.tpe import SAMPLERS
 from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace
-from sandbox.contract import Executor, SandboxError, disk_faults, first_problem
+from sandbox.contract import Executor, SandboxError, first_problem, host_faults
 
 FIXED_FILES = ("evaluate.py",)
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
@@ -157,7 +157,7 @@ def _start(
 def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
     """Remove a session's new directory when it cannot be filled, so that its name stays free."""
     try:
-        with disk_faults():
+        with host_faults():
             yield
     except (SandboxError, LedgerError):
         shutil.rmtree(directory, ignore_errors=True)

@@ -7,6 +7,7 @@ a limit that defaults to "none" is no limit.
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -43,6 +44,11 @@ class Record(BaseModel):
 
 MAKE_ROOM = "make room on the disk, then go on with `nightlab resume`; nothing recorded is lost"
 """The hint for a disk that is full."""
+MAKE_SPACE = "end what else runs on this machine, or raise its limits, then go on"
+"""The hint for a machine that has no memory, process or file left to give."""
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the kernel says of a disk that is full, over quota, read-only or broken."""
+MACHINE_REFUSES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
 class SandboxError(Exception):
@@ -60,12 +66,19 @@ class SandboxError(Exception):
 
 
 @contextmanager
-def disk_faults() -> Iterator[None]:
-    """Turn what the host's disk refuses into a SandboxError: our fault, never the program's."""
+def host_faults() -> Iterator[None]:
+    """Turn what the host has no room for into a SandboxError: our fault, never the program's.
+
+    Any other OSError is not about room, a pipe without a reader or a missing folder, and passes.
+    """
     try:
         yield
     except OSError as error:
-        raise SandboxError(f"the disk refused: {error.strerror or error}", MAKE_ROOM) from error
+        if error.errno in DISK_REFUSES:
+            raise SandboxError(f"the disk refused: {error.strerror}", MAKE_ROOM) from error
+        if error.errno in MACHINE_REFUSES:
+            raise SandboxError(f"the machine refused: {error.strerror}", MAKE_SPACE) from error
+        raise
 
 
 def first_problem(error: ValidationError) -> str:

@@ -41,7 +41,7 @@ from sandbox.contract import (
     RunResult,
     RunSpec,
     SandboxError,
-    disk_faults,
+    host_faults,
 )
 from sandbox.files import OutputReceiver
 from sandbox.hardening import Lease, Settings, container_settings, engine_differences
@@ -132,7 +132,7 @@ class DockerExecutor:
     ) -> RunResult:
         """Run `spec` to its end; see `contract.Executor.run`."""
         with (
-            disk_faults(),
+            host_faults(),
             _engine_errors(),
             contextlib.closing(_receiver(spec, output_dir)) as receiver,
             self._client() as client,
@@ -574,9 +574,9 @@ def _receiver(spec: RunSpec, output_dir: Path | None) -> OutputReceiver:
 
 
 def _lease(spec: RunSpec, directory: Path) -> Lease:
-    deadline = time.time() + spec.limits.wall_seconds + LEFTOVER_SECONDS
+    deadline = time.monotonic() + spec.limits.wall_seconds + LEFTOVER_SECONDS
     return Lease(
-        run_directory=directory, owner=process_owner(), deadline_unix_seconds=int(deadline)
+        run_directory=directory, owner=process_owner(), deadline_monotonic_seconds=int(deadline)
     )
 
 

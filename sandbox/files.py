@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.contract import OutputFile, SandboxError
+from sandbox.contract import DISK_REFUSES, MACHINE_REFUSES, OutputFile, SandboxError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")
 MAX_DEPTH = 4
@@ -117,7 +117,11 @@ class OutputReceiver:
 
 
 def _open_empty(directory: Path) -> int:
-    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        problem = f"the output directory cannot be used: {directory}: {error.strerror}"
+        raise SandboxError(problem, "give an empty directory of your own") from error
     if os.listdir(root):  # noqa: PTH208 - the directory opened, not one of that name
         os.close(root)
         raise SandboxError(f"the output directory is not empty: {directory}", "give a fresh one")
@@ -130,7 +134,14 @@ def _create(root: int, parts: list[str]) -> int:
         try:
             return os.open(parts[-1], flags, 0o600, dir_fd=parent)
         except OSError as error:
-            raise OutputRefused(f"output file {'/'.join(parts)!r}: {error.strerror}") from error
+            raise _refusal(f"file {'/'.join(parts)!r}", error) from error
+
+
+def _refusal(what: str, error: OSError) -> Exception:
+    """Blame the name that came, unless it is the host that has no room."""
+    if error.errno in (*DISK_REFUSES, *MACHINE_REFUSES):
+        return error
+    return OutputRefused(f"output {what}: {error.strerror}")
 
 
 @contextlib.contextmanager
@@ -145,7 +156,7 @@ def _directory(root: int, parts: list[str]) -> Iterator[int]:
             try:
                 deeper = os.open(part, flags, dir_fd=current)
             except OSError as error:
-                raise OutputRefused(f"output directory {part!r}: {error.strerror}") from error
+                raise _refusal(f"directory {part!r}", error) from error
             os.close(current)
             current = deeper
         yield current

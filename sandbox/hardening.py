@@ -37,8 +37,9 @@ class Lease(Record):
     run_directory: Path
     owner: str
     """Process id, its start time, its pid namespace and the boot id; see `reaper`."""
-    deadline_unix_seconds: int
-    """When no container of this run may exist any more, whoever owned it."""
+    deadline_monotonic_seconds: int
+    """When no container of this run may exist any more, whoever owned it: on the clock that stands
+    still while the machine sleeps, as every deadline of a run does."""
 
 
 @cache
@@ -131,7 +132,7 @@ def _labels(spec: RunSpec, lease: Lease) -> dict[str, str]:
         LABEL_RUN: spec.run_id,
         LABEL_SESSION: spec.session,
         LABEL_OWNER: lease.owner,
-        LABEL_DEADLINE: str(lease.deadline_unix_seconds),
+        LABEL_DEADLINE: str(lease.deadline_monotonic_seconds),
         LABEL_BOX: spec.box,
     }
 

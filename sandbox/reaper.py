@@ -56,7 +56,7 @@ def is_alive(owner: str) -> bool | None:
     return _start_time(int(pid)) == start_time
 
 
-def is_abandoned(labels: Mapping[str, str], now_unix_seconds: float) -> bool:
+def is_abandoned(labels: Mapping[str, str], now_monotonic_seconds: float) -> bool:
     """Tell whether a container of ours belongs to nobody any more.
 
     Where the owner's life cannot be told (another pid namespace on the same engine), the run's own
@@ -68,7 +68,7 @@ def is_abandoned(labels: Mapping[str, str], now_unix_seconds: float) -> bool:
     if alive is not None:
         return not alive
     deadline = labels.get(LABEL_DEADLINE, "")
-    return deadline.isdigit() and now_unix_seconds > int(deadline)
+    return deadline.isdigit() and now_monotonic_seconds > int(deadline)
 
 
 def sweep(client: docker.APIClient) -> list[str]:
@@ -82,7 +82,8 @@ def sweep(client: docker.APIClient) -> list[str]:
         return [
             container["Id"]
             for container in found
-            if is_abandoned(container["Labels"] or {}, time.time()) and _remove(client, container)
+            if is_abandoned(container["Labels"] or {}, time.monotonic())
+            and _remove(client, container)
         ]
     except (requests.RequestException, docker.errors.DockerException) as error:
         raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +121,23 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
     with pytest.raises(SandboxError, match="not empty"):
         OutputReceiver(tmp_path, max_bytes=1, max_files=1)
+
+
+def test_an_output_directory_that_is_not_there_is_our_error(tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match=r"cannot be used: .*none: No such file") as refusal:
+        OutputReceiver(tmp_path / "none", max_bytes=1, max_files=1)
+    assert "" != refusal.value.hint
+
+
+def test_a_host_without_file_descriptors_is_not_called_a_bad_name(
+    receiver: OutputReceiver,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, hard)
+    )
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            receiver.begin("a", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -24,7 +24,7 @@ GPUS = ("GPU-8a6e0a5e-0000-4000-8000-000000000001", "GPU-9b7f1c3d-0000-4000-8000
 LEASE = Lease(
     run_directory=Path("/state/runs/0123456789abcdef"),
     owner="4242 1000 pid:[4026531836] 00000000-0000-0000-0000-000000000000",
-    deadline_unix_seconds=2_000_000_000,
+    deadline_monotonic_seconds=2_000_000_000,
 )
 
 

@@ -68,7 +68,7 @@ def test_of_another_pid_namespace_nothing_is_known() -> None:
 
 
 def test_a_container_that_is_not_ours_is_never_abandoned() -> None:
-    assert not is_abandoned({LABEL_OWNER: dead_owner(), LABEL_DEADLINE: "0"}, time.time())
+    assert not is_abandoned({LABEL_OWNER: dead_owner(), LABEL_DEADLINE: "0"}, time.monotonic())
 
 
 @pytest.mark.parametrize(("deadline", "abandoned"), [("99", True), ("101", False), ("", False)])
@@ -76,12 +76,12 @@ def test_the_deadline_decides_where_the_owner_cannot_be_told(
     deadline: str, abandoned: bool
 ) -> None:
     labels = {LABEL_RUN: "run-1", LABEL_OWNER: "?", LABEL_DEADLINE: deadline}
-    assert abandoned == is_abandoned(labels, now_unix_seconds=100)
+    assert abandoned == is_abandoned(labels, now_monotonic_seconds=100)
 
 
 def test_a_living_owner_keeps_a_container_past_its_deadline() -> None:
     labels = {LABEL_RUN: "run-1", LABEL_OWNER: process_owner(), LABEL_DEADLINE: "1"}
-    assert not is_abandoned(labels, now_unix_seconds=100)
+    assert not is_abandoned(labels, now_monotonic_seconds=100)
 
 
 def test_only_directories_of_dead_sessions_are_removed(tmp_path: Path) -> None:

@@ -78,9 +78,15 @@ class Place:
         return [e.event for e in read_ledger(self.session(name)) if isinstance(e.event, kind)]
 
     def containers(self, name: str) -> list[str]:
+        return self._labelled(lambda labels: labels["nightlab.session"] == name)
+
+    def boxes_of(self, pid: int) -> list[str]:
+        return self._labelled(lambda labels: labels["nightlab.owner"].startswith(f"{pid} "))
+
+    def _labelled(self, is_meant: Callable[[dict[str, str]], bool]) -> list[str]:
         with closing(connect(self.engine)) as client:
-            found = client.api.containers(all=True, filters={"label": f"nightlab.session={name}"})
-        return [container["Id"] for container in found]
+            found = client.api.containers(all=True, filters={"label": "nightlab.run"})
+        return [container["Id"] for container in found if is_meant(container["Labels"])]
 
     def rewrite(self, file: str, old: str, new: str) -> None:
         path = self.root / file
@@ -188,6 +194,34 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_container(place: Place) -> None:
     assert running.returncode == 130
     assert "nightlab resume stopped" in said
     assert place.containers("stopped") == []
+
+
+def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place) -> None:
+    place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 1.0")
+    running = place.start("run", "--researcher", "tpe", "--session", "alone", "--attempts", "2")
+    assert running.stdout is not None
+    assert running.stderr is not None
+    assert running.stdout.readline().startswith("#0")
+    running.stdout.close()
+    running.stderr.close()
+    running.send_signal(signal.SIGHUP)
+
+    assert 0 == running.wait(120)
+    ended = place.history("alone").ended
+    assert ended is not None
+    assert "attempts" == ended.reason
+    assert (place.session("alone") / "report.html").is_file()
+
+
+def test_a_box_ends_with_the_terminal_that_waits_for_it(place: Place) -> None:
+    flags = ("--wall-seconds", "60", "--", "python3", "-c", "import time; time.sleep(60)")
+    running = place.start("box", *flags)
+    wait_for(lambda: place.boxes_of(running.pid) != [])
+    running.send_signal(signal.SIGHUP)
+    running.communicate(timeout=30)
+
+    assert 130 == running.returncode
+    assert [] == place.boxes_of(running.pid)
 
 
 def test_a_second_process_on_the_same_session_is_refused(place: Place) -> None:
