@@ -19,6 +19,7 @@ LOG_CHARACTERS = 3000
 DIFF_CHARACTERS = 6000
 LEAST_LOG_CHARACTERS = 40
 DIGITS = 6
+SELF_REPORTED = "self-reported"
 
 Selection = Literal["best", "recent", "failed", "attempt"]
 FAILURES = (Verdict.FAILED, Verdict.INVALID)
@@ -59,6 +60,8 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         "attempts_done": len(history.completed),
         "workspace": "as you left it" if repeated else "holds the best files",
     }
+    if history.is_self_reported:
+        answer["source"] = SELF_REPORTED
     if finished.verdict in FAILURES:
         room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
         answer["log_tail"] = _fitting(log_tail(attempt), room)
@@ -95,6 +98,8 @@ def history_answer(
         "attempts_done": len(history.completed),
         "best": _best(history),
     }
+    if history.is_self_reported:
+        answer["source"] = SELF_REPORTED
     if select == "attempt":
         chosen = history.attempt(-1 if attempt is None else attempt)
         return to_json({**answer, "attempt": _details(chosen, history, get_blob)})
@@ -157,7 +162,8 @@ def _best(history: History) -> dict[str, Any] | None:
     best = history.best
     if best is None or best.finished is None:
         return None
-    return {"attempt": best.number, "value": _rounded(best.finished.value)}
+    told: dict[str, Any] = {"attempt": best.number, "value": _rounded(best.finished.value)}
+    return told | ({"source": SELF_REPORTED} if history.is_self_reported else {})
 
 
 def _selected(history: History, direction: Direction, select: Selection) -> list[Attempt]:

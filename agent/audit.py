@@ -46,6 +46,7 @@ from agent.records import (
     Verdict,
 )
 from agent.run_checks import RunChecks
+from agent.workspace import may_be_written
 from sandbox.contract import Outcome, Record
 
 BLOB_FIELDS = (
@@ -192,9 +193,21 @@ class _Auditor:
             yield f"attempt {event.attempt} comes where {len(self.history.attempts)} was due"
         if self.history.attempts and self.history.attempts[-1].open:
             yield f"attempt {event.attempt} starts while the one before is open"
+        yield from self._untouched(event)
         best = None if self.history.best is None else self.history.best.number
         if event.parent != best:
             yield f"its parent is {event.parent}, the best was {best}"
+
+    def _untouched(self, event: AttemptStarted) -> Iterator[str]:
+        """What nobody may write is in every candidate as it was when the session began."""
+        if self.settings is None or self.history.session is None:
+            return
+        editable = self.settings.workspace.editable
+        begun = self.history.session.files
+        for name in sorted(event.files.keys() | begun.keys()):
+            is_same = event.files.get(name) == begun.get(name)
+            if not is_same and not may_be_written(name.split("/"), editable):
+                yield f"its {name} is not the one that the session began with"
 
     def _count_repeats(self, number: int) -> None:
         values = list(self.history.attempt(number).values().values())

@@ -204,7 +204,8 @@ class JsonConsole:
         """Say what became of the attempt."""
         assert attempt.finished is not None
         finished = attempt.finished.model_dump(mode="json", exclude={"type"})
-        self._say("attempt_finished", **finished, cost_usd=attempt.cost_usd)
+        source = attempt.scores[-1].source if attempt.scores else None
+        self._say("attempt_finished", **finished, source=source, cost_usd=attempt.cost_usd)
 
     def close(self) -> None:
         """Nothing to leave behind."""
@@ -221,6 +222,8 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
         score = f"{'':<8}  {finished.reason:<16}"
     else:
         score = f"{finished.value:<8.4f}  {_difference(attempt, history, settings):<16}"
+    if settings.goal.is_reported and finished.value is not None:
+        score += " self-reported"
     hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
     cost = f"  ${attempt.cost_usd:.3f}" if attempt.cost_usd else ""
     return (
@@ -257,11 +260,11 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
     if numbers.baseline is not None and numbers.noise is not None:
-        lines.append(f"baseline {numbers.metric} {numbers.baseline:.4f}, noise {numbers.noise:.4f}")
+        lines.append(f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}")
     if numbers.best_attempt and numbers.best is not None and numbers.gain is not None:
         in_noise = f" ({numbers.gain_in_noise:.1f} x noise)" if numbers.gain_in_noise else ""
         lines.append(
-            f"best     {numbers.metric} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "
+            f"best     {numbers.label} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "
             f"better by {numbers.gain:.4f}{in_noise}"
         )
         if numbers.holdout_gain is not None and numbers.survived is not None:
@@ -270,6 +273,8 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
             )
     else:
         lines.append("no attempt was better than the baseline beyond noise")
+    if numbers.is_self_reported:
+        lines.append("holdout  none: the program printed these scores, and nothing checked them")
     lines.append(
         f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
         f"{numbers.failed} failed, {numbers.invalid} invalid"

@@ -124,9 +124,15 @@ def original_files(ledger: Ledger) -> Files:
 
 
 def patch(old: Files, new: Files, folder: str = WORKSPACE) -> bytes:
-    """What `git apply` or `patch -p1` takes at the person's directory, byte for byte."""
+    """What `git apply` or `patch -p1` takes at the person's directory, byte for byte.
+
+    Args:
+        old: the files that the session began with.
+        new: those that it ended with.
+        folder: where they lie, as `[workspace] path` has it.
+    """
     pieces = [
-        _file_patch(f"{folder}/{name}", old.get(name), new.get(name))
+        _file_patch(_beneath(folder, name), old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
@@ -156,7 +162,15 @@ def write_approved(directory: Path, files: Files, difference: bytes) -> Path:
     return target
 
 
-def make_branch(git: Git, name: str, old: Files, new: Files, person: Person, message: str) -> str:
+def make_branch(
+    git: Git,
+    name: str,
+    old: Files,
+    new: Files,
+    person: Person,
+    message: str,
+    folder: str = WORKSPACE,
+) -> str:
     """A new branch on top of HEAD that has the result; neither work tree nor index is touched.
 
     What the person committed since the session began is kept: the change is merged into it.
@@ -169,10 +183,15 @@ def make_branch(git: Git, name: str, old: Files, new: Files, person: Person, mes
     """
     git("check-ref-format", "--branch", name)
     head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    prefix = git("rev-parse", "--show-prefix").decode().rstrip("\n") + WORKSPACE
+    prefix = git("rev-parse", "--show-prefix").decode().rstrip("\n")
     changed = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    paths = {name: f"{prefix}/{name}" for name in changed}
+    paths = {name: prefix + _beneath(folder, name) for name in changed}
     theirs, modes = _committed(git, head, paths)
+    if missing := sorted(_only(old, changed).keys() - theirs.keys()):
+        raise SessionError(
+            f"HEAD has no {_beneath(folder, missing[0])}",
+            "name the directory that program.md lies in with --repo, and commit its files first",
+        )
     merged = _merged(_only(old, changed), theirs, _only(new, changed))
     with _temporary_index() as index:
         git("read-tree", head, GIT_INDEX_FILE=index)
@@ -261,6 +280,10 @@ def _smaller_files(ledger: Ledger) -> dict[str, str]:
     return files
 
 
+def _beneath(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
+
+
 def _setting(git: Git, name: str) -> str:
     return git("config", "--default", "", "--get", name).decode(errors="replace").strip()
 
@@ -303,12 +326,6 @@ def _committed(git: Git, head: str, paths: Mapping[str, str]) -> tuple[Files, di
 
 
 def _merged(old: Files, theirs: Files, new: Files) -> Files:
-    missing = sorted(old.keys() - theirs.keys())
-    if missing:
-        raise SessionError(
-            f"HEAD has no {WORKSPACE}/{missing[0]}",
-            "name the directory that holds the workspace with --repo, and commit its files first",
-        )
     try:
         return merge_files(old, theirs, new)
     except Conflict as conflict:

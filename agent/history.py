@@ -156,6 +156,12 @@ class History:
         return None
 
     @property
+    def is_self_reported(self) -> bool:
+        """Whether every score is the program's own word, and nobody checked it."""
+        goal = self.session.settings.get("goal") if self.session else None
+        return isinstance(goal, dict) and goal.get("source") == "reported"
+
+    @property
     def candidates(self) -> list[Attempt]:
         """Attempts that came from a researcher, in order."""
         return [a for a in self.attempts if a.started.kind == "candidate"]

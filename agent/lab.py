@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from agent.history import Attempt
 from agent.ledger import Ledger
@@ -45,7 +45,8 @@ class Lab:
     image_id: str
     device: str
     environment: dict[str, str]
-    data_dir: Path
+    data_dir: Path | None
+    """None for a program that reports its own score and was given no data."""
     fixed_dir: Path
     """Holds the session's own copy of evaluate.py."""
     observer: Observer
@@ -56,6 +57,18 @@ class Lab:
     def record(self, event: RunEvent) -> None:
         """Put what happens in the boxes on record."""
         self.ledger.append(self.envelope(event))
+
+    @property
+    def train_data(self) -> Path | None:
+        """What a training sees: its split, or the person's folder as it is."""
+        if self.data_dir is None or self.settings.goal.is_reported:
+            return self.data_dir
+        return self.split("train")
+
+    def split(self, name: Literal["train", "val", "holdout"]) -> Path:
+        """One split of prepared data."""
+        assert self.data_dir is not None
+        return self.data_dir / name
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -200,6 +200,8 @@ def _score_holdout(night: Night) -> None:
     baseline, best = night.history.baseline, night.history.best
     if baseline is None or best is None or best is baseline:
         return
+    if night.lab.settings.goal.is_reported:
+        return
     for attempt in (baseline, best):
         score_holdout(night.lab, attempt)
 

@@ -23,6 +23,7 @@ from agent.lab import (
 from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
 from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
+from agent.reported import read_reported
 from sandbox.contract import (
     Box,
     Limits,
@@ -54,15 +55,23 @@ class Failure:
 def measure(
     lab: Lab, number: int, seed: int, files: Path, splits: Sequence[Split] = ("val",)
 ) -> Failure | None:
-    """Train and score once at `seed`; the scores are in the ledger when nothing is returned."""
+    """Train and score once at `seed`; the scores are in the ledger when nothing is returned.
+
+    A program that reports its own score says nothing about other splits than val.
+    """
     checkpoint = checkpoint_dir(lab, number, seed)
-    failure = _train(lab, number, seed, files, checkpoint)
+    trained = _train(lab, number, seed, files, checkpoint)
+    if isinstance(trained, Failure):
+        return trained
+    if lab.settings.goal.is_reported:
+        return _take_its_word(lab, number, seed, trained)
+    failure = None
     for split in splits:
         failure = failure or _score(lab, number, seed, files, checkpoint, split)
     return failure
 
 
-def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> Failure | None:
+def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> Failure | RunResult:
     """Train until a run was not disturbed, as often as the settings allow.
 
     Only the baseline is measured on a machine that is never quiet: its noise then shows it.
@@ -75,7 +84,7 @@ def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> F
         _refuse_interruption(result)
         disturbed = noise.disturbed and result.outcome in (Outcome.OK, Outcome.TIMED_OUT)
         if not disturbed or (last and is_baseline):
-            return _judge_run(lab, result, over_seconds, noise)
+            return _judge_run(lab, result, over_seconds, noise) or result
         if not last:
             _wait_for_quiet(lab)
     return Failure(
@@ -150,9 +159,29 @@ def _judge_run(
             f"the run took {over_seconds:.1f} s longer than its budget of "
             f"{lab.settings.budget.seconds:g} s; start-up and saving count{busy}",
         )
-    if not result.output:
+    if not result.output and not lab.settings.goal.is_reported:
         return Failure(Verdict.FAILED, "no_checkpoint", f"the run left no file in {OUTPUT}")
     return None
+
+
+def _take_its_word(lab: Lab, number: int, seed: int, trained: RunResult) -> Failure | None:
+    """Record the score that a training printed of itself, or why there is none."""
+    said = read_reported(trained.log, lab.settings.goal.metric)
+    lab.record(
+        Scored(
+            attempt=number,
+            seed=seed,
+            split="val",
+            value=said.value,
+            reason=said.reason,
+            explanation=said.explanation,
+            details=said.details,
+            source="reported",
+        )
+    )
+    if said.reason is None:
+        return None
+    return Failure(Verdict.INVALID, said.reason, said.explanation)
 
 
 def _score(
@@ -164,7 +193,7 @@ def _score(
     scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
     for spec in (model, scorer):
         lab.record(_run_started(number, seed, spec))
-    lab.observer.run_started("scorer", seed, lab.settings.scoring.wall_seconds)
+    lab.observer.run_started("scorer", seed, scorer.limits.wall_seconds)
     output = fresh_directory(lab.directory / "boxes" / f"{run}-score")
     try:
         measurement = score_in_boxes(lab.executor, model, scorer, output)
@@ -237,18 +266,21 @@ def _train_spec(lab: Lab, number: int, seed: int, files: Path) -> RunSpec:
     environment = lab.environment | {
         "NIGHTLAB_SEED": str(seed),
         "NIGHTLAB_BUDGET_SECONDS": f"{budget.seconds:g}",
-        "NIGHTLAB_DATA": DATA,
         "NIGHTLAB_OUTPUT": OUTPUT,
     }
+    mounts = {files: WORKSPACE}
+    if lab.train_data is not None:
+        environment["NIGHTLAB_DATA"] = DATA
+        mounts[lab.train_data] = DATA
     if budget.tokens is not None:
         environment["NIGHTLAB_BUDGET_TOKENS"] = str(budget.tokens)
     return _spec(
         lab,
         _run_id(lab, number),
         "train",
-        ("python3", "train.py"),
+        lab.settings.workspace.command,
         environment,
-        {files: WORKSPACE, lab.data_dir / "train": DATA},
+        mounts,
         lab.settings.train_limits(),
     )
 
@@ -274,7 +306,7 @@ def _scorer_spec(lab: Lab, run_id: str, seed: int, split: Split) -> RunSpec:
         "scorer",
         (*argv, "--seed", str(seed)),
         lab.environment,
-        {lab.fixed_dir: EVALUATE, lab.data_dir / split: DATA},
+        {lab.fixed_dir: EVALUATE, lab.split(split): DATA},
         lab.settings.scoring_limits(),
     )
 

@@ -74,10 +74,11 @@ def difference(numbers: Arithmetic) -> str:
     return f"{numbers.gain:+.4f} (beyond noise from {numbers.required_gain:.4f})"
 
 
-def replay_lines(replayed: ReplayFinished) -> list[str]:
+def replay_lines(replayed: ReplayFinished, *, is_self_reported: bool) -> list[str]:
     """Recorded and today's scores side by side, and whether they agree."""
+    whose = ", self-reported" if is_self_reported else ""
     lines = [
-        f"seed {score.seed}: recorded {_score(score.recorded)}, today {_score(score.today)}"
+        f"seed {score.seed}{whose}: recorded {_score(score.recorded)}, today {_score(score.today)}"
         + _in_noise(score.recorded, score.today, replayed.noise)
         for score in replayed.scores
     ]

@@ -8,7 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,12 +16,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from agent.records import Direction
+from agent.records import Direction, Source
+from agent.render import labelled
 from sandbox.contract import Limits, Record
 
 MAX_PROGRAM_BYTES = 256 * 1024
@@ -67,6 +69,7 @@ def parse_size(value: object) -> object:
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, Field(gt=0, le=366 * 86_400)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+Metric = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_./@-]{0,63}$")]
 
 
 class Section(Record):
@@ -78,29 +81,56 @@ class Section(Record):
 class Goal(Section):
     """What the night is after."""
 
-    metric: Name = Field("val_bpb", examples=["val_bpb"])
+    metric: Metric = Field("val_bpb", examples=["val_bpb"])
     direction: Direction = Field("minimize", examples=["minimize"])
+    source: Source = Field("scored", examples=["scored"])
+    """`scored`: by evaluate.py in boxes of its own; `reported`: the program's own word."""
+
+    @property
+    def is_reported(self) -> bool:
+        return self.source == "reported"
+
+    @property
+    def label(self) -> str:
+        """The metric, and whose word it is where nobody checked it."""
+        return labelled(self.metric, is_self_reported=self.is_reported)
 
 
 class WorkspaceSettings(Section):
-    """What the agent may write."""
+    """Which files an experiment is made of, what trains, what the agent may write."""
 
+    path: Annotated[str, Field(max_length=1024)] = Field("workspace", examples=["workspace"])
+    """Beside program.md; "." for the directory in which it lies."""
+    command: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)], ...],
+        Field(min_length=1, max_length=64, strict=False),
+    ] = Field(("python3", "train.py"), examples=[["python3", "train.py"]])
     editable: Annotated[tuple[str, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
         ("train.py",), examples=[["train.py", "src/*.py"]]
     )
+
+    @field_validator("path")
+    @classmethod
+    def _plain_and_relative(cls, path: str) -> str:
+        if path != "." and not _is_plain(path):
+            raise ValueError('is neither a plain relative path nor "."')
+        return path
 
     @field_validator("editable")
     @classmethod
     def _inside_and_not_fixed(cls, editable: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in editable:
-            parts = pattern.split("/")
-            if not pattern or "\0" in pattern or any(p == "" or p.startswith(".") for p in parts):
+            if not _is_plain(pattern):
                 raise ValueError("holds a path that is not plain and relative")
             if pattern in FIXED_FILES:
                 raise ValueError(f"holds {pattern}, which decides the score and stays fixed")
             if "**" in pattern:
                 raise ValueError("holds '**'; a '*' stands for one name")
         return editable
+
+
+def _is_plain(path: str) -> bool:
+    return "\0" not in path and all(p and not p.startswith(".") for p in path.split("/"))
 
 
 class Budget(Section):
@@ -232,14 +262,37 @@ class Settings(Section):
     workspace: WorkspaceSettings = WorkspaceSettings()
     budget: Budget
     limits: BoxLimits
-    scoring: Scoring
+    scoring: Scoring | None = Field(None, validate_default=True)
+    """None where the program reports its own score: then there are no boxes that score."""
     session: Session
     noise: Noise = Noise()
     disturbance: DisturbanceSettings = DisturbanceSettings()
     researcher: ResearcherSettings = ResearcherSettings()
     hardware: Hardware = Hardware()
-    data: DataSettings = DataSettings()
+    data: DataSettings | None = Field(None, validate_default=True)
+    """None where the program reports its own score and brings what it needs."""
     record: RecordSettings = RecordSettings()
+
+    @field_validator("scoring")
+    @classmethod
+    def _scored_by_boxes(cls, scoring: Scoring | None, info: ValidationInfo) -> Scoring | None:
+        goal = info.data.get("goal", Goal())
+        if scoring is None and not goal.is_reported:
+            raise PydanticCustomError("missing", "field required")
+        if scoring is not None and goal.is_reported:
+            raise ValueError('bounds boxes that source = "reported" does not have; remove it')
+        return scoring
+
+    @field_validator("data")
+    @classmethod
+    def _prepared_or_shown(
+        cls, data: DataSettings | None, info: ValidationInfo
+    ) -> DataSettings | None:
+        if not info.data.get("goal", Goal()).is_reported:
+            return data or DataSettings()
+        if data is not None and not data.source.startswith("folder:"):
+            raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
+        return data
 
     def train_limits(self) -> Limits:
         """Limits of a train box; the wall is the budget and its grace."""
@@ -247,7 +300,8 @@ class Settings(Section):
         return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
 
     def scoring_limits(self) -> Limits:
-        """Limits of a model box and of a scorer box."""
+        """Limits of a model box and of a scorer box; a reported score needs neither."""
+        assert self.scoring is not None
         return Limits(**{**self.limits.model_dump(), **self.scoring.model_dump()})
 
     def with_overrides(
@@ -450,11 +504,17 @@ def _reason(detail: ErrorDetails) -> str:
     return detail["msg"][:1].lower() + detail["msg"][1:]
 
 
+def section_type(section: str) -> type[BaseModel]:
+    """The model of a section, also of one that may be left out."""
+    annotation = Settings.model_fields[section].annotation
+    found = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    assert issubclass(found, BaseModel)
+    return found
+
+
 def _section_fields(section: str) -> dict[str, Any]:
     """Fields of a section by the name that stands in program.md."""
-    annotation = Settings.model_fields[section].annotation
-    assert isinstance(annotation, type)
-    assert issubclass(annotation, BaseModel)
+    annotation = section_type(section)
     return {field.alias or key: field for key, field in annotation.model_fields.items()}
 
 

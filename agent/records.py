@@ -67,6 +67,8 @@ PLANNED_STOPS = frozenset(
 Split = Literal["val", "holdout"]
 AttemptKind = Literal["baseline", "candidate"]
 Direction = Literal["minimize", "maximize"]
+Source = Literal["scored", "reported"]
+"""Where a score comes from: boxes that the candidate cannot reach, or its own word."""
 
 
 class Disturbance(Record):
@@ -208,6 +210,8 @@ class Scored(Record):
     reason: str | None
     explanation: str
     details: dict[str, Any]
+    source: Source = "scored"
+    """`reported`: read from the log of the training itself, as `agent/reported.py` says."""
 
 
 class AttemptFinished(Record):

@@ -38,6 +38,11 @@ def one_line(text: str, limit: int) -> str:
     return _head(_BLANK.sub(" ", visible(text[: 4 * limit + 64])).strip(), limit)
 
 
+def labelled(metric: str, *, is_self_reported: bool) -> str:
+    """A metric's name for a reader: whose word it is, where nobody checked the number."""
+    return f"{metric} (self-reported)" if is_self_reported else metric
+
+
 def for_terminal(text: str, limit: int) -> str:
     """The visible text for a terminal, its middle cut beyond `limit` characters.
 

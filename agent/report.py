@@ -34,7 +34,7 @@ from agent.logs import unpacked_log
 from agent.records import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
 from agent.render import fenced, for_markdown, one_line, visible
 from agent.running import Activity
-from agent.summary import Summary, direction_of, metric_of, noise_of, summary_of, value_of
+from agent.summary import Summary, direction_of, label_of, noise_of, summary_of, value_of
 from agent.worth import MEANING, decision, reviews, worth
 from sandbox.contract import Log, Outcome, Record
 
@@ -109,9 +109,15 @@ def _description(attempt: Attempt) -> str:
     """One line that neither a TSV parser nor a spreadsheet takes for anything but text."""
     assert attempt.finished is not None
     text = one_line(attempt.started.hypothesis, 200).replace('"', "'") or "(no hypothesis)"
+    if _is_self_reported(attempt):
+        text += " [self-reported]"
     if attempt.finished.verdict in (Verdict.FAILED, Verdict.INVALID):
         text = f"{text} [{attempt.finished.verdict.value}: {one_line(attempt.finished.reason, 60)}]"
     return f"'{text}" if text[0] in "=+-@" else text
+
+
+def _is_self_reported(attempt: Attempt) -> bool:
+    return any(score.source == "reported" for score in attempt.scores)
 
 
 def _peak_memory_bytes(attempt: Attempt) -> int | None:
@@ -126,6 +132,7 @@ class _Page:
     attempt: Attempt
     mark: str
     value: float | None
+    is_self_reported: bool
     gain: float | None
     gain_in_noise: float | None
     arithmetic: str
@@ -169,7 +176,7 @@ class Report:
             picture=directory / PICTURE_NAME,
         )
         noise = noise_of(history) or 0.0
-        png = charts.progress_png(history, direction_of(history), metric_of(history), noise)
+        png = charts.progress_png(history, direction_of(history), label_of(history), noise)
         _replace(paths.results, results_tsv(history).encode())
         _replace(paths.html, self.html(history, entries).encode())
         _replace(paths.markdown, self.markdown(history, entries).encode())
@@ -308,6 +315,7 @@ def _page(attempt: Attempt, get_blob: GetBlob, limit_bytes: int, chain_bytes: in
         attempt=attempt,
         mark=charts.mark_of(attempt),
         value=value_of(attempt),
+        is_self_reported=_is_self_reported(attempt),
         gain=arithmetic.gain if arithmetic else None,
         gain_in_noise=arithmetic.gain / arithmetic.noise
         if arithmetic and arithmetic.noise

@@ -16,6 +16,7 @@ from agent.ledger import LedgerError
 from agent.logs import excerpt, unpacked_log
 from agent.program import Settings
 from agent.records import RunFinished, RunStarted, Scored, SessionStarted, Split
+from agent.reported import read_reported
 from sandbox.contract import Box, Limits, Outcome
 
 ROUNDING_CORES = 1e-4
@@ -40,6 +41,8 @@ class RunChecks:
     _open: dict[str, RunStarted] = field(default_factory=dict)
     _run_ids: set[str] = field(default_factory=set)
     _ends: dict[_Measurement, dict[Box, Outcome]] = field(default_factory=dict)
+    _trainings: dict[_Measurement, RunFinished] = field(default_factory=dict)
+    """The last training of each measurement: what a reported score is read from."""
 
     def look(self, event: RunStarted | RunFinished | Scored, purpose: str = "") -> Iterator[str]:
         """What is wrong with an event; the purpose is that of a run after the night."""
@@ -74,6 +77,9 @@ class RunChecks:
         told = (spec.get("environment") or {}).get("NIGHTLAB_SEED")
         if event.box == "train" and told != str(event.seed):
             yield f"the program was told seed {told}, the record says {event.seed}"
+        command = self.settings.workspace.command if self.settings else None
+        if event.box == "train" and command != tuple(spec.get("argv", command or ())):
+            yield "its command is not the one in the settings"
         image = self.session.image.get("image_id") if self.session else None
         if image is not None and spec.get("image") != image:
             yield "its image is not the session's"
@@ -95,6 +101,7 @@ class RunChecks:
         ends = self._ends.get(key, {})
         if result.box == "train":  # whatever was measured before counts no more
             ends = {}
+            self._trainings[key] = event
             for split in get_args(Split):
                 self.scores.pop((key, split), None)
         if ends.get(result.box, Outcome.OK) is Outcome.OK:  # of several boxes the bad one counts
@@ -152,13 +159,32 @@ class RunChecks:
         self.scores[key, event.split] = event.value
         if (event.value is None) == (event.reason is None):
             yield "a score has a value or a reason, and this one has both or neither"
+        if self.settings is not None and event.source != self.settings.goal.source:
+            yield f"the score is {event.source}, the settings say {self.settings.goal.source}"
         ends = self._ends.setdefault(key, {})
         boxes: tuple[Box, ...] = ("train", "model", "scorer")
+        if event.source == "reported":
+            boxes = ("train",)
+            yield from self._own_word(event, self._trainings.get(key))
         bad = [box for box in boxes if ends.get(box) is not Outcome.OK]
         if event.value is not None and bad:
             yield f"a value without a good end of: {', '.join(bad)}"
         for box in ("model", "scorer"):  # the next score needs boxes of its own
             ends.pop(box, None)
+
+    def _own_word(self, event: Scored, training: RunFinished | None) -> Iterator[str]:
+        """A reported score is what the stored log says, read anew."""
+        if training is None or self.settings is None:
+            yield "it was reported without a training"
+            return
+        try:
+            log = unpacked_log(self.read(training.log))
+        except (LedgerError, ValueError):
+            return  # named where blobs and logs are checked
+        said = read_reported(log, self.settings.goal.metric)
+        if (said.value, said.reason) != (event.value, event.reason):
+            told = said.reason if said.value is None else f"{said.value:g}"
+            yield f"the score is {event.value}; the training's log says {told}"
 
 
 def _limits_of(event: RunStarted) -> Limits | None:

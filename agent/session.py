@@ -20,7 +20,8 @@ from agent.conversation import Conversation
 from agent.experiment import advance
 from agent.lab import Lab, Observer, stored_files
 from agent.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
-from agent.program import Program, Settings
+from agent.own_files import copy_workspace
+from agent.program import FIXED_FILES, Program, Settings
 from agent.records import (
     AttemptFinished,
     AttemptInterrupted,
@@ -35,13 +36,13 @@ from agent.records import (
 from agent.steering import forget
 from agent.tpe import SAMPLERS
 from agent.tracing import TracedExecutor, usual_tracer
-from agent.workspace import Workspace
+from agent.workspace import Workspace, WorkspaceError
 from sandbox.contract import Executor, SandboxError, first_problem, host_faults
 
-FIXED_FILES = ("evaluate.py",)
+SCORERS = ("evaluate.py",)
+"""The person's files that score a run; a program that reports its own score needs none."""
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
 """What a night's calls, prices, points and records come from."""
-NEVER_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
 
 
 class SessionError(Exception):
@@ -68,7 +69,7 @@ class Outfit:
     image_id: str
     device: str
     environment: dict[str, str]
-    data_dir: Path
+    data_dir: Path | None
     data: dict[str, Any]
 
 
@@ -98,16 +99,20 @@ def begin(
         now: the ledger's clock.
 
     Raises:
-        SessionError: the session exists, or the workspace lacks a file.
+        SessionError: the session exists, or the workspace lacks a file or holds too much.
     """
     if directory.exists():
         hint = f"go on with `nightlab resume {directory.name}` or choose another --session"
         if not has_begun(directory):
             hint = f"its beginning was cut off: remove {directory}, or choose another --session"
         raise SessionError(f"there is a session {directory.name} already", hint)
-    for name in FIXED_FILES:
+    for name in _scorers(settings):
         if not (source / name).is_file():
-            raise SessionError(f"{source / name} is missing", "it decides the score; put it there")
+            raise SessionError(
+                f"{source / name} is missing",
+                "it decides the score; put it there. For a program that prints its own score: "
+                '[goal] source = "reported"',
+            )
     with _nothing_left_of_a_failure(directory):
         ledger = Ledger.create(directory, now)
         try:
@@ -129,9 +134,9 @@ def _start(
     seed: int,
 ) -> None:
     directory = ledger.directory
-    _lay_out(directory, program, source)
-    workspace = Workspace(directory / "workspace", settings.workspace.editable)
-    candidate = workspace.candidate()
+    scorers = _scorers(settings)
+    _lay_out(directory, program, source, scorers)
+    candidate = _first_candidate(_workspace(directory, settings))
     count = max(settings.noise.baseline_repeats, settings.noise.max_repeats)
     ledger.append(
         SessionStarted(
@@ -145,9 +150,7 @@ def _start(
             data=outfit.data,
             machine=machine(),
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
-            fixed_files={
-                name: ledger.put_blob((source / name).read_bytes()) for name in FIXED_FILES
-            },
+            fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
         )
     )
@@ -159,7 +162,7 @@ def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
     try:
         with host_faults():
             yield
-    except (SandboxError, LedgerError):
+    except (SandboxError, LedgerError, SessionError):
         shutil.rmtree(directory, ignore_errors=True)
         raise
 
@@ -187,7 +190,7 @@ def open_lab(
         session=directory.name,
         directory=directory,
         ledger=ledger,
-        workspace=Workspace(directory / "workspace", settings.workspace.editable),
+        workspace=_workspace(directory, settings),
         settings=settings,
         executor=TracedExecutor(outfit.executor, usual_tracer()),
         image_id=outfit.image_id,
@@ -303,13 +306,40 @@ def _charge_unanswered(ledger: Ledger) -> None:
     )
 
 
-def _lay_out(directory: Path, program: Program, source: Path) -> None:
+def _scorers(settings: Settings) -> tuple[str, ...]:
+    return () if settings.goal.is_reported else SCORERS
+
+
+def _workspace(directory: Path, settings: Settings) -> Workspace:
+    """The session's files; a program that reports its own score has them all in its box."""
+    left_out = () if settings.goal.is_reported else FIXED_FILES
+    return Workspace(directory / "workspace", settings.workspace.editable, left_out=left_out)
+
+
+def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
+    """The files as they are, which must be usable before anything runs.
+
+    Raises:
+        SessionError: there are too many, or none that may be edited.
+    """
+    try:
+        candidate = workspace.candidate()
+    except WorkspaceError as error:
+        hint = error.hint or "keep data out of the workspace: name it in .gitignore, or move it"
+        raise SessionError(f"the workspace cannot be used: {error.message}", hint) from error
+    if not any(map(workspace.is_editable, candidate)):
+        hint = "see `path` and `editable` under [workspace] in program.md"
+        raise SessionError("the workspace holds no file that may be edited", hint)
+    return candidate
+
+
+def _lay_out(directory: Path, program: Program, source: Path, scorers: tuple[str, ...]) -> None:
     (directory / "program.md").write_bytes(program.source)
     (directory / "guidance.md").touch()
-    shutil.copytree(source, directory / "workspace", ignore=NEVER_COPIED)
+    copy_workspace(source, directory / "workspace", directory.parent.resolve())
     fixed = directory / "fixed"
     fixed.mkdir(mode=0o755)
-    for name in FIXED_FILES:
+    for name in scorers:
         shutil.copyfile(source / name, fixed / name)
         (fixed / name).chmod(0o644)
     fixed.chmod(0o755)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from agent.own_files import folder_facts
 from agent.program import DataSettings, Settings
 from agent.records import SessionStarted
 from agent.session import Outfit, SessionError
@@ -26,6 +27,7 @@ from sandbox.library import box_environment, clean_up, executor
 Say = Callable[[str], None]
 
 TEMPLATE = Path(str(files("agent") / "template"))
+SHIPPED_WORKSPACE = "workspace"
 PREPARE_SECONDS = 24 * 3600
 
 
@@ -35,13 +37,28 @@ class Ready:
 
     engine: Engine
     image: ImageRecord
-    data_dir: Path
+    data_dir: Path | None
 
 
 def template(name: str, beside: Path) -> Path:
     """The person's own file or folder where there is one, else the shipped one."""
     own = beside / name
     return own if own.exists() else TEMPLATE / name
+
+
+def own_workspace(settings: Settings, place: Path) -> Path:
+    """The files that an experiment is made of: the person's own, else the shipped ones.
+
+    Raises:
+        SessionError: there are none, and the shipped ones are not what is meant.
+    """
+    own = place / settings.workspace.path
+    if own.is_dir():
+        return own
+    if settings.goal.is_reported or settings.workspace.path != SHIPPED_WORKSPACE:
+        hint = 'name the directory under [workspace], such as path = "." for this one'
+        raise SessionError(f"{own} is no directory", hint)
+    return TEMPLATE / SHIPPED_WORKSPACE
 
 
 def set_up(
@@ -77,8 +94,9 @@ def set_up(
         torch_index=torch_index,
         say=say,
     )
-    data_dir = make_data(settings.data, place, state_dir, say)
-    say(f"data: {data_dir}")
+    workspace = own_workspace(settings, place)
+    data_dir = make_data(settings, workspace, state_dir, say)
+    say(f"data: {data_dir or 'none; the program reports its own score'}")
     clean_up(engine, state_dir)
     return Ready(engine, image, data_dir)
 
@@ -138,7 +156,9 @@ def find_outfit(
     recipe = image_recipe(settings, place)
     image = find_image(engine, recipe, state_dir=state_dir)
     recorded = image.model_dump(mode="json") | {"environment": recipe.profile.environment}
-    return _outfit(engine, recorded, settings, place, state_dir, environ)
+    workspace = own_workspace(settings, place)
+    data_dir, data = _data(settings, workspace, state_dir)
+    return _outfit(engine, recorded, settings, data_dir, data, state_dir, environ)
 
 
 def recorded_outfit(
@@ -162,35 +182,76 @@ def recorded_outfit(
             f"the image of session {session.session} is not on this engine: {image_id}",
             "bring it from the machine where it ran: `docker save` there, `docker load` here",
         )
-    data_dir = data_directory(settings.data, place, state_dir)
-    if not (data_dir / "manifest.json").is_file():
+    data_dir, data = _data_again(session, settings, place / SHIPPED_WORKSPACE, state_dir)
+    return _outfit(engine, session.image, settings, data_dir, data, state_dir, environ)
+
+
+def _data(
+    settings: Settings, workspace: Path, state_dir: Path
+) -> tuple[Path | None, dict[str, Any]]:
+    """Where the data of these settings lies, and what the record says of it.
+
+    Raises:
+        SessionError: there is none, although these settings need it.
+    """
+    if settings.data is None:
+        return None, {}
+    if settings.goal.is_reported:
+        folder = _shown_folder(settings.data)
+        return folder, folder_facts(folder)
+    data_dir = data_directory(settings.data, workspace, state_dir)
+    manifest = data_dir / "manifest.json"
+    if not manifest.is_file():
+        raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
+    return data_dir, {
+        "key": data_dir.name,
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        **_described(manifest),
+    }
+
+
+def _data_again(
+    session: SessionStarted, settings: Settings, workspace: Path, state_dir: Path
+) -> tuple[Path | None, dict[str, Any]]:
+    """The data that a session ran with.
+
+    Raises:
+        SessionError: it is missing or differs.
+    """
+    try:
+        data_dir, data = _data(settings, workspace, state_dir)
+    except SessionError as error:
         raise SessionError(
-            f"the data of session {session.session} is not on this machine: {data_dir}",
-            f"make it again: nightlab setup --program {place / 'program.md'}; "
+            f"the data of session {session.session} is not on this machine: {error.message}",
+            f"make it again: nightlab setup --program {workspace.parent / 'program.md'}; "
             "or copy that directory from where the session ran",
-        )
-    outfit = _outfit(engine, session.image, settings, place, state_dir, environ)
-    if outfit.data["manifest_sha256"] != session.data["manifest_sha256"]:
+        ) from error
+    if data.get("manifest_sha256") != session.data.get("manifest_sha256"):
         raise SessionError(
-            f"the data in {outfit.data_dir} is not what session {session.session} was scored on",
+            f"the data in {data_dir} is not what session {session.session} was scored on",
             "copy the data directory of that time to this place, or set up again where it ran",
         )
-    return outfit
+    return data_dir, data
+
+
+def _shown_folder(data: DataSettings) -> Path:
+    """The folder that trainings see as it is, where the program reports its own score."""
+    folder = Path(data.source.removeprefix("folder:")).expanduser().absolute()
+    if not folder.is_dir():
+        raise SessionError(f"{folder} is no directory", "see source under [data] in program.md")
+    return folder
 
 
 def _outfit(
     engine: Engine,
     image: dict[str, Any],
     settings: Settings,
-    place: Path,
+    data_dir: Path | None,
+    data: dict[str, Any],
     state_dir: Path,
     environ: Mapping[str, str],
 ) -> Outfit:
     """An outfit around an image as it is, or will be, recorded."""
-    data_dir = data_directory(settings.data, place, state_dir)
-    manifest = data_dir / "manifest.json"
-    if not manifest.is_file():
-        raise SessionError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
     # A session from before its profile's variables were recorded had a shipped profile.
     named: dict[str, str] = (
         image.get("environment") or find_profile(settings.hardware.profile).environment
@@ -204,34 +265,37 @@ def _outfit(
         device=named.get("NIGHTLAB_DEVICE", "cpu"),
         environment=box_environment(named, settings.limits.cpus),
         data_dir=data_dir,
-        data={
-            "key": data_dir.name,
-            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-            **_described(manifest),
-        },
+        data=data,
     )
 
 
-def data_directory(data: DataSettings, place: Path, state_dir: Path) -> Path:
-    """Where the data of these settings lies or would lie."""
-    script = template("workspace", place) / "prepare.py"
+def data_directory(data: DataSettings, workspace: Path, state_dir: Path) -> Path:
+    """Where the data of these settings lies or would lie.
+
+    Raises:
+        SessionError: the workspace has no prepare.py.
+    """
+    script = _prepare_script(workspace)
     content = json.dumps(data.model_dump(), sort_keys=True).encode()
     key = hashlib.sha256(script.read_bytes() + b"\0" + content).hexdigest()[:16]
     return state_dir / "data" / key
 
 
-def make_data(data: DataSettings, place: Path, state_dir: Path, say: Say) -> Path:
-    """Run the person's prepare.py unless its data is there.
+def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) -> Path | None:
+    """Run the person's prepare.py unless its data is there; a folder is shown as it is.
 
     Raises:
         SessionError: prepare.py failed; what it said was shown.
     """
-    directory = data_directory(data, place, state_dir)
+    data = settings.data
+    if data is None or settings.goal.is_reported:
+        return None if data is None else _shown_folder(data)
+    directory = data_directory(data, workspace, state_dir)
     if (directory / "manifest.json").is_file() and data.source == "shakespeare":
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     say(f"preparing data from {data.source}")
-    script = template("workspace", place) / "prepare.py"
+    script = _prepare_script(workspace)
     options = {
         "--source": data.source,
         "--output": str(directory),
@@ -250,6 +314,17 @@ def make_data(data: DataSettings, place: Path, state_dir: Path, say: Say) -> Pat
             "its own message above says why; then run `nightlab setup` again",
         )
     return directory
+
+
+def _prepare_script(workspace: Path) -> Path:
+    script = workspace / "prepare.py"
+    if not script.is_file():
+        raise SessionError(
+            f"{script} is missing",
+            "it makes the data; put it there. For a program that prints its own score and brings "
+            'its data: [goal] source = "reported"',
+        )
+    return script
 
 
 def copy_template(target: Path) -> list[str]:

@@ -22,7 +22,7 @@ from agent.records import (
     StopReason,
     Verdict,
 )
-from agent.render import one_line
+from agent.render import labelled, one_line
 from sandbox.contract import Record
 
 _FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued"})
@@ -45,6 +45,8 @@ class Summary(Record):
     session: str
     researcher: str
     metric: str
+    is_self_reported: bool
+    """The scores are the program's own word: no scorer, no holdout, no probes."""
     direction: Direction
     started_at: str
     is_running: bool
@@ -83,6 +85,11 @@ class Summary(Record):
     head: str
     """The last entry's hash: keep it elsewhere, and a cut-off tail can be found."""
 
+    @property
+    def label(self) -> str:
+        """The metric, and whose word it is where nobody checked it."""
+        return labelled(self.metric, is_self_reported=self.is_self_reported)
+
 
 def summary(entries: Sequence[Entry]) -> Summary:
     """What the session came to, as far as its ledger goes."""
@@ -102,6 +109,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         session=session.session if session else "",
         researcher=session.researcher if session else "",
         metric=metric_of(history),
+        is_self_reported=history.is_self_reported,
         direction=direction,
         started_at=history.started_at,
         is_running=history.ended is None,
@@ -164,6 +172,11 @@ def metric_of(history: History) -> str:
     return str(section_of(history.session, "goal").get("metric", "val_bpb"))
 
 
+def label_of(history: History) -> str:
+    """The same for a reader: it says whose word it is where nobody checked it."""
+    return labelled(metric_of(history), is_self_reported=history.is_self_reported)
+
+
 def value_of(attempt: Attempt | None) -> float | None:
     """The mean score of an attempt; none unless it was measured."""
     return attempt.finished.value if attempt is not None and attempt.finished else None
@@ -199,6 +212,16 @@ def _about_the_end(history: History) -> Iterator[Attention]:
 def _about_the_result(
     history: History, on_holdout: float | None, better: float | None
 ) -> Iterator[Attention]:
+    if history.is_self_reported:
+        text = "The scores are self-reported: the program printed them, and nothing checked them."
+        yield Attention(kind="self_reported", text=text)
+    first = list(history.baseline.values().values()) if history.baseline else []
+    if len(first) > 1 and len(set(first)) == 1:
+        text = (
+            "Every repeat of the baseline had the same score, so the noise is not known: does "
+            "the program use NIGHTLAB_SEED? A change may be kept for its luck."
+        )
+        yield Attention(kind="no_noise", text=text)
     if on_holdout is not None and better and on_holdout < _MUCH_OF_THE_GAIN * better:
         text = f"Only {on_holdout / better:.0%} of the gain came back on the holdout text."
         yield Attention(kind="holdout", text=text)

@@ -129,7 +129,7 @@ def _tracked(
         started_at=started_at,
         finished_seconds=started_at.timestamp() + attempt.finished.seconds,
         facts=_facts(session, attempt),
-        metrics=_metrics(metric_of(history), attempt),
+        metrics=_metrics(_metric_name(history), attempt),
         files=attempt.started.files,
         trainings=tuple(
             Training(
@@ -155,6 +155,7 @@ def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
         "parent": "" if attempt.started.parent is None else str(attempt.started.parent),
         "seeds": ", ".join(str(run.seed) for run in runs),
         "outcomes": ", ".join(run.result.outcome.value for run in runs),
+        "source": attempt.scores[-1].source if attempt.scores else "",
         "image": runs[0].result.image_digest if runs else "",
         "profile": str(section_of(session, "hardware").get("profile", "")),
         "nightlab": session.nightlab_version,
@@ -169,10 +170,9 @@ def _metrics(metric: str, attempt: Attempt) -> dict[str, float]:
     holdout, values = attempt.values("holdout").values(), list(attempt.values().values())
     measured_noise = pooled_noise([values]).sigma if len(values) > 1 else None
     peaks = [p for run in runs if (p := run.result.peak_memory_bytes) is not None]
-    name = _UNUSUAL.sub("_", metric)
     found = {
-        name: attempt.finished.value,
-        f"{name}_holdout": fmean(holdout) if holdout else None,
+        metric: attempt.finished.value,
+        f"{metric}_holdout": fmean(holdout) if holdout else None,
         "gain": numbers.gain if numbers else None,
         "required_gain": numbers.required_gain if numbers else None,
         "noise": numbers.noise if numbers else measured_noise,
@@ -182,6 +182,12 @@ def _metrics(metric: str, attempt: Attempt) -> dict[str, float]:
         "attempt_seconds": attempt.finished.seconds,
     }
     return {name: float(number) for name, number in found.items() if number is not None}
+
+
+def _metric_name(history: History) -> str:
+    """A name that every tracker takes; it says whose word the number is where nobody checked it."""
+    name = _UNUSUAL.sub("_", metric_of(history))
+    return f"{name}_self_reported" if history.is_self_reported else name
 
 
 def _train_runs(attempt: Attempt) -> list[RunFinished]:

@@ -122,7 +122,7 @@ def _problem(ledger: Follower) -> Iterator[Text]:
 
 
 def _result(numbers: Summary) -> Iterator[Text]:
-    metric = one_line(numbers.metric, 30)
+    metric = one_line(numbers.label, 46)
     if numbers.best is None or numbers.baseline is None:
         yield Text("The baseline is still being measured.", style="dim")
         return

@@ -20,7 +20,7 @@ import stat
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -178,21 +178,25 @@ class Workspace:
         root: the workspace's directory; it must exist.
         editable: paths, or patterns whose `*` stays within one name, such as "src/*.py".
         opener: how paths are opened; without it the strongest way that this kernel has.
+        left_out: files at its top that no snapshot holds, since they decide the score.
     """
 
     def __init__(
-        self, root: Path, editable: tuple[str, ...], opener: OpenBeneath | None = None
+        self,
+        root: Path,
+        editable: tuple[str, ...],
+        opener: OpenBeneath | None = None,
+        *,
+        left_out: tuple[str, ...] = FIXED_FILES,
     ) -> None:
         self._root = root
         self._editable = editable
+        self._left_out = left_out
         self._open_beneath = opener or choose_opener(root)
 
     def is_editable(self, path: str) -> bool:
         """Whether the agent may write `path`."""
-        parts = _parts(path)
-        if parts[-1] in FIXED_FILES:
-            return False
-        return any(_matches(parts, pattern.split("/")) for pattern in self._editable)
+        return may_be_written(_parts(path), self._editable)
 
     def read_bytes(self, path: str) -> bytes:
         """Content of a file.
@@ -261,13 +265,13 @@ class Workspace:
         ]
 
     def candidate(self) -> dict[str, bytes]:
-        """All files of a snapshot by path: everything but the files that decide the score.
+        """All files of a snapshot by path: everything but what is left out of it.
 
         Raises:
             WorkspaceError: together they are larger than a snapshot may be.
         """
         files: dict[str, bytes] = {}
-        entries = [entry for entry in self.list_files() if entry.path not in FIXED_FILES]
+        entries = [entry for entry in self.list_files() if entry.path not in self._left_out]
         with self._root_descriptor() as root:
             for entry in entries:
                 with _told(entry.path):
@@ -395,6 +399,13 @@ def clean_path(path: str) -> str:
     return "/".join(_parts(path))
 
 
+def may_be_written(parts: Sequence[str], editable: Iterable[str]) -> bool:
+    """Whether a path of these components is one that the agent may write."""
+    if parts[-1] in FIXED_FILES:
+        return False
+    return any(_matches(parts, pattern.split("/")) for pattern in editable)
+
+
 def _parts(path: str) -> list[str]:
     """Components of a path, cleaned of "." and "//".
 
@@ -435,7 +446,7 @@ def _is_presentable(name: str) -> bool:
         return False
 
 
-def _matches(parts: list[str], pattern: list[str]) -> bool:
+def _matches(parts: Sequence[str], pattern: list[str]) -> bool:
     return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 

@@ -19,7 +19,7 @@ from agent.records import (
     VariantMeasured,
     VariantPlanned,
 )
-from agent.summary import direction_of, metric_of
+from agent.summary import direction_of, label_of
 from sandbox.contract import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
@@ -166,7 +166,7 @@ def worth(review: Review, history: History) -> ReviewTable:
     return ReviewTable(
         review=review.started.review,
         is_finished=review.is_finished,
-        metric=metric_of(history),
+        metric=label_of(history),
         seeds=review.started.seeds,
         baseline=review.started.baseline,
         best=review.started.best,

@@ -8,7 +8,7 @@ import math
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -140,18 +140,19 @@ class Place:
 
     root: Path
     clock: Clock = field(default_factory=Clock)
-    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     workspace: Path = TOY / "workspace"
+    boxes_type: type[PretendedBoxes] = PretendedBoxes
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
 
     def __post_init__(self) -> None:
-        self.boxes = PretendedBoxes(self.clock)
+        self.boxes = self.boxes_type(self.clock)
         program = load_program(TOY / "program.md")
         tables = program.settings.model_dump()
         tables["budget"]["seconds"] = TRAINING_SECONDS + 10
         for section, values in self.changes.items():
-            tables[section] |= values
+            tables[section] = None if values is None else (tables[section] or {}) | values
         settings = type(program.settings).model_validate(tables, strict=False)
         self.program = Program(program.prose, settings, program.source)
 
@@ -170,7 +171,7 @@ class Place:
             image_id="sha256:0",
             device="cpu",
             environment={},
-            data_dir=self.root / "data",
+            data_dir=None if self.program.settings.data is None else self.root / "data",
             data={},
         )
 

@@ -15,6 +15,7 @@ from agent.program import (
     load_program,
     parse_program,
     parse_size,
+    section_type,
 )
 
 SHIPPED = Path(__file__).parent.parent / "program.md"
@@ -60,8 +61,8 @@ def test_the_shipped_file_states_every_setting_in_its_section() -> None:
             stated.add((section, line.removeprefix("# ").split("=")[0].strip()))
     known = {
         (section, field.alias or name)
-        for section, table in Settings.model_fields.items()
-        for name, field in table.annotation.model_fields.items()  # type: ignore[union-attr]
+        for section in Settings.model_fields
+        for name, field in section_type(section).model_fields.items()
     }
 
     assert known == stated

@@ -137,6 +137,8 @@ def audit(
         heard.notes.append(f"signed now with {seal.fingerprint}")
     if not as_json:
         print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        if fold(entries).is_self_reported:
+            print_line("the scores are self-reported: they are what the logs say, no more")
         for note in heard.notes:
             print_line(note)
 
@@ -186,7 +188,7 @@ def replay(
     if as_json:
         print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
         return
-    for line in replay_lines(replayed):
+    for line in replay_lines(replayed, is_self_reported=lab.settings.goal.is_reported):
         say(line)
 
 
@@ -206,11 +208,12 @@ def approve(
     person = find_person(repo, os.environ)
     with Ledger.open(directory) as ledger:
         files, old = result_files(ledger, smaller=smaller), original_files(ledger)
-        difference = patch(old, files)
+        folder = settings_of(ledger).workspace.path
+        difference = patch(old, files, folder)
         commit = None
         if branch is not None:
             git, message = Git(repo, os.environ), f"{session}: {reason}"
-            commit = make_branch(git, branch, old, files, person, message)
+            commit = make_branch(git, branch, old, files, person, message, folder)
         approved = write_approved(directory, files, difference)
         ledger.append(
             approval(

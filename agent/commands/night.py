@@ -49,7 +49,7 @@ from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import Report
 from agent.session import SessionError, begin, bring_back, open_lab, settings_of
-from agent.setup import find_outfit, recorded_outfit, template
+from agent.setup import find_outfit, own_workspace, recorded_outfit
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.summary import summary
 from agent.tracking import DEADLINE_SECONDS, Export
@@ -94,7 +94,7 @@ def run(
         directory.absolute(),
         content,
         settings,
-        template("workspace", program.parent),
+        own_workspace(settings, program.parent),
         outfit,
         researcher=name,
         version=distribution_version("nightlab"),
