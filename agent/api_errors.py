@@ -136,7 +136,8 @@ def wait_seconds(state: RetryCallState) -> float:
 
 def _number(text: str) -> float | None:
     """A non-negative finite number, if that is what `text` says."""
-    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else None
+    digits = text.strip()  # which takes more off than float() does
+    return float(digits) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", digits) else None
 
 
 def final_error(error: BaseException, provider: Provider) -> ModelError:

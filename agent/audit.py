@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agent.diffs import patch, unified_diff
 from agent.history import OF_AN_ATTEMPT, Attempt, History
 from agent.judge import Judgement, Noise, Ruling, judge
 from agent.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
+from agent.merge import Files
 from agent.model import cost_usd
 from agent.program import Settings
 from agent.records import (
@@ -26,9 +28,11 @@ from agent.records import (
     ConversationOpened,
     Entry,
     Event,
+    FileChanged,
     HumanDecided,
     LaterRun,
     MessageAdded,
+    ModelAsked,
     ModelCalled,
     ReplayFinished,
     ReviewStarted,
@@ -84,6 +88,10 @@ class _Auditor:
     replies: dict[int, str] = field(default_factory=dict)
     called_tools: dict[str, str] = field(default_factory=dict)
     variants: dict[tuple[int, str], VariantPlanned] = field(default_factory=dict)
+    judged: int = 0
+    """Candidates that have a verdict; history counts them anew each time."""
+    shown: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    """Diffs that were found right, by what changed."""
     usage_usd: float = 0.0
     last_call: int | None = None
 
@@ -101,7 +109,9 @@ class _Auditor:
             yield from self._after_the_end(event)
         yield from self._check(entry)
         self.history.apply(entry)
-        if isinstance(event, Scored):
+        if isinstance(event, AttemptFinished):
+            self.judged += self.history.attempt(event.attempt).started.kind == "candidate"
+        elif isinstance(event, Scored):
             self._count_repeats(event.attempt)
         elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
             for number in list(self.squares):
@@ -142,11 +152,17 @@ class _Auditor:
                 yield from self._verdict(event)
             case AttemptInterrupted():
                 self.runs.forget_open()
+            case ModelAsked():
+                yield from self._within_money(event)
             case SessionEnded():
+                yield from self._end(event)
                 if event.reason is not StopReason.SANDBOX_FAULT:
                     yield from self.runs.all_ended()
             case ConversationOpened() | MessageAdded() | ToolCalled() | ToolReturned():
                 yield from self._talk(event)
+            case FileChanged():
+                before = {} if event.before is None else {event.path: event.before}
+                yield from self._shown(unified_diff, event.diff, before, {event.path: event.after})
             case ModelCalled():
                 self.last_call = entry.seq
                 yield from self._call(event)
@@ -194,9 +210,71 @@ class _Auditor:
         if self.history.attempts and self.history.attempts[-1].open:
             yield f"attempt {event.attempt} starts while the one before is open"
         yield from self._untouched(event)
+        yield from self._within_attempts(event)
         best = None if self.history.best is None else self.history.best.number
         if event.parent != best:
             yield f"its parent is {event.parent}, the best was {best}"
+        if self.history.best is not None:
+            files = self.history.best.started.files
+            yield from self._shown(unified_diff, event.diff, files, event.files)
+
+    # --- limits ---
+
+    def _within_attempts(self, event: AttemptStarted) -> Iterator[str]:
+        if self.settings is None or event.kind == "baseline":
+            return
+        limit = self.settings.session.attempts
+        if self.judged >= limit:
+            yield f"attempt {event.attempt} starts although {limit} attempts are done, the limit"
+
+    def _within_money(self, event: ModelAsked) -> Iterator[str]:
+        limit_usd = self.settings.session.usd if self.settings else None
+        if limit_usd is None:
+            return
+        could_usd = self.history.spent_usd + (event.reserve.usd or 0.0)
+        if could_usd > limit_usd and not _same(could_usd, limit_usd):
+            yield f"${could_usd:.2f} could be spent after this call; the limit is ${limit_usd:.2f}"
+
+    def _end(self, event: SessionEnded) -> Iterator[str]:
+        """Ends that follow from counts must be what the counts come to."""
+        if self.settings is None:
+            return
+        limits, history = self.settings.session, self.history
+        discards = limits.max_discards_in_a_row
+        holds = {
+            StopReason.ATTEMPTS: self.judged >= limits.attempts,
+            StopReason.FAILURES_IN_A_ROW: history.failures_in_a_row >= limits.max_failures_in_a_row,
+            StopReason.DISCARDS_IN_A_ROW: discards is not None
+            and history.discards_in_a_row >= discards,
+        }
+        if not holds.get(event.reason, True):
+            yield f"it says that it ended for {event.reason.value}, and the record does not"
+
+    # --- what a person reads ---
+
+    def _shown(
+        self,
+        told: Callable[[Files, Files], bytes],
+        sha: str | None,
+        old: Mapping[str, str],
+        new: Mapping[str, str],
+    ) -> Iterator[str]:
+        """Whether the diff that a person reads is what changed in the files."""
+        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        change = (told.__name__, *((name, old.get(name), new.get(name)) for name in names))
+        if sha is not None and self.shown.get(change) == sha:
+            return  # a file change and the attempt that tried it mostly have one diff
+        try:
+            before, after = (
+                {name: self._body(files[name]) for name in names if name in files}
+                for files in (old, new)
+            )
+            if sha is None or told(before, after) != self._body(sha):
+                yield "its diff is not what changed in the files"
+            else:
+                self.shown[change] = sha
+        except LedgerError:
+            return  # named where blobs are checked
 
     def _untouched(self, event: AttemptStarted) -> Iterator[str]:
         """What nobody may write is in every candidate as it was when the session began."""
@@ -353,6 +431,14 @@ class _Auditor:
             due = [v.files for v in planned if v.files is not None]
         if event.files not in due:
             yield f"its files are not those of {event.variant}"
+        if event.decision == "approve" and self.history.session and self.settings:
+            folder = self.settings.workspace.path
+
+            def as_patch(old: Files, new: Files) -> bytes:
+                return patch(old, new, folder)
+
+            began = self.history.session.files
+            yield from self._shown(as_patch, event.patch, began, event.files)
 
 
 def audit(directory: Path, entries: Sequence[Entry]) -> list[Difference]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,12 +20,10 @@ from agent.commands.night import continue_, pause, resume, run, stop
 from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
 from agent.commands.watch import watch
 from agent.ledger import LedgerError
-from agent.listing import ListingError
 from agent.model import ModelError
-from agent.program import ProgramError
-from agent.session import SessionError
+from agent.render import one_line
 from agent.terminal import outlive_hang_up, outlive_readers
-from sandbox.contract import DISK_REFUSES, MAKE_ROOM, SandboxError
+from sandbox.contract import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError
 
 P = ParamSpec("P")
 
@@ -49,14 +49,19 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
         try:
             with outlive_hang_up() if function in NIGHT_LONG else nullcontext():
                 function(*args, **kwargs)
-        except (ListingError, ProgramError, SessionError) as error:
-            _fail(error.message, error.hint, WRONG_SETTINGS)
         except (SandboxError, LedgerError, ModelError) as error:
             _fail(error.message, error.hint, SERVICE_FAILED)
+        except NightlabError as error:
+            _fail(error.message, error.hint, WRONG_SETTINGS)
         except OSError as error:
-            if error.errno not in DISK_REFUSES:
+            if error.errno in DISK_REFUSES and error.errno != errno.EROFS:
+                _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
+            path = error.filename
+            if not isinstance(path, str | bytes | os.PathLike):  # of no file: a fault of ours
                 raise
-            _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
+            place = one_line(os.fsdecode(path), 200)
+            hint = "look at that path and its permissions, then try again"
+            _fail(f"{place}: {error.strerror}", hint, SERVICE_FAILED)
         except KeyboardInterrupt:
             err.print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None

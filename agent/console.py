@@ -87,7 +87,7 @@ class NightConsole:
         if disturbance is not None and disturbance.disturbed:
             self._out.print(
                 f"      others used {disturbance.other_cores:.2f} cores during the run "
-                f"(limit {disturbance.limit_cores:g})",
+                f"(limit {disturbance.limit_cores:g}, see [disturbance] in program.md)",
                 style="yellow",
                 highlight=False,
             )
@@ -281,6 +281,7 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     )
     if numbers.input_tokens:
         lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
+    lines += [f"look at  {item.text}" for item in numbers.attention]
     lines += [
         f"report   {directory / 'report.html'}",
         f"ledger   {directory / 'ledger.jsonl'}",

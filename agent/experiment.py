@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.diffs import unified_diff
 from agent.history import Attempt
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from agent.lab import (
@@ -13,7 +14,6 @@ from agent.lab import (
     forget_checkpoints,
     snapshot,
     stored_files,
-    unified_diff,
 )
 from agent.measurement import Failure, measure
 from agent.records import (
@@ -204,6 +204,6 @@ def _attempt_started(
         hypothesis=hypothesis,
         researcher=researcher,
         files={name: lab.ledger.put_blob(content) for name, content in candidate.items()},
-        diff=None if diff is None else lab.ledger.put_blob(diff.encode()),
+        diff=None if diff is None else lab.ledger.put_blob(diff),
         parent=None if best is None else best.number,
     )

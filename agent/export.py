@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import subprocess
@@ -12,16 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.diffs import WORKSPACE, beneath, patch
 from agent.history import fold
 from agent.lab import fresh_directory
 from agent.ledger import Ledger, read_blob
-from agent.merge import Conflict, lines_of, merge_files
+from agent.merge import Conflict, merge_files
 from agent.records import Entry, HumanDecided
 from agent.render import one_line
 from agent.session import SessionError
 from agent.worth import BEST, SMALLER, kept_chain, reviews, worth
 
-APPROVED, PATCH_NAME, WORKSPACE = "approved", "nightlab.patch", "workspace"
+APPROVED, PATCH_NAME = "approved", "nightlab.patch"
 GIT_SECONDS = 60
 PLAIN, EXECUTABLE = "100644", "100755"
 HARMLESS = (
@@ -75,7 +75,8 @@ class Git:
             raise SessionError(f"git did not work: {error}", hint) from None
         if done.returncode != 0:
             said = one_line(done.stderr.decode(errors="replace"), 300)
-            raise SessionError(f"git {arguments[0]} failed in {self.place}: {said}", "")
+            hint = "look at --repo and --branch; without --branch git only tells who you are"
+            raise SessionError(f"git {arguments[0]} failed in {self.place}: {said}", hint)
         return done.stdout
 
     def _environment(self) -> dict[str, str]:
@@ -112,7 +113,10 @@ def result_files(ledger: Ledger, *, smaller: bool) -> Files:
     """
     history = ledger.history
     if history.best is None or not kept_chain(history):
-        raise SessionError("this session kept no change: there is nothing to approve", "")
+        raise SessionError(
+            "this session kept no change: there is nothing to approve",
+            "go on with `nightlab resume NAME --attempts N`, or record that with `nightlab reject`",
+        )
     shas = history.best.started.files if not smaller else _smaller_files(ledger)
     return {name: ledger.get_blob(sha) for name, sha in shas.items()}
 
@@ -121,22 +125,6 @@ def original_files(ledger: Ledger) -> Files:
     """The files that the session began with."""
     assert ledger.history.session is not None
     return {name: ledger.get_blob(sha) for name, sha in ledger.history.session.files.items()}
-
-
-def patch(old: Files, new: Files, folder: str = WORKSPACE) -> bytes:
-    """What `git apply` or `patch -p1` takes at the person's directory, byte for byte.
-
-    Args:
-        old: the files that the session began with.
-        new: those that it ended with.
-        folder: where they lie, as `[workspace] path` has it.
-    """
-    pieces = [
-        _file_patch(_beneath(folder, name), old.get(name), new.get(name))
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    return "".join(pieces).encode(errors="surrogateescape")
 
 
 def result_diff(directory: Path, entries: Sequence[Entry]) -> str:
@@ -185,11 +173,11 @@ def make_branch(
     head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
     prefix = git("rev-parse", "--show-prefix").decode().rstrip("\n")
     changed = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    paths = {name: prefix + _beneath(folder, name) for name in changed}
+    paths = {name: prefix + beneath(folder, name) for name in changed}
     theirs, modes = _committed(git, head, paths)
     if missing := sorted(_only(old, changed).keys() - theirs.keys()):
         raise SessionError(
-            f"HEAD has no {_beneath(folder, missing[0])}",
+            f"HEAD has no {beneath(folder, missing[0])}",
             "name the directory that program.md lies in with --repo, and commit its files first",
         )
     merged = _merged(_only(old, changed), theirs, _only(new, changed))
@@ -280,30 +268,8 @@ def _smaller_files(ledger: Ledger) -> dict[str, str]:
     return files
 
 
-def _beneath(folder: str, name: str) -> str:
-    return name if folder == "." else f"{folder}/{name}"
-
-
 def _setting(git: Git, name: str) -> str:
     return git("config", "--default", "", "--get", name).decode(errors="replace").strip()
-
-
-def _file_patch(path: str, old: bytes | None, new: bytes | None) -> str:
-    header = f"diff --git a/{path} b/{path}\n"
-    if old is None:
-        header += "new file mode 100644\n"
-    if new is None:
-        header += "deleted file mode 100644\n"
-    end = "\t" if " " in path else ""
-    lines = difflib.unified_diff(
-        lines_of((old or b"").decode(errors="surrogateescape")),
-        lines_of((new or b"").decode(errors="surrogateescape")),
-        "/dev/null" if old is None else f"a/{path}{end}",
-        "/dev/null" if new is None else f"b/{path}{end}",
-    )
-    return header + "".join(
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
-    )
 
 
 def _only(files: Files, names: list[str]) -> Files:

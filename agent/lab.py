@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import shutil
 import time
@@ -18,8 +17,6 @@ from agent.program import Settings
 from agent.records import AttemptKind, Disturbance, Event, RunEvent
 from agent.workspace import Workspace
 from sandbox.contract import Box, Executor, RunResult
-
-MAX_DIFF_BYTES = 200_000
 
 
 class Observer(Protocol):
@@ -109,24 +106,6 @@ def snapshot(lab: Lab, number: int, files: dict[str, bytes]) -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-def unified_diff(old: dict[str, bytes], new: dict[str, bytes]) -> str:
-    """A unified diff over all files of two candidates, bounded."""
-    pieces: list[str] = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, b""), new.get(name, b"")
-        if before != after:
-            pieces += difflib.unified_diff(
-                before.decode(errors="replace").splitlines(keepends=True),
-                after.decode(errors="replace").splitlines(keepends=True),
-                f"a/{name}",
-                f"b/{name}",
-            )
-    text = "".join(
-        p if p.endswith("\n") else p + "\n\\ No newline at end of file\n" for p in pieces
-    )
-    return text if len(text) <= MAX_DIFF_BYTES else text[:MAX_DIFF_BYTES] + "\n[cut]\n"
 
 
 def checkpoint_dir(lab: Lab, number: int, seed: int) -> Path:

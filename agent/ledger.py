@@ -14,9 +14,8 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,8 @@ from pydantic import ValidationError
 
 from agent.history import History
 from agent.records import EVENT_TYPES, SCHEMA_VERSION, Entry, Event
-from sandbox.contract import first_problem
+from agent.replacing import replace_file, sync_directory
+from sandbox.contract import NightlabError, first_problem
 
 FIRST_PREVIOUS = "0" * 64
 LEDGER_NAME = "ledger.jsonl"
@@ -48,18 +48,10 @@ Clock = Callable[[], datetime]
 _EventDict = MutableMapping[str, Any]
 
 
-class LedgerError(Exception):
-    """The ledger cannot be used as it is.
+class LedgerError(NightlabError):
+    """The ledger cannot be used as it is."""
 
-    Args:
-        message: what is wrong, and where.
-        hint: what the user can do next.
-    """
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    usual_hint = "`nightlab audit` says what is wrong with a session's record"
 
 
 def canonical(value: object) -> str:
@@ -226,7 +218,7 @@ class Ledger:
                     os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
                     0o644,
                 )
-                _sync_directory(directory)
+                sync_directory(directory)
             except FileExistsError as error:
                 os.close(lock)
                 raise LedgerError(
@@ -301,8 +293,8 @@ class Ledger:
                 return sha
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _sync_directory(path.parent.parent)
-            _replace_durably(path, data)
+                sync_directory(path.parent.parent)
+            replace_file(path, data, durably=True)
         return sha
 
     def get_blob(self, sha: str) -> bytes:
@@ -538,38 +530,13 @@ def _lock(directory: Path) -> int:
 def _set_torn_aside(directory: Path, torn: bytes) -> None:
     taken = {path.name for path in directory.glob("ledger.torn-*")}
     number = next(n for n in range(1, len(taken) + 2) if f"ledger.torn-{n}" not in taken)
-    _replace_durably(directory / f"ledger.torn-{number}", torn)
-
-
-def _replace_durably(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, all of it or nothing, synced down to the directory."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    replace_file(directory / f"ledger.torn-{number}", torn, durably=True)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from agent.records import (
     SessionStarted,
 )
 from agent.render import one_line
+from sandbox.contract import NightlabError
 
 FACTS_CHARACTERS = 160
 FACT_CHARACTERS = 60
@@ -35,18 +36,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOTED = re.compile(rf"[0-9a-f]{{{SHA_DIGITS},64}}")
 
 
-class ListingError(Exception):
-    """A filter that cannot be meant.
+class ListingError(NightlabError):
+    """A filter that cannot be meant."""
 
-    Args:
-        message: what is wrong.
-        hint: what would be right.
-    """
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    usual_hint = "see nightlab audit --help"
 
 
 @dataclass(frozen=True)

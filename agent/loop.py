@@ -122,7 +122,8 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
     except ModelError as error:
         if error.history_rejected and len(conversation.messages) > 1:
             night.turns.notice("history_rejected", error.message)
-            return None
+            if night.turns.may_start_over():
+                return None
         raise
     ledger.append(
         ModelCalled(

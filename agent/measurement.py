@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -322,7 +323,7 @@ def _spec(
 ) -> RunSpec:
     return RunSpec(
         run_id=run_id,
-        session=lab.session,
+        session=_label(lab),
         box=box,
         image=lab.image_id,
         argv=argv,
@@ -346,7 +347,12 @@ def _run_started(number: int, seed: int, spec: RunSpec) -> RunStarted:
 
 def _run_id(lab: Lab, number: int) -> str:
     """Unique within the session and readable: the attempt and the place in the ledger."""
-    return f"{lab.session[:30]}-{number}-{len(lab.ledger.entries)}"
+    return f"{_label(lab)}-{number}-{len(lab.ledger.entries)}"
+
+
+def _label(lab: Lab) -> str:
+    """The session's name as a box can carry it; a copied directory may be called anything."""
+    return re.sub(r"[^a-z0-9]+", "-", lab.session.lower()).strip("-")[:30] or "session"
 
 
 def _disturbance(lab: Lab, before: Sample, result: RunResult) -> Disturbance:

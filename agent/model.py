@@ -12,6 +12,7 @@ import genai_prices
 
 from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
+from sandbox.contract import NightlabError
 
 Provider = Literal["anthropic", "bedrock", "vertex"]
 PRICE_LISTS: dict[Provider, str] = {"anthropic": "anthropic", "bedrock": "aws", "vertex": "google"}
@@ -69,7 +70,7 @@ class LostCall:
     """The most that one more try can use."""
 
 
-class ModelError(Exception):
+class ModelError(NightlabError):
     """No reply can be had, and asking again does not help.
 
     Args:
@@ -79,13 +80,13 @@ class ModelError(Exception):
         history_rejected: the request itself was refused, so a new conversation may pass.
     """
 
+    usual_hint = "Go on with `nightlab resume`."
+
     def __init__(
         self, reason: StopReason, message: str, hint: str, *, history_rejected: bool = False
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, hint)
         self.reason = reason
-        self.message = message
-        self.hint = hint
         self.history_rejected = history_rejected
 
 

@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import Tracer
 
 from agent.budget import reason_to_stop, seconds_left
+from agent.diffs import unified_diff
 from agent.experiment import run_patiently
 from agent.history import Attempt
-from agent.lab import Lab, find_known, unified_diff
+from agent.lab import Lab, find_known
 from agent.ledger import Ledger
 from agent.loop import Night
 from agent.model import LostCall, Model, ModelError, retirement
 from agent.program import Program, Settings
 from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
-from agent.records import FileChanged, ModelCalled, Noticed, RetryWaited
+from agent.records import FileChanged, Method, ModelCalled, Noticed, RetryWaited
 from agent.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.render import one_line
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
-from agent.tpe import Method, TpeModel
 from agent.tracing import attempt_span, usual_tracer
 from agent.turns import Turns
 
 if TYPE_CHECKING:
     from agent.claude import ClaudeModel
+    from agent.tpe import TpeModel
 
 MAX_GUIDANCE_BYTES = 32 * 1024
 MAX_FACT_CHARACTERS = 4000
@@ -181,7 +182,7 @@ def _note_change(ledger: Ledger, path: str, old: str | None, new: str) -> None:
             path=path,
             before=None if old is None else ledger.put_blob(before[path]),
             after=ledger.put_blob(after[path]),
-            diff=ledger.put_blob(unified_diff(before, after).encode()),
+            diff=ledger.put_blob(unified_diff(before, after)),
         )
     )
 
@@ -267,6 +268,8 @@ class SessionWords:
 
 def make_sampler(lab: Lab, method: Method) -> TpeModel:
     """The sampler over the knobs of a session's files."""
+    from agent.tpe import TpeModel  # optuna takes a fifth of a second to load
+
     ledger = lab.ledger
     session = ledger.history.session
     assert session is not None

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from agent.records import Direction, Source
 from agent.render import labelled
-from sandbox.contract import Limits, Record
+from sandbox.contract import Limits, NightlabError, Record
 
 MAX_PROGRAM_BYTES = 256 * 1024
 FIXED_FILES = ("prepare.py", "evaluate.py")
@@ -38,18 +38,10 @@ TOML_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"' -]+?)\s*=")
 TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
-class ProgramError(Exception):
-    """program.md, or a flag that overrides it, says something nightlab cannot use.
+class ProgramError(NightlabError):
+    """program.md, or a flag that overrides it, says something nightlab cannot use."""
 
-    Args:
-        message: place, and what is wrong there.
-        hint: what to write instead.
-    """
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    usual_hint = "nightlab init puts a program.md to compare with into an empty directory"
 
 
 def parse_size(value: object) -> object:
@@ -337,7 +329,7 @@ class Settings(Section):
             detail = error.errors()[0]
             flag, value = flags[str(detail["loc"][0]), str(detail["loc"][1])]
             message = f"{flag} {value}: {_reason(detail)}"
-            raise ProgramError(message, "see nightlab run --help") from None
+            raise ProgramError(message, "see the command's --help") from None
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ PLANNED_STOPS = frozenset(
     }
 )
 
+Method = Literal["tpe", "random"]
+SAMPLERS = ("tpe", "random")
+"""Researchers that know the attempts and no conversation."""
 Split = Literal["val", "holdout"]
 AttemptKind = Literal["baseline", "candidate"]
 Direction = Literal["minimize", "maximize"]

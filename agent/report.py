@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from agent.ledger import LedgerError, canonical
 from agent.logs import unpacked_log
 from agent.records import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
 from agent.render import fenced, for_markdown, one_line, visible
+from agent.replacing import replace_file
 from agent.running import Activity
 from agent.summary import Summary, direction_of, label_of, noise_of, summary_of, value_of
 from agent.worth import MEANING, decision, reviews, worth
@@ -55,6 +55,8 @@ _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
 _MARKDOWN_CHARS = 600
 _MAX_FACTS = 40
+_MANY = 100
+"""So many times the noise say nothing that one more would not say, and leave no room."""
 _FRACTION = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 _SIGNS = re.compile(r"[_·\s]+")
 _PARTS = ("header", "first", "chart", "chain", "tables")
@@ -177,10 +179,10 @@ class Report:
         )
         noise = noise_of(history) or 0.0
         png = charts.progress_png(history, direction_of(history), label_of(history), noise)
-        _replace(paths.results, results_tsv(history).encode())
-        _replace(paths.html, self.html(history, entries).encode())
-        _replace(paths.markdown, self.markdown(history, entries).encode())
-        _replace(paths.picture, png)
+        replace_file(paths.results, results_tsv(history).encode())
+        replace_file(paths.html, self.html(history, entries).encode())
+        replace_file(paths.markdown, self.markdown(history, entries).encode())
+        replace_file(paths.picture, png)
         return paths
 
     def html(self, history: History, entries: Sequence[Entry]) -> str:
@@ -548,7 +550,7 @@ def _size(count_bytes: int) -> str:
 _NUMBERS: dict[str, Callable[[Any], str]] = {
     "value": lambda number: f"{number:.4f}",
     "signed": _signed,
-    "times": lambda number: f"{abs(number):.1f}",
+    "times": lambda number: f"{abs(number):.1f}" if abs(number) < _MANY else f"over {_MANY}",
     "share": lambda number: f"{number:.0%}",
     "cores": lambda number: f"{number:.2f}",
     "count": lambda number: f"{number:,}",
@@ -557,15 +559,3 @@ _NUMBERS: dict[str, Callable[[Any], str]] = {
     "duration": _duration,
     "size": _size,
 }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never a half; it can always be written again."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

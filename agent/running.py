@@ -7,7 +7,6 @@ night writes every few seconds: a hint for whoever watches, never a result.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -19,6 +18,7 @@ from agent.history import Attempt, History
 from agent.ledger import LOCK_NAME
 from agent.records import AttemptStarted, Entry, RunFinished, RunStarted, SessionStarted
 from agent.render import one_line
+from agent.replacing import replace_file
 from agent.steering import is_asked_to_pause
 from sandbox.contract import Box, Record
 
@@ -67,13 +67,8 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
 def write_note(directory: Path, box: Box, seed: int, curve: Curve) -> None:
     """Note how far the present run is. A disk that refuses costs the note, not the night."""
     note = {"box": box, "seed": seed, "curve": json.loads(packed(curve))}
-    temporary = directory / f".{NOTE_NAME}.{secrets.token_hex(4)}.tmp"
     with suppress(OSError):
-        try:
-            temporary.write_text(json.dumps(note), encoding="utf-8")
-            temporary.replace(directory / NOTE_NAME)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(directory / NOTE_NAME, json.dumps(note).encode())
 
 
 def forget_note(directory: Path) -> None:

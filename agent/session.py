@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from agent.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
 from agent.own_files import copy_workspace
 from agent.program import FIXED_FILES, Program, Settings
 from agent.records import (
+    SAMPLERS,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
@@ -33,30 +35,23 @@ from agent.records import (
     ToolCalled,
     Usage,
 )
+from agent.render import one_line
 from agent.steering import forget
-from agent.tpe import SAMPLERS
 from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace, WorkspaceError
-from sandbox.contract import Executor, SandboxError, first_problem, host_faults
+from sandbox.contract import Executor, NightlabError, SandboxError, first_problem, host_faults
 
 SCORERS = ("evaluate.py",)
 """The person's files that score a run; a program that reports its own score needs none."""
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
 """What a night's calls, prices, points and records come from."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
-class SessionError(Exception):
-    """A session cannot begin or go on as asked.
+class SessionError(NightlabError):
+    """A session cannot begin or go on as asked."""
 
-    Args:
-        message: what is wrong.
-        hint: what the user can do next.
-    """
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    usual_hint = "see the command's --help"
 
 
 @dataclass(frozen=True)
@@ -121,6 +116,19 @@ def begin(
             ledger.close()
             raise
     return ledger
+
+
+def check_name(session: str) -> None:
+    """Refuse what cannot be the name of a new session.
+
+    Raises:
+        SessionError: it could lead out of the directory of sessions, or hide there.
+    """
+    if not NAME.fullmatch(session):
+        raise SessionError(
+            f"a session cannot be called {one_line(session, 80)!r}",
+            "letters, digits, dots, dashes and underscores, a letter or digit first, 80 at most",
+        )
 
 
 def _start(

@@ -242,6 +242,15 @@ def _about_attempts(history: History) -> Iterator[Attention]:
         count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
         text = f"{_count(count, 'run was', 'runs were')} disturbed by other work on the machine."
         yield Attention(kind="disturbed", text=text, attempts=disturbed)
+    unjudged = _numbers(
+        history, lambda a: a.finished is not None and a.finished.reason == "disturbed"
+    )
+    if unjudged:
+        text = (
+            f"{_count(len(unjudged), 'attempt', 'attempts')} could not be judged: the machine was "
+            "never quiet meanwhile. Keep it free, or allow more in [disturbance] of program.md."
+        )
+        yield Attention(kind="unjudged", text=text, attempts=unjudged)
     interrupted = _numbers(history, lambda a: a.interrupted is not None)
     if interrupted:
         text = (

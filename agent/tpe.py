@@ -19,7 +19,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -46,16 +46,23 @@ from agent.knobs import (
     turn,
 )
 from agent.model import ModelError, Reply, ToolCall
-from agent.records import AttemptFinished, Direction, Reserve, StopReason, Usage, Verdict
+from agent.records import (
+    SAMPLERS,
+    AttemptFinished,
+    Direction,
+    Method,
+    Reserve,
+    StopReason,
+    Usage,
+    Verdict,
+)
 from agent.render import one_line
 
 Files = dict[str, bytes]
-Method = Literal["tpe", "random"]
 Parameter = float | int | bool | str
 Point = dict[str, Parameter]
 """A parameter for each knob, by the knob's key; of ordered choices their index."""
 
-SAMPLERS = ("tpe", "random")
 RAN_OUT = frozenset(
     {
         *("timed_out", "out_of_memory", "out_of_gpu_memory", "disk_full", "over_budget"),

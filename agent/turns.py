@@ -13,6 +13,7 @@ from agent.conversation import Conversation
 from agent.lab import Lab
 from agent.model import Model, Reply
 from agent.records import (
+    SAMPLERS,
     MessageAdded,
     Noticed,
     SessionEnded,
@@ -20,10 +21,11 @@ from agent.records import (
     ToolCalled,
     ToolReturned,
 )
+from agent.render import one_line
 from agent.tools import Toolbox
-from agent.tpe import SAMPLERS
 
 MAX_IDLE_REPLIES = 3
+MAX_REJECTIONS = 3
 
 INTERRUPTED_CALL = (
     "interrupted: nightlab stopped during this call, and a part of it may be done; "
@@ -60,6 +62,8 @@ class Turns:
     idle_replies: int = 0
     refusals: int = 0
     """Since the last judged attempt."""
+    rejections: int = 0
+    """How many conversations the service would not go on with, since the last judged attempt."""
     watch: CircleWatch = field(default_factory=CircleWatch)
 
     @property
@@ -101,7 +105,12 @@ class Turns:
         """Take note of a reply that called tools."""
         self.idle_replies = 0
         if len(self.lab.ledger.history.completed) > attempts_before:
-            self.refusals = 0
+            self.refusals = self.rejections = 0
+
+    def may_start_over(self) -> bool:
+        """Whether a rejected conversation is worth another one; not when they all are rejected."""
+        self.rejections += 1
+        return self.rejections <= MAX_REJECTIONS
 
     def after(self, reply: Reply, conversation: Conversation) -> Conversation | Ending:
         """Go on after a reply that asks for nothing; see the stop reasons of the Messages API."""
@@ -137,8 +146,12 @@ class Turns:
         self.idle_replies += 1
         if self.idle_replies > MAX_IDLE_REPLIES:
             return StopReason.AGENT_IDLE, f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
-        self.notice("nudge", f"reply ended with {reply.stop_reason} and no tool call")
-        conversation.add_user([{"type": "text", "text": words}])
+        ended = one_line(reply.stop_reason, 60)
+        self.notice("nudge", f"reply ended with {ended} and no tool call that counts")
+        # What a reply asks for is done only where it ends with `tool_use`; it is answered anyway.
+        undone = f"not done: the reply ended with {ended}"
+        answers = [tool_result(i, undone, is_error=True) for i in conversation.orphans()]
+        conversation.add_user([*answers, {"type": "text", "text": words}])
         return conversation
 
     def _after_refusal(self, reply: Reply) -> Conversation | Ending:

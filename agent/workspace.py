@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.program import FIXED_FILES
-from sandbox.contract import MAKE_ROOM, SandboxError
+from sandbox.contract import MAKE_ROOM, NightlabError, SandboxError
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_CANDIDATE_BYTES = 16 * 2**20
@@ -68,7 +68,7 @@ json.dump(found, sys.stdout)
 """
 
 
-class WorkspaceError(Exception):
+class WorkspaceError(NightlabError):
     """A file operation that is refused or cannot be done.
 
     Args:
@@ -77,11 +77,11 @@ class WorkspaceError(Exception):
         hint: what to do next.
     """
 
+    usual_hint = "list shows the files that there are"
+
     def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, hint)
         self.code = code
-        self.message = message
-        self.hint = hint
 
 
 @dataclass(frozen=True)

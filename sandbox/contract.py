@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import (
     BaseModel,
@@ -51,18 +51,26 @@ DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 MACHINE_REFUSES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
-class SandboxError(Exception):
-    """nightlab or the engine failed; never the fault of the program that ran.
+class NightlabError(Exception):
+    """An error that a person is told in a sentence, with what to do next.
 
     Args:
-        message: what happened.
-        hint: what the user can do next.
+        message: what is wrong, and where.
+        hint: what the user can do next; the class's own where it is left out.
     """
+
+    usual_hint: ClassVar[str]
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
+
+
+class SandboxError(NightlabError):
+    """nightlab or the engine failed; never the fault of the program that ran."""
+
+    usual_hint = "`nightlab check` tries this machine's boxes; `nightlab resume` goes on"
 
 
 @contextmanager
@@ -89,6 +97,8 @@ def first_problem(error: ValidationError) -> str:
 
 class EngineUnavailable(SandboxError):
     """No container engine answers, or it stopped answering."""
+
+    usual_hint = "see whether `docker info` answers, then go on with `nightlab resume`"
 
 
 class ImageMissing(SandboxError):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.diffs import unified_diff
 from agent.judge import Ruling, judge, pooled_noise
 from agent.ledger import request_sha
 from agent.model import cost_usd
@@ -44,6 +45,7 @@ from tests import histories
 MODEL = "claude-sonnet-5-5"
 CALLS_OF_AN_ATTEMPT = 5
 MESSAGES_OF_A_CONVERSATION = 60
+LINES = 200
 DIRECTION: Direction = "minimize"
 
 
@@ -57,12 +59,14 @@ class LongNight:
     best: int = 0
     best_values: list[float] = field(default_factory=list)
     source: bytes = b"DEPTH = 4\n"
+    best_source: bytes = b"DEPTH = 4\n"
     conversation: int = 0
     shas: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """The baseline."""
-        histories.start(self.made)
+        limits = histories.SETTINGS["session"] | {"attempts": 100_000, "usd": None}
+        histories.start(self.made, settings=histories.SETTINGS | {"session": limits})
         histories.baseline(self.made, self.chance)
         self.best_values = list(self.made.history.attempts[0].values().values())
         self.groups.append(self.best_values)
@@ -80,7 +84,9 @@ class LongNight:
                 hypothesis=self.chance.choice(histories.IDEAS),
                 researcher="claude",
                 files={"train.py": self._blob(self.source)},
-                diff=self._blob(self._text(900)),
+                diff=self._blob(
+                    unified_diff({"train.py": self.best_source}, {"train.py": self.source})
+                ),
                 parent=self.best,
             )
         )
@@ -121,7 +127,8 @@ class LongNight:
             )
         )
         if kept:
-            self.best, self.best_values = number, values
+            self.best, self.best_values, self.best_source = number, values, self.source
+        self.source = self.best_source
 
     def _open_conversation(self) -> None:
         self.conversation += 1
@@ -174,13 +181,19 @@ class LongNight:
         self._say("user", self._text(2200))
 
     def _change(self) -> None:
-        before, self.source = self.source, self._text(6000)
+        """Three lines of a file of two hundred; the first change writes it whole."""
+        before, lines = self.source, self.source.splitlines(keepends=True)
+        if len(lines) < LINES:
+            lines = [self._text(30) + b"\n" for _ in range(LINES)]
+        for place in self.chance.sample(range(LINES), 3):
+            lines[place] = self._text(30) + b"\n"
+        self.source = b"".join(lines)
         self.made.add(
             FileChanged(
                 path="train.py",
                 before=self._blob(before),
                 after=self._blob(self.source),
-                diff=self._blob(self._text(900)),
+                diff=self._blob(unified_diff({"train.py": before}, {"train.py": self.source})),
             )
         )
 
@@ -204,7 +217,7 @@ def long_session(events: int) -> histories.Night:
     while len(night.made.entries) < events - 1:
         number += 1
         night.attempt(number)
-    night.made.add(SessionEnded(reason=StopReason.ATTEMPTS, explanation=f"{number} attempts"))
+    night.made.add(SessionEnded(reason=StopReason.STOPPED, explanation=f"{number} attempts"))
     return night.made
 
 

@@ -35,6 +35,7 @@ from typing import Any, Literal, Self
 from anthropic.types import RawMessageStreamEvent
 from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
 from pydantic import TypeAdapter
 
 API_VERSION = "2026-10-21"
@@ -69,6 +70,11 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "max_tokens": MAX_OUTPUT_TOKENS,
     }
     for name in PRICES_USD
+}
+
+REFUSED_BLOCKS = {
+    "user": ("tool_use", "thinking", "redacted_thinking"),
+    "assistant": ("tool_result", "document", "image"),
 }
 
 KNOB = re.compile(
@@ -616,11 +622,19 @@ def first_problem(request: Request) -> Problem | None:
     message = _shape_problem(request)
     if message is not None:
         return _invalid(message)
+    if (unknown := _unknown_model(request)) is not None:
+        return unknown
     for rule in RULES:
         message = rule(request)
         if message is not None:
             return _invalid(message)
     return None
+
+
+def _unknown_model(request: Request) -> Problem | None:
+    if request["model"] in PRICES_USD:
+        return None
+    return Problem(404, "not_found_error", f"model: {request['model']}")
 
 
 def _invalid(message: str) -> Problem:
@@ -674,8 +688,6 @@ def _check_events(events: list[dict[str, Any]]) -> None:
 def _limits(request: Request) -> str | None:
     if not 1 <= request["max_tokens"] <= MAX_OUTPUT_TOKENS:
         return f"max_tokens: {request['max_tokens']} is not between 1 and {MAX_OUTPUT_TOKENS}"
-    if request["model"] not in PRICES_USD:
-        return f"model: {request['model']}"
     tokens = _request_tokens(request)
     if tokens > CONTEXT_TOKENS:
         return f"prompt is too long: {tokens} tokens > {CONTEXT_TOKENS} maximum"
@@ -691,16 +703,47 @@ def _forced(request: Request) -> str | None:
     kind = request.get("thinking", {}).get("type")
     if kind in ("enabled", "disabled"):
         return f"thinking.type: {kind} is not supported by this model"
+    effort = request.get("output_config", {}).get("effort")
+    if kind == "between_tools" and effort in ("xhigh", "max"):
+        return f"thinking.type: between_tools is not supported with effort {effort}"
     return None
 
 
-def _tool_names(request: Request) -> str | None:
+def _tools(request: Request) -> str | None:
     names = [tool["name"] for tool in request.get("tools", [])]
+    for index, definition in enumerate(request.get("tools", [])):
+        if not _is_schema(json.dumps(definition["input_schema"])):
+            return (
+                f"tools.{index}.custom.input_schema: JSON schema is invalid. "
+                "It must match JSON Schema draft 2020-12"
+            )
     for index, name in enumerate(names):
         if not re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", name):
             return f"tools.{index}.custom.name: String should match pattern"
     if len(set(names)) != len(names):
         return "tools: Tool names must be unique."
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_schema(text: str) -> bool:
+    try:
+        Draft202012Validator.check_schema(json.loads(text))
+    except SchemaError:
+        return False
+    return True
+
+
+def _roles(request: Request) -> str | None:
+    """What may stand in a message depends on whose it is."""
+    for index, message in enumerate(request["messages"]):
+        role = message["role"]
+        for place, block in enumerate(_blocks(message)):
+            where, kind = f"messages.{index}.content.{place}", block["type"]
+            if kind in REFUSED_BLOCKS.get(role, ()):
+                return f"{where}: `{kind}` blocks can not be in `{role}` messages"
+            if role == "user" and kind == "text" and block.get("citations"):
+                return f"{where}: citations are not allowed on user text"
     return None
 
 
@@ -735,6 +778,8 @@ def _tool_ids(request: Request) -> str | None:
         if len(set(asked)) != len(asked) or known & set(asked):
             return f"messages.{index}: `tool_use` ids must be unique"
         known |= set(asked)
+        if odd := [name for name in asked if not re.fullmatch(r"[a-zA-Z0-9_-]+", name)]:
+            return f"messages.{index}: tool_use.id: String should match pattern: {odd[0]}"
         following = messages[index + 1] if index + 1 < len(messages) else None
         problem = _unanswered(index, asked, following)
         if problem is None and message["role"] == "user":
@@ -797,8 +842,9 @@ def _thinking(request: Request) -> str | None:
 RULES: tuple[Callable[[Request], str | None], ...] = (
     _limits,
     _forced,
-    _tool_names,
+    _tools,
     _order,
+    _roles,
     _texts,
     _tool_ids,
     _breakpoints,

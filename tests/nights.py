@@ -145,6 +145,7 @@ class Place:
     boxes_type: type[PretendedBoxes] = PretendedBoxes
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
+    name: str = "night"
 
     def __post_init__(self) -> None:
         self.boxes = self.boxes_type(self.clock)
@@ -158,7 +159,7 @@ class Place:
 
     @property
     def directory(self) -> Path:
-        return self.root / "night"
+        return self.root / self.name
 
     @property
     def outfit(self) -> Outfit:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.audit import whole_audit
-from agent.export import Person, approval, original_files, patch, result_files
+from agent.diffs import patch
+from agent.export import Person, approval, original_files, result_files
 from agent.ledger import (
     FIRST_PREVIOUS,
     LEDGER_NAME,

@@ -243,6 +243,17 @@ def test_the_events_asked_for_are_shown_and_everything_is_verified_all_the_same(
     told = [json.loads(line) for line in differing.stdout.splitlines()]
     assert "session_ended" == told[0]["event"]["type"]
     assert "which was not the best" in told[1]["what"]
+    assert ("audited", 1) == (told[-1]["event"], told[-1]["differences"])
+
+
+def test_a_script_is_told_the_head(copy: Path) -> None:
+    (told,) = map(json.loads, audit(copy, "--json").stdout.splitlines())
+    entries = read_ledger(copy)
+    assert (len(entries), 0, entries[-1].hash) == (
+        told["events"],
+        told["differences"],
+        told["head"],
+    )
 
 
 def test_a_type_that_is_none_lists_those_that_are(copy: Path) -> None:

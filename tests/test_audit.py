@@ -132,8 +132,8 @@ def test_a_keep_without_arithmetic_is_found(tmp_path: Path) -> None:
             kind="candidate",
             hypothesis="none",
             researcher="tpe",
-            files={},
-            diff=None,
+            files=made.history.attempts[0].started.files,
+            diff=made.put_blob(b""),
             parent=0,
         )
     )
@@ -331,6 +331,36 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda ls: only(ls, "human_decided").update(patch=ELSEWHERE),
         f"blob {ELSEWHERE} cannot be read",
     ),
+    "an attempt beyond the limit": (
+        lambda ls: ls[0]["event"]["settings"]["session"].update(attempts=3),
+        "attempt 4 starts although 3 attempts are done, the limit",
+    ),
+    "an end that did not come": (
+        lambda ls: only(ls, "session_ended").update(reason="failures_in_a_row"),
+        "it says that it ended for failures_in_a_row, and the record does not",
+    ),
+    "a diff that shows something else": (
+        lambda ls: only(ls, "attempt_started", attempt=2).update(
+            diff=only(ls, "attempt_started", attempt=1)["diff"]
+        ),
+        "its diff is not what changed in the files",
+    ),
+    "a diff that is left out": (
+        lambda ls: only(ls, "attempt_started", attempt=2).update(diff=None),
+        "its diff is not what changed in the files",
+    ),
+    "a change that shows something else": (
+        lambda ls: only(ls, "file_changed").update(
+            diff=only(ls, "attempt_started", attempt=1)["diff"]
+        ),
+        "its diff is not what changed in the files",
+    ),
+    "a patch that shows something else": (
+        lambda ls: only(ls, "human_decided").update(
+            patch=only(ls, "attempt_started", attempt=1)["diff"]
+        ),
+        "its diff is not what changed in the files",
+    ),
     "files of a variant that are gone": (
         lambda ls: only(ls, "variant_planned").update(files={"train.py": ELSEWHERE}),
         f"blob {ELSEWHERE} cannot be read",
@@ -387,6 +417,10 @@ TALK_PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "a cheaper call": (
         lambda ls: only(ls, "model_called").update(cost_usd=0.0),
         "the call cost $0.000000; its usage comes to $",
+    ),
+    "a call beyond the money limit": (
+        lambda ls: ls[0]["event"]["settings"]["session"].update(usd=0.01),
+        "could be spent after this call; the limit is $0.01",
     ),
     "a total that is less": (
         lambda ls: only(ls, "model_called").update(cost_usd=0.0),

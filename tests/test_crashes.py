@@ -30,7 +30,8 @@ from typing import Any, get_args
 import pytest
 
 from agent.audit import audit
-from agent.export import Person, approval, original_files, patch, result_files, write_approved
+from agent.diffs import patch
+from agent.export import Person, approval, original_files, result_files, write_approved
 from agent.history import fold
 from agent.lab import Lab
 from agent.ledger import LEDGER_NAME, read_blob, read_ledger

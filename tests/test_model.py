@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,9 @@ from agent.model import (
 )
 from agent.records import StopReason, Usage
 from tests.messages_server import (
+    API_VERSION,
     CATALOGUE,
+    MAX_BODY_BYTES,
     UNPRICED,
     Cut,
     MessagesServer,
@@ -544,6 +547,18 @@ def test_no_retry_after_is_negative_or_without_end(value: str) -> None:
     assert 0.0 <= retry_after_seconds({"retry-after": value}, NOW) < float("inf")
 
 
+PLAIN_DOCUMENT = {
+    "type": "document",
+    "source": {"type": "text", "media_type": "text/plain", "data": "x"},
+}
+CITATION = {
+    "type": "char_location",
+    "cited_text": "x",
+    "document_index": 0,
+    "document_title": None,
+    "start_char_index": 0,
+    "end_char_index": 1,
+}
 RULES_BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "temperature": lambda r: r.update(temperature=0.5),
     "unknown_key_in_a_result": lambda r: r["messages"].append(
@@ -599,6 +614,56 @@ RULES_BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
             {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
         ]
     ),
+    "document_of_the_assistant": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [PLAIN_DOCUMENT]},
+            {"role": "user", "content": "And?"},
+        ]
+    ),
+    "citations_on_user_text": lambda r: r["messages"].append(
+        {"role": "user", "content": [{"type": "text", "text": "x", "citations": [CITATION]}]}
+    ),
+    "call_of_the_user": lambda r: r["messages"].append(
+        {"role": "user", "content": [{**tool("run"), "id": "a"}]}
+    ),
+    "odd_call_id": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**tool("run"), "id": "a b"}]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "a b", "content": "x"}],
+            },
+        ]
+    ),
+    "call_id_twice": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**tool("run"), "id": "a"}]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}],
+            },
+        ]
+        * 2
+    ),
+    "two_results_of_one_call": lambda r: r["messages"].extend(
+        [
+            {"role": "assistant", "content": [{**tool("run"), "id": "a"}]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}] * 2,
+            },
+        ]
+    ),
+    "thinking_always_off": lambda r: r.update(thinking={"type": "disabled"}),
+    "most_effort_between_tools": lambda r: r.update(
+        thinking={"type": "between_tools"}, output_config={"effort": "max"}
+    ),
+    "choice_without_tools": lambda r: (r.pop("tools"), r.update(tool_choice={"type": "auto"})),
+    "schema_that_is_none": lambda r: r["tools"].append(
+        {"name": "x", "input_schema": {"type": "object", "properties": {"a": {"type": "number!"}}}}
+    ),
+    "empty_system": lambda r: r.update(system=[{"type": "text", "text": ""}]),
+    "no_tokens_asked": lambda r: r.update(max_tokens=0),
     "too_many_tokens_asked": lambda r: r.update(max_tokens=200_000),
     "window_exceeded": lambda r: r["messages"].append({"role": "user", "content": "x" * 4_100_000}),
     "unsigned_thinking": lambda r: r["messages"].extend(
@@ -624,6 +689,29 @@ def test_the_test_server_refuses(broken: Callable[[dict[str, Any]], Any]) -> Non
     problem = first_problem(request)
     assert problem is not None
     assert problem.code == 400
+
+
+def post(url: str, body: bytes, **headers: str) -> tuple[int, str]:
+    """What the server answers to a request that no client of ours would make."""
+    usual = {"x-api-key": "k", "anthropic-version": API_VERSION} | headers
+    sent = {name.replace("_", "-"): value for name, value in usual.items() if value}
+    answer = httpx2.post(url, content=body, headers=sent, timeout=20)
+    return answer.status_code, answer.json()["error"]["type"]
+
+
+def test_the_test_server_refuses_what_is_wrong_around_a_request() -> None:
+    body = json.dumps(
+        {"model": "claude-sonnet-5-5", "max_tokens": 1, "stream": True, "messages": OPENING}
+    ).encode()
+    with MessagesServer([], tolerant=True) as server:
+        url = f"{server.url}/v1/messages"
+        assert (401, "authentication_error") == post(url, body, **{"x-api-key": ""})
+        assert (400, "invalid_request_error") == post(url, body, anthropic_version="2023-06-01")
+        assert (404, "not_found_error") == post(f"{server.url}/v1/complete", body)
+        assert (404, "not_found_error") == post(url, body.replace(b"sonnet", b"sonet"))
+        assert (413, "request_too_large") == post(url, b" " * (MAX_BODY_BYTES + 1))
+        assert 5 == len(server.unplanned)
+        assert not server.requests
 
 
 def test_the_test_server_notices_answers_nobody_asked_for() -> None:

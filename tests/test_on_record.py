@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent.audit import whole_audit
-from agent.lab import unified_diff
+from agent.diffs import unified_diff
 from agent.ledger import Ledger, LedgerError, read_blob, read_ledger, request_sha
 from agent.loop import run_session
 from agent.night import assemble, open_models
@@ -186,8 +186,8 @@ def test_each_file_change_has_its_diff(asked: Asked) -> None:
         assert change.before is not None
         before, after = asked.blob(change.before), asked.blob(change.after)
         diff = unified_diff({change.path: before}, {change.path: after})
-        assert diff == asked.blob(change.diff).decode()
-        assert "\n-" in diff
+        assert diff == asked.blob(change.diff)
+        assert b"\n-" in diff
 
 
 def test_a_new_file_has_no_before(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_session_goes_on_from_a_copy_under_another_name_and_path(tmp_path: Pat
     with pytest.raises(Crash):
         _work(lab, here)
     there = _short_place(tmp_path / "another" / "there")
+    there.name = "The Night (copy)"
     there.clock.seconds = here.clock.seconds
     shutil.copytree(here.directory, there.directory)
     shutil.rmtree(here.root)

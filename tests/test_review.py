@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.export import patch
+from agent.diffs import patch
 from agent.history import History, fold
 from agent.ledger import read_ledger
 from agent.records import (

@@ -26,10 +26,22 @@ from agent.records import (
     Noticed,
     SessionEnded,
     StopReason,
+    ToolCalled,
     ToolReturned,
 )
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop, forget, is_asked_to_pause
-from tests.messages_server import CATALOGUE, Cut, MessagesServer, Request, Turn, say, text, tool
+from tests.messages_server import (
+    CATALOGUE,
+    Cut,
+    MessagesServer,
+    Request,
+    Status,
+    Turn,
+    say,
+    text,
+    thinking,
+    tool,
+)
 from tests.nights import Crash, CrashingLedger, Place
 from tests.test_night import DETAILS, Mind, work
 
@@ -63,6 +75,44 @@ class Scene:
 
     def notices(self) -> list[str]:
         return [event.kind for event in self.events(Noticed)]
+
+
+ENDINGS: dict[str, Turn] = {
+    "without a word": Turn((), "end_turn"),
+    "with words": Turn((text("Shall I go on?"),), "end_turn"),
+    "with thoughts alone": Turn((thinking("Hm."),), "end_turn"),
+    "in the middle of a call": Turn((tool("run", hypothesis="x"),), "max_tokens", None, None, 9),
+    "at a stop sequence": Turn((text("I"),), "stop_sequence"),
+    "for a pause": Turn((text("I"), tool("run", hypothesis="x")), "pause_turn"),
+    "with its window full": Turn((tool("run", hypothesis="x"),), "model_context_window_exceeded"),
+    "as no reply ended before": Turn((tool("run", hypothesis="x"),), "tea_break", odd=True),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_a_night_goes_on_however_a_reply_ends(tmp_path: Path, ending: Turn) -> None:
+    """And nothing is done that only looks like a call; the strict server refuses no request."""
+    scene = Scene(tmp_path, session={"attempts": 1})
+    assert scene.play(scene.then(ending)).reason is StopReason.ATTEMPTS
+    assert [] == scene.server.unplanned
+    assert 1 == len(scene.history.completed)
+    assert 1 == sum(event.name == "run" for event in scene.events(ToolCalled))
+
+
+def test_a_service_that_rejects_every_conversation_ends_the_session(tmp_path: Path) -> None:
+    """The same 400 for hours costs money and brings nothing."""
+    scene = Scene(tmp_path)
+    places = itertools.count(1)
+
+    def looks_elsewhere(request: Request) -> Turn:
+        return say(tool("read", file_path="train.py", view_range=[1, next(places)]))
+
+    rejected = Status(400, "invalid_request_error", "messages.1: it is not good")
+    ended = scene.play(itertools.chain.from_iterable(itertools.repeat([looks_elsewhere, rejected])))
+    assert StopReason.API_REFUSED is ended.reason
+    assert "nightlab resume" in ended.explanation
+    assert 4 == scene.notices().count("history_rejected")
+    assert 8 == len(scene.server.requests)
 
 
 def test_one_refusal_opens_a_conversation_without_what_was_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from agent.commands.shared import (
+    DEFAULT_PROGRAM,
     BaseImageOption,
     JsonOption,
     ProgramOption,
@@ -30,7 +31,7 @@ from sandbox.library import state_directory
 
 
 def build(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     torch_index: TorchIndexOption = "",
 ) -> None:
@@ -47,7 +48,7 @@ def build(
     )
 
 
-def list_(program: ProgramOption = Path("program.md"), as_json: JsonOption = False) -> None:
+def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False) -> None:
     """List the profiles that a program can name, and the images that were built."""
     profiles = known_profiles(program.parent)
     state_dir = state_directory(os.environ)
@@ -70,7 +71,7 @@ def list_(program: ProgramOption = Path("program.md"), as_json: JsonOption = Fal
 
 
 def show(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +94,7 @@ def show(
 
 
 def verify(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     as_json: JsonOption = False,
 ) -> None:

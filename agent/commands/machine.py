@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.commands.shared import (
+    DEFAULT_PROGRAM,
     BaseImageOption,
     JsonOption,
     ProgramOption,
@@ -38,20 +39,20 @@ from sandbox.self_check import CheckResult, timed_check
 def init(
     directory: Annotated[Path, typer.Argument(help="where to put the files")] = Path(),
 ) -> None:
-    """Copy program.md, Dockerfile.train and workspace/ here, as a place to start from."""
+    """Copy program.md, Dockerfile.train and workspace/ to start from."""
     copied = copy_template(directory)
     out.print(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
 
 
 def setup(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     torch_index: TorchIndexOption = "",
     stop_engine: Annotated[
         bool, typer.Option("--stop-engine", help="end the engine that nightlab started, only that")
     ] = False,
 ) -> None:
-    """Make engine, image and data ready; what is there already is not made again."""
+    """Make engine, image and data ready, as far as they are not."""
     state_dir = state_directory(os.environ)
     if stop_engine:
         stopped = stop_own_engine(state_dir)
@@ -76,7 +77,7 @@ def _say_once_more(base_image: str) -> None:
 
 
 def check(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +105,7 @@ def check(
 
 def box(
     argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
     wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
     memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
@@ -196,5 +197,6 @@ def _size(flag: str, text: str | None) -> int | None:
 def _mount(text: str) -> tuple[Path, str]:
     source, separator, target = text.partition(":")
     if not separator or not Path(source).exists():
-        raise SessionError(f"--mount-ro {text}: not HOST:BOX with an existing host path", "")
+        message = f"--mount-ro {text}: not HOST:BOX with an existing host path"
+        raise SessionError(message, "write it like data:/data")
     return Path(source), target

@@ -34,14 +34,15 @@ from agent.commands.shared import (
     sweep_now,
     warn,
 )
+from agent.diffs import patch
 from agent.export import (
+    APPROVED,
     PATCH_NAME,
     Git,
     approval,
     find_person,
     make_branch,
     original_files,
-    patch,
     refuse_inside,
     rejection,
     result_diff,
@@ -66,7 +67,16 @@ from sandbox.library import state_directory
 
 MAX_DIFF_CHARACTERS = 12_000
 
-ReasonOption = Annotated[str, typer.Option("--reason", help="why; it is recorded")]
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("say why; it is recorded")
+    return text
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", callback=_reason, help="why; it is recorded")
+]
 RepoOption = Annotated[
     Path, typer.Option("--repo", help="your own directory with the workspace, in a repository")
 ]
@@ -117,7 +127,7 @@ def audit(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Verify the chain and every blob, and recompute every verdict and price from the record."""
+    """Verify chain and blobs; recompute every verdict and price."""
     directory = session_directory(runs, session)
     with _without_collections():
         entries = read_ledger(directory)
@@ -130,17 +140,12 @@ def audit(
         print_line(line)
     for difference in found:
         print_line(difference.model_dump_json() if as_json else sentence(difference))
-    if found:
-        raise typer.Exit(1)
-    if sign_with is not None:
+    if sign_with is not None and not found:
         seal = sign(directory, head_of(session, entries, utc_now), sign_with)
         heard.notes.append(f"signed now with {seal.fingerprint}")
-    if not as_json:
-        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
-        if fold(entries).is_self_reported:
-            print_line("the scores are self-reported: they are what the logs say, no more")
-        for note in heard.notes:
-            print_line(note)
+    _tell_audit(entries, len(found), heard.notes, as_json=as_json)
+    if found:
+        raise typer.Exit(1)
 
 
 def review(
@@ -154,7 +159,7 @@ def review(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Check the result with fresh seeds and holdout, and leave out each kept change in turn."""
+    """Check the result: fresh seeds, holdout, each change left out."""
     directory = session_directory(runs, session)
     if no_runs:
         entries = read_ledger(directory)
@@ -180,7 +185,7 @@ def replay(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Run one attempt again from the record alone and compare the scores."""
+    """Run one attempt again from the record alone, and compare."""
     directory = session_directory(runs, session)
     with _recorded_lab(directory, as_json=as_json) as lab:
         replayed = run_again(lab, attempt, _progress(as_json=as_json))
@@ -202,7 +207,10 @@ def approve(
     repo: RepoOption = Path(),
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Take the result: files, a patch and, if asked, a branch; recorded with your git name."""
+    """Take the result: files, a patch and, if asked, a branch.
+
+    The decision is recorded with your git name.
+    """
     directory = session_directory(runs, session)
     refuse_inside(repo, runs)
     person = find_person(repo, os.environ)
@@ -250,6 +258,8 @@ def reject(
         _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"rejected by {person.name}")
+    if (directory / APPROVED).exists():
+        say(f"what was approved before stays where it is: {directory / APPROVED}")
 
 
 @contextmanager
@@ -263,6 +273,20 @@ def _without_collections() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _tell_audit(
+    entries: Sequence[Entry], differences: int, notes: Sequence[str], *, as_json: bool
+) -> None:
+    if as_json:
+        told = {"events": len(entries), "differences": differences, "head": entries[-1].hash}
+        print_line(json.dumps({"event": "audited", **told, "notes": notes}))
+    elif not differences:
+        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        if fold(entries).is_self_reported:
+            print_line("the scores are self-reported: they are what the logs say, no more")
+        for note in notes:
+            print_line(note)
 
 
 def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:

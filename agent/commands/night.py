@@ -14,6 +14,7 @@ import typer
 
 from agent.anchor import Anchor, anchor_path
 from agent.commands.shared import (
+    DEFAULT_PROGRAM,
     SERVICE_FAILED,
     AttemptsOption,
     BaseImageOption,
@@ -42,13 +43,13 @@ from agent.history import fold
 from agent.lab import Lab
 from agent.ledger import Ledger, LedgerError, read_ledger
 from agent.loop import run_session
-from agent.model import check_credentials, price_known
+from agent.model import WITHOUT_A_KEY, check_credentials, price_known
 from agent.night import assemble, check_models, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import Report
-from agent.session import SessionError, begin, bring_back, open_lab, settings_of
+from agent.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
 from agent.setup import find_outfit, own_workspace, recorded_outfit
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.summary import summary
@@ -57,7 +58,7 @@ from sandbox.library import state_directory
 
 
 def run(
-    program: ProgramOption = Path("program.md"),
+    program: ProgramOption = DEFAULT_PROGRAM,
     researcher: Annotated[
         str | None, typer.Option(help="auto (claude with a key, else tpe), claude, tpe or random")
     ] = None,
@@ -73,7 +74,7 @@ def run(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Run a session: baseline, then attempt after attempt until a limit is reached."""
+    """Run a session: baseline, then attempt after attempt."""
     content = load(program)
     settings = content.settings.with_overrides(
         attempts=attempts,
@@ -83,12 +84,14 @@ def run(
         researcher=researcher,
         base_image=base_image,
     )
+    session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
+    check_name(session)
     name, export = _researcher(settings), exporter(track, track_dir, runs)
     outfit = find_outfit(
         settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
     )
     sweep_now()
-    directory = runs / (session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S"))
+    directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made
     ledger = begin(
         directory.absolute(),
@@ -115,7 +118,7 @@ def resume(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a session that was stopped, was killed, or may have more attempts now."""
+    """Go on with a session that was stopped, killed or may do more."""
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
     with Ledger.open(directory) as ledger:
@@ -144,7 +147,7 @@ def stop(
     session: SessionArgument,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Let a session finish the attempt that it is at, then end with its report."""
+    """Let a session finish its present attempt, then end."""
     ask_to_stop(_running_session(runs, session))
     out.print(f"{session} ends after its present attempt")
 
@@ -153,7 +156,7 @@ def pause(
     session: SessionArgument,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Let a session wait after the attempt that it is at; the pause costs none of its hours."""
+    """Let a session wait after its present attempt; costs no hours."""
     ask_to_pause(_running_session(runs, session))
     out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
 
@@ -183,6 +186,7 @@ def _work(
         if export is not None:
             _track(lab, export)
 
+    _tell_beginning(lab.session, researcher, as_json=as_json)
     try:
         keep_head(ledger, anchor)
         with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
@@ -195,6 +199,15 @@ def _work(
     _tell_end(ledger, as_json=as_json)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
+
+
+def _tell_beginning(session: str, researcher: str, *, as_json: bool) -> None:
+    """The name, which nightlab may have chosen, before anything takes its time."""
+    if as_json:
+        told = {"event": "session_begun", "session": session, "researcher": researcher}
+        print_line(json.dumps(told))
+    else:
+        say(f"{session} with {researcher}; in a second terminal: nightlab watch {session}")
 
 
 def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
@@ -270,7 +283,7 @@ def _require_credentials(name: str, settings: Settings) -> None:
         return
     provider = settings.researcher.provider
     if missing := check_credentials(os.environ, provider=provider):
-        raise SessionError(missing, "")
+        raise SessionError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
     models = (settings.researcher.model, settings.researcher.fallback_model)
     unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
     if settings.session.usd is not None and unpriced:

@@ -26,6 +26,8 @@ from sandbox.library import clean_up, state_directory
 
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
 
+DEFAULT_PROGRAM = Path("program.md")
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -72,7 +74,9 @@ def warn(line: str, style: str = "yellow") -> None:
 
 
 def load(program: Path) -> Program:
-    return load_program(template(program.name, program.parent))
+    """The person's program; the shipped one where they have none and named none."""
+    is_named = program != DEFAULT_PROGRAM
+    return load_program(program if is_named else template(program.name, program.parent))
 
 
 def sweep_now() -> tuple[str, ...]:
@@ -81,6 +85,17 @@ def sweep_now() -> tuple[str, ...]:
 
 
 def session_directory(runs: Path, session: str) -> Path:
+    """Where a session lies.
+
+    Raises:
+        SessionError: there is none of that name, or its beginning was cut off.
+    """
+    if Path(session).name != session:
+        raise SessionError(
+            f"{session} is a path, not the name of a session",
+            f"name it {Path(session).name or 'as'} and, unless it lies in {runs}, its directory "
+            "with --runs",
+        )
     directory = runs / session
     if not (directory / "ledger.jsonl").is_file():
         known = sorted(path.parent.name for path in runs.glob("*/ledger.jsonl"))

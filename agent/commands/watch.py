@@ -32,10 +32,11 @@ def watch(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show a session while it runs, as a page on this machine only; Ctrl-C ends it, exit code 0.
+    """Show a session while it runs, as a page on this machine only.
 
-    It changes nothing and may be started and ended at any time. Whoever has the address with its
-    token can read the report: other users of this machine, if you show it to them.
+    It changes nothing and may be started and ended at any time: Ctrl-C ends it, exit code 0.
+    Whoever has the address with its token can read the report: other users of this machine, if
+    you show it to them.
     """
     if tui and as_json:
         raise SessionError("--tui and --json exclude each other", "leave one of them out")
