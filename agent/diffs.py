@@ -6,7 +6,7 @@ import difflib
 
 from agent.merge import Files, lines_of
 
-MAX_DIFF_BYTES = 200_000
+MAX_DIFF_CHARACTERS = 200_000
 WORKSPACE = "workspace"
 
 
@@ -25,8 +25,9 @@ def unified_diff(old: Files, new: Files) -> bytes:
     text = "".join(
         p if p.endswith("\n") else p + "\n\\ No newline at end of file\n" for p in pieces
     )
-    whole = text.encode()
-    return whole if len(whole) <= MAX_DIFF_BYTES else whole[:MAX_DIFF_BYTES] + b"\n[cut]\n"
+    # Every ledger's diffs are cut at this place: an audit makes them again.
+    whole = text if len(text) <= MAX_DIFF_CHARACTERS else f"{text[:MAX_DIFF_CHARACTERS]}\n[cut]\n"
+    return whole.encode()
 
 
 def patch(old: Files, new: Files, folder: str = WORKSPACE) -> bytes:
