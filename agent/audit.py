@@ -17,6 +17,7 @@ from agent.diffs import patch, unified_diff
 from agent.history import OF_AN_ATTEMPT, Attempt, History
 from agent.judge import Judgement, Noise, Ruling, judge
 from agent.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
+from agent.limit_checks import LimitChecks
 from agent.merge import Files
 from agent.model import cost_usd
 from agent.program import Settings
@@ -32,7 +33,6 @@ from agent.records import (
     HumanDecided,
     LaterRun,
     MessageAdded,
-    ModelAsked,
     ModelCalled,
     ReplayFinished,
     ReviewStarted,
@@ -88,8 +88,6 @@ class _Auditor:
     replies: dict[int, str] = field(default_factory=dict)
     called_tools: dict[str, str] = field(default_factory=dict)
     variants: dict[tuple[int, str], VariantPlanned] = field(default_factory=dict)
-    judged: int = 0
-    """Candidates that have a verdict; history counts them anew each time."""
     shown: dict[tuple[Any, ...], str] = field(default_factory=dict)
     """Diffs that were found right, by what changed."""
     usage_usd: float = 0.0
@@ -97,6 +95,7 @@ class _Auditor:
 
     def __post_init__(self) -> None:
         self.runs = RunChecks(self._body)
+        self.limits = LimitChecks(self.history)
 
     def look(self, entry: Entry) -> Iterator[str]:
         """What is wrong with one event."""
@@ -109,9 +108,7 @@ class _Auditor:
             yield from self._after_the_end(event)
         yield from self._check(entry)
         self.history.apply(entry)
-        if isinstance(event, AttemptFinished):
-            self.judged += self.history.attempt(event.attempt).started.kind == "candidate"
-        elif isinstance(event, Scored):
+        if isinstance(event, Scored):
             self._count_repeats(event.attempt)
         elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
             for number in list(self.squares):
@@ -140,6 +137,7 @@ class _Auditor:
 
     def _check(self, entry: Entry) -> Iterator[str]:
         event = entry.event
+        yield from self.limits.look(event)
         match event:
             case SessionStarted() | SessionResumed():
                 yield from self._begin(event)
@@ -152,10 +150,7 @@ class _Auditor:
                 yield from self._verdict(event)
             case AttemptInterrupted():
                 self.runs.forget_open()
-            case ModelAsked():
-                yield from self._within_money(event)
             case SessionEnded():
-                yield from self._end(event)
                 if event.reason is not StopReason.SANDBOX_FAULT:
                     yield from self.runs.all_ended()
             case ConversationOpened() | MessageAdded() | ToolCalled() | ToolReturned():
@@ -198,7 +193,7 @@ class _Auditor:
         except ValidationError as error:
             self.settings = None
             yield f"its settings are not valid: {error.error_count()} of them"
-        self.runs.settings = self.settings
+        self.runs.settings = self.limits.settings = self.settings
         if isinstance(event, SessionStarted):
             self.runs.session, self.runs.seeds = event, frozenset(event.seeds)
         elif before is not None and self.settings is not None:
@@ -210,45 +205,12 @@ class _Auditor:
         if self.history.attempts and self.history.attempts[-1].open:
             yield f"attempt {event.attempt} starts while the one before is open"
         yield from self._untouched(event)
-        yield from self._within_attempts(event)
         best = None if self.history.best is None else self.history.best.number
         if event.parent != best:
             yield f"its parent is {event.parent}, the best was {best}"
         if self.history.best is not None:
             files = self.history.best.started.files
             yield from self._shown(unified_diff, event.diff, files, event.files)
-
-    # --- limits ---
-
-    def _within_attempts(self, event: AttemptStarted) -> Iterator[str]:
-        if self.settings is None or event.kind == "baseline":
-            return
-        limit = self.settings.session.attempts
-        if self.judged >= limit:
-            yield f"attempt {event.attempt} starts although {limit} attempts are done, the limit"
-
-    def _within_money(self, event: ModelAsked) -> Iterator[str]:
-        limit_usd = self.settings.session.usd if self.settings else None
-        if limit_usd is None:
-            return
-        could_usd = self.history.spent_usd + (event.reserve.usd or 0.0)
-        if could_usd > limit_usd and not _same(could_usd, limit_usd):
-            yield f"${could_usd:.2f} could be spent after this call; the limit is ${limit_usd:.2f}"
-
-    def _end(self, event: SessionEnded) -> Iterator[str]:
-        """Ends that follow from counts must be what the counts come to."""
-        if self.settings is None:
-            return
-        limits, history = self.settings.session, self.history
-        discards = limits.max_discards_in_a_row
-        holds = {
-            StopReason.ATTEMPTS: self.judged >= limits.attempts,
-            StopReason.FAILURES_IN_A_ROW: history.failures_in_a_row >= limits.max_failures_in_a_row,
-            StopReason.DISCARDS_IN_A_ROW: discards is not None
-            and history.discards_in_a_row >= discards,
-        }
-        if not holds.get(event.reason, True):
-            yield f"it says that it ended for {event.reason.value}, and the record does not"
 
     # --- what a person reads ---
 
@@ -420,6 +382,15 @@ class _Auditor:
                 yield f"today's score at seed {score.seed} is not that of its runs"
             if score.recorded != recorded.get(score.seed):
                 yield f"the recorded score at seed {score.seed} is not the one on record"
+        apart = [
+            abs(score.today - score.recorded)
+            for score in event.scores
+            if score.today is not None and score.recorded is not None
+        ]
+        if not _same(max(apart, default=None), event.largest_difference):
+            yield "its largest difference is not that of its scores"
+        if event.agrees and event.outcome != event.recorded_outcome:
+            yield f"it agrees, and {event.recorded_outcome} is not {event.outcome}"
 
     def _decision(self, event: HumanDecided) -> Iterator[str]:
         if self.history.best is None or self.history.best.number != event.attempt:

@@ -317,6 +317,14 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda ls: only(ls, "replay_finished")["scores"][0].update(recorded=0.1),
         "is not the one on record",
     ),
+    "a replay that came closer": (
+        lambda ls: only(ls, "replay_finished").update(largest_difference=0.5),
+        "its largest difference is not that of its scores",
+    ),
+    "a replay that agrees in another way": (
+        lambda ls: only(ls, "replay_finished").update(agrees=True, outcome="failed"),
+        "it agrees, and measured is not failed",
+    ),
     "an approval of other files": (
         lambda ls: only(ls, "human_decided").update(
             files={"train.py": ls[0]["event"]["files"]["train.py"]}
