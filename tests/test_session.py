@@ -201,6 +201,7 @@ def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place)
     running = place.start("run", "--researcher", "tpe", "--session", "alone", "--attempts", "2")
     assert running.stdout is not None
     assert running.stderr is not None
+    assert running.stdout.readline().endswith("nightlab watch alone\n")
     assert running.stdout.readline().startswith("#0")
     running.stdout.close()
     running.stderr.close()
