@@ -62,13 +62,20 @@ class TracedExecutor:
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         """See `sandbox.contract.Executor`."""
         attributes = {"nightlab.run_id": spec.run_id, "nightlab.box": spec.box}
         with self._tracer.start_as_current_span(
             "nightlab.run", context=self._context(), attributes=attributes
         ) as span:
-            result = self._executor.run(spec, output_dir=output_dir, channel=channel, on_log=on_log)
+            result = self._executor.run(
+                spec,
+                output_dir=output_dir,
+                channel=channel,
+                on_log=on_log,
+                should_stop=should_stop,
+            )
             span.set_attribute("nightlab.outcome", result.outcome.value)
             span.set_attribute("nightlab.wall_seconds", result.wall_seconds)
             return result

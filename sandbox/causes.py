@@ -30,7 +30,8 @@ class Evidence(Record):
     """PID 1 lived to tell; else only the engine's view is known."""
     exit_code: int | None
     signal: int | None
-    killed_by: Literal["deadline", "host_deadline"] | None
+    killed_by: Literal["deadline", "host_deadline", "nightlab"] | None
+    """Ours all of them: PID 1's deadline, the host's, or nightlab's wish to see no more of it."""
     oom_kills: int
     memory_limit_reached: bool
     pids_refused: int
@@ -49,6 +50,7 @@ class Evidence(Record):
 def decide(evidence: Evidence) -> Outcome:
     """Return the outcome that the evidence supports, the surest cause first.
 
+    - nightlab's own wish to end a run early is no deed of the program: `stopped`.
     - A deadline ends a run whatever happened before: a hang after a killed worker is `timed_out`,
       and the kill stays in the evidence (`oom_kills`).
     - A run that exits 0 is `ok`, even if a child was killed for memory: the program coped.
@@ -59,6 +61,8 @@ def decide(evidence: Evidence) -> Outcome:
     - SIGKILL without any memory kill and not from us came from somebody else: `interrupted`. A
       program that kills itself looks the same.
     """
+    if evidence.killed_by == "nightlab":
+        return Outcome.STOPPED
     if evidence.killed_by is not None:
         return Outcome.TIMED_OUT
     if not evidence.reported:
@@ -134,15 +138,19 @@ def gather(
     *,
     log_tail: str,
     killed_by_host: bool,
+    asked_to_stop: bool,
     engine_oom_killed: bool | None,
 ) -> Evidence:
     """Return the evidence of one run; without PID 1's report there is little of it."""
     if report is None:
+        by_host: Literal["host_deadline", "nightlab"] = (
+            "nightlab" if asked_to_stop else "host_deadline"
+        )
         return Evidence(
             reported=False,
             exit_code=None,
             signal=None,
-            killed_by="host_deadline" if killed_by_host else None,
+            killed_by=by_host if killed_by_host else None,
             oom_kills=0,
             memory_limit_reached=False,
             pids_refused=0,

@@ -123,6 +123,8 @@ class Outcome(StrEnum):
     OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
     DISK_FULL = "disk_full"
     INTERRUPTED = "interrupted"
+    STOPPED = "stopped"
+    """nightlab had seen enough and ended it before its time."""
 
 
 Box = Literal["train", "model", "scorer"]
@@ -320,6 +322,7 @@ class Executor(Protocol):
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         """Run `spec` to its end and say truthfully what happened.
 
@@ -330,6 +333,8 @@ class Executor(Protocol):
             channel: a connected stream socket that the program finds as file descriptor 3
                 (named in `NIGHTLAB_CHANNEL_FD`); the caller's end stays the caller's to close.
             on_log: called with pieces of the log while the run goes on; pieces may be skipped.
+            should_stop: asked after each of these pieces; once it says yes, the box is ended as
+                at its deadline and the outcome is `stopped`, unless the program was faster.
 
         Raises:
             SandboxError: the engine or nightlab failed. A failed program is a result, not an error.

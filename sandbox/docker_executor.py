@@ -89,6 +89,10 @@ def _nobody_measures(step: Step) -> None:
     """Is told what was done when nobody wants to know."""
 
 
+def _nobody_reads(piece: bytes) -> None:
+    """Is told the log when nobody wants to see it."""
+
+
 class DockerExecutor:
     """Runs boxes on one Docker engine.
 
@@ -129,6 +133,7 @@ class DockerExecutor:
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         """Run `spec` to its end; see `contract.Executor.run`."""
         with (
@@ -147,7 +152,7 @@ class DockerExecutor:
             with self._watched(box), _removed_at_the_end(box):
                 settings = self._build(spec, lease)
                 proof = box.open(listener, lease, settings)
-                observed = box.follow(receiver, channel, on_log)
+                observed = box.follow(receiver, channel, on_log or _nobody_reads, should_stop)
         container = {"asked": settings, "proved": proof.model_dump(mode="json")}
         return _result(spec, digest, proof, observed, container)
 
@@ -215,6 +220,7 @@ class Observed(Record):
     output: tuple[OutputFile, ...]
     skipped: dict[str, int]
     killed_by_host: bool
+    asked_to_stop: bool
     engine_state: dict[str, Any] | None
 
 
@@ -243,6 +249,7 @@ class _Box:
         self._head = bytearray()
         self._tail = bytearray()
         self._seen_bytes = 0
+        self._is_asked_to_stop = False
 
     # --- before the program exists ---
 
@@ -309,7 +316,8 @@ class _Box:
         self,
         receiver: OutputReceiver,
         channel: socket.socket | None,
-        on_log: Callable[[bytes], None] | None,
+        on_log: Callable[[bytes], None],
+        should_stop: Callable[[], bool] | None,
     ) -> Observed:
         """Let the program start, and return what was seen once it has ended."""
         assert self._link is not None
@@ -318,7 +326,7 @@ class _Box:
         deadline = started + self.spec.limits.wall_seconds
         report, killed_by_host = None, False
         try:
-            report = self._await_report(deadline, on_log)
+            report = self._await_report(deadline, on_log, should_stop)
             killed_by_host = report is None
         except LinkEnded:
             pass  # PID 1 died without a word: the engine's view must do
@@ -335,16 +343,22 @@ class _Box:
             output=output,
             skipped=skipped,
             killed_by_host=killed_by_host,
+            asked_to_stop=self._is_asked_to_stop,
             engine_state=self._engine_state() if report is None else None,
         )
 
     def _await_report(
-        self, deadline: float, on_log: Callable[[bytes], None] | None
+        self,
+        deadline: float,
+        on_log: Callable[[bytes], None],
+        should_stop: Callable[[], bool] | None,
     ) -> Report | None:
         """Return PID 1's report, or None when it came too late and the host killed the box."""
         lift_at = deadline if self._can_lift() else deadline + LIFT_GRACE_SECONDS
-        report = self._follow_link(lift_at, on_log)
+        report = self._follow_link(lift_at, on_log, should_stop)
         if report is None:
+            if self._is_asked_to_stop:
+                deadline = min(deadline, time.monotonic())
             self._lift()
             report = self._follow_link(deadline + HOST_GRACE_SECONDS, on_log)
         if report is None:
@@ -359,8 +373,13 @@ class _Box:
         if self._quota is None or not self._quota.lift():
             lift_cpu_limit(self._client, self.name)
 
-    def _follow_link(self, give_up: float, on_log: Callable[[bytes], None] | None) -> Report | None:
-        """Pass the log on until PID 1 reports; None when it did not in time."""
+    def _follow_link(
+        self,
+        give_up: float,
+        on_log: Callable[[bytes], None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Report | None:
+        """Pass the log on until PID 1 reports; None when it is late, or was told to stop."""
         assert self._link is not None
         while (frame := self._link.receive(give_up)) is not None:
             kind, payload = frame
@@ -369,8 +388,11 @@ class _Box:
             if kind != b"L":
                 raise LinkBroken(f"PID 1 sent frame {kind!r} while the program ran")
             self._keep(payload)
-            if on_log is not None:
-                on_log(payload)
+            on_log(payload)
+            if should_stop is not None and should_stop():
+                self._is_asked_to_stop = True
+                self._link.send_stop()
+                return None
         return None
 
     def _keep(self, piece: bytes) -> None:
@@ -614,6 +636,7 @@ def _result(
         report,
         log_tail=observed.log.tail or observed.log.head,
         killed_by_host=observed.killed_by_host,
+        asked_to_stop=observed.asked_to_stop,
         engine_oom_killed=None if state is None else bool(state["OOMKilled"]),
     )
     counters = report.counters if report else None

@@ -114,7 +114,7 @@ class Report(_Message):
 
     exit_code: Annotated[int, Field(ge=0, le=255)] | None
     signal: Annotated[int, Field(ge=1, le=64)] | None
-    killed_by: Literal["deadline"] | None
+    killed_by: Literal["deadline", "nightlab"] | None
     wall_seconds: Annotated[float, Field(ge=0)]
     clearing_seconds: Annotated[float, Field(ge=0)]
     """From the program's end, or the deadline, to the last process of the box gone."""
@@ -218,6 +218,11 @@ class Link:
         if channel is not None:
             sent = socket.send_fds(self._connection, [frame], [channel.fileno()])
         self._connection.sendall(frame[sent:])
+
+    def send_stop(self) -> None:
+        """Tell PID 1 to end the program; one that is gone already needs no telling."""
+        with contextlib.suppress(OSError):
+            self._connection.sendall(b"S" + struct.pack(">I", 0))
 
     def receive(self, deadline: float) -> tuple[bytes, bytes] | None:
         """Return the next frame's kind and payload, or None at the deadline.

@@ -17,6 +17,7 @@ of length (big endian), the payload. An end of file on the link means that the c
                    D  bytes: a piece of the output file announced last
                    E  JSON: what of the output was skipped, and why; nothing follows
     from the host  G  JSON: go; with it travels, if any, the channel's file descriptor
+                   S  empty: stop; the program is ended as at its deadline, and reported
 """
 
 # pathlib takes longer to load than most of what is here together:
@@ -284,6 +285,15 @@ class Link:
         self.connection.setblocking(False)  # with a timeout Python waits before it sends
         return go, (struct.unpack("i", passed[0][2][:4])[0] if passed else None)
 
+    def expect_stop(self) -> None:
+        """Read the one thing that the host may say after go; anything else is its end."""
+        try:
+            said = self.connection.recv(5)  # sent at once, so it comes at once
+        except OSError as error:
+            raise LinkLost(str(error)) from error
+        if said != b"S\0\0\0\0":
+            raise LinkLost("the controller is gone")
+
     def _receive(self, length: int) -> bytes:
         received = b""
         while len(received) < length:
@@ -390,7 +400,7 @@ class Run:
             os.close(channel_fd)  # the other box must see the end when the program closes it
 
     def watch(self) -> None:
-        """Return when the main process has ended or time is up; keep the log moving."""
+        """Return when the main process has ended, time is up or the host has seen enough."""
         poller = select.poll()
         for source in (self.link.fileno(), self.output, self.wakeup):
             poller.register(source, select.POLLIN)
@@ -401,7 +411,9 @@ class Run:
                 return
             events = dict(poller.poll(1000 * min(left, self.tick_seconds)))
             if self.link.fileno() in events:
-                raise LinkLost("the controller is gone")  # the host says nothing after go
+                self.link.expect_stop()
+                self.killed_by = "nightlab"
+                return
             if self.output in events and not self.drain(1):
                 poller.unregister(self.output)
             if self.wakeup in events:

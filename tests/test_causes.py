@@ -48,6 +48,8 @@ GPU_OOM = {"last_error": "gpu_memory"}
         (KILLED | OOM | {"killed_by": "deadline"}, "timed_out"),
         ({"killed_by": "deadline"}, "timed_out"),
         (LOST | {"killed_by": "host_deadline"}, "timed_out"),
+        (KILLED | OOM | {"killed_by": "nightlab"}, "stopped"),
+        (LOST | {"killed_by": "nightlab"}, "stopped"),
         (LOST | {"engine_oom_killed": True}, "out_of_memory"),
         (LOST | {"engine_oom_killed": False}, "interrupted"),
         (BAD | {"full": ("/out",)}, "disk_full"),

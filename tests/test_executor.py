@@ -351,6 +351,61 @@ def test_an_image_that_declares_volumes_is_refused(
         client.remove_image(changed["Id"])
 
 
+# --- stopped because enough was seen ---
+
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    while True: pass
+for step in range(10000):
+    print("step", step, flush=True)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.docker
+def test_a_run_that_nightlab_has_seen_enough_of_is_stopped_and_accounted_for(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    spec = in_session(python_spec(DEAF, image=image.image_id), f"stop-{os.getpid()}")
+    seen = bytearray()
+    result = executor.run(spec, on_log=seen.extend, should_stop=lambda: b"step 9" in seen)
+    assert (Outcome.STOPPED, "nightlab") == (result.outcome, result.evidence["killed_by"])
+    assert 0.4 < result.wall_seconds < 5
+    assert result.cpu_seconds is not None
+    assert result.log.head.startswith("step 0")
+    assert [] == boxes_of(client, spec.session)
+
+
+@pytest.mark.docker
+def test_a_box_that_does_not_obey_a_stop_is_killed_and_still_not_the_program_s_doing(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    spec = in_session(python_spec(DEAF, image=image.image_id), f"deaf-{os.getpid()}")
+
+    def freeze_pid_1() -> bool:
+        os.kill(running(client, spec.session)[0], signal.SIGSTOP)  # the host can
+        return True
+
+    result = executor.run(spec, should_stop=freeze_pid_1)
+    assert (Outcome.STOPPED, "nightlab") == (result.outcome, result.evidence["killed_by"])
+    assert result.wall_seconds < 5
+    assert [] == boxes_of(client, spec.session)
+
+
+@pytest.mark.docker
+def test_a_program_that_ends_before_the_stop_arrives_has_ended_by_itself(
+    executor: DockerExecutor, image: Any, client: docker.APIClient
+) -> None:
+    spec = in_session(python_spec("print('over')", image=image.image_id), f"late-{os.getpid()}")
+
+    def wait_for_its_end() -> bool:
+        return wait_until(lambda: len(running(client, spec.session)) <= 1, 10)
+
+    assert Outcome.OK == executor.run(spec, should_stop=wait_for_its_end).outcome
+
+
 # --- deadlines, each alone ---
 
 

@@ -65,6 +65,7 @@ class Bare:
         output_dir: Path | None = None,
         channel: socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         (source,) = (mount.source for mount in spec.mounts)
         volumes = [f"{source}:/workspace", f"{source.parent}:{source.parent}"]
