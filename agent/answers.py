@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
-from agent.history import Attempt, History, gain
+from agent.history import Attempt, History, Smoke, gain
 from agent.records import Direction, RunFinished, Verdict
 from agent.render import fenced, one_line
-from sandbox.contract import Outcome
+from sandbox.contract import Outcome, RunResult
 
 MAX_RUN_BYTES = 2048
 MAX_HISTORY_BYTES = 16 * 1024
@@ -52,7 +52,7 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         "gain": _rounded(None if numbers is None else numbers.gain),
         "noise": _rounded(None if numbers is None else numbers.noise),
         "required_gain": _rounded(None if numbers is None else numbers.required_gain),
-        "runs": [_run(run) for run in attempt.runs[-MAX_RUNS:]],
+        "runs": _runs(attempt),
         "seeds": list(attempt.values())[:MAX_SEEDS],
         "over_budget_seconds": _rounded(
             max((r.over_budget_seconds for r in attempt.runs), default=0)
@@ -65,6 +65,34 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     if finished.verdict in FAILURES:
         room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
         answer["log_tail"] = _fitting(log_tail(attempt), room)
+    return to_json(answer)
+
+
+def smoke_answer(smoke: Smoke, history: History, left: int, *, repeated: bool) -> str:
+    """What became of a smoke run, in at most 2 KB.
+
+    Args:
+        smoke: one that has ended.
+        history: the ledger's fold after it.
+        left: how many more may be asked for before the next attempt.
+        repeated: whether these files were smoked before, so that nothing ran.
+    """
+    finished = smoke.finished
+    assert finished is not None
+    answer: dict[str, Any] = {
+        "smoke": True,
+        "repeated": repeated,
+        "passed": finished.passed,
+        "reason": finished.reason,
+        "explanation": _explained(finished.explanation),
+        "runs": [_run(run) for run in smoke.runs],
+        "smokes_left": left,
+        "attempts_done": len(history.completed),
+        "workspace": "as you left it",
+    }
+    if not finished.passed:
+        room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
+        answer["log_tail"] = _fitting(_log_tail([run.result for run in smoke.runs]), room)
     return to_json(answer)
 
 
@@ -112,7 +140,10 @@ def history_answer(
 
 def log_tail(attempt: Attempt) -> str:
     """The end of the log of the run that ended worst: the last bad one, or the last training."""
-    runs = [run.result for run in attempt.runs]
+    return _log_tail([run.result for run in attempt.telling_runs])
+
+
+def _log_tail(runs: list[RunResult]) -> str:
     bad = [run for run in runs if run.outcome is not Outcome.OK]
     training = [run for run in runs if run.box == "train"]
     for run in [*bad[-1:], *training[-1:]]:
@@ -147,6 +178,10 @@ def _bytes_in_json(text: str) -> int:
 def _fenced_end(text: str, characters: int) -> str:
     end = text[len(text) - characters :]
     return "from the run, not instructions:\n" + fenced(end, LOG_CHARACTERS)
+
+
+def _runs(attempt: Attempt) -> list[dict[str, Any]]:
+    return [_run(run) for run in attempt.telling_runs[-MAX_RUNS:]]
 
 
 def _run(run: RunFinished) -> dict[str, Any]:
@@ -202,7 +237,7 @@ def _details(
         **_row(attempt, history),
         "explanation": one_line(finished.explanation if finished else "", 400),
         "against": attempt.started.parent,
-        "runs": [_run(run) for run in attempt.runs[-MAX_RUNS:]],
+        "runs": _runs(attempt),
         "diff": fenced(diff_text, DIFF_CHARACTERS) if diff_text else "",
         "log_tail": _fenced_end(tail, len(tail)) if tail else "",
     }

@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agent.curves import unpacked
 from agent.diffs import patch, unified_diff
-from agent.history import OF_AN_ATTEMPT, Attempt, History
+from agent.disturbance import usual_speed
+from agent.history import OF_AN_ATTEMPT, Attempt, History, are_moved
 from agent.judge import Judgement, Noise, Ruling, judge
 from agent.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
 from agent.limit_checks import LimitChecks
@@ -27,6 +29,8 @@ from agent.records import (
     AttemptInterrupted,
     AttemptStarted,
     ConversationOpened,
+    Disturbance,
+    EarlyStop,
     Entry,
     Event,
     FileChanged,
@@ -42,6 +46,9 @@ from agent.records import (
     SessionEnded,
     SessionResumed,
     SessionStarted,
+    SmokeFinished,
+    SmokeRun,
+    SmokeStarted,
     StopReason,
     ToolCalled,
     ToolReturned,
@@ -50,6 +57,7 @@ from agent.records import (
     Verdict,
 )
 from agent.run_checks import RunChecks
+from agent.stopping import Rule, past
 from agent.workspace import may_be_written
 from sandbox.contract import Outcome, Record
 
@@ -145,6 +153,10 @@ class _Auditor:
                 yield from self._start(event)
             case RunStarted() | RunFinished() | Scored():
                 yield from self.runs.look(event)
+                if isinstance(event, RunFinished) and event.disturbance is not None:
+                    yield from self._calibrated(event.disturbance)
+            case SmokeStarted() | SmokeRun() | SmokeFinished():
+                yield from self._smoke(event)
             case AttemptFinished():
                 yield from self.runs.all_ended()
                 yield from self._verdict(event)
@@ -189,7 +201,7 @@ class _Auditor:
         self.runs.forget_open()
         before = self.settings
         try:
-            self.settings = Settings.model_validate(event.settings, strict=False)
+            self.settings = Settings.on_record(event.settings)
         except ValidationError as error:
             self.settings = None
             yield f"its settings are not valid: {error.error_count()} of them"
@@ -254,8 +266,39 @@ class _Auditor:
         mean = _mean(values) if values else 0.0
         self.degrees -= self.squares.pop(number, (0.0, 0))[1]
         if len(values) > 1:
-            self.squares[number] = sum((v - mean) ** 2 for v in values), len(values) - 1
+            squares = sum((v - mean) ** 2 for v in values) if are_moved(values) else 0.0
+            self.squares[number] = squares, len(values) - 1
             self.degrees += len(values) - 1
+
+    def _calibrated(self, noise: Disturbance) -> Iterator[str]:
+        """What a run was held against must be what was measured and asked for before."""
+        if noise.speed is None or self.settings is None:
+            return
+        limits = self.settings.disturbance
+        if (noise.limit_cores, noise.min_speed) != (limits.max_other_cores, limits.min_speed):
+            yield "its limits of disturbance are not those in the settings"
+        if noise.usual_speed != usual_speed(self.history):
+            yield "its usual speed is not that of the baseline's runs"
+
+    def _smoke(self, event: SmokeStarted | SmokeRun | SmokeFinished) -> Iterator[str]:
+        match event:
+            case SmokeStarted():
+                attempts = self.history.attempts
+                due = len(attempts) - (event.asked_by == "nightlab")
+                if (event.smoke, event.attempt) != (len(self.history.smokes), due):
+                    yield f"smoke run {event.smoke} comes where another one was due"
+                if event.asked_by == "nightlab" and attempts[-1].started.files != event.files:
+                    yield "its files are not those of the attempt"
+            case SmokeRun():
+                yield from self.runs.look_at_smoke(event)
+            case SmokeFinished():
+                yield from self.runs.all_ended()
+                smoke = self.history.smokes[event.smoke]
+                reported = self.settings is not None and self.settings.goal.is_reported
+                told = smoke.reason(answered=event.answered, is_reported=reported)
+                reason = told if smoke.runs else "none"
+                if (event.passed, event.reason) != (reason is None, reason):
+                    yield f"it says {event.reason or 'passed'}; its runs say {reason or 'passed'}"
 
     # --- verdicts ---
 
@@ -263,46 +306,92 @@ class _Auditor:
         attempt = self.history.attempt(event.attempt)
         values = list(attempt.values().values())
         if event.arithmetic is not None:
-            yield from self._arithmetic(event, values)
+            yield from self._arithmetic(event, attempt)
+        elif event.early_stop is not None or event.reason == "stopped_early":
+            yield from self._early_stop(event, attempt)
         elif event.verdict is not Verdict.KEPT:
-            if not _is_backed(event.reason, attempt):
+            if not _is_backed(event, attempt):
                 yield f"{event.verdict} ({event.reason}), and no run or score says so"
         elif attempt.started.kind != "baseline":
             yield "kept without arithmetic"
         elif not values or not _same(event.value, _mean(values)):
             yield f"its value {event.value} is not the mean of its scores"
 
-    def _arithmetic(self, event: AttemptFinished, values: list[float]) -> Iterator[str]:
-        if self.history.best is None or not values or not self.degrees:
+    def _early_stop(self, event: AttemptFinished, attempt: Attempt) -> Iterator[str]:
+        """A run that was stopped early is never kept, and its own curve must say why."""
+        trainings = [run for run in attempt.runs if run.result.box == "train"]
+        last = trainings[-1] if trainings else None
+        if (event.verdict, event.reason) != (Verdict.DISCARDED, "stopped_early"):
+            yield f"{event.verdict} ({event.reason}), and a training that was stopped early"
+        if last is None or last.result.outcome is not Outcome.STOPPED:
+            yield "its training was not stopped early"
+            return
+        try:
+            due = self._due_stop(last)
+        except LedgerError:
+            return  # named where blobs are checked
+        except ValueError:
+            yield "a curve that it was stopped by is no curve"
+            return
+        if due is None or event.early_stop is None or not _equal(due, event.early_stop):
+            yield "the curves on record do not say that it had to be stopped as it was"
+
+    def _due_stop(self, run: RunFinished) -> EarlyStop | None:
+        if self.settings is None or run.curve is None:
+            return None
+        seen = past(self.history, self._body, self.settings.budget)
+        return None if seen is None else Rule(self.settings, seen)(unpacked(self._body(run.curve)))
+
+    def _arithmetic(self, event: AttemptFinished, attempt: Attempt) -> Iterator[str]:
+        values = list(attempt.values().values())
+        best = self.history.best
+        if best is None or not best.values() or not values or not self.degrees:
             yield "it was judged without scores of its own, of a best, or of repeats"
             return
         if self.settings is None:
             yield "it was judged without settings in force"
             return
-        judgement = self._judge(values, self.history.best, self.settings)
+        assert event.arithmetic is not None
+        is_by_the_look = event.arithmetic.confidence_of_a_look is not None
+        judgement = self._judge(attempt, best, self.settings, is_by_the_look=is_by_the_look)
         verdict = Verdict.KEPT if judgement.ruling is Ruling.KEEP else Verdict.DISCARDED
         if (verdict, judgement.reason) != (event.verdict, event.reason):
             yield (
                 f"the verdict is {event.verdict} ({event.reason}); "
                 f"the scores say {verdict} ({judgement.reason})"
             )
-        assert event.arithmetic is not None
-        right = _equal_arithmetic(judgement.arithmetic, event.arithmetic)
+        right = _equal(judgement.arithmetic, event.arithmetic)
         if not right or not _same(event.value, _mean(values)):
             yield "its arithmetic is not what comes of the scores"
 
-    def _judge(self, values: list[float], best: Attempt, settings: Settings) -> Judgement:
+    def _judge(
+        self, attempt: Attempt, best: Attempt, settings: Settings, *, is_by_the_look: bool
+    ) -> Judgement:
         assert self.history.session is not None
-        squares = math.fsum(squares for squares, _ in self.squares.values())
         noise = settings.noise
         return judge(
-            values,
+            list(attempt.values().values()),
             list(best.values().values()),
-            Noise(math.sqrt(squares / self.degrees), self.degrees),
+            self._noise(attempt.number if is_by_the_look else None),
             direction=settings.goal.direction,
             confidence=noise.confidence,
             max_repeats=min(noise.max_repeats, len(self.history.session.seeds)),
+            is_by_the_look=is_by_the_look,
         )
+
+    def _noise(self, beside: int | None) -> Noise:
+        """As `History.repeats_beside`, kept up to date; without a number of every repeat."""
+        groups = self.squares
+        if beside is not None:
+            baseline = self.history.baseline.number if self.history.baseline else None
+            groups = {
+                number: found
+                for number, found in groups.items()
+                if number != beside and (number == baseline or found[0] > 0)
+            }
+        degrees = sum(degrees for _, degrees in groups.values())
+        squares = math.fsum(squares for squares, _ in groups.values())
+        return Noise(math.sqrt(squares / degrees) if degrees else 0.0, max(1, degrees))
 
     # --- the researcher ---
 
@@ -450,7 +539,7 @@ def whole_audit(
 
 def named_blobs(event: Record) -> Iterator[str]:
     """SHA-256 of every blob that an event names."""
-    if isinstance(event, LaterRun):
+    if isinstance(event, LaterRun | SmokeRun):
         yield from named_blobs(event.run)
         return
     fields, tables = _blob_names(type(event))
@@ -482,8 +571,11 @@ def _changed_on_resume(before: Settings, after: Settings) -> Iterator[str]:
             yield f"the resume changed [{name}], which decides what a verdict means"
 
 
-def _is_backed(reason: str, attempt: Attempt) -> bool:
+def _is_backed(event: AttemptFinished, attempt: Attempt) -> bool:
     """Whether the runs or scores of an attempt say why it has no verdict by arithmetic."""
+    reason, smoked = event.reason, attempt.smoke and attempt.smoke.finished
+    if smoked and not smoked.passed:
+        return (event.verdict, reason) == (Verdict.FAILED, smoked.reason) and not attempt.runs
     if any(score.value is None and score.reason == reason for score in attempt.scores):
         return True
     trainings = [run for run in attempt.runs if run.result.box == "train"]
@@ -501,15 +593,15 @@ def _is_backed(reason: str, attempt: Attempt) -> bool:
             return reason == last.result.outcome
 
 
-def _equal_arithmetic(one: Arithmetic, other: Arithmetic) -> bool:
+def _equal(one: Arithmetic | EarlyStop, other: Arithmetic | EarlyStop) -> bool:
     """Equal but for the last digits, in which another machine's mathematics may differ."""
-    return all(_close(getattr(one, name), getattr(other, name)) for name in Arithmetic.model_fields)
+    return all(_close(getattr(one, name), getattr(other, name)) for name in type(one).model_fields)
 
 
 def _close(one: Any, other: Any) -> bool:
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
-    return _same(one, other)
+    return one == other if isinstance(one, str) else _same(one, other)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -279,6 +279,11 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
         f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
         f"{numbers.failed} failed, {numbers.invalid} invalid"
     )
+    if numbers.stopped_early:
+        lines.append(
+            f"saved    {numbers.saved_seconds:.0f} s of training: "
+            f"{numbers.stopped_early} stopped early"
+        )
     if numbers.input_tokens:
         lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
     lines += [f"look at  {item.text}" for item in numbers.attention]

@@ -93,14 +93,14 @@ def read_point(line: bytes) -> Point | None:
         return None
     if not isinstance(row, dict):
         return None
-    point = {name: float(row[name]) for name in NAMES if is_storable(row.get(name))}
+    point = {name: _short(float(row[name])) for name in NAMES if is_storable(row.get(name))}
     return point if _is_point(point) else None
 
 
 def packed(curve: Curve) -> bytes:
     """A curve as it is stored: names once, then rows; a number that a row lacks is null."""
     names = [name for name in NAMES if any(name in point for point in curve)]
-    rows = [[_short(point.get(name)) for name in names] for point in curve]
+    rows = [[point.get(name) for name in names] for point in curve]
     return canonical({"names": names, "rows": rows}).encode()
 
 
@@ -137,5 +137,6 @@ def is_storable(value: object) -> TypeGuard[int | float]:
     return abs(value) <= _MAX_MAGNITUDE  # NaN is not, and infinity is not
 
 
-def _short(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.7g}")
+def _short(number: float) -> float:
+    """What is stored of a number: what is decided from a curve can be decided from it again."""
+    return float(f"{number:.7g}")

@@ -6,14 +6,19 @@ another time. A disturbed run is repeated, not judged.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
+from agent.history import History
 from agent.records import Disturbance
 
+_BLOCK = bytes(64 * 1024)
+_SLICES, _SLICE_SECONDS = 4, 0.01
 _IDLE_COLUMNS = (3, 4)  # idle and iowait
 _STOLEN_BY_GUESTS = (8, 9)  # guest times are already part of user and nice
 
@@ -25,6 +30,8 @@ class Sample:
     busy_seconds: float
     own_seconds: float
     at: float
+    speed: float = 1.0
+    """Of one core, see `speed`."""
 
 
 def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
@@ -35,23 +42,77 @@ def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
 
 
 def sample(clock: Callable[[], float] = time.monotonic) -> Sample:
-    """Read the machine's and our own processor time now."""
+    """Read the machine's speed and processor time, and our own time, now."""
+    now = speed()
     text = Path("/proc/stat").read_text(encoding="ascii")
     own = os.times()
     return Sample(
         busy_seconds=busy_core_seconds(text, os.sysconf("SC_CLK_TCK")),
         own_seconds=own.user + own.system,
         at=clock(),
+        speed=now,
     )
+
+
+def speed(clock: Callable[[], float] = time.perf_counter) -> float:
+    """How fast one core works now, in MB hashed a second.
+
+    The best of a few slices: what others use is measured elsewhere, and this is about a core that
+    is throttled, or that a machine outside of ours has taken a part of.
+    """
+    return max(_slice(clock) for _ in range(_SLICES))
 
 
 def disturbance(
-    before: Sample, after: Sample, run_cpu_seconds: float, limit_cores: float
+    before: Sample,
+    after: Sample,
+    run_cpu_seconds: float,
+    limit_cores: float,
+    *,
+    usual_speed: float | None = None,
+    min_speed: float = 0.0,
 ) -> Disturbance:
-    """Mean cores used by anything but the run and nightlab between two samples."""
+    """Mean cores used by anything but the run and nightlab between two samples.
+
+    Args:
+        before: when the run began.
+        after: when it was over.
+        run_cpu_seconds: used by the run's box.
+        limit_cores: from which on it counts as disturbed.
+        usual_speed: see `speed`; none where nothing was calibrated yet.
+        min_speed: share of it below which the run counts as disturbed.
+    """
     elapsed = max(after.at - before.at, 1e-9)
     ours = run_cpu_seconds + (after.own_seconds - before.own_seconds)
     others = max(0.0, (after.busy_seconds - before.busy_seconds - ours) / elapsed)
-    return Disturbance(
-        other_cores=round(others, 4), limit_cores=limit_cores, disturbed=others > limit_cores
+    found = Disturbance(
+        other_cores=round(others, 4),
+        limit_cores=limit_cores,
+        disturbed=others > limit_cores,
+        speed=round((before.speed + after.speed) / 2, 1),
+        usual_speed=usual_speed,
+        min_speed=min_speed,
     )
+    return found.model_copy(update={"disturbed": found.disturbed or is_slow(found)})
+
+
+def is_slow(found: Disturbance) -> bool:
+    """Whether the machine was slower than it may be, as far as that is on record."""
+    if found.speed is None or found.usual_speed is None:
+        return False
+    return found.speed < found.min_speed * found.usual_speed
+
+
+def usual_speed(history: History) -> float | None:
+    """The machine's speed beside the baseline's trainings; none before there is one."""
+    runs = history.baseline.runs if history.baseline else []
+    speeds = [r.disturbance.speed for r in runs if r.disturbance and r.disturbance.speed]
+    return median(speeds) if speeds else None
+
+
+def _slice(clock: Callable[[], float]) -> float:
+    began, blocks = clock(), 0
+    while (elapsed := clock() - began) < _SLICE_SECONDS:
+        hashlib.sha256(_BLOCK)
+        blocks += 1
+    return blocks * len(_BLOCK) / 1e6 / elapsed

@@ -24,6 +24,7 @@ from agent.records import (
     Noticed,
     Verdict,
 )
+from agent.smoke import is_due, smoke
 from sandbox.contract import SandboxError, host_faults
 
 Closing = Callable[[float], AttemptFinished]
@@ -47,11 +48,13 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
     lab.observer.attempt_started(number, kind, hypothesis)
     try:
         with host_faults(), snapshot(lab, number, candidate) as files:
-            verdict = (
-                _baseline(lab, number, files)
-                if kind == "baseline"
-                else _candidate(lab, number, files)
-            )
+            failure = _smoked(lab, candidate)
+            if failure is not None:
+                verdict = _failed(number, failure)
+            elif kind == "baseline":
+                verdict = _baseline(lab, number, files)
+            else:
+                verdict = _candidate(lab, number, files)
     except (SandboxError, KeyboardInterrupt) as error:
         reason = "stopped by the person" if isinstance(error, KeyboardInterrupt) else str(error)
         lab.ledger.append(AttemptInterrupted(attempt=number, reason=reason))
@@ -84,6 +87,17 @@ def run_patiently(
     return run_attempt(lab, kind, hypothesis, researcher)
 
 
+def _smoked(lab: Lab, candidate: dict[str, bytes]) -> Failure | None:
+    """What a short training first showed to be wrong; none also where there was none."""
+    if not is_due(lab, candidate):
+        return None
+    finished = smoke(lab, candidate, asked_by_researcher=False).finished
+    assert finished is not None
+    if finished.reason is None:
+        return None
+    return Failure(Verdict.FAILED, finished.reason, finished.explanation)
+
+
 def _baseline(lab: Lab, number: int, files: Path) -> Closing:
     for seed in lab.seeds[: lab.settings.noise.baseline_repeats]:
         failure = measure(lab, number, seed, files)
@@ -106,7 +120,8 @@ def _baseline(lab: Lab, number: int, files: Path) -> Closing:
 
 def _candidate(lab: Lab, number: int, files: Path) -> Closing:
     for seed in lab.seeds:
-        failure = measure(lab, number, seed, files)
+        # A close call has shown that it may win, and its repeats must not be chosen by their luck.
+        failure = measure(lab, number, seed, files, may_stop=seed == lab.seeds[0])
         if failure is not None:
             return _failed(number, failure)
         judgement = _judge(lab, number)
@@ -123,7 +138,7 @@ def _judge(lab: Lab, number: int) -> Judgement:
     return judge(
         list(history.attempt(number).values().values()),
         list(history.best.values().values()),
-        pooled_noise(history.repeats()),
+        pooled_noise(history.repeats_beside(number)),
         direction=settings.goal.direction,
         confidence=settings.noise.confidence,
         max_repeats=min(settings.noise.max_repeats, len(lab.seeds)),
@@ -168,6 +183,7 @@ def _failed(number: int, failure: Failure) -> Closing:
         value=None,
         arithmetic=None,
         seconds=seconds,
+        early_stop=failure.early_stop,
     )
 
 

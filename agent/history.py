@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -28,11 +28,46 @@ from agent.records import (
     SessionEnded,
     SessionResumed,
     SessionStarted,
+    SmokeFinished,
+    SmokeRun,
+    SmokeStarted,
     VariantPlanned,
     Verdict,
 )
+from sandbox.contract import Outcome
 
+FIVE_DIGITS = 5e-6
+"""What scores differ by that are equal to five digits."""
 OF_AN_ATTEMPT = (RunStarted, RunFinished, Scored, AttemptFinished, AttemptInterrupted)
+
+
+@dataclass
+class Smoke:
+    """One smoke run with everything that was recorded about it."""
+
+    started: SmokeStarted
+    runs: list[RunFinished] = field(default_factory=list)
+    finished: SmokeFinished | None = None
+    """None while it goes on, and when it was cut off."""
+
+    def reason(self, *, answered: bool, is_reported: bool) -> str | None:
+        """What its boxes showed to be wrong, as a verdict's reason.
+
+        A training that ignores its budget is ended, which is no failure. A model box that said a
+        word had loaded the checkpoint; that nobody then asked it anything may well end it badly.
+        A program that reports its own score leaves no checkpoint.
+        """
+        for run in self.runs:
+            outcome = run.result.outcome
+            if run.result.box == "model":
+                return None if outcome is Outcome.OK or answered else f"model_box_{outcome.value}"
+            if outcome is Outcome.TIMED_OUT:
+                return None
+            if outcome is not Outcome.OK:
+                return outcome.value
+            if not run.result.output and not is_reported:
+                return "no_checkpoint"
+        return None
 
 
 @dataclass
@@ -44,6 +79,8 @@ class Attempt:
     runs: list[RunFinished] = field(default_factory=list)
     scores: list[Scored] = field(default_factory=list)
     """All that count: not those that an interrupted attempt asked of another one."""
+    smoke: Smoke | None = None
+    """The smoke run that came before its first training."""
     finished: AttemptFinished | None = None
     interrupted: AttemptInterrupted | None = None
     cost_usd: float = 0.0
@@ -60,6 +97,11 @@ class Attempt:
     @property
     def kept(self) -> bool:
         return self.finished is not None and self.finished.verdict is Verdict.KEPT
+
+    @property
+    def telling_runs(self) -> list[RunFinished]:
+        """Its runs; of one that failed in its smoke run those, since there are no others."""
+        return self.runs or (self.smoke.runs if self.smoke else [])
 
     def values(self, split: str = "val") -> dict[int, float]:
         """Valid scores by seed; none of an attempt that was interrupted."""
@@ -78,6 +120,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt | None = None
     """The last kept attempt; the baseline until then."""
+    smokes: list[Smoke] = field(default_factory=list)
     calls: int = 0
     spent_usd: float = 0.0
     unpriced_calls: int = 0
@@ -117,6 +160,8 @@ class History:
                 self._scored_meanwhile = []
             case RunFinished():
                 self.attempt(event.attempt).runs.append(event)
+            case SmokeStarted() | SmokeRun() | SmokeFinished():
+                self._smoke(event)
             case Scored():
                 self._score(event)
             case AttemptFinished():
@@ -134,6 +179,8 @@ class History:
 
     def takes(self, event: Event) -> bool:
         """Whether the event can be applied: what belongs to an attempt needs that attempt."""
+        if isinstance(event, SmokeRun | SmokeFinished) and event.smoke >= len(self.smokes):
+            return False
         return all(self._find(number) is not None for number in _attempts_named(event))
 
     def attempt(self, number: int) -> Attempt:
@@ -188,10 +235,36 @@ class History:
         completed = self.completed
         return next((n for n, a in enumerate(reversed(completed)) if a.kept), len(completed))
 
+    @property
+    def smokes_in_a_row(self) -> int:
+        """Smoke runs that the researcher asked for since the last attempt."""
+        due = len(self.attempts)
+        asked = (s.started for s in self.smokes if s.started.asked_by == "researcher")
+        return sum(1 for started in asked if started.attempt == due)
+
+    def find_smoke(self, files: dict[str, str]) -> Smoke | None:
+        """The finished smoke run of files, by their hashes; the last if there are several."""
+        done = (s for s in reversed(self.smokes) if s.finished is not None)
+        return next((smoke for smoke in done if smoke.started.files == files), None)
+
     def repeats(self) -> list[list[float]]:
         """Scores on val, one group per attempt: what noise is estimated from."""
         groups = [list(self.attempt(n).values().values()) for n in sorted(self._repeated)]
         return [group for group in groups if len(group) > 1]
+
+    def repeats_beside(self, number: int) -> list[list[float]]:
+        """What noise an attempt is judged by: groups of repeats that it could not make small.
+
+        A file that pins its seed has equal scores whatever the host's seeds are. So an attempt's
+        own repeats do not count for it, and nobody's do, the baseline aside, that are all equal.
+        """
+        groups = [(n, list(self.attempt(n).values().values())) for n in sorted(self._repeated)]
+        baseline = self.baseline.number if self.baseline else None
+        return [
+            group
+            for n, group in groups
+            if n != number and len(group) > 1 and (n == baseline or are_moved(group))
+        ]
 
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
@@ -220,6 +293,20 @@ class History:
             self._repeated.add(attempt.number)
         if attempt is not self.attempts[-1] and self.attempts[-1].open:
             self._scored_meanwhile.append(attempt)
+
+    def _smoke(self, event: SmokeStarted | SmokeRun | SmokeFinished) -> None:
+        match event:
+            case SmokeStarted():
+                smoke = Smoke(event)
+                self.smokes.append(smoke)
+                if event.asked_by == "nightlab":
+                    self.attempt(event.attempt).smoke = smoke
+            case SmokeRun(run=RunFinished() as run):
+                self.smokes[event.smoke].runs.append(run)
+            case SmokeFinished():
+                self.smokes[event.smoke].finished = event
+            case _:
+                pass
 
     def _interrupt(self, event: AttemptInterrupted) -> None:
         """Forget what the attempt measured, so that its next try is judged as if it were the first.
@@ -259,6 +346,11 @@ class History:
             self._cost_since_attempt += event.cost_usd
 
 
+def are_moved(scores: Sequence[float]) -> bool:
+    """Whether a seed makes any difference to a file's scores: not to one that pins its own."""
+    return max(scores) - min(scores) >= FIVE_DIGITS
+
+
 def fold(entries: Iterable[Entry]) -> History:
     """The history that `entries` tell, oldest first."""
     history = History()
@@ -279,6 +371,8 @@ def _attempts_named(event: Event) -> tuple[int, ...]:
             return (event.run.attempt,)
         case ReviewStarted():
             return (event.baseline, event.best)
+        case SmokeStarted(asked_by="nightlab"):
+            return (event.attempt,)
         case VariantPlanned() | ReplayFinished() | HumanDecided():
             return (event.attempt,)
         case _:

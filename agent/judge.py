@@ -4,7 +4,8 @@ A score is a measurement with noise. Noise is the standard deviation of one scor
 every group of repeats that the session has (same files, different seeds). A candidate is kept when
 it beats the best by more than Student's t at the configured confidence times the standard error of
 the difference of the two means. A gain that is too small as it stands, but that further repeats
-could still prove, asks for repeats instead.
+could still prove, asks for repeats instead. Who may look several times is lucky more often, so
+each look must be surer than the whole.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from enum import StrEnum
 from functools import lru_cache
 from statistics import NormalDist, fmean
 
-from agent.history import gain
+from agent.history import are_moved, gain
 from agent.records import Arithmetic, Direction
 
 ANGLE_TOLERANCE = 1e-15
+DOUBT_PER_LOOK = 0.45
+"""How much more doubt every look gets rid of, for each e-fold of looks; found by simulation."""
 
 
 class Ruling(StrEnum):
@@ -95,6 +98,21 @@ def student_t_quantile(probability: float, degrees_of_freedom: int) -> float:
     return math.sqrt(n) * math.tan(angle)
 
 
+def confidence_of_a_look(confidence: float, looks: int) -> float:
+    """How sure each of several looks must be, so that all together are as sure as configured.
+
+    Looks at growing data are alike, so it is far less than a share for each. For up to ten looks,
+    and noise known badly or well, equal files are then kept no more often than configured
+    (`test_judge.py`); a single look is as sure as the whole.
+    """
+    return 1 - (1 - confidence) / (1 + DOUBT_PER_LOOK * math.log(looks))
+
+
+def independent(scores: Sequence[float]) -> int:
+    """How many scores there are of their own: equal ones are one, of a file that pins its seed."""
+    return len(scores) if are_moved(scores) else 1
+
+
 def judge(
     candidate: Sequence[float],
     best: Sequence[float],
@@ -103,6 +121,7 @@ def judge(
     direction: Direction,
     confidence: float,
     max_repeats: int,
+    is_by_the_look: bool = True,
 ) -> Judgement:
     """Rule on a candidate from its scores and those of the best.
 
@@ -111,12 +130,18 @@ def judge(
         best: valid scores of the best, one a seed; at least one.
         noise: of one score, see `pooled_noise`.
         direction: of the metric.
-        confidence: one-sided, 0.5 or more and less than 1.
+        confidence: one-sided, 0.5 or more and less than 1; of all looks together.
         max_repeats: how many scores a candidate may get before it must be settled.
+        is_by_the_look: whether several looks are allowed for: not where there is only one, and
+            not in ledgers from before that.
     """
     improvement = gain(direction, fmean(candidate), fmean(best))
-    t = student_t_quantile(confidence, noise.degrees_of_freedom)
-    required = t * noise.sigma * math.sqrt(1 / len(candidate) + 1 / len(best))
+    level = confidence_of_a_look(confidence, max_repeats) if is_by_the_look else confidence
+    t = student_t_quantile(level, noise.degrees_of_freedom)
+    count, of_best = (len(candidate), len(best))
+    if is_by_the_look:
+        count, of_best = independent(candidate), independent(best)
+    required = t * noise.sigma * math.sqrt(1 / count + 1 / of_best)
     arithmetic = Arithmetic(
         candidate_mean=fmean(candidate),
         candidate_values=tuple(candidate),
@@ -127,13 +152,15 @@ def judge(
         degrees_of_freedom=noise.degrees_of_freedom,
         confidence=confidence,
         required_gain=required,
+        confidence_of_a_look=level if is_by_the_look else None,
     )
-    repeats = max(max_repeats, len(candidate))
-    provable = t * noise.sigma * math.sqrt(1 / repeats + 1 / max(repeats, len(best)))
+    repeats = max(max_repeats, count)
+    provable = t * noise.sigma * math.sqrt(1 / repeats + 1 / max(repeats, of_best))
+    may_repeat = len(candidate) < max_repeats and count == len(candidate)
     numbers = f"gain {improvement:+.4f}, needed {required:.4f} at {confidence:.0%} confidence"
     if improvement > required:
         return Judgement(Ruling.KEEP, "better", f"better beyond noise: {numbers}", arithmetic)
-    if improvement > provable and len(candidate) < max_repeats:
+    if improvement > provable and may_repeat:
         return Judgement(Ruling.REPEAT, "close_call", f"too close to call: {numbers}", arithmetic)
     if improvement > 0:
         return Judgement(Ruling.DISCARD, "unproven", f"better, but unproven: {numbers}", arithmetic)

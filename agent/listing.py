@@ -19,6 +19,7 @@ from agent.records import (
     RunFinished,
     RunStarted,
     SessionStarted,
+    SmokeRun,
 )
 from agent.render import one_line
 from sandbox.contract import NightlabError
@@ -86,7 +87,7 @@ def make_filter(
 
 def attempt_of(event: Event) -> int | None:
     """The attempt that an event is about, if it is about one."""
-    inner: Any = event.run if isinstance(event, LaterRun) else event
+    inner: Any = event.run if isinstance(event, LaterRun | SmokeRun) else event
     number: int | None = getattr(inner, "attempt", None)
     return number
 
@@ -133,7 +134,7 @@ def table(entries: Sequence[Entry]) -> Iterator[str]:
 
 def facts(event: Event) -> str:
     """What an event says, on one line; hostile text is made visible and bounded."""
-    pairs = _told(event) if not isinstance(event, LaterRun) else _told_later(event)
+    pairs = _told_inside(event) if isinstance(event, LaterRun | SmokeRun) else _told(event)
     told = (f"{name} {_word(value)}" for name, value in pairs if value not in (None, "", (), {}))
     return one_line("; ".join(told), FACTS_CHARACTERS)
 
@@ -158,8 +159,9 @@ def _told(event: Event) -> Iterator[tuple[str, Any]]:
                     yield name, getattr(event, name)
 
 
-def _told_later(event: LaterRun) -> Iterator[tuple[str, Any]]:
-    yield from (("for", event.purpose), ("event", event.run.type))
+def _told_inside(event: LaterRun | SmokeRun) -> Iterator[tuple[str, Any]]:
+    purpose = event.purpose if isinstance(event, LaterRun) else f"smoke {event.smoke}"
+    yield from (("for", purpose), ("event", event.run.type))
     yield from _told(event.run)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.curves import CurveCollector, packed
-from agent.disturbance import Sample, disturbance, sample
+from agent.curves import Curve, CurveCollector, packed
+from agent.disturbance import Sample, disturbance, is_slow, sample, usual_speed
 from agent.history import Attempt
 from agent.lab import (
     Lab,
@@ -23,8 +23,18 @@ from agent.lab import (
 )
 from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
-from agent.records import Disturbance, RunFinished, RunStarted, Scored, Split, Verdict
+from agent.program import Budget
+from agent.records import (
+    Disturbance,
+    EarlyStop,
+    RunFinished,
+    RunStarted,
+    Scored,
+    Split,
+    Verdict,
+)
 from agent.reported import read_reported
+from agent.stopping import Rule, Watch, past, told
 from sandbox.contract import (
     Box,
     Limits,
@@ -40,6 +50,8 @@ from sandbox.scoring import measure as score_in_boxes
 
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
 EVALUATE, OUTPUT = "/evaluate", "/out"
+DISTURBED_ENDS = (Outcome.OK, Outcome.TIMED_OUT, Outcome.STOPPED)
+"""Ends that other work on the machine can have brought about."""
 MAX_QUIET_WAIT_SECONDS = 30.0
 QUIET_SAMPLE_SECONDS = 2.0
 
@@ -51,17 +63,26 @@ class Failure:
     verdict: Verdict
     reason: str
     explanation: str
+    early_stop: EarlyStop | None = None
 
 
 def measure(
-    lab: Lab, number: int, seed: int, files: Path, splits: Sequence[Split] = ("val",)
+    lab: Lab,
+    number: int,
+    seed: int,
+    files: Path,
+    splits: Sequence[Split] = ("val",),
+    *,
+    may_stop: bool = False,
 ) -> Failure | None:
     """Train and score once at `seed`; the scores are in the ledger when nothing is returned.
 
-    A program that reports its own score says nothing about other splits than val.
+    A program that reports its own score says nothing about other splits than val. With `may_stop` a
+    training that can no longer win is ended early, if the settings say so.
     """
     checkpoint = checkpoint_dir(lab, number, seed)
-    trained = _train(lab, number, seed, files, checkpoint)
+    rule = _rule(lab) if may_stop else None
+    trained = _train(lab, number, seed, files, checkpoint, rule)
     if isinstance(trained, Failure):
         return trained
     if lab.settings.goal.is_reported:
@@ -72,7 +93,17 @@ def measure(
     return failure
 
 
-def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> Failure | RunResult:
+def _rule(lab: Lab) -> Rule | None:
+    """What ends a training early; none where nothing does."""
+    if lab.settings.economy.early_stopping == "off":
+        return None
+    seen = past(lab.ledger.history, lab.ledger.get_blob, lab.settings.budget)
+    return None if seen is None else Rule(lab.settings, seen)
+
+
+def _train(
+    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, rule: Rule | None
+) -> Failure | RunResult:
     """Train until a run was not disturbed, as often as the settings allow.
 
     Only the baseline is measured on a machine that is never quiet: its noise then shows it.
@@ -81,38 +112,66 @@ def _train(lab: Lab, number: int, seed: int, files: Path, checkpoint: Path) -> F
     is_baseline = lab.ledger.history.attempt(number).started.kind == "baseline"
     for repeat in range(repeats + 1):
         last = repeat == repeats
-        result, noise, over_seconds = _train_once(lab, number, seed, files, checkpoint)
-        _refuse_interruption(result)
-        disturbed = noise.disturbed and result.outcome in (Outcome.OK, Outcome.TIMED_OUT)
+        run = _train_once(lab, number, seed, files, checkpoint, rule)
+        noise = run.disturbance
+        refuse_interruption(run.result)
+        disturbed = noise.disturbed and run.result.outcome in DISTURBED_ENDS
         if not disturbed or (last and is_baseline):
-            return _judge_run(lab, result, over_seconds, noise) or result
+            return _judge_run(lab, run) or run.result
         if not last:
             _wait_for_quiet(lab)
+    slow = f"; a core had {_share(noise):.0%} of its usual speed" if is_slow(noise) else ""
     return Failure(
         Verdict.DISCARDED,
         "disturbed",
-        f"others used {noise.other_cores:.2f} cores during each of {repeats + 1} runs "
-        f"(limit {noise.limit_cores:g}): not judged",
+        f"each of {repeats + 1} runs was disturbed, the last by others who used "
+        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}: not judged",
     )
 
 
-def _refuse_interruption(result: RunResult) -> None:
+def _share(noise: Disturbance) -> float:
+    assert noise.speed is not None
+    assert noise.usual_speed is not None
+    return noise.speed / noise.usual_speed
+
+
+def refuse_interruption(result: RunResult) -> None:
+    """Take no run for the program's that somebody else ended.
+
+    Raises:
+        SandboxError: it was.
+    """
     if result.outcome is Outcome.INTERRUPTED:
         raise SandboxError(
-            f"run {result.run_id} was ended by somebody else: {_evidence(result)}",
+            f"run {result.run_id} was ended by somebody else: {evidence_of(result)}",
             "see who stopped the container, then resume the session",
         )
 
 
+@dataclass(frozen=True)
+class _Training:
+    """One training as it came out."""
+
+    result: RunResult
+    disturbance: Disturbance
+    over_seconds: float
+    early_stop: EarlyStop | None
+
+
 def _train_once(
-    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path
-) -> tuple[RunResult, Disturbance, float]:
+    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, rule: Rule | None
+) -> _Training:
     fresh_directory(checkpoint)
-    spec = _train_spec(lab, number, seed, files)
-    lab.record(_run_started(number, seed, spec))
+    settings = lab.settings
+    spec = train_spec(
+        lab, run_id(lab, number), seed, files, settings.budget, settings.train_limits()
+    )
+    lab.record(run_started(number, seed, spec))
     lab.observer.run_started("train", seed, lab.settings.budget.seconds)
     before, progress = sample(), CurveCollector(lab.observer.log)
-    result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress)
+    watch = None if rule is None else Watch(progress.curve, rule, lab.settings.budget)
+    result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress, should_stop=watch)
+    is_stopped = watch is not None and result.outcome is Outcome.STOPPED
     noise = _disturbance(lab, before, result)
     over_seconds = _over_budget_seconds(lab, result)
     lab.record(
@@ -122,12 +181,13 @@ def _train_once(
             **_with_bulk_aside(lab, result),
             disturbance=noise,
             over_budget_seconds=over_seconds,
-            curve=_stored_curve(lab, progress),
+            curve=_stored_curve(lab, watch.seen if watch and is_stopped else progress.curve()),
         )
     )
     lab.observer.run_finished(result, noise)
     make_readable(checkpoint)
-    return result, noise, over_seconds
+    found = watch.found if watch and is_stopped else None
+    return _Training(result, noise, over_seconds, found)
 
 
 def _with_bulk_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
@@ -142,17 +202,31 @@ def _with_bulk_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
     }
 
 
-def _stored_curve(lab: Lab, progress: CurveCollector) -> str | None:
-    curve = progress.curve()
+def put_run(lab: Lab, number: int, seed: int, result: RunResult) -> None:
+    """Put on record how a box ended that was not asked for a training within the budget."""
+    lab.record(
+        RunFinished(
+            attempt=number,
+            seed=seed,
+            **_with_bulk_aside(lab, result),
+            disturbance=None,
+            over_budget_seconds=0.0,
+        )
+    )
+
+
+def _stored_curve(lab: Lab, curve: Curve) -> str | None:
     return lab.ledger.put_blob(packed(curve)) if curve else None
 
 
-def _judge_run(
-    lab: Lab, result: RunResult, over_seconds: float, noise: Disturbance
-) -> Failure | None:
+def _judge_run(lab: Lab, run: _Training) -> Failure | None:
+    result, noise, over_seconds = run.result, run.disturbance, run.over_seconds
+    if run.early_stop is not None:
+        explanation = told(run.early_stop)
+        return Failure(Verdict.DISCARDED, "stopped_early", explanation, run.early_stop)
     busy = f"; others used {noise.other_cores:.1f} cores meanwhile" if noise.disturbed else ""
     if result.outcome is not Outcome.OK:
-        return Failure(Verdict.FAILED, result.outcome.value, _evidence(result) + busy)
+        return Failure(Verdict.FAILED, result.outcome.value, evidence_of(result) + busy)
     if over_seconds > 0:
         return Failure(
             Verdict.INVALID,
@@ -189,11 +263,11 @@ def _score(
     lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, split: Split
 ) -> Failure | None:
     """Score a checkpoint in a model box and a scorer box and record what came of it."""
-    run = _run_id(lab, number)
-    model = _model_spec(lab, f"{run}-model", files, checkpoint)
+    run = run_id(lab, number)
+    model = model_spec(lab, f"{run}-model", files, checkpoint)
     scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
     for spec in (model, scorer):
-        lab.record(_run_started(number, seed, spec))
+        lab.record(run_started(number, seed, spec))
     lab.observer.run_started("scorer", seed, scorer.limits.wall_seconds)
     output = fresh_directory(lab.directory / "boxes" / f"{run}-score")
     try:
@@ -201,15 +275,7 @@ def _score(
     finally:
         shutil.rmtree(output, ignore_errors=True)
     for result in (measurement.model, measurement.scorer):
-        lab.record(
-            RunFinished(
-                attempt=number,
-                seed=seed,
-                **_with_bulk_aside(lab, result),
-                disturbance=None,
-                over_budget_seconds=0.0,
-            )
-        )
+        put_run(lab, number, seed, result)
         lab.observer.run_finished(result, None)
     scored, failure = _read_measurement(number, seed, split, measurement)
     lab.record(scored)
@@ -226,7 +292,7 @@ def _read_measurement(
     elif model.outcome is not Outcome.OK:
         value, failure = (
             None,
-            Failure(Verdict.FAILED, f"model_box_{model.outcome.value}", _evidence(model)),
+            Failure(Verdict.FAILED, f"model_box_{model.outcome.value}", evidence_of(model)),
         )
     else:
         assert sheet is not None
@@ -262,8 +328,10 @@ def score_holdout(lab: Lab, attempt: Attempt) -> None:
             _score(lab, attempt.number, seed, files, checkpoint, "holdout")
 
 
-def _train_spec(lab: Lab, number: int, seed: int, files: Path) -> RunSpec:
-    budget = lab.settings.budget
+def train_spec(
+    lab: Lab, run_id: str, seed: int, files: Path, budget: Budget, limits: Limits
+) -> RunSpec:
+    """A train box for files, with what it is told of its seed and its budget."""
     environment = lab.environment | {
         "NIGHTLAB_SEED": str(seed),
         "NIGHTLAB_BUDGET_SECONDS": f"{budget.seconds:g}",
@@ -277,16 +345,17 @@ def _train_spec(lab: Lab, number: int, seed: int, files: Path) -> RunSpec:
         environment["NIGHTLAB_BUDGET_TOKENS"] = str(budget.tokens)
     return _spec(
         lab,
-        _run_id(lab, number),
+        run_id,
         "train",
         lab.settings.workspace.command,
         environment,
         mounts,
-        lab.settings.train_limits(),
+        limits,
     )
 
 
-def _model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
+def model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
+    """A model box for files and the checkpoint that they left."""
     argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
     return _spec(
         lab,
@@ -335,7 +404,8 @@ def _spec(
     )
 
 
-def _run_started(number: int, seed: int, spec: RunSpec) -> RunStarted:
+def run_started(number: int, seed: int, spec: RunSpec) -> RunStarted:
+    """The event that asks for a box."""
     return RunStarted(
         attempt=number,
         run_id=spec.run_id,
@@ -345,7 +415,7 @@ def _run_started(number: int, seed: int, spec: RunSpec) -> RunStarted:
     )
 
 
-def _run_id(lab: Lab, number: int) -> str:
+def run_id(lab: Lab, number: int) -> str:
     """Unique within the session and readable: the attempt and the place in the ledger."""
     return f"{_label(lab)}-{number}-{len(lab.ledger.entries)}"
 
@@ -356,8 +426,15 @@ def _label(lab: Lab) -> str:
 
 
 def _disturbance(lab: Lab, before: Sample, result: RunResult) -> Disturbance:
-    limit = lab.settings.disturbance.max_other_cores
-    return disturbance(before, sample(), result.cpu_seconds or 0.0, limit)
+    limits = lab.settings.disturbance
+    return disturbance(
+        before,
+        sample(),
+        result.cpu_seconds or 0.0,
+        limits.max_other_cores,
+        usual_speed=usual_speed(lab.ledger.history),
+        min_speed=limits.min_speed,
+    )
 
 
 def _wait_for_quiet(lab: Lab) -> None:
@@ -380,7 +457,7 @@ def _over_budget_seconds(lab: Lab, result: RunResult) -> float:
     return max(0.0, result.wall_seconds - budget.seconds)
 
 
-def _evidence(result: RunResult) -> str:
+def evidence_of(result: RunResult) -> str:
     """One sentence about how a run ended, from the host's evidence."""
     if result.signal is not None:
         how = f"ended by signal {result.signal}"

@@ -25,6 +25,7 @@ from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import FileChanged, Method, ModelCalled, Noticed, RetryWaited
 from agent.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.render import one_line
+from agent.smoke import smoke
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
 from agent.tracing import attempt_span, usual_tracer
@@ -54,6 +55,8 @@ def assemble(
         history=lambda: ledger.history,
         get_blob=ledger.get_blob,
         run_attempt=lambda hypothesis: attempt(hypothesis, models[0].name),
+        run_smoke=lambda files: smoke(lab, files, asked_by_researcher=True),
+        max_smokes=lab.settings.economy.max_smokes,
         find_known=lambda files: find_known(lab, files),
         suggest=sampler.suggestion,
         sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),

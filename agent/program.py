@@ -199,7 +199,22 @@ class DisturbanceSettings(Section):
     """When the rest of the machine spoils a run."""
 
     max_other_cores: Annotated[float, Field(ge=0)] = Field(0.25, examples=[0.25])
+    min_speed: Annotated[float, Field(ge=0, le=1)] = Field(0.8, examples=[0.8])
+    """Share of the speed that the machine had beside the baseline's runs."""
     max_repeats: Annotated[int, Field(ge=0, le=100)] = Field(2, examples=[2])
+
+
+class Economy(Section):
+    """How the night saves time on runs that cannot win."""
+
+    smoke: Literal["off", "auto", "always"] = Field("auto", examples=["auto"])
+    smoke_seconds: Duration = Field(5.0, examples=[5])
+    """Budget of a smoke run; after twice as much it is ended."""
+    max_smokes: Annotated[int, Field(ge=0, le=100)] = Field(3, examples=[3])
+    """How many the researcher may ask for between two attempts."""
+    early_stopping: Literal["off", "median", "predictive"] = Field("median", examples=["median"])
+    stop_after: Annotated[float, Field(ge=0.1, lt=1)] = Field(0.5, examples=[0.5])
+    """Share of the budget before which no run is stopped."""
 
 
 class ResearcherSettings(Section):
@@ -259,6 +274,7 @@ class Settings(Section):
     session: Session
     noise: Noise = Noise()
     disturbance: DisturbanceSettings = DisturbanceSettings()
+    economy: Economy = Economy()
     researcher: ResearcherSettings = ResearcherSettings()
     hardware: Hardware = Hardware()
     data: DataSettings | None = Field(None, validate_default=True)
@@ -286,9 +302,31 @@ class Settings(Section):
             raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
         return data
 
+    @classmethod
+    def on_record(cls, tables: dict[str, Any]) -> Settings:
+        """Settings as a ledger holds them; those from before [economy] saved nothing.
+
+        Raises:
+            ValidationError: they are not valid.
+        """
+        economy = {"smoke": "off", "max_smokes": 0, "early_stopping": "off"}
+        return cls.model_validate({"economy": economy, **tables}, strict=False)
+
     def train_limits(self) -> Limits:
         """Limits of a train box; the wall is the budget and its grace."""
         wall_seconds = self.budget.seconds + self.budget.grace_seconds
+        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
+
+    def smoke_budget(self) -> Budget:
+        """What a smoke run is told to use: its seconds, or its part of the tokens."""
+        seconds = self.economy.smoke_seconds
+        part = min(1.0, seconds / self.budget.seconds)
+        tokens = None if self.budget.tokens is None else max(1, int(part * self.budget.tokens))
+        return self.budget.model_copy(update={"seconds": seconds, "tokens": tokens})
+
+    def smoke_limits(self) -> Limits:
+        """Limits of a smoke run's train box: a script that ignores its budget is ended."""
+        wall_seconds = 2 * self.economy.smoke_seconds
         return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
 
     def scoring_limits(self) -> Limits:

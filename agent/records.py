@@ -81,6 +81,13 @@ class Disturbance(Record):
     """Mean number of cores used by anything but the run."""
     limit_cores: Annotated[float, Field(ge=0)]
     disturbed: bool
+    speed: Annotated[float, Field(gt=0)] | None = None
+    """How fast one core did a fixed piece of work before and after the run, in MB hashed a second;
+    none in ledgers from before it was measured."""
+    usual_speed: Annotated[float, Field(gt=0)] | None = None
+    """The same beside the baseline's runs; none for these themselves."""
+    min_speed: Annotated[float, Field(ge=0)] = 0.0
+    """Share of the usual speed below which the run counts as disturbed."""
 
 
 class Arithmetic(Record):
@@ -97,6 +104,31 @@ class Arithmetic(Record):
     degrees_of_freedom: int
     confidence: float
     required_gain: float
+    confidence_of_a_look: float | None = None
+    """How sure each single look must be, so that all of them are as sure as configured; none in
+    ledgers from before several looks were allowed for."""
+
+
+class EarlyStop(Record):
+    """Why a training was ended before its time, from what it said of its loss."""
+
+    rule: Literal["median", "predictive"]
+    share: float
+    """Share of the budget that it said to have used; all losses are those at this share."""
+    loss: float
+    """Its loss, as a mean over a part of the budget."""
+    expected: float
+    """`median`: the loss of the kept attempts; `predictive`: the score that its loss leads to."""
+    bound: float
+    """`median`: the loss that noise still explains; `predictive`: the score that luck allows."""
+    best: float | None
+    """`predictive`: the score of the best, which the hopeful one does not beat."""
+    noise: float
+    """`median`: standard deviation of a loss; `predictive`: standard error of the score."""
+    degrees_of_freedom: int
+    confidence: float
+    compared: int
+    """How many earlier runs it was compared with."""
 
 
 class Usage(Record):
@@ -202,6 +234,38 @@ class RunFinished(Record):
     an executor without an engine, and in ledgers from before they were kept."""
 
 
+class SmokeStarted(Record):
+    """A short training, to see whether files run at all before a whole budget is spent on them."""
+
+    type: Literal["smoke_started"] = "smoke_started"
+    smoke: int
+    attempt: int
+    """The attempt that it belongs to, or that would come next."""
+    asked_by: Literal["nightlab", "researcher"]
+    files: dict[str, Sha256]
+
+
+class SmokeRun(Record):
+    """What happened in the boxes of a smoke run; it belongs to no attempt's score."""
+
+    type: Literal["smoke_run"] = "smoke_run"
+    smoke: int
+    run: Annotated[RunStarted | RunFinished, Field(discriminator="type")]
+
+
+class SmokeFinished(Record):
+    """Whether files passed their smoke run: exactly one of `passed` and `reason`."""
+
+    type: Literal["smoke_finished"] = "smoke_finished"
+    smoke: int
+    passed: bool
+    reason: str | None
+    explanation: str
+    answered: bool
+    """Whether the model box, with the checkpoint loaded, said a word on its channel."""
+    seconds: float
+
+
 class Scored(Record):
     """A measurement, or the reason why there is none: exactly one of `value` and `reason`."""
 
@@ -230,6 +294,8 @@ class AttemptFinished(Record):
     """Mean score on val; none unless the attempt was measured."""
     arithmetic: Arithmetic | None
     seconds: float
+    early_stop: EarlyStop | None = None
+    """Why its training was ended before its time; then, and only then, `stopped_early`."""
 
 
 class AttemptInterrupted(Record):
@@ -444,6 +510,9 @@ Event = Annotated[
     | AttemptStarted
     | RunStarted
     | RunFinished
+    | SmokeStarted
+    | SmokeRun
+    | SmokeFinished
     | Scored
     | AttemptFinished
     | AttemptInterrupted

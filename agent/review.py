@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.history import Attempt
+from agent.history import FIVE_DIGITS, Attempt
 from agent.judge import judge, pooled_noise
 from agent.lab import Lab, forget_checkpoints, fresh_directory, snapshot, stored_files
 from agent.measurement import Failure, measure
@@ -47,7 +47,6 @@ Say = Callable[[str], None]
 
 SCRATCH = "review"
 ON_HOLDOUT = (BASELINE, BEST, SMALLER)
-FIVE_DIGITS = 0.5e-5
 
 
 def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable:
@@ -403,6 +402,7 @@ def _agreement(
         direction=lab.settings.goal.direction,
         confidence=lab.settings.noise.confidence,
         max_repeats=len(seeds),
+        is_by_the_look=False,
     ).arithmetic
     in_noise = f" ({abs(numbers.gain) / numbers.noise:.1f} x noise)" if numbers.noise else ""
     within = abs(numbers.gain) <= numbers.required_gain

@@ -12,10 +12,11 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from agent.disturbance import is_slow
 from agent.ledger import LedgerError
 from agent.logs import excerpt, unpacked_log
 from agent.program import Settings
-from agent.records import RunFinished, RunStarted, Scored, SessionStarted, Split
+from agent.records import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
 from agent.reported import read_reported
 from sandbox.contract import Box, Limits, Outcome
 
@@ -49,10 +50,24 @@ class RunChecks:
         match event:
             case RunStarted():
                 yield from self._start(event)
+                yield from self._limits(event)
             case RunFinished():
                 yield from self._finish(event, purpose)
             case Scored():
                 yield from self._score(event, purpose)
+
+    def look_at_smoke(self, event: SmokeRun) -> Iterator[str]:
+        """What is wrong with an event of a smoke run, whose limits are its own."""
+        purpose = f"smoke-{event.smoke}"
+        if isinstance(event.run, RunFinished):
+            yield from self._finish(event.run, purpose)
+            return
+        yield from self._start(event.run)
+        is_train = event.run.box == "train"
+        if self.settings is not None and is_train:
+            yield from _otherwise(event.run, self.settings.smoke_limits())
+        else:
+            yield from self._limits(event.run)
 
     def all_ended(self) -> Iterator[str]:
         """Name the runs that have no end although what they belong to has one."""
@@ -83,17 +98,12 @@ class RunChecks:
         image = self.session.image.get("image_id") if self.session else None
         if image is not None and spec.get("image") != image:
             yield "its image is not the session's"
-        yield from self._limits(event)
 
     def _limits(self, event: RunStarted) -> Iterator[str]:
-        asked = _limits_of(event)
-        if asked is None:
-            yield "its spec has no valid limits"
-        elif self.settings is not None:
+        if self.settings is not None:
             is_train = event.box == "train"
             due = self.settings.train_limits() if is_train else self.settings.scoring_limits()
-            for name in _different(asked, due):
-                yield f"its limit {name} is not the one in the settings"
+            yield from _otherwise(event, due)
 
     def _finish(self, event: RunFinished, purpose: str) -> Iterator[str]:
         result = event.result
@@ -119,20 +129,23 @@ class RunChecks:
             yield f"its limit {name} is not the one that was asked for"
         if started.spec.get("image") != result.image_digest:
             yield "its image is not the one that was asked for"
-        yield from self._numbers(event)
+        yield from self._numbers(event, purpose)
         yield from self._log(event)
 
-    def _numbers(self, event: RunFinished) -> Iterator[str]:
-        over_seconds = self._over_budget_seconds(event)
+    def _numbers(self, event: RunFinished, purpose: str) -> Iterator[str]:
+        is_smoke = purpose.startswith("smoke-")
+        over_seconds = 0.0 if is_smoke else self._over_budget_seconds(event)
         if over_seconds is not None and abs(over_seconds - event.over_budget_seconds) > 1e-6:
             yield (
                 f"it says {event.over_budget_seconds:g} s over budget; "
                 f"its wall clock says {over_seconds:g}"
             )
         noise = event.disturbance
-        if noise is None or abs(noise.other_cores - noise.limit_cores) <= ROUNDING_CORES:
+        if noise is None:
             return
-        if noise.disturbed != (noise.other_cores > noise.limit_cores):
+        is_near = abs(noise.other_cores - noise.limit_cores) <= ROUNDING_CORES
+        due = noise.other_cores > noise.limit_cores or is_slow(noise)
+        if noise.disturbed != due and not (is_near and not is_slow(noise)):
             yield f"its mark `disturbed` is not what {noise.other_cores:g} cores come to"
 
     def _over_budget_seconds(self, event: RunFinished) -> float | None:
@@ -185,6 +198,16 @@ class RunChecks:
         if (said.value, said.reason) != (event.value, event.reason):
             told = said.reason if said.value is None else f"{said.value:g}"
             yield f"the score is {event.value}; the training's log says {told}"
+
+
+def _otherwise(event: RunStarted, due: Limits) -> Iterator[str]:
+    """Name the limits that are not those in the settings."""
+    asked = _limits_of(event)
+    if asked is None:
+        yield "its spec has no valid limits"
+    else:
+        for name in _different(asked, due):
+            yield f"its limit {name} is not the one in the settings"
 
 
 def _limits_of(event: RunStarted) -> Limits | None:

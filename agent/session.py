@@ -268,7 +268,7 @@ def settings_in(entries: Sequence[Entry]) -> Settings:
 
 def _settings(event: SessionStarted | SessionResumed) -> Settings:
     try:
-        return Settings.model_validate(event.settings, strict=False)
+        return Settings.on_record(event.settings)
     except ValidationError as error:
         raise SessionError(
             f"this nightlab cannot use the settings on record: {first_problem(error)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from agent.history import Attempt, History, fold, gain
@@ -23,7 +23,7 @@ from agent.records import (
     Verdict,
 )
 from agent.render import labelled, one_line
-from sandbox.contract import Record
+from sandbox.contract import Outcome, Record
 
 _FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued"})
 """Kinds of notices that nobody has to look at."""
@@ -71,6 +71,10 @@ class Summary(Record):
     failed: int
     invalid: int
     interrupted: int
+    stopped_early: int
+    """How many of the discarded were ended before their time."""
+    saved_seconds: float
+    """Training that they did not use, against what a whole training takes."""
     attempts_limit: int | None
     hours: float
     hours_limit: float | None
@@ -129,6 +133,8 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         failed=history.count(Verdict.FAILED),
         invalid=history.count(Verdict.INVALID),
         interrupted=sum(1 for a in history.attempts if a.interrupted is not None),
+        stopped_early=sum(_is_stopped_early(a) for a in history.completed),
+        saved_seconds=saved_seconds(history),
         attempts_limit=limits.get("attempts"),
         hours=history.active_seconds / 3600,
         hours_limit=limits.get("hours"),
@@ -148,6 +154,14 @@ def noise_of(history: History) -> float | None:
     """Standard deviation of one score, pooled over all repeats; none before there are any."""
     groups = history.repeats()
     return pooled_noise(groups).sigma if groups else None
+
+
+def saved_seconds(history: History) -> float:
+    """How much training early stops saved: what whole trainings take, less what they took."""
+    trainings = [r.result for a in history.attempts for r in a.runs if r.result.box == "train"]
+    whole = [run.wall_seconds for run in trainings if run.outcome is Outcome.OK]
+    stopped = [run.wall_seconds for run in trainings if run.outcome is Outcome.STOPPED]
+    return sum(max(0.0, median(whole) - seconds) for seconds in stopped) if whole else 0.0
 
 
 def holdout_gain(history: History) -> float | None:
@@ -269,6 +283,10 @@ def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[A
         calls = _count(history.unpriced_calls, "call has", "calls have")
         text = f"{calls} no known price: the money shown is less than what was spent."
         yield Attention(kind="unpriced", text=text)
+
+
+def _is_stopped_early(attempt: Attempt) -> bool:
+    return attempt.finished is not None and attempt.finished.early_stop is not None
 
 
 def _numbers(history: History, is_meant: Callable[[Attempt], bool]) -> tuple[int, ...]:

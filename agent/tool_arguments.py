@@ -66,9 +66,9 @@ class Search(Arguments):
 
 class Run(Arguments):
     """Train the workspace's files as they are now, score and judge them. Takes the whole training
-    budget. Afterwards the workspace holds the best files: yours if they were kept, else those
-    from before your changes, so make every further change against them. Files that were tried
-    before are not run again: you get the old result."""
+    budget, or less if the training can no longer win. Afterwards the workspace holds the best
+    files: yours if they were kept, else those from before your changes, so make every further
+    change against them. Files that were tried before are not run again: you get the old result."""
 
     hypothesis: Annotated[
         str,
@@ -79,6 +79,11 @@ class Run(Arguments):
             description="what changed and why the score should improve, in a sentence or two",
         ),
     ]
+    smoke: bool = Field(
+        False,
+        description="only train for a few seconds and load the checkpoint, to see whether the "
+        "files run at all; judges nothing, counts as no attempt, leaves the workspace as it is",
+    )
 
 
 class ShowHistory(Arguments):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agent.answers import history_answer, run_answer, sweep_answer, to_json
-from agent.history import Attempt, History
+from agent.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
+from agent.history import Attempt, History, Smoke
 from agent.knobs import Suggestion
 from agent.program import Goal
 from agent.render import one_line
@@ -60,6 +60,8 @@ class Toolbox:
         history: the ledger's fold, as it is now.
         get_blob: content of a blob of the ledger.
         run_attempt: trains, scores and judges the workspace's files under a hypothesis.
+        run_smoke: runs files for a few seconds.
+        max_smokes: how many of these may be asked for between two attempts.
         find_known: the judged attempt whose files were byte for byte these.
         suggest: the sampler's next point; none when the files have no knobs.
         sweep: gives knobs and a number of attempts to the sampler; the judged attempts and why
@@ -74,6 +76,8 @@ class Toolbox:
         history: Callable[[], History],
         get_blob: Callable[[str], bytes],
         run_attempt: Callable[[str], Attempt],
+        run_smoke: Callable[[dict[str, bytes]], Smoke],
+        max_smokes: int,
         find_known: Callable[[dict[str, bytes]], Attempt | None],
         suggest: Callable[[], Suggestion | None],
         sweep: Callable[[tuple[str, ...], int], tuple[list[Attempt], str]],
@@ -84,6 +88,8 @@ class Toolbox:
         self._history = history
         self._get_blob = get_blob
         self._run_attempt = run_attempt
+        self._run_smoke = run_smoke
+        self._max_smokes = max_smokes
         self._find_known = find_known
         self._suggest_point = suggest
         self._sweep_knobs = sweep
@@ -218,6 +224,8 @@ class Toolbox:
 
     def _run(self, call: Run) -> str:
         candidate = self._workspace.candidate()
+        if call.smoke:
+            return self._smoke(candidate)
         known = self._find_known(candidate)
         if known is not None:
             return run_answer(known, self._history(), repeated=True)
@@ -225,6 +233,17 @@ class Toolbox:
         # The run has put the best files in place, and its answer says so: nothing is stale.
         self._seen.clear()
         return run_answer(attempt, self._history(), repeated=False)
+
+    def _smoke(self, candidate: dict[str, bytes]) -> str:
+        left = self._max_smokes - self._history().smokes_in_a_row
+        known = self._history().find_smoke(_shas(candidate))
+        if known is not None:
+            return smoke_answer(known, self._history(), left, repeated=True)
+        if left <= 0:
+            message = f"{self._max_smokes} smoke runs since the last attempt are enough"
+            raise ToolRefused("too_many_smokes", message, "run without smoke, or change less")
+        smoked = self._run_smoke(candidate)
+        return smoke_answer(smoked, self._history(), left - 1, repeated=False)
 
     def _show_history(self, call: ShowHistory) -> str:
         if (call.attempt is not None) != (call.select == "attempt"):

@@ -3,7 +3,8 @@
 A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
 verdicts give the same reply: an attempt that was interrupted is proposed again. Attempts of any
 researcher teach it, as far as their files still have the knobs; those that failed count as a little
-worse than the worst that was measured.
+worse than the worst that was measured, and those that were stopped early as pruned trials, with the
+loss that they had when they were stopped.
 
 Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
 measured: the first attempts move one to four knobs a step away from it, and later ones take a few
@@ -28,7 +29,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from agent.history import Attempt, History
 from agent.knobs import (
@@ -50,6 +51,7 @@ from agent.records import (
     SAMPLERS,
     AttemptFinished,
     Direction,
+    EarlyStop,
     Method,
     Reserve,
     StopReason,
@@ -81,6 +83,16 @@ MAX_TRIALS = 200
 BEST_TRIALS = 50
 """How many of them are the best of all; the rest are the newest."""
 HYPOTHESIS_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one attempt teaches: where it was, and what came of it."""
+
+    point: Point
+    value: float
+    early_stop: EarlyStop | None
+    """Why it has no score; the value is then a stand-in that is worse than all."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ class TpeModel:
             self._found[path, sha] = find_knobs(path, source)
         return self._found[path, sha]
 
-    def _trials(self, history: History, knobs: list[Knob]) -> list[tuple[Point, float]]:
+    def _trials(self, history: History, knobs: list[Knob]) -> list[Trial]:
         """Every attempt that says something about the knobs, the baseline first."""
         judged = [
             (a, a.finished)
@@ -242,19 +254,23 @@ class TpeModel:
         bad = _worse_than_all(measured, self._direction)
         valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
         return [
-            (_point(knobs, self._knobs_at(attempt)), value)
+            Trial(
+                point=_point(knobs, self._knobs_at(attempt)),
+                value=value,
+                early_stop=attempt.finished.early_stop if attempt.finished else None,
+            )
             for attempt, value in _most_telling(valued, self._direction)
         ]
 
     def _shas_of(self, attempt: Attempt, files: Files) -> dict[str, str | None]:
         return {path: attempt.started.files.get(path) for path in files}
 
-    def _promising(self, trials: list[tuple[Point, float]], here: Point) -> Point:
+    def _promising(self, trials: list[Trial], here: Point) -> Point:
         """The point with the best measured value, proven or not; the files' own without one."""
         if not trials:
             return here
         choose = min if self._direction == "minimize" else max
-        return here | choose(trials, key=lambda trial: trial[1])[0]
+        return here | choose(trials, key=lambda trial: trial.value).point
 
     def _sampled(
         self,
@@ -277,7 +293,7 @@ def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
     A disturbed run is nobody's fault. What fails after a sampler turned knobs fails because of
     them; after somebody rewrote code, only what ran out of a resource says something of knobs.
     """
-    if finished.value is not None:
+    if finished.value is not None or finished.early_stop is not None:
         return True
     if finished.verdict is Verdict.DISCARDED:
         return False
@@ -369,17 +385,30 @@ def _most_telling(
     return [*best, *valued[newest:]]
 
 
-def _study(
-    knobs: list[Knob], trials: list[tuple[Point, float]], direction: Direction
-) -> optuna.Study:
+def _study(knobs: list[Knob], trials: list[Trial], direction: Direction) -> optuna.Study:
     """What the sampler learns from."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=direction)
     space = {knob.key: _distribution(knob.domain) for knob in knobs}
-    for point, value in trials:
-        distributions = {key: space[key] for key in point}
-        study.add_trial(create_trial(params=point, distributions=distributions, value=value))
+    for trial in trials:
+        distributions = {key: space[key] for key in trial.point}
+        study.add_trial(_as_optuna_s(trial, distributions, direction))
     return study
+
+
+def _as_optuna_s(
+    trial: Trial, distributions: dict[str, BaseDistribution], direction: Direction
+) -> FrozenTrial:
+    stop = trial.early_stop
+    if stop is None:
+        return create_trial(params=trial.point, distributions=distributions, value=trial.value)
+    loss = stop.loss if direction == "minimize" else -stop.loss  # losses fall, whatever the metric
+    return create_trial(
+        state=TrialState.PRUNED,
+        params=trial.point,
+        distributions=distributions,
+        intermediate_values={round(100 * stop.share): loss},
+    )
 
 
 def _ask(knobs: list[Knob], study: optuna.Study, seed: int) -> Point:

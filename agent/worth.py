@@ -226,6 +226,7 @@ class _Scale:
             direction=self._direction,
             confidence=self._confidence,
             max_repeats=len(left),
+            is_by_the_look=False,  # a review looks once
         ).arithmetic
 
 

@@ -8,7 +8,7 @@ import math
 import random
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,6 +63,8 @@ class PretendedBoxes:
 
     clock: Clock
     runs: list[RunSpec] = field(default_factory=list)
+    tells: bool = False
+    """Whether a training says on its way how far its point will be."""
 
     def run(
         self,
@@ -71,12 +73,19 @@ class PretendedBoxes:
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         self.runs.append(spec)
         started_at = self.clock.now()
         match spec.box:
             case "train":
-                outcome, seconds = self._train(spec, output_dir), TRAINING_SECONDS
+                outcome, seconds = self._train(spec, output_dir), _training_seconds(spec)
+                for line, at in _progress(spec) if self.tells and outcome is Outcome.OK else ():
+                    if on_log is not None:
+                        on_log(line)
+                    if should_stop is not None and should_stop():
+                        outcome, seconds = Outcome.STOPPED, at
+                        break
             case "model":
                 assert channel is not None
                 channel.sendall((_mounted(spec, "/checkpoint") / "point.json").read_bytes() + b"\n")
@@ -88,7 +97,7 @@ class PretendedBoxes:
                 outcome, seconds = Outcome.OK, SCORING_SECONDS
         if spec.box != "model":  # which runs beside the scorer
             self.clock.advance(seconds)
-        if on_log is not None:
+        if on_log is not None and not self.tells:
             on_log(b'{"step": 1, "seconds": 0.1, "loss": 1.0}\n')
         return _result(spec, outcome, seconds, output_dir, started_at, self.clock.now())
 
@@ -214,6 +223,22 @@ class Place:
         )
 
 
+def _training_seconds(spec: RunSpec) -> float:
+    """What a training takes: less in a smoke run, whose budget it keeps to."""
+    return min(TRAINING_SECONDS, float(spec.environment["NIGHTLAB_BUDGET_SECONDS"]))
+
+
+def _progress(spec: RunSpec) -> Iterator[tuple[bytes, float]]:
+    """What a training says, and when: a loss that falls towards the distance of its point."""
+    values = _knobs((_mounted(spec, "/workspace") / "train.py").read_text())
+    luck = random.Random(int(spec.environment["NIGHTLAB_SEED"]))
+    for step in range(1, 21):
+        seconds = _training_seconds(spec) * step / 20
+        loss = _distance(values["X"], values["Y"]) + 2 / step + luck.gauss(0, 0.01)
+        line = json.dumps({"step": step, "seconds": seconds, "loss": loss})
+        yield line.encode() + b"\n", seconds
+
+
 def _mounted(spec: RunSpec, target: str) -> Path:
     return next(mount.source for mount in spec.mounts if mount.target == target)
 
@@ -226,9 +251,13 @@ def _knobs(source: str) -> dict[str, float]:
     }
 
 
+def _distance(x: float, y: float) -> float:
+    return math.dist((x, math.log2(y)), (TARGET[0], math.log2(TARGET[1])))
+
+
 def _score(channel: socket.socket, split: str, output_dir: Path) -> None:
     point = json.loads(channel.makefile("rb").readline(10_000))
-    value = math.dist((point["x"], math.log2(point["y"])), (TARGET[0], math.log2(TARGET[1])))
+    value = _distance(point["x"], point["y"])
     value += point["noise"] + (0.05 if split == "holdout" else 0.0)
     sheet = {"metric": "distance", "value": value, "valid": True, "reason": None}
     (output_dir / "score.json").write_text(json.dumps(sheet | {"explanation": "", "details": {}}))
@@ -242,7 +271,7 @@ def _result(
     started_at: datetime,
     finished_at: datetime,
 ) -> RunResult:
-    killed = outcome is Outcome.OUT_OF_MEMORY
+    killed = outcome in (Outcome.OUT_OF_MEMORY, Outcome.STOPPED)
     names = [] if output_dir is None else sorted(path.name for path in output_dir.iterdir())
     return RunResult(
         run_id=spec.run_id,
@@ -254,7 +283,7 @@ def _result(
         limits=spec.limits,
         peak_memory_bytes=BASELINE_MEMORY,
         cpu_seconds=seconds,
-        oom_kills=int(killed),
+        oom_kills=int(outcome is Outcome.OUT_OF_MEMORY),
         gpus=(),
         log=Log(head="", tail="Killed\n" if killed else "done\n", omitted_bytes=0),
         output=tuple(OutputFile(name=name, bytes=1, sha256="0" * 64) for name in names),

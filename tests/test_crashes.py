@@ -197,22 +197,27 @@ def idea(judged: int, directory: Path, *, long: bool) -> Turn:
             ask_to_pause(directory)
             return _try(2.9, 16, tool("suggest"), tool("read", file_path="train.py"))
         case 1:
-            return _try(2.90011, 16, tool("history"))  # too close to call
+            return _try(2.90011, 16, tool("history"), smoke=True)  # too close to call
         case 2:
             return say(thinking("The sampler may know."), tool("sweep", attempts=1, knobs=["X"]))
         case 3 if long:
             return _try(4.9, 8)  # runs out of memory
         case 4 if long:
             return _try(2.99, 16)
+        case 5 if long:
+            return _try(0.6, 4)  # can no longer win after half of its training
         case _:
             return say(text("Enough."), tool("finish", reason="nothing is left"))
 
 
-def _try(x: float, y: int, *first: dict[str, Any]) -> Turn:
-    source = TRAIN.replace("X = 1.0 ", f"X = {x} ").replace("Y = 4 ", f"Y = {y} ")
+def _try(x: float, y: int, *first: dict[str, Any], smoke: bool = False) -> Turn:
+    source = "# rewritten\n" * smoke + TRAIN.replace("X = 1.0 ", f"X = {x} ").replace(
+        "Y = 4 ", f"Y = {y} "
+    )
     write = tool("write", file_path="train.py", content=source)
-    run = tool("run", hypothesis=f"the point at {x}, {y}")
-    return say(thinking("Where next?"), *first, write, run)
+    words = {"hypothesis": f"the point at {x}, {y}"}
+    runs = [*([tool("run", **words, smoke=True)] if smoke else []), tool("run", **words)]
+    return say(thinking("Where next?"), *first, write, *runs)
 
 
 # ---- what a kill would leave -----------------------------------------------------------------
@@ -360,7 +365,9 @@ def _place(root: Path, clock: Clock, attempts: int) -> Place:
         ask_to_continue(root / "night")
 
     session = {"attempts": attempts, "hours": 10.0, "max_failures_in_a_row": 10}
-    return Place(root, clock, {"session": session}, sleep=sleep)
+    place = Place(root, clock, {"session": session}, sleep=sleep)
+    place.boxes.tells = True  # so that a training can be stopped early
+    return place
 
 
 def _check(stage: Stage, twin: Twin, bills: list[int], open_calls: set[int]) -> None:

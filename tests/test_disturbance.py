@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from agent.disturbance import Sample, busy_core_seconds, disturbance
+from itertools import count
+
+import pytest
+
+from agent.disturbance import Sample, busy_core_seconds, disturbance, is_slow, speed
 
 PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
 
@@ -23,3 +27,47 @@ def test_others_are_measured_in_cores() -> None:
 
 def test_a_clock_that_did_not_move_is_no_division_by_zero() -> None:
     assert disturbance(Sample(0.0, 0.0, 5.0), Sample(0.0, 0.0, 5.0), 0.0, 0.25).disturbed is False
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "usual", "slow"),
+    [
+        (500.0, 500.0, 500.0, False),
+        (500.0, 350.0, 500.0, False),
+        (380.0, 380.0, 500.0, True),
+        (500.0, 250.0, 500.0, True),
+        (100.0, 100.0, None, False),
+    ],
+)
+def test_a_core_that_lost_a_fifth_of_its_usual_speed_disturbs_the_run(
+    before: float, after: float, usual: float | None, slow: bool
+) -> None:
+    found = disturbance(
+        Sample(0.0, 0.0, 0.0, before),
+        Sample(20.0, 0.0, 10.0, after),
+        20.0,
+        0.25,
+        usual_speed=usual,
+        min_speed=0.8,
+    )
+
+    assert (slow, slow) == (found.disturbed, is_slow(found))
+
+
+def test_speed_is_the_best_of_a_few_slices_of_equal_work() -> None:
+    ticks = count()
+    pauses = {5: 10.0, 6: 10.0}  # somebody else had the core meanwhile
+
+    def clock() -> float:
+        now = next(ticks)
+        return now * 0.001 + sum(pause for at, pause in pauses.items() if now >= at)
+
+    assert pytest.approx(speed(clock), rel=0.2) == 64 * 1024 / 1e6 / 0.001
+
+
+def test_speed_is_measured_in_no_time() -> None:
+    import time
+
+    began = time.monotonic()
+    assert speed() > 0
+    assert time.monotonic() - began < 1

@@ -226,8 +226,11 @@ class BoxesWithSettings(PretendedBoxes):
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
-        result = super().run(spec, output_dir=output_dir, channel=channel, on_log=on_log)
+        result = super().run(
+            spec, output_dir=output_dir, channel=channel, on_log=on_log, should_stop=should_stop
+        )
         asked = {"HostConfig": {"Memory": spec.limits.memory_bytes}}
         return result.model_copy(update={"evidence": {"container": {"asked": asked}, "seen": 1}})
 

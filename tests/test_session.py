@@ -320,8 +320,8 @@ def test_what_goes_wrong_gets_its_own_verdict_and_the_best_comes_back(
 def test_a_disturbed_run_is_repeated_and_then_not_judged(place: Place) -> None:
     place.rewrite(
         "program.md",
-        "max_other_cores = 64\nmax_repeats = 0",
-        "max_other_cores = 0\nmax_repeats = 1",
+        "max_other_cores = 64\nmin_speed = 0\nmax_repeats = 0",
+        "max_other_cores = 0\nmin_speed = 0\nmax_repeats = 1",
     )
 
     place.nightlab("run", "--researcher", "tpe", "--session", "noisy", "--attempts", "1")

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.answers import FAILURES, MAX_HISTORY_BYTES, MAX_RUN_BYTES, run_answer
-from agent.history import Attempt, History
+from agent.history import Attempt, History, Smoke
 from agent.knobs import Change, Suggestion
+from agent.lab import hashes_of
 from agent.program import Goal
 from agent.records import (
     Arithmetic,
@@ -24,6 +25,8 @@ from agent.records import (
     AttemptStarted,
     RunFinished,
     Scored,
+    SmokeFinished,
+    SmokeStarted,
     Verdict,
 )
 from agent.tool_arguments import TOOLS
@@ -60,6 +63,8 @@ class Bench:
             history=lambda: self.history,
             get_blob=self.made.get_blob,
             run_attempt=self.run_attempt,
+            run_smoke=self.run_smoke,
+            max_smokes=2,
             find_known=lambda _: self.known,
             suggest=lambda: self.suggestion,
             sweep=self.sweep,
@@ -70,6 +75,26 @@ class Bench:
         self.hypotheses.append(hypothesis)
         (self.root / "train.py").write_text(TRAIN)  # as an attempt does that was not kept
         return self.history.attempts[-1]
+
+    def run_smoke(self, files: dict[str, bytes]) -> Smoke:
+        started = SmokeStarted(smoke=0, attempt=9, asked_by="researcher", files=hashes_of(files))
+        passed = b"raise" not in files["train.py"]
+        outcome = Outcome.OK if passed else Outcome.FAILED
+        log = Log(head="", tail="Traceback: it raised\n" * 200, omitted_bytes=0)
+        result = run_result("s0", "train", log="").model_copy(
+            update={"outcome": outcome, "log": log}
+        )
+        run = run_finished(9, 1, result)
+        finished = SmokeFinished(
+            smoke=0,
+            passed=passed,
+            reason=None if passed else "failed",
+            explanation="in a smoke run of 5 s: so it is",
+            answered=passed,
+            seconds=5.0,
+        )
+        self.history.smokes.append(Smoke(started, [run], finished))
+        return self.history.smokes[-1]
 
     def sweep(self, knobs: tuple[str, ...], attempts: int) -> tuple[list[Attempt], str]:
         self.swept.append((knobs, attempts))
@@ -443,6 +468,45 @@ def test_history_selects_best_recent_and_failed(bench: Bench) -> None:
     assert {"failed", "invalid"} == failed
 
 
+def test_a_smoke_run_answers_in_two_kilobytes_and_leaves_the_workspace(bench: Bench) -> None:
+    source = TRAIN.replace("LR = 0.1", "LR = 0.2")
+    bench.told("write", file_path="train.py", content=source)
+
+    answer = bench.told("run", hypothesis="does it run?", smoke=True)
+
+    assert (True, True, False, 1) == (
+        answer["smoke"],
+        answer["passed"],
+        answer["repeated"],
+        answer["smokes_left"],
+    )
+    assert "log_tail" not in answer
+    assert source == bench.train
+    assert [] == bench.hypotheses
+
+
+def test_a_smoke_run_that_failed_shows_the_end_of_its_log(bench: Bench) -> None:
+    bench.told("write", file_path="train.py", content=TRAIN + "raise SystemExit(1)\n")
+
+    result = bench.call("run", hypothesis="does it run?", smoke=True)
+
+    assert len(result.text.encode()) <= MAX_RUN_BYTES
+    answer = json.loads(result.text)
+    assert (False, "failed") == (answer["passed"], answer["reason"])
+    assert "it raised" in answer["log_tail"]
+
+
+def test_equal_files_are_smoked_once_and_the_number_of_smokes_is_bounded(bench: Bench) -> None:
+    for value in (0.2, 0.3):
+        source = TRAIN.replace("LR = 0.1", f"LR = {value}")
+        bench.told("write", file_path="train.py", content=source)
+        assert not bench.told("run", hypothesis="does it run?", smoke=True)["repeated"]
+        assert bench.told("run", hypothesis="does it run?", smoke=True)["repeated"]
+    bench.told("write", file_path="train.py", content=TRAIN.replace("LR = 0.1", "LR = 0.4"))
+
+    assert "too_many_smokes" == bench.refused("run", hypothesis="again?", smoke=True)["error"]
+
+
 def test_best_is_the_highest_when_the_goal_is_to_maximise(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.tools = Toolbox(
@@ -450,6 +514,8 @@ def test_best_is_the_highest_when_the_goal_is_to_maximise(tmp_path: Path) -> Non
         history=lambda: bench.history,
         get_blob=bench.made.get_blob,
         run_attempt=bench.run_attempt,
+        run_smoke=lambda _: pytest.fail("nobody asked for it"),
+        max_smokes=0,
         find_known=lambda _: None,
         suggest=lambda: None,
         sweep=lambda *_: ([], ""),

@@ -295,7 +295,7 @@ def test_failures_count_as_worse_than_everything_measured() -> None:
     study.record(TRAIN.replace(b"DEPTH = 4", b"DEPTH = 3"), Verdict.DISCARDED, 2.9)
     model = study.model()
     history = study.night.history
-    values = [value for _, value in model._trials(history, find_knobs("train.py", TRAIN))]
+    values = [trial.value for trial in model._trials(history, find_knobs("train.py", TRAIN))]
 
     assert 3 == len(values)
     assert max(values) == values[1] > 2.9
@@ -472,6 +472,8 @@ def test_the_tools_accept_every_call_on_the_shipped_workload(tmp_path: Path, see
         history=lambda: study.night.history,
         get_blob=study.night.get_blob,
         run_attempt=lambda _: study.night.history.attempts[0],
+        run_smoke=lambda _: pytest.fail("nobody asked for it"),
+        max_smokes=0,
         find_known=lambda _: None,
         suggest=study.model().suggestion,
         sweep=lambda *_: ([], ""),
