@@ -152,9 +152,7 @@ class _Auditor:
             case AttemptStarted():
                 yield from self._start(event)
             case RunStarted() | RunFinished() | Scored():
-                yield from self.runs.look(event)
-                if isinstance(event, RunFinished) and event.disturbance is not None:
-                    yield from self._calibrated(event.disturbance)
+                yield from self._run(event)
             case SmokeStarted() | SmokeRun() | SmokeFinished():
                 yield from self._smoke(event)
             case AttemptFinished():
@@ -270,6 +268,11 @@ class _Auditor:
             self.squares[number] = squares, len(values) - 1
             self.degrees += len(values) - 1
 
+    def _run(self, event: RunStarted | RunFinished | Scored) -> Iterator[str]:
+        yield from self.runs.look(event)
+        if isinstance(event, RunFinished) and event.disturbance is not None:
+            yield from self._calibrated(event.disturbance)
+
     def _calibrated(self, noise: Disturbance) -> Iterator[str]:
         """What a run was held against must be what was measured and asked for before."""
         if noise.speed is None or self.settings is None:
@@ -289,6 +292,9 @@ class _Auditor:
                     yield f"smoke run {event.smoke} comes where another one was due"
                 if event.asked_by == "nightlab" and attempts[-1].started.files != event.files:
                     yield "its files are not those of the attempt"
+                most = self.settings.economy.max_smokes if self.settings else 0
+                if event.asked_by == "researcher" and self.history.smokes_in_a_row >= most:
+                    yield f"a smoke run more than the {most} that are allowed between two attempts"
             case SmokeRun():
                 yield from self.runs.look_at_smoke(event)
             case SmokeFinished():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.diffs import unified_diff
-from agent.history import Attempt
+from agent.history import Attempt, Smoke
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from agent.lab import (
     Lab,
@@ -85,6 +85,20 @@ def run_patiently(
             lab.sleep(FAULT_PAUSE_SECONDS * 2**earlier)
             lab.workspace.restore(candidate)
     return run_attempt(lab, kind, hypothesis, researcher)
+
+
+def smoke_patiently(lab: Lab, files: dict[str, bytes], *, tries: int = 3) -> Smoke:
+    """The smoke run that a researcher asks for, tried again when the sandbox failed.
+
+    Raises:
+        SandboxError: it failed `tries` times in a row.
+    """
+    for earlier in range(tries - 1):
+        try:
+            return smoke(lab, files, asked_by_researcher=True)
+        except SandboxError:
+            lab.sleep(FAULT_PAUSE_SECONDS * 2**earlier)
+    return smoke(lab, files, asked_by_researcher=True)
 
 
 def _smoked(lab: Lab, candidate: dict[str, bytes]) -> Failure | None:

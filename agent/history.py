@@ -239,8 +239,8 @@ class History:
     def smokes_in_a_row(self) -> int:
         """Smoke runs that the researcher asked for since the last attempt."""
         due = len(self.attempts)
-        asked = (s.started for s in self.smokes if s.started.asked_by == "researcher")
-        return sum(1 for started in asked if started.attempt == due)
+        asked = [s for s in self.smokes if s.started.asked_by == "researcher" and s.finished]
+        return sum(1 for smoke in asked if smoke.started.attempt == due)
 
     def find_smoke(self, files: dict[str, str]) -> Smoke | None:
         """The finished smoke run of files, by their hashes; the last if there are several."""

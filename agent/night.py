@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 
 from agent.budget import reason_to_stop, seconds_left
 from agent.diffs import unified_diff
-from agent.experiment import run_patiently
+from agent.experiment import run_patiently, smoke_patiently
 from agent.history import Attempt
 from agent.lab import Lab, find_known
 from agent.ledger import Ledger
@@ -25,7 +25,6 @@ from agent.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.records import FileChanged, Method, ModelCalled, Noticed, RetryWaited
 from agent.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.render import one_line
-from agent.smoke import smoke
 from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
 from agent.tracing import attempt_span, usual_tracer
@@ -55,7 +54,7 @@ def assemble(
         history=lambda: ledger.history,
         get_blob=ledger.get_blob,
         run_attempt=lambda hypothesis: attempt(hypothesis, models[0].name),
-        run_smoke=lambda files: smoke(lab, files, asked_by_researcher=True),
+        run_smoke=lambda files: smoke_patiently(lab, files),
         max_smokes=lab.settings.economy.max_smokes,
         find_known=lambda files: find_known(lab, files),
         suggest=sampler.suggestion,

@@ -100,12 +100,10 @@ class LongNight:
             values.append(round(aim + self.chance.gauss(0, histories.NOISE), 6))
             histories.boxes(self.made, attempt=number, seed=seed)
             self.made.add(histories.scored(number, seed, values[-1]))
-            # What the candidate has by now counts as repeats too.
-            groups = [*self.groups, values] if len(values) > 1 else self.groups
             judgement = judge(
                 values,
                 self.best_values,
-                pooled_noise(groups),
+                pooled_noise(self.groups),
                 direction=DIRECTION,
                 confidence=histories.IN_FORCE.noise.confidence,
                 max_repeats=3,

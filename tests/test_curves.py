@@ -161,7 +161,7 @@ def test_the_curves_of_every_verdict_are_shown(verdict: Verdict) -> None:
 
 
 def test_the_curve_of_a_training_that_fails_is_stored_too(tmp_path: Path) -> None:
-    lab = Place(tmp_path).begin("random")
+    lab = Place(tmp_path, changes={"economy": {"smoke": "off"}}).begin("random")
     with lab.ledger:
         run_patiently(lab, "baseline", "the files as they are", "test")
         files = lab.workspace.candidate()

@@ -174,6 +174,7 @@ class ReportingBoxes(PretendedBoxes):
         output_dir: Path | None = None,
         channel: socket.socket | None = None,
         on_log: Callable[[bytes], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         assert spec.box == "train"
         assert "NIGHTLAB_DATA" not in spec.environment

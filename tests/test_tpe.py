@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from agent.knobs import (
     Choices,
@@ -29,11 +30,13 @@ from agent.records import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
+    Direction,
+    EarlyStop,
     StopReason,
     Verdict,
 )
 from agent.tools import Toolbox
-from agent.tpe import TpeModel
+from agent.tpe import TpeModel, _study
 from agent.workspace import Workspace
 from tests.histories import Night, start
 
@@ -139,6 +142,7 @@ class Study:
         *,
         researcher: str = "tpe",
         reason: str = "made_up",
+        early_stop: EarlyStop | None = None,
     ) -> None:
         number = len(self.night.history.attempts)
         self.begin(number, source, researcher)
@@ -151,6 +155,7 @@ class Study:
                 value=value,
                 arithmetic=None,
                 seconds=20.0,
+                early_stop=early_stop,
             )
         )
 
@@ -299,6 +304,34 @@ def test_failures_count_as_worse_than_everything_measured() -> None:
 
     assert 3 == len(values)
     assert max(values) == values[1] > 2.9
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_a_stopped_attempt_is_a_pruned_trial_with_the_loss_that_it_had(
+    direction: Direction, sign: int
+) -> None:
+    stop = EarlyStop(
+        rule="median",
+        share=0.55,
+        loss=4.1,
+        expected=3.5,
+        bound=3.7,
+        best=None,
+        noise=0.05,
+        degrees_of_freedom=2,
+        confidence=0.95,
+        compared=3,
+    )
+    study = Study(0)
+    stopped = TRAIN.replace(b"DEPTH = 4", b"DEPTH = 6")
+    study.record(stopped, Verdict.DISCARDED, None, reason="stopped_early", early_stop=stop)
+    knobs = find_knobs("train.py", TRAIN)
+
+    trials = study.model()._trials(study.night.history, knobs)
+    last = _study(knobs, trials, direction).trials[-1]
+
+    assert (TrialState.PRUNED, {55: sign * 4.1}) == (last.state, last.intermediate_values)
+    assert trials[-1].value > trials[0].value, "and never the promising one"
 
 
 def test_files_without_knobs_end_the_search() -> None:
