@@ -16,7 +16,7 @@ from agent.curves import CurveCollector, is_storable
 from agent.history import Attempt, History, gain
 from agent.judge import pooled_noise
 from agent.program import Settings
-from agent.records import AttemptKind, Disturbance, Verdict
+from agent.records import AttemptKind, Disturbance, StopReason, Verdict
 from agent.render import one_line
 from agent.running import forget_note, write_note
 from agent.summary import Summary
@@ -29,6 +29,12 @@ STYLES = {
     Verdict.INVALID: "magenta",
 }
 BOX_NAMES: dict[Box, str] = {"train": "training", "model": "scoring", "scorer": "scoring"}
+MORE = {
+    StopReason.ATTEMPTS: "--attempts N",
+    StopReason.HOURS: "--hours H",
+    StopReason.MONEY: "--usd X",
+}
+"""What a session that reached a limit is allowed more of."""
 HYPOTHESIS_CHARACTERS = 70
 PARTIAL_LINE_BYTES = 4096
 SECONDS_BETWEEN_NOTES = 2.0
@@ -293,4 +299,6 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
         f"head     {numbers.head} after {numbers.events} events; keep it to find a cut tail",
         f"files    {directory / 'workspace'}",
     ]
+    if numbers.ended is not None and numbers.ended in MORE:
+        lines.append(f"more     nightlab resume {directory.name} {MORE[numbers.ended]}")
     return lines

@@ -11,6 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.cli import app
+from agent.console import closing_lines
+from agent.ledger import read_ledger
+from agent.summary import summary
 from sandbox.contract import NightlabError
 from tests.sessions import sampled
 
@@ -109,6 +112,12 @@ def test_a_path_that_cannot_be_written_is_named_as_it_was_asked_for(place: Path)
     assert 3 == done.exit_code
     assert f"{report}: Is a directory" in done.stderr
     assert not list(report.parent.glob(".*.tmp"))
+
+
+def test_a_session_that_reached_a_limit_says_how_to_allow_more(place: Path) -> None:
+    directory = place / "runs" / "night"
+    told = closing_lines(summary(read_ledger(directory)), directory)
+    assert "more     nightlab resume night --attempts N" == told[-1]
 
 
 def test_no_line_of_the_help_is_cut_short(place: Path) -> None:
