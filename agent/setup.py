@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def find_outfit(
     engine = find_engine(state_dir, environ=environ)
     recipe = image_recipe(settings, place)
     image = find_image(engine, recipe, state_dir=state_dir)
-    recorded = image.model_dump(mode="json") | {"environment": recipe.profile.environment}
+    recorded = image.model_dump(mode="json") | {"environment": recipe.profile.variables}
     workspace = own_workspace(settings, place)
     data_dir, data = _data(settings, workspace, state_dir)
     return _outfit(engine, recorded, settings, data_dir, data, state_dir, environ)
@@ -254,7 +255,7 @@ def _outfit(
     """An outfit around an image as it is, or will be, recorded."""
     # A session from before its profile's variables were recorded had a shipped profile.
     named: dict[str, str] = (
-        image.get("environment") or find_profile(settings.hardware.profile).environment
+        image.get("environment") or find_profile(settings.hardware.profile).variables
     )
     return Outfit(
         executor=executor(engine, state_dir),
@@ -327,8 +328,17 @@ def _prepare_script(workspace: Path) -> Path:
     return script
 
 
-def copy_template(target: Path) -> list[str]:
-    """Copy program.md, Dockerfile.train and workspace/ into `target`; returns what was new."""
+def copy_template(target: Path, profile_name: str) -> list[str]:
+    """Copy program.md, Dockerfile.train and workspace/ into `target`; returns what was new.
+
+    Args:
+        target: made where missing; what is there already stays as it is.
+        profile_name: the hardware profile that program.md then names and train.py starts for.
+
+    Raises:
+        SandboxError: there is no such profile.
+    """
+    profile = find_profile(profile_name, target)
     target.mkdir(parents=True, exist_ok=True)
     copied = []
     for source in sorted(TEMPLATE.iterdir()):
@@ -340,7 +350,22 @@ def copy_template(target: Path) -> list[str]:
         else:
             shutil.copyfile(source, destination)
         copied.append(source.name)
+    if "program.md" in copied:
+        _set_lines(target / "program.md", {"profile": f'"{profile.name}"'}, keep_comment=True)
+    if "workspace" in copied:
+        _set_lines(target / "workspace" / "train.py", profile.knobs, keep_comment=False)
     return copied
+
+
+def _set_lines(path: Path, values: Mapping[str, str], *, keep_comment: bool) -> None:
+    """Give each `NAME = …` line of a copied file another value."""
+    text = path.read_text(encoding="utf-8")
+    for name, value in values.items():
+        pattern = rf"^({name} = )\S+" if keep_comment else rf"^({name} = ).*$"
+        text, changed = re.subn(pattern, lambda m, v=value: m[1] + v, text, flags=re.MULTILINE)  # type: ignore[misc]
+        if changed != 1:
+            raise SandboxError(f"{path.name} has no line of its own for {name}", "see its profile")
+    path.write_text(text, encoding="utf-8")
 
 
 def ready_engine(state_dir: Path, environ: Mapping[str, str], say: Say) -> Engine:

@@ -8,12 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sandbox.contract import Devices, Record, SandboxError, first_problem
 
 OWN_PROFILES = "profiles.toml"
 """Name of the file beside program.md that may add profiles."""
+MERGED = ("environment", "knobs", "peak_flops")
+"""Tables of a profile to which one that is like it adds; everything else it replaces."""
+TORCH_DEVICES: dict[Devices, str] = {"none": "cpu", "nvidia": "cuda", "rocm": "cuda", "xpu": "xpu"}
+"""What torch calls the device; its builds for ROCm say cuda too."""
+TORCH_BUILDS: dict[Devices, str] = {"nvidia": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
+"""What torch must have been built for, to use what a box is given."""
+SAID_BY_NIGHTLAB = ("NIGHTLAB_", "NVIDIA_", "LD_PRELOAD", "LD_AUDIT")
+"""Beginnings of variables that decide what a box gets, and so are no profile's to set."""
 
 
 class UnknownProfile(SandboxError):
@@ -43,9 +51,37 @@ class Profile(Record):
     packages: tuple[str, ...]
     torch: TorchBuild | Literal[False]
     """False where the base brings its own."""
+    base_advice: str = ""
+    """What to name as base image where the profile names none and installs no torch."""
     devices: Devices
     """What kind of accelerator its boxes get, and so how the engine is asked for it."""
+    oldest_build: Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")] = ""
+    """Version of CUDA, ROCm or XPU that torch must at least be built for; empty for any."""
+    architectures: tuple[str, ...] = ()
+    """GPU architectures of which torch must be built for one; empty for any."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What to compute in; `auto` leaves it to train.py."""
+    knobs: dict[str, str] = Field(default_factory=dict)
+    """Where train.py starts on such a machine: literal and comment of single knobs, by name."""
+    peak_flops: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Dense arithmetic operations a second in the profile's dtype, by the device's full name."""
     environment: dict[str, str]
+
+    @field_validator("environment")
+    @classmethod
+    def _leaves_the_box_alone(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if name.startswith(SAID_BY_NIGHTLAB):
+                raise ValueError(f"{name[:60]} is not for a profile to set")
+        return environment
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What programs are told of the hardware: the profile's own words, device, dtype."""
+        told = {"NIGHTLAB_DEVICE": TORCH_DEVICES[self.devices]}
+        if self.dtype != "auto":
+            told["NIGHTLAB_DTYPE"] = self.dtype
+        return self.environment | told
 
 
 def find_profile(name: str, place: Path | None = None) -> Profile:
@@ -117,8 +153,12 @@ def _inherited(name: str, tables: Mapping[str, Any], heirs: tuple[str, ...]) -> 
     if parent is None:
         return fields
     older = _inherited(str(parent), tables, (*heirs, name))
-    environment = older.get("environment", {}) | fields.get("environment", {})
-    return older | fields | {"environment": environment}
+    merged = {
+        table: older.get(table, {}) | fields.get(table, {})
+        for table in MERGED
+        if table in older or table in fields
+    }
+    return older | fields | merged
 
 
 def _own_tables(path: Path) -> dict[str, Any]:

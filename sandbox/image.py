@@ -36,20 +36,20 @@ from sandbox.engine import (
     why_not_installable,
 )
 from sandbox.hardware import Profile, lock_text
-from sandbox.image_check import ask_python, check_image
+from sandbox.image_check import KEY_LABEL, OLDEST_PYTHON, ask_python, check_image
 from sandbox.wheels import Pip, Target, TorchWheel, Wheels, fetch_wheels
 
 Say = Callable[[str], None]
 
 IMAGE_NAME = "nightlab-train"
 BASE_NAME = "nightlab-base"
-KEY_LABEL = "nightlab.content-key"
 REGISTRY_SECONDS = 20
 BUILD_SECONDS = 1800
 DEBIAN_SECONDS = 1800
 TAG_DIGITS = 16
-OLDEST_PYTHON = (3, 11)
 MACHINES = ("x86_64", "aarch64")
+TOLD_AT_RUN = {"description", "base_advice", "dtype", "knobs", "peak_flops", "environment"}
+"""Fields of a profile that no image is made of."""
 ARCHIVE_KEYRINGS = Path("/usr/share/keyrings")
 # Afterwards and not by dpkg's path-exclude, which runs a Python filter for every package;
 # licences stay.
@@ -96,6 +96,8 @@ class ImageRecord(Record):
     python: str
     torch: str
     """Version of torch as the image's own Python says it."""
+    torch_build: str
+    """What that torch was built for: `CUDA 12.8`, or `no accelerator`."""
     torch_wheel: TorchWheel | None
     """None where the base brought its own."""
     content_key: Sha256
@@ -114,9 +116,13 @@ class Recipe(Record):
 
     @property
     def key(self) -> str:
-        """One hash over the recipe, the locked wheels included."""
+        """One hash over what goes into the image and what is asked of it, locked wheels included.
+
+        What programs are told, such as the environment, goes into no image and builds none anew.
+        """
         lock = lock_text(self.profile.torch) if self.profile.torch else ""
-        return _key(self.profile.model_dump_json(), lock, self.dockerfile, self.base_image)
+        parts = self.profile.model_dump_json(exclude=TOLD_AT_RUN)
+        return _key(parts, lock, self.dockerfile, self.base_image)
 
 
 class _Remembered(Record):
@@ -266,7 +272,8 @@ def _choose_base(
     if not wanted and not profile.torch:
         raise BaseUnavailable(
             f"profile {profile.name} needs a base image that brings its own torch",
-            "name it: `[hardware] base_image` in program.md, or --base-image REF",
+            "name it: `[hardware] base_image` in program.md, or --base-image REF"
+            + (f"; {profile.base_advice}" if profile.base_advice else ""),
         )
     if wanted:
         reference = _local(client, wanted, has_digest=not given) or _pull(engine, wanted, say)
@@ -456,7 +463,7 @@ def _image(
         with tempfile.TemporaryDirectory(prefix="context-", dir=images) as context:
             _fill_context(Path(context), recipe.dockerfile, requirements, wheels)
             _build(engine, Path(context), reference, _base_tag(base.image_id), key)
-    contents = check_image(client, reference)
+    contents = check_image(client, reference, recipe.profile)
     image_id = str(client.images.get(reference).attrs["Id"])
     return ImageRecord(
         reference=reference,
@@ -465,6 +472,7 @@ def _image(
         base=base,
         python=contents.python,
         torch=contents.torch,
+        torch_build=contents.torch_build,
         torch_wheel=wheels.torch if wheels else None,
         content_key=key,
         profile=recipe.profile.name,

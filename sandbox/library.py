@@ -75,7 +75,7 @@ def box(
         image=find_image(engine, recipe, state_dir=state_dir).image_id,
         argv=tuple(argv),
         working_directory="/",
-        environment=box_environment(recipe.profile.environment, bounds.cpus),
+        environment=box_environment(recipe.profile.variables, bounds.cpus),
         mounts=tuple(Mount(source=h.absolute(), target=b) for h, b in (mounts or {}).items()),
         gpus=(),
         limits=bounds,

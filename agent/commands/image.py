@@ -58,9 +58,9 @@ def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False)
         built = [image.model_dump(mode="json") for image in images]
         print_line(json.dumps({"profiles": described, "images": built}))
         return
-    table = Table("profile", "for", box=None, pad_edge=False)
+    table = Table("profile", "devices", "for", box=None, pad_edge=False)
     for name, profile in profiles.items():
-        table.add_row(name, profile.description)
+        table.add_row(name, profile.devices, profile.description)
     out.print(table)
     out.print()
     built_table = Table("image", "profile", "torch", "python", "base", box=None, pad_edge=False)
@@ -87,10 +87,11 @@ def show(
         "base": f"{_base(image)}  {image.base.digest}",
         "python": image.python,
         "torch": f"{image.torch}  {wheel.sha256 if wheel else 'the base brought it'}",
+        "built for": image.torch_build,
         "content": image.content_key,
     }
     for name, words in rows.items():
-        say(f"{name:<8} {words}")
+        say(f"{name:<9} {words}")
 
 
 def verify(
@@ -99,15 +100,17 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Look at the image of a program as before its first use: settings, Python, torch."""
-    image = _image(program, base_image)
-    with closing(connect(find_engine(state_directory(os.environ), environ=os.environ))) as client:
-        contents = check_image(client, image.image_id)
+    settings, state_dir = _settings(program, base_image), state_directory(os.environ)
+    recipe = image_recipe(settings, program.parent)
+    engine = find_engine(state_dir, environ=os.environ)
+    image = find_image(engine, recipe, state_dir=state_dir)
+    with closing(connect(engine)) as client:
+        contents = check_image(client, image.image_id, recipe.profile)
     if as_json:
         print_line(contents.model_dump_json())
         return
     words = f"{image.reference} is fit: Python {contents.python}, torch {contents.torch}"
-    accelerator = contents.accelerator or "no accelerator"
-    say(f"{words}, numpy {contents.numpy}, {accelerator}")
+    say(f"{words} built for {contents.torch_build}, numpy {contents.numpy}")
 
 
 def _settings(program: Path, base_image: str | None) -> Settings:

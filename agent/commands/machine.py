@@ -38,9 +38,12 @@ from sandbox.self_check import CheckResult, timed_check
 
 def init(
     directory: Annotated[Path, typer.Argument(help="where to put the files")] = Path(),
+    profile: Annotated[
+        str, typer.Option("--profile", help="the hardware it is for; see `nightlab image list`")
+    ] = "cpu",
 ) -> None:
     """Copy program.md, Dockerfile.train and workspace/ to start from."""
-    copied = copy_template(directory)
+    copied = copy_template(directory, profile)
     out.print(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
 
 
