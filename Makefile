@@ -1,6 +1,6 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench compare soak build clean
+.PHONY: help demo test check bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,11 @@ soak: .venv/.developed ## hundreds of random hostile runs: no wrong cause, nothi
 compare: .venv/.developed ## random, tpe and a scripted model on the workload: 45 trainings of 20 s
 	$(BIN)/nightlab setup
 	$(BIN)/python -m tests.compare --seeds 1 2 3 --attempts 15 --budget-seconds 20
+
+swap: .venv/.developed ## one program on three base images, made from Debian's packages (about 10 minutes)
+	@command -v mmdebstrap >/dev/null || { [ -n "$(ROOT)" ] && apt-get install -y -qq --no-install-recommends mmdebstrap; }
+	$(BIN)/nightlab setup
+	$(BIN)/python -m tests.swap
 
 build: .venv/.developed ## sdist and wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

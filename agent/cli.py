@@ -14,6 +14,7 @@ from typing import ParamSpec
 import typer
 
 from agent.commands import image
+from agent.commands.calibrate import calibrate_
 from agent.commands.machine import box, check, init, setup
 from agent.commands.morning import approve, audit, reject, replay, report, review
 from agent.commands.night import continue_, pause, resume, run, stop
@@ -70,7 +71,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 
 for function in (
-    *(init, setup, check, box),
+    *(init, setup, check, box, calibrate_),
     *(run, resume, watch, stop, pause, continue_),
     *(report, audit, review, replay, approve, reject),
 ):

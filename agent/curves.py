@@ -12,7 +12,16 @@ from typing import TypeGuard
 
 from agent.ledger import canonical
 
-NAMES = ("step", "seconds", "loss", "tokens", "lr", "grad_norm", "tokens_per_second")
+NAMES = (
+    "step",
+    "seconds",
+    "loss",
+    "tokens",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "flops_per_token",
+)
 MAX_POINTS = 500
 MAX_LINES = 500_000
 """Progress lines that are read of one run; what comes after them costs nothing."""

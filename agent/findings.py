@@ -100,8 +100,16 @@ def machine_state(history: History) -> list[tuple[str, str]]:
         ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
         ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
         ("largest peak memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
+        *_use_of_peak([run.mfu for run in runs if run.mfu is not None]),
         ("times the session was taken up again", str(history.resumes)),
     ]
+
+
+def _use_of_peak(shares: Sequence[float]) -> list[tuple[str, str]]:
+    if not shares:
+        return []
+    words = f"{100 * fmean(shares):.1f} % on average, {100 * max(shares):.1f} % at most"
+    return [("share of the peak arithmetic (MFU, self-reported)", words)]
 
 
 def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:

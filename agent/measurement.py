@@ -23,6 +23,7 @@ from agent.lab import (
 )
 from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
+from agent.mfu import mfu_of
 from agent.program import Budget
 from agent.records import (
     Disturbance,
@@ -174,6 +175,9 @@ def _train_once(
     is_stopped = watch is not None and result.outcome is Outcome.STOPPED
     noise = _disturbance(lab, before, result)
     over_seconds = _over_budget_seconds(lab, result)
+    session = lab.ledger.history.session
+    curve = watch.seen if watch and is_stopped else progress.curve()
+    assert session is not None
     lab.record(
         RunFinished(
             attempt=number,
@@ -181,7 +185,8 @@ def _train_once(
             **_with_bulk_aside(lab, result),
             disturbance=noise,
             over_budget_seconds=over_seconds,
-            curve=_stored_curve(lab, watch.seen if watch and is_stopped else progress.curve()),
+            curve=lab.ledger.put_blob(packed(curve)) if curve else None,
+            mfu=mfu_of(session, result, curve),
         )
     )
     lab.observer.run_finished(result, noise)
@@ -213,10 +218,6 @@ def put_run(lab: Lab, number: int, seed: int, result: RunResult) -> None:
             over_budget_seconds=0.0,
         )
     )
-
-
-def _stored_curve(lab: Lab, curve: Curve) -> str | None:
-    return lab.ledger.put_blob(packed(curve)) if curve else None
 
 
 def _judge_run(lab: Lab, run: _Training) -> Failure | None:
@@ -343,7 +344,7 @@ def train_spec(
         mounts[lab.train_data] = DATA
     if budget.tokens is not None:
         environment["NIGHTLAB_BUDGET_TOKENS"] = str(budget.tokens)
-    return _spec(
+    return box_spec(
         lab,
         run_id,
         "train",
@@ -357,7 +358,7 @@ def train_spec(
 def model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
     """A model box for files and the checkpoint that they left."""
     argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
-    return _spec(
+    return box_spec(
         lab,
         run_id,
         "model",
@@ -370,18 +371,18 @@ def model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
 
 def _scorer_spec(lab: Lab, run_id: str, seed: int, split: Split) -> RunSpec:
     argv = ("python3", f"{EVALUATE}/evaluate.py", "score", "--data", DATA, "--output", OUTPUT)
-    return _spec(
+    return box_spec(
         lab,
         run_id,
         "scorer",
         (*argv, "--seed", str(seed)),
-        lab.environment,
+        lab.environment | {"NIGHTLAB_DEVICE": "cpu"},  # it only adds up losses
         {lab.fixed_dir: EVALUATE, lab.split(split): DATA},
         lab.settings.scoring_limits(),
     )
 
 
-def _spec(
+def box_spec(
     lab: Lab,
     run_id: str,
     box: Box,
@@ -390,6 +391,7 @@ def _spec(
     mounts: dict[Path, str],
     limits: Limits,
 ) -> RunSpec:
+    """What a box of this session is asked."""
     return RunSpec(
         run_id=run_id,
         session=_label(lab),

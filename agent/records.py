@@ -171,6 +171,8 @@ class SessionStarted(Record):
     """The person's own files that score a run, by path."""
     seeds: tuple[int, ...]
     """Seeds in the order in which repeats use them; the first also serves single runs."""
+    calibration: dict[str, Any] | None = None
+    """What `nightlab calibrate` found on this machine with this image; none if it was not run."""
 
 
 class SessionResumed(Record):
@@ -232,6 +234,9 @@ class RunFinished(Record):
     container: Sha256 | None = None
     """JSON with the settings that the engine was asked for and what PID 1 saw of them; none from
     an executor without an engine, and in ledgers from before they were kept."""
+    mfu: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the device's peak arithmetic that a training used, by its own word on tokens and
+    operations; none where either is not known."""
 
 
 class SmokeStarted(Record):

@@ -436,12 +436,19 @@ def _facts(session: SessionStarted | None) -> list[tuple[str, str]]:
         "image": session.image,
         "engine": session.engine,
         "machine": session.machine,
+        **({"calibration": _briefly(session.calibration)} if session.calibration else {}),
         "data": session.data,
         "settings": session.settings,
         "files": session.files,
         "fixed files": session.fixed_files,
     }
     return [(one_line(k, 80), one_line(v, 200)) for k, v in _flat(known, "")][:120]
+
+
+def _briefly(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration without what stands elsewhere in the facts."""
+    told = ("measured_at", "rates", "at_budgets", "proposals")
+    return {name: calibration[name] for name in told if name in calibration}
 
 
 def _told(evidence: Mapping[str, Any]) -> str:

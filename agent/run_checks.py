@@ -12,9 +12,11 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from agent.curves import unpacked
 from agent.disturbance import is_slow
 from agent.ledger import LedgerError
 from agent.logs import excerpt, unpacked_log
+from agent.mfu import mfu_of
 from agent.program import Settings
 from agent.records import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
 from agent.reported import read_reported
@@ -22,6 +24,9 @@ from sandbox.contract import Box, Limits, Outcome
 
 ROUNDING_CORES = 1e-4
 """Cores used by others are recorded with four digits, and compared with more."""
+
+ROUNDING_SHARE = 1e-5
+"""Curves are stored with seven digits."""
 
 _Measurement = tuple[str, int, int]
 """Purpose (empty for the night), attempt and seed."""
@@ -130,6 +135,8 @@ class RunChecks:
         if started.spec.get("image") != result.image_digest:
             yield "its image is not the one that was asked for"
         yield from self._numbers(event, purpose)
+        if self.session and (problem := difference_in_mfu(self.session, event, self.read)):
+            yield problem
         yield from self._log(event)
 
     def _numbers(self, event: RunFinished, purpose: str) -> Iterator[str]:
@@ -219,3 +226,22 @@ def _limits_of(event: RunStarted) -> Limits | None:
 
 def _different(one: Limits, other: Limits) -> list[str]:
     return [name for name in Limits.model_fields if getattr(one, name) != getattr(other, name)]
+
+
+def difference_in_mfu(
+    session: SessionStarted, event: RunFinished, read: Callable[[str], bytes]
+) -> str | None:
+    """What is wrong with a training's share of the peak; a curve that is lost is told of elsewhere.
+
+    Ledgers from before it was recorded have none.
+    """
+    if event.mfu is None:
+        return None
+    try:
+        curve = unpacked(read(event.curve)) if event.curve else []
+    except (LedgerError, ValueError):
+        return None
+    due = mfu_of(session, event.result, curve)
+    if due is not None and abs(due - event.mfu) <= ROUNDING_SHARE * due:
+        return None
+    return f"its share of the peak is {event.mfu:.4g}, its curve and profile say {due}"

@@ -66,6 +66,7 @@ class Outfit:
     environment: dict[str, str]
     data_dir: Path | None
     data: dict[str, Any]
+    calibration: dict[str, Any] | None = None
 
 
 def begin(
@@ -160,6 +161,7 @@ def _start(
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
             fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
+            calibration=outfit.calibration,
         )
     )
 

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from agent.calibration import Calibration
 from agent.own_files import folder_facts
 from agent.program import DataSettings, Settings
 from agent.records import SessionStarted
@@ -156,10 +157,31 @@ def find_outfit(
     engine = find_engine(state_dir, environ=environ)
     recipe = image_recipe(settings, place)
     image = find_image(engine, recipe, state_dir=state_dir)
-    recorded = image.model_dump(mode="json") | {"environment": recipe.profile.variables}
+    recorded = image.model_dump(mode="json") | {
+        "environment": recipe.profile.variables,
+        "peak_flops": recipe.profile.peak_flops,
+    }
     workspace = own_workspace(settings, place)
     data_dir, data = _data(settings, workspace, state_dir)
-    return _outfit(engine, recorded, settings, data_dir, data, state_dir, environ)
+    outfit = _outfit(engine, recorded, settings, data_dir, data, state_dir, environ)
+    calibration = _calibration(calibration_path(state_dir, recorded, settings))
+    return replace(outfit, calibration=calibration)
+
+
+def calibration_path(state_dir: Path, image: Mapping[str, Any], settings: Settings) -> Path:
+    """Where the calibration of an image under these limits lies or would lie."""
+    limits = settings.train_limits().model_dump(exclude={"wall_seconds"})
+    content = json.dumps([image["image_id"], image["environment"], limits], sort_keys=True)
+    digits = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return state_dir / "calibration" / f"{digits}.json"
+
+
+def _calibration(path: Path) -> dict[str, Any] | None:
+    """What was measured, if it was; a file of another version of nightlab counts as none."""
+    try:
+        return Calibration.model_validate_json(path.read_text("utf-8")).model_dump(mode="json")
+    except (OSError, ValueError):
+        return None
 
 
 def recorded_outfit(

@@ -113,7 +113,7 @@ def compare(plan: Plan, further: Callable[[Plan, str, int, Step], None]) -> list
     """Results of every researcher at every seed, seed by seed.
 
     Raises:
-        SystemExit: a session did not end, or was made with other settings.
+        SystemExit: a session did not end, or was made with other settings or on another image.
     """
     plan.runs.mkdir(parents=True, exist_ok=True)
     pairs = list(itertools.product(plan.seeds, RESEARCHERS))
@@ -127,6 +127,7 @@ def compare(plan: Plan, further: Callable[[Plan, str, int, Step], None]) -> list
         if next_step(directory) != "done":
             sys.exit(f"{directory} did not come to its end; the same command goes on with it")
         refuse_other_settings(directory, plan.settings)
+        refuse_other_image(directory, plan.directory(*reversed(pairs[0])))
         results.append(result_of(directory, name, seed, plan.attempts))
     return results
 
@@ -173,6 +174,18 @@ def refuse_other_settings(directory: Path, settings: Settings) -> None:
     if differing:
         what = ", ".join(f"[{section}]" for section in differing)
         sys.exit(f"{directory} was made with another {what}; remove it or give other --runs")
+
+
+def refuse_other_image(directory: Path, first: Path) -> None:
+    """Stop if a session ran on another image: its scores would not be about its researcher."""
+    here, there = (fold(read_ledger(place)).session for place in (directory, first))
+    assert here is not None
+    assert there is not None
+    if here.image.get("image_id") != there.image.get("image_id"):
+        sys.exit(
+            f"{directory} ran on another image than {first}; remove it, or give other --runs and "
+            "an image that stays"
+        )
 
 
 def result_of(directory: Path, name: str, seed: int, attempts: int) -> Result:

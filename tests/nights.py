@@ -152,6 +152,7 @@ class Place:
     changes: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     workspace: Path = TOY / "workspace"
     boxes_type: type[PretendedBoxes] = PretendedBoxes
+    image: dict[str, Any] = field(default_factory=dict)
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
     name: str = "night"
@@ -177,7 +178,7 @@ class Place:
         return Outfit(
             executor=self.boxes,
             engine={},
-            image={},
+            image=self.image,
             image_id="sha256:0",
             device="cpu",
             environment={},

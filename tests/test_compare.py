@@ -38,6 +38,7 @@ class Bench:
     asked: list[tuple[str, int, Step]] = field(default_factory=list)
     crash: str = ""
     places: dict[str, Place] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
 
     def plan(self, attempts: int = ATTEMPTS) -> Plan:
         return Plan(
@@ -54,6 +55,7 @@ class Bench:
         directory = plan.directory(name, seed)
         if step == "run":
             place = Place(self.root / directory.name, changes={"session": {"attempts": ATTEMPTS}})
+            place.image = {"image_id": self.images.get(directory.name, "sha256:1")}
             self.places[directory.name] = place
             lab = place.begin("tpe" if name == "tpe" else "random")
         else:
@@ -104,6 +106,12 @@ def test_sessions_with_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     compare(bench.plan(), bench.further)
     with pytest.raises(SystemExit, match=r"another \[session\]; remove it"):
         compare(bench.plan(attempts=9), bench.further)
+
+
+def test_sessions_on_different_images_are_not_compared(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, images={"tpe-2": "sha256:2"})
+    with pytest.raises(SystemExit, match=r"tpe-2 ran on another image than .*random-1; remove it"):
+        compare(bench.plan(), bench.further)
 
 
 def test_a_session_without_a_first_entry_begins_anew(tmp_path: Path) -> None:

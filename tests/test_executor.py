@@ -191,7 +191,7 @@ def test_inductor_compiles_and_loads_its_kernels_in_the_box(
         open_files=1024,
         log_bytes=2**16,
     )
-    environment = box_environment(find_profile("cpu").environment, 2) | {
+    environment = box_environment(find_profile("cpu").variables, 2) | {
         "PATH": "/lent:/usr/local/bin:/usr/bin:/bin:/host/usr/bin",
         "LD_LIBRARY_PATH": "/host/usr/lib/x86_64-linux-gnu",
         "CPLUS_INCLUDE_PATH": f"/host{headers.parent}",

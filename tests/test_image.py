@@ -20,6 +20,7 @@ import pytest
 
 from sandbox.contract import ImageMissing
 from sandbox.engine import Engine, connect
+from sandbox.hardware import TORCH_BUILDS, find_profile
 from sandbox.image import (
     BaseUnavailable,
     BuildFailed,
@@ -33,11 +34,18 @@ from sandbox.image import (
     find_image,
     known_images,
 )
-from sandbox.image_check import ImageUnfit, check_image, settings_problems
+from sandbox.image_check import (
+    Contents,
+    ImageUnfit,
+    check_image,
+    contents_problems,
+    settings_problems,
+)
 from sandbox.wheels import Target
 from tests.boxes import shipped_recipe
 
 RECIPE = shipped_recipe()
+CPU = RECIPE.profile
 CHECK = (
     "import os, pwd, numpy, torch; "
     "print(torch.__version__, torch.version.cuda, os.getuid(), pwd.getpwuid(os.getuid()).pw_uid)"
@@ -321,44 +329,161 @@ def test_a_silent_registry_is_said_aloud_and_no_error(engine: Engine) -> None:
     assert "No registry gives it" in said[-1]
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"User": ""}, "its user is 'root'"),
-        ({"User": "1000:1000"}, "its user is '1000:1000'"),
-        ({"Entrypoint": ["/start.sh"]}, "an entrypoint"),
-        ({"Volumes": {"/data": {}}}, "volumes"),
-        ({"OnBuild": ["RUN true"]}, "triggers"),
-        ({"Healthcheck": {"Test": ["CMD", "true"]}}, "a health check"),
-        ({"Env": ["NVIDIA_VISIBLE_DEVICES=all"]}, "NVIDIA_VISIBLE_DEVICES to 'all'"),
-        ({"Env": ["LD_PRELOAD=/lib/own.so"]}, "LD_PRELOAD to '/lib/own.so'"),
+FIT = {"User": "65534:65534", "Env": ["LD_PRELOAD=", "NVIDIA_VISIBLE_DEVICES=void"]}
+TOUCHES = [
+    ({"User": ""}, "USER 0", "its user is"),
+    ({"User": "1000:1000"}, "USER 1000:1000", "its user is '1000:1000'"),
+    ({"Entrypoint": ["/start.sh"]}, 'ENTRYPOINT ["/start.sh"]', "an entrypoint"),
+    ({"Volumes": {"/data": {}}}, "VOLUME /data", "volumes"),
+    ({"OnBuild": ["RUN true"]}, "ONBUILD RUN true", "triggers"),
+    ({"Healthcheck": {"Test": ["CMD", "true"]}}, "HEALTHCHECK CMD true", "a health check"),
+    *[
+        ({"Env": [setting]}, f"ENV {setting}", f"it sets {setting.partition('=')[0]} to ")
+        for setting in (
+            "NVIDIA_VISIBLE_DEVICES=all",
+            "NVIDIA_REQUIRE_CUDA=cuda>=99.0",
+            "NVIDIA_REQUIRE_ANYTHING=brand=tesla",
+            "NVIDIA_MIG_CONFIG_DEVICES=all",
+            "LD_PRELOAD=/lib/own.so",
+            "LD_AUDIT=/lib/own.so",
+            "LD_LIBRARY_PATH=/opt/own",
+            "GLIBC_TUNABLES=glibc.malloc.check=1",
+            "GCONV_PATH=/opt/own",
+        )
     ],
-)
+    ({"Labels": {"nightlab.session": "x"}}, "LABEL nightlab.session=x", "'nightlab.session'"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), [(change, said) for change, _, said in TOUCHES])
 def test_an_image_that_could_widen_its_box_is_named_unfit(
     change: dict[str, object], problem: str
 ) -> None:
-    fit = {"User": "65534:65534", "Env": ["LD_PRELOAD=", "NVIDIA_VISIBLE_DEVICES=void"]}
-
-    assert [] == settings_problems(fit)
-    (said,) = settings_problems(fit | change)
+    assert [] == settings_problems(FIT)
+    (said,) = settings_problems(FIT | change)
     assert problem in said
+
+
+@contextmanager
+def built(client: docker.DockerClient, base: str, *lines: str) -> Iterator[str]:
+    """An image on the real engine with a few lines on top of another; gone afterwards."""
+    tag = f"nightlab-test:{hashlib.sha256(repr(lines).encode()).hexdigest()[:16]}"
+    recipe = "\n".join([f"FROM {base}", *lines]).encode()
+    build = client.api.build(
+        fileobj=io.BytesIO(recipe), tag=tag, network_mode="none", rm=True, decode=True
+    )
+    assert [] == [event for event in build if "error" in event]
+    try:
+        yield tag
+    finally:
+        client.images.remove(tag, force=True)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("line", "problem"), [(line, said) for _, line, said in TOUCHES])
+def test_an_image_of_the_engine_that_could_widen_its_box_is_refused(
+    client: docker.DockerClient, image: ImageRecord, line: str, problem: str
+) -> None:
+    with built(client, image.reference, line) as tag, pytest.raises(ImageUnfit) as refusal:
+        check_image(client, tag, CPU)
+    assert problem in refusal.value.message
+
+
+@pytest.mark.docker
+def test_what_a_base_asks_of_a_gpu_runtime_is_gone_from_what_is_built_on_it(
+    client: docker.DockerClient, image: ImageRecord
+) -> None:
+    asking = "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_REQUIRE_CUDA=cuda>=12.8"
+    neutral = next(line for line in RECIPE.dockerfile.splitlines() if line.startswith("ENV "))
+    with built(
+        client, image.reference, asking, "ENV LD_LIBRARY_PATH=/a LD_PRELOAD=/b", neutral
+    ) as t:
+        assert image.torch == check_image(client, t, CPU).torch
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (["USER 0", "RUN rm -rf $(python3 -c 'import torch; print(torch.__path__[0])')"], "torch"),
+        (["USER 0", "RUN rm $(command -v python3)"], "cannot import torch"),
+    ],
+)
+def test_an_image_that_lost_its_python_or_its_torch_is_refused(
+    client: docker.DockerClient, image: ImageRecord, lines: list[str], problem: str
+) -> None:
+    with (
+        built(client, image.reference, *lines, "USER 65534:65534") as tag,
+        pytest.raises(ImageUnfit, match=problem),
+    ):
+        check_image(client, tag, CPU)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("name", ["cuda", "rocm", "xpu"])
+def test_an_image_whose_torch_cannot_use_the_profiles_gpus_is_refused(
+    client: docker.DockerClient, image: ImageRecord, name: str
+) -> None:
+    profile = find_profile(name)
+    with pytest.raises(ImageUnfit, match=f"no accelerator, not {TORCH_BUILDS[profile.devices]}"):
+        check_image(client, image.image_id, profile)
+
+
+CUDA_TORCH = Contents(
+    python="3.12.3",
+    torch="2.11.0+cu128",
+    numpy="2.3.0",
+    build="CUDA",
+    accelerator="12.8",
+    architectures=("sm_80", "sm_90", "sm_120"),
+    user=65534,
+)
+
+
+@pytest.mark.parametrize(
+    ("profile", "change", "problem"),
+    [
+        ("cuda", {"python": "3.10.12"}, "its Python is 3.10.12"),
+        ("cuda", {"user": 0}, "run as user 0"),
+        ("cuda", {"build": "ROCm", "accelerator": "7.2"}, "built for ROCm 7.2, not CUDA"),
+        ("rocm", {}, "built for CUDA 12.8, not ROCm"),
+        ("cuda", {"accelerator": "11.8"}, "built for CUDA 11.8, not 12.0"),
+        ("cuda-blackwell", {"accelerator": "12.6"}, "built for CUDA 12.6, not 12.8"),
+        ("cuda-blackwell", {"architectures": ("sm_90",)}, "built for sm_90, not for sm_100"),
+        ("jetson", {"architectures": ()}, "built for no GPU, not for sm_87"),
+    ],
+)
+def test_an_image_that_is_not_for_its_profile_is_refused_with_the_reason(
+    profile: str, change: dict[str, object], problem: str
+) -> None:
+    assert [] == contents_problems(CUDA_TORCH, find_profile("cuda-blackwell"))
+    contents = CUDA_TORCH.model_copy(update=change)
+    (said,) = contents_problems(contents, find_profile(profile))
+    assert problem in said
+
+
+def test_a_torch_for_gpus_is_no_obstacle_on_a_machine_without() -> None:
+    assert [] == contents_problems(CUDA_TORCH, find_profile("own-torch"))
+
+
+@pytest.mark.docker
+def test_an_image_is_not_built_anew_for_what_programs_are_only_told(
+    engine: Engine, image: ImageRecord, state_dir: Path
+) -> None:
+    told = CPU.model_copy(update={"environment": {"MORE": "1"}, "peak_flops": {"a CPU": 1e11}})
+    same = RECIPE.model_copy(update={"profile": told})
+    assert image.image_id == find_image(engine, same, state_dir=state_dir).image_id
 
 
 @pytest.mark.docker
 def test_an_image_without_torch_is_refused_before_its_first_use(
     client: docker.DockerClient, image: ImageRecord
 ) -> None:
-    recipe = b"FROM " + image.base.reference.encode() + b"\nUSER 65534:65534\n"
-    tag = "nightlab-test:without-torch"
-    build = client.api.build(
-        fileobj=io.BytesIO(recipe), tag=tag, network_mode="none", rm=True, decode=True
-    )
-    assert not [event for event in build if "error" in event]
-    try:
-        with pytest.raises(ImageUnfit, match="cannot import torch"):
-            check_image(client, tag)
-    finally:
-        client.images.remove(tag, force=True)
+    with (
+        built(client, image.base.reference, "USER 65534:65534") as tag,
+        pytest.raises(ImageUnfit, match="cannot import torch"),
+    ):
+        check_image(client, tag, CPU)
 
 
 @pytest.mark.docker
