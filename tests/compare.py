@@ -127,7 +127,7 @@ def compare(plan: Plan, further: Callable[[Plan, str, int, Step], None]) -> list
         if next_step(directory) != "done":
             sys.exit(f"{directory} did not come to its end; the same command goes on with it")
         refuse_other_settings(directory, plan.settings)
-        refuse_other_image(directory, plan.directory(*reversed(pairs[0])))
+        refuse_other_image(directory, plan.directory(RESEARCHERS[0], plan.seeds[0]))
         results.append(result_of(directory, name, seed, plan.attempts))
     return results
 

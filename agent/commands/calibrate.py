@@ -28,12 +28,13 @@ from agent.commands.shared import (
     say,
     sweep_now,
 )
-from agent.lab import Observer
+from agent.lab import Observer, hashes_of
 from agent.ledger import Ledger
 from agent.program import Settings
 from agent.render import one_line
-from agent.session import SessionError
-from agent.setup import calibration_path, find_outfit, template
+from agent.session import Outfit, SessionError
+from agent.setup import calibration_path, find_outfit, own_workspace
+from agent.workspace import Workspace
 from sandbox.engine import exclusive
 from sandbox.library import state_directory
 
@@ -59,7 +60,7 @@ def calibrate_(
     settings = content.settings.with_overrides(base_image=base_image)
     wanted = _budgets(budgets)
     outfit = find_outfit(settings, program.parent, state_dir=state_dir, environ=os.environ)
-    source = template("workspace", program.parent)
+    source = own_workspace(settings, program.parent)
     path = calibration_path(state_dir, outfit.image, settings)
     tell = (lambda line: print_line(_event("progress", line))) if as_json else say
 
@@ -69,7 +70,7 @@ def calibrate_(
             yield observer
 
     bench = Bench(
-        root=path.with_suffix("") / _digits(source),
+        root=path.with_suffix("") / _digits(source, settings, outfit),
         program=content,
         settings=settings,
         source=source,
@@ -100,13 +101,13 @@ def _event(name: str, text: str) -> str:
     return json.dumps({"event": name, "text": text})
 
 
-def _digits(source: Path) -> str:
-    """Of the workspace: another baseline is measured anew."""
-    digest = hashlib.sha256()
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _digits(source: Path, settings: Settings, outfit: Outfit) -> str:
+    """Of what is trained and scored: another baseline, scorer or data is measured anew."""
+    told = hashes_of(Workspace(source, settings.workspace.editable).candidate())
+    scorer = source / "evaluate.py"
+    fixed = scorer.read_bytes() if scorer.is_file() else b""
+    facts = [told, outfit.data, settings.workspace.model_dump(), hashlib.sha256(fixed).hexdigest()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _budgets(text: str) -> list[float]:
