@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.knobs import find_knobs
+from agent.knobs import Choices, find_knobs
+from agent.program import load_program
+from agent.setup import copy_template
+from sandbox.contract import SandboxError
+from sandbox.hardware import find_profile, known_profiles
 
 PROGRAM = Path(__file__).parents[1] / "workspace" / "train.py"
 TEXT = PROGRAM.read_text()
@@ -111,3 +115,34 @@ def test_the_tpe_researcher_finds_exactly_these_knobs_and_ranges() -> None:
     found = find_knobs("train.py", TEXT.encode())
     assert list(KNOBS) == [knob.name for knob in found]
     assert all(knob.from_comment for knob in found)
+
+
+@pytest.mark.parametrize("name", known_profiles(None))
+def test_init_starts_with_knobs_that_suit_the_hardware(name: str, tmp_path: Path) -> None:
+    copy_template(tmp_path, name)
+
+    source = (tmp_path / "workspace" / "train.py").read_bytes()
+    knobs = {knob.name: knob for knob in find_knobs("train.py", source)}
+    assert name == load_program(tmp_path / "program.md").settings.hardware.profile
+    assert set(KNOBS) == set(knobs)
+    for started in find_profile(name).knobs.keys() & knobs.keys():
+        domain = knobs[started].domain
+        assert isinstance(domain, Choices)
+        assert knobs[started].value in domain.values
+    assert name != "cpu" or source == PROGRAM.read_bytes()
+
+
+def test_init_for_hardware_that_nobody_knows_copies_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match="no hardware profile 'tpu'"):
+        copy_template(tmp_path / "new", "tpu")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["cuda", "jetson"])
+def test_a_gpus_width_is_one_that_its_heads_can_share(name: str) -> None:
+    knobs = find_profile(name).knobs
+    widths = CHOICES.search(knobs["WIDTH"])
+    assert widths is not None
+    heads = int(knobs["HEADS"].split()[0])
+    assert [] == [w for w in widths[1].split(",") if int(w) % (4 * heads)]
+    assert [] == [w for w in widths[1].split(",") if int(w) // heads % 8]  # fused attention's
