@@ -37,7 +37,7 @@ def seen(
         assert [] == [event for event in build if "error" in event]
         try:
             yield [
-                session_on(swap, tmp_path_factory.mktemp("swap") / "it", TOY, 1, 20)
+                session_on(swap, tmp_path_factory.mktemp("swap") / "it", TOY, 1)
                 for swap in (Swap("shipped", "", "cpu"), Swap("own", OWN, "own-torch"))
             ]
         finally:
