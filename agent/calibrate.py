@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ SCORING_SECONDS = 10.0
 BATCH_SECONDS = 4.0
 """How long one size of batch trains, start-up not counted."""
 MIN_STEPS = 3
+MAX_BATCH_SECONDS = 300.0
 MAX_BATCHES = 12
 FEWEST_STEPS = 100
 """A batch that leaves fewer steps in the longest budget is of no use, however well it fits."""
@@ -264,13 +265,13 @@ def _try_batch(
 ) -> BatchTried:
     """A short training with that batch; nothing of it is scored or kept."""
     steps = max(MIN_STEPS, round(BATCH_SECONDS * rate / (size * length)))
-    tables = lab.settings.model_dump()
-    tables["budget"] |= {"kind": "tokens", "seconds": 300.0, "tokens": steps * size * length}
-    short = replace(lab, settings=Settings.model_validate(tables))
+    tokens = steps * size * length
+    budget = lab.settings.budget.model_copy(update={"kind": "tokens", "tokens": tokens})
+    limits = lab.settings.train_limits().model_copy(update={"wall_seconds": MAX_BATCH_SECONDS})
     changed = files | {knob.file: turn(files[knob.file], knob, size)}
+    run_id = f"{lab.session}-batch-{size}"
     with host_faults(), snapshot(lab, 0, changed) as root:
-        spec = train_spec(short, 0, lab.seeds[0], root)
-        result = lab.executor.run(spec.model_copy(update={"run_id": f"{lab.session}-batch-{size}"}))
+        result = lab.executor.run(train_spec(lab, run_id, lab.seeds[0], root, budget, limits))
     return BatchTried(
         batch=size,
         outcome=result.outcome,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.curves import Curve, CurveCollector, packed
+from agent.curves import CurveCollector, packed
 from agent.disturbance import Sample, disturbance, is_slow, sample, usual_speed
 from agent.history import Attempt
 from agent.lab import (
