@@ -24,6 +24,7 @@ from agent.program import Settings
 from agent.rates import Rates, read_rates
 from agent.records import RunFinished, SessionStarted
 from agent.run_checks import difference_in_mfu
+from agent.setup import copy_template
 from sandbox.contract import Log, Outcome, RunResult, RunSpec
 from tests.nights import Crash, Place, PretendedBoxes, Quiet, _result
 
@@ -265,6 +266,7 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     tmp_path: Path, image: Any
 ) -> None:
     assert image.image_id
+    copy_template(tmp_path, "cpu")
     command = [sys.executable, "-P", "-m", "agent.cli", "calibrate", "--json"]
     done = subprocess.run(
         [*command, "--budgets", "6", "--repeats", "2", "--program", str(tmp_path / "program.md")],
