@@ -1,6 +1,6 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench compare swap soak build clean
+.PHONY: help demo test test-gpu check bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,9 +13,15 @@ demo: .venv/.installed ## set up what is missing, then run a short real session 
 	$(BIN)/nightlab setup
 	$(BIN)/nightlab run --researcher tpe --attempts 6 --budget-seconds 15
 
-test: .venv/.developed chromium ## set up what is missing, then run every test
+test: .venv/.developed chromium engines ## set up what is missing, then run every test
 	$(BIN)/nightlab setup
-	$(BIN)/pytest --require docker --require chromium
+	$(BIN)/pytest --require docker --require chromium --require engines
+
+test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing was run
+	@if $(BIN)/python -c 'from sandbox.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \
+	then $(BIN)/pytest -m gpu --require gpu --require docker; \
+	else echo "SKIPPED, nothing was run: there is no NVIDIA GPU or no driver here; the tests are:"; \
+	  $(BIN)/pytest -m gpu --collect-only -q; fi
 
 check: .venv/.developed ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -45,7 +51,7 @@ build: .venv/.developed ## sdist and wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what make made here; sessions in runs/ stay
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,3 +76,11 @@ chromium:
 	  { [ -n "$(ROOT)" ] && apt-get update -qq && \
 	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  { echo "the report's tests need chromium; install it and try again"; exit 2; }
+
+.PHONY: engines
+engines:
+	@command -v podman >/dev/null && command -v gcc >/dev/null || \
+	  { [ -n "$(ROOT)" ] && apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends podman gcc libc6-dev >/dev/null; } || \
+	  { echo "the GPU tests need podman and gcc; install them and try again"; exit 2; }
+	@sh tests/gpu/cdi-engine.sh .engines

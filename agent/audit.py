@@ -592,7 +592,8 @@ def _is_backed(event: AttemptFinished, attempt: Attempt) -> bool:
         case "over_budget":
             return last.over_budget_seconds > 0
         case "disturbed":
-            return last.disturbance is not None and last.disturbance.disturbed
+            noisy = last.disturbance is not None and last.disturbance.disturbed
+            return noisy or last.result.was_throttled
         case "no_checkpoint":
             return last.result.outcome is Outcome.OK and not last.result.output
         case _:

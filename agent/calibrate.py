@@ -17,7 +17,7 @@ from agent.curves import Curve, curve_of, unpacked
 from agent.knobs import Knob, find_knobs, turn
 from agent.lab import Lab, Observer, hashes_of, snapshot
 from agent.ledger import Ledger
-from agent.measurement import box_spec, measure, train_spec
+from agent.measurement import box_spec, leased, measure, train_spec
 from agent.program import Program, Settings
 from agent.rates import PROGRAM, Rates, read_rates
 from agent.records import AttemptFinished, AttemptStarted, RunFinished, Verdict
@@ -140,7 +140,9 @@ def _rates(lab: Lab) -> Rates | None:
     argv = ("python3", "-I", "-c", PROGRAM)
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": 120.0})
     spec = box_spec(lab, f"{lab.session}-rates", "train", argv, lab.environment, {}, limits)
-    result = lab.executor.run(spec.model_copy(update={"working_directory": "/"}))
+    with leased(lab, 0) as gpus:
+        given = lab.with_gpus(spec, gpus)
+        result = lab.executor.run(given.model_copy(update={"working_directory": "/"}))
     return read_rates(result.log.head + result.log.tail) if result.outcome is Outcome.OK else None
 
 
@@ -270,8 +272,9 @@ def _try_batch(
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": MAX_BATCH_SECONDS})
     changed = files | {knob.file: turn(files[knob.file], knob, size)}
     run_id = f"{lab.session}-batch-{size}"
-    with host_faults(), snapshot(lab, 0, changed) as root:
-        result = lab.executor.run(train_spec(lab, run_id, lab.seeds[0], root, budget, limits))
+    with host_faults(), leased(lab, 0) as gpus, snapshot(lab, 0, changed) as root:
+        spec = train_spec(lab, run_id, lab.seeds[0], root, budget, limits)
+        result = lab.executor.run(lab.with_gpus(spec, gpus))
     return BatchTried(
         batch=size,
         outcome=result.outcome,

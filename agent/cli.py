@@ -15,7 +15,7 @@ import typer
 
 from agent.commands import image
 from agent.commands.calibrate import calibrate_
-from agent.commands.machine import box, check, init, setup
+from agent.commands.machine import box, check, gpus, init, setup
 from agent.commands.morning import approve, audit, reject, replay, report, review
 from agent.commands.night import continue_, pause, resume, run, stop
 from agent.commands.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
@@ -71,7 +71,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 
 for function in (
-    *(init, setup, check, box, calibrate_),
+    *(init, setup, check, gpus, box, calibrate_),
     *(run, resume, watch, stop, pause, continue_),
     *(report, audit, review, replay, approve, reject),
 ):

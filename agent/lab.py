@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from agent.ledger import Ledger
 from agent.program import Settings
 from agent.records import AttemptKind, Disturbance, Event, RunEvent
 from agent.workspace import Workspace
-from sandbox.contract import Box, Executor, RunResult
+from sandbox.contract import Box, Executor, GpuMemory, GpuSource, NoGpus, RunResult, RunSpec
 
 
 class Observer(Protocol):
@@ -47,9 +47,19 @@ class Lab:
     fixed_dir: Path
     """Holds the session's own copy of evaluate.py."""
     observer: Observer
+    gpus: GpuSource = field(default_factory=NoGpus)
+    gpu_memory: GpuMemory | None = None
+    """What each run may use of each of its GPUs; None for all."""
     sleep: Callable[[float], None] = time.sleep
     envelope: Callable[[RunEvent], Event] = lambda event: event
     """What a run's events are put into before they are recorded; a review has its own."""
+
+    def with_gpus(self, spec: RunSpec, gpus: tuple[str, ...]) -> RunSpec:
+        """The same run with these GPUs, held to what the settings say."""
+        if not gpus:
+            return spec
+        given = {"devices": self.gpus.devices, "gpus": gpus, "gpu_memory": self.gpu_memory}
+        return RunSpec.model_validate(spec.model_dump() | given)
 
     def record(self, event: RunEvent) -> None:
         """Put what happens in the boxes on record."""

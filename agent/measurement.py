@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from agent.program import Budget
 from agent.records import (
     Disturbance,
     EarlyStop,
+    Noticed,
     RunFinished,
     RunStarted,
     Scored,
@@ -113,20 +115,26 @@ def _train(
     is_baseline = lab.ledger.history.attempt(number).started.kind == "baseline"
     for repeat in range(repeats + 1):
         last = repeat == repeats
-        run = _train_once(lab, number, seed, files, checkpoint, rule)
+        with leased(lab, number) as gpus:
+            run = _train_once(lab, number, seed, files, checkpoint, rule, gpus)
         noise = run.disturbance
         refuse_interruption(run.result)
-        disturbed = noise.disturbed and run.result.outcome in DISTURBED_ENDS
+        slowed = noise.disturbed or run.result.was_throttled
+        disturbed = slowed and run.result.outcome in DISTURBED_ENDS
         if not disturbed or (last and is_baseline):
             return _judge_run(lab, run) or run.result
         if not last:
             _wait_for_quiet(lab)
+    return Failure(Verdict.DISCARDED, "disturbed", _why_disturbed(noise, repeats + 1))
+
+
+def _why_disturbed(noise: Disturbance, runs: int) -> str:
+    if not noise.disturbed:
+        return f"each of {runs} runs was disturbed, the last by a throttled GPU: not judged"
     slow = f"; a core had {_share(noise):.0%} of its usual speed" if is_slow(noise) else ""
-    return Failure(
-        Verdict.DISCARDED,
-        "disturbed",
-        f"each of {repeats + 1} runs was disturbed, the last by others who used "
-        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}: not judged",
+    return (
+        f"each of {runs} runs was disturbed, the last by others who used "
+        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}: not judged"
     )
 
 
@@ -149,6 +157,15 @@ def refuse_interruption(result: RunResult) -> None:
         )
 
 
+def leased(lab: Lab, number: int) -> AbstractContextManager[tuple[str, ...]]:
+    """The GPUs of one box, as soon as there are any; what is waited for is on record."""
+
+    def note(words: str) -> None:
+        lab.ledger.append(Noticed(kind="gpu_awaited", explanation=words))
+
+    return lab.gpus.lease(f"session {lab.session}, attempt {number}", note)
+
+
 @dataclass(frozen=True)
 class _Training:
     """One training as it came out."""
@@ -160,13 +177,20 @@ class _Training:
 
 
 def _train_once(
-    lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, rule: Rule | None
+    lab: Lab,
+    number: int,
+    seed: int,
+    files: Path,
+    checkpoint: Path,
+    rule: Rule | None,
+    gpus: tuple[str, ...],
 ) -> _Training:
     fresh_directory(checkpoint)
     settings = lab.settings
     spec = train_spec(
         lab, run_id(lab, number), seed, files, settings.budget, settings.train_limits()
     )
+    spec = lab.with_gpus(spec, gpus)
     lab.record(run_started(number, seed, spec))
     lab.observer.run_started("train", seed, lab.settings.budget.seconds)
     before, progress = sample(), CurveCollector(lab.observer.log)
@@ -264,8 +288,22 @@ def _score(
     lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, split: Split
 ) -> Failure | None:
     """Score a checkpoint in a model box and a scorer box and record what came of it."""
+    with leased(lab, number) as gpus:
+        return _score_on(lab, number, seed, files, checkpoint, split, gpus)
+
+
+def _score_on(
+    lab: Lab,
+    number: int,
+    seed: int,
+    files: Path,
+    checkpoint: Path,
+    split: Split,
+    gpus: tuple[str, ...],
+) -> Failure | None:
+    """The same on GPUs that the model box may have; the scorer box never has any."""
     run = run_id(lab, number)
-    model = model_spec(lab, f"{run}-model", files, checkpoint)
+    model = lab.with_gpus(model_spec(lab, f"{run}-model", files, checkpoint), gpus)
     scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
     for spec in (model, scorer):
         lab.record(run_started(number, seed, spec))

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from agent.records import Direction, Source
 from agent.render import labelled
-from sandbox.contract import Limits, NightlabError, Record
+from sandbox.contract import GpuMemory, Limits, MemoryBound, NightlabError, Record
 
 MAX_PROGRAM_BYTES = 256 * 1024
 FIXED_FILES = ("prepare.py", "evaluate.py")
@@ -60,6 +60,7 @@ def parse_size(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, Field(gt=0, le=366 * 86_400)]
+GpuName = Annotated[str, Field(pattern=r"^[0-9A-Za-z:.-]{1,64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
 Metric = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_./@-]{0,63}$")]
 
@@ -241,6 +242,30 @@ class Hardware(Section):
     base_image: Annotated[str, Field(max_length=300, pattern=r"^\S*$")] = Field(
         "", examples=["team/base:7"]
     )
+    gpus: Annotated[tuple[GpuName, ...], Field(max_length=64, strict=False)] = Field(
+        (), examples=[["0", "2"]]
+    )
+    """Those that runs may have, by index or id; none for all of the profile's kind."""
+    gpus_per_run: Annotated[int, Field(ge=1, le=64)] = Field(1, examples=[1])
+    gpu_memory_bytes: Annotated[Size, Field(ge=2**20)] | None = Field(
+        None, alias="gpu_memory", examples=["20g"]
+    )
+    """What a run may use of each of its GPUs; none for all."""
+    gpu_memory_at_least: MemoryBound = Field("watchdog", examples=["watchdog"])
+
+    def gpu_memory(self, allocator_variable: str) -> GpuMemory | None:
+        """The bound as runs are asked for it; none for no bound.
+
+        Args:
+            allocator_variable: see `GpuMemory`.
+        """
+        if self.gpu_memory_bytes is None:
+            return None
+        return GpuMemory(
+            bytes=self.gpu_memory_bytes,
+            at_least=self.gpu_memory_at_least,
+            allocator_variable=allocator_variable,
+        )
 
 
 class RecordSettings(Section):
@@ -343,6 +368,7 @@ class Settings(Section):
         budget_seconds: float | None = None,
         researcher: str | None = None,
         base_image: str | None = None,
+        gpus: str | None = None,
     ) -> Settings:
         """These settings with what flags say instead; a flag that was not given is None.
 
@@ -356,6 +382,7 @@ class Settings(Section):
             ("budget", "seconds"): ("--budget-seconds", budget_seconds),
             ("researcher", "name"): ("--researcher", researcher),
             ("hardware", "base_image"): ("--base-image", base_image),
+            ("hardware", "gpus"): ("--gpus", None if gpus is None else tuple(gpus.split(","))),
         }
         tables = self.model_dump()
         for (section, key), (_, value) in flags.items():

@@ -20,7 +20,7 @@ from agent.mfu import mfu_of
 from agent.program import Settings
 from agent.records import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
 from agent.reported import read_reported
-from sandbox.contract import Box, Limits, Outcome
+from sandbox.contract import Box, Limits, MemoryBound, Outcome, RunResult
 
 ROUNDING_CORES = 1e-4
 """Cores used by others are recorded with four digits, and compared with more."""
@@ -103,6 +103,25 @@ class RunChecks:
         image = self.session.image.get("image_id") if self.session else None
         if image is not None and spec.get("image") != image:
             yield "its image is not the session's"
+        yield from self._gpus(event)
+
+    def _gpus(self, event: RunStarted) -> Iterator[str]:
+        """Compare the GPUs asked for with profile and settings; older ledgers name no kind."""
+        if self.session is None or self.settings is None:
+            return
+        hardware, spec = self.settings.hardware, event.spec
+        devices = self.session.image.get("devices") or "none"
+        has_some = devices != "none" and event.box != "scorer"
+        due = hardware.gpus_per_run if has_some else 0
+        asked = len(spec.get("gpus") or ())
+        if asked != due:
+            yield f"it asks for {asked} GPUs, profile and settings say {due}"
+        bound = hardware.gpu_memory("") if has_some else None
+        told = spec.get("gpu_memory") or {}
+        if (told.get("bytes"), told.get("at_least")) != (
+            (None, None) if bound is None else (bound.bytes, bound.at_least)
+        ):
+            yield "its bound on GPU memory is not the one in the settings"
 
     def _limits(self, event: RunStarted) -> Iterator[str]:
         if self.settings is not None:
@@ -134,6 +153,7 @@ class RunChecks:
             yield f"its limit {name} is not the one that was asked for"
         if started.spec.get("image") != result.image_digest:
             yield "its image is not the one that was asked for"
+        yield from _gpu_differences(started, result)
         yield from self._numbers(event, purpose)
         if self.session and (problem := difference_in_mfu(self.session, event, self.read)):
             yield problem
@@ -222,6 +242,20 @@ def _limits_of(event: RunStarted) -> Limits | None:
         return Limits.model_validate(event.spec.get("limits"))
     except ValidationError:
         return None
+
+
+def _gpu_differences(started: RunStarted, result: RunResult) -> Iterator[str]:
+    """Compare the GPUs that a run asked for with those that it had, and what bounded them."""
+    asked = tuple(started.spec.get("gpus") or ())
+    if asked != result.gpus:
+        yield "its GPUs are not those that were asked for"
+    if asked != tuple(use.uuid for use in result.gpu):
+        yield "not each of its GPUs was watched"
+    at_least = (started.spec.get("gpu_memory") or {}).get("at_least", "none")
+    order: tuple[str, ...] = get_args(MemoryBound)
+    weakest = min((order.index(use.memory_bound) for use in result.gpu), default=len(order))
+    if at_least not in order or weakest < order.index(at_least):
+        yield "its GPU memory was bounded by less than was asked for"
 
 
 def _different(one: Limits, other: Limits) -> list[str]:

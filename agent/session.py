@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,16 @@ from agent.render import one_line
 from agent.steering import forget
 from agent.tracing import TracedExecutor, usual_tracer
 from agent.workspace import Workspace, WorkspaceError
-from sandbox.contract import Executor, NightlabError, SandboxError, first_problem, host_faults
+from sandbox.contract import (
+    Executor,
+    GpuMemory,
+    GpuSource,
+    NightlabError,
+    NoGpus,
+    SandboxError,
+    first_problem,
+    host_faults,
+)
 
 SCORERS = ("evaluate.py",)
 """The person's files that score a run; a program that reports its own score needs none."""
@@ -67,6 +76,8 @@ class Outfit:
     data_dir: Path | None
     data: dict[str, Any]
     calibration: dict[str, Any] | None = None
+    gpus: GpuSource = field(default_factory=NoGpus)
+    gpu_memory: GpuMemory | None = None
 
 
 def begin(
@@ -209,6 +220,8 @@ def open_lab(
         data_dir=outfit.data_dir,
         fixed_dir=directory / "fixed",
         observer=observer,
+        gpus=outfit.gpus,
+        gpu_memory=outfit.gpu_memory,
         sleep=sleep,
     )
 

@@ -24,7 +24,7 @@ from sandbox.engine import Engine, find_engine, install_and_start
 from sandbox.escapes import installed
 from sandbox.hardware import find_profile
 from sandbox.image import ImageRecord, Recipe, ensure_image, find_image, has_image
-from sandbox.library import box_environment, clean_up, executor
+from sandbox.library import box_environment, clean_up, executor, gpu_source
 
 Say = Callable[[str], None]
 
@@ -160,6 +160,8 @@ def find_outfit(
     recorded = image.model_dump(mode="json") | {
         "environment": recipe.profile.variables,
         "peak_flops": recipe.profile.peak_flops,
+        "devices": recipe.profile.devices,
+        "allocator_variable": recipe.profile.allocator_variable,
     }
     workspace = own_workspace(settings, place)
     data_dir, data = _data(settings, workspace, state_dir)
@@ -289,6 +291,14 @@ def _outfit(
         environment=box_environment(named, settings.limits.cpus),
         data_dir=data_dir,
         data=data,
+        gpus=gpu_source(
+            engine,
+            state_dir,
+            image.get("devices", "none"),
+            settings.hardware.gpus,
+            settings.hardware.gpus_per_run,
+        ),
+        gpu_memory=settings.hardware.gpu_memory(image.get("allocator_variable", "")),
     )
 
 

@@ -26,6 +26,7 @@ from agent.lab import (
 )
 from agent.measurement import (
     evidence_of,
+    leased,
     model_spec,
     put_run,
     refuse_interruption,
@@ -73,10 +74,14 @@ def smoke(lab: Lab, files: dict[str, bytes], *, asked_by_researcher: bool) -> Sm
     )
     inside = replace(lab, envelope=lambda run: SmokeRun(smoke=number, run=run))
     checkpoint = lab.directory / "boxes" / f"smoke-{number}"
-    with host_faults(), snapshot(lab, attempts, files) as root:
+    with (
+        host_faults(),
+        leased(lab, history.smokes[number].started.attempt) as gpus,
+        snapshot(lab, attempts, files) as root,
+    ):
         fresh_directory(checkpoint)
         try:
-            answered = _run(inside, history.smokes[number], root, checkpoint)
+            answered = _run(inside, history.smokes[number], root, checkpoint, gpus)
         finally:
             shutil.rmtree(checkpoint, ignore_errors=True)
     smoked = history.smokes[number]
@@ -97,12 +102,13 @@ def smoke(lab: Lab, files: dict[str, bytes], *, asked_by_researcher: bool) -> Sm
     return smoked
 
 
-def _run(lab: Lab, smoke: Smoke, files: Path, checkpoint: Path) -> bool:
+def _run(lab: Lab, smoke: Smoke, files: Path, checkpoint: Path, gpus: tuple[str, ...]) -> bool:
     """Train, then load what training left; whether the model box said a word."""
     number, seed, settings = smoke.started.attempt, lab.seeds[0], lab.settings
     spec = train_spec(
         lab, run_id(lab, number), seed, files, settings.smoke_budget(), settings.smoke_limits()
     )
+    spec = lab.with_gpus(spec, gpus)
     lab.record(run_started(number, seed, spec))
     lab.observer.run_started("train", seed, settings.economy.smoke_seconds)
     train = lab.executor.run(spec, output_dir=checkpoint, on_log=lab.observer.log)
@@ -110,7 +116,7 @@ def _run(lab: Lab, smoke: Smoke, files: Path, checkpoint: Path) -> bool:
     make_readable(checkpoint)
     if train.outcome is not Outcome.OK or not train.output or settings.goal.is_reported:
         return False
-    spec = model_spec(lab, run_id(lab, number), files, checkpoint)
+    spec = lab.with_gpus(model_spec(lab, run_id(lab, number), files, checkpoint), gpus)
     lab.record(run_started(number, seed, spec))
     lab.observer.run_started("model", seed, spec.limits.wall_seconds)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -20,6 +20,8 @@ LAST_LINES = 20
 GPU_MEMORY_PATTERN = re.compile(
     r"^(torch\.(cuda\.)?OutOfMemoryError: |RuntimeError: )?CUDA (driver )?(error: )?out of memory"
 )
+GPU_TRIED_PATTERN = re.compile(r"Tried to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 NO_SPACE_PATTERN = re.compile(r"^(\w+\.)*\w*Error: .*(No space left on device|\[Errno 28\])")
 
 
@@ -30,8 +32,9 @@ class Evidence(Record):
     """PID 1 lived to tell; else only the engine's view is known."""
     exit_code: int | None
     signal: int | None
-    killed_by: Literal["deadline", "host_deadline", "nightlab"] | None
-    """Ours all of them: PID 1's deadline, the host's, or nightlab's wish to see no more of it."""
+    killed_by: Literal["deadline", "host_deadline", "nightlab", "gpu_memory", "gpu_fault"] | None
+    """Ours all of them: PID 1's deadline, the host's, nightlab's wish to see no more of it, and the
+    watch over its GPUs."""
     oom_kills: int
     memory_limit_reached: bool
     pids_refused: int
@@ -43,6 +46,9 @@ class Evidence(Record):
     last_error: Literal["no_space", "gpu_memory"] | None
     """What the program's own last lines say of its end; only ever explains a failure."""
     gpus_leased: bool
+    gpu_memory_reached: bool | None
+    """Whether the host saw enough memory taken on a GPU that what the program says it tried to
+    allocate could not be had; None where the host cannot see a GPU's memory."""
     engine_oom_killed: bool | None
     """The engine's flag; None when the engine was not asked."""
 
@@ -51,6 +57,8 @@ def decide(evidence: Evidence) -> Outcome:
     """Return the outcome that the evidence supports, the surest cause first.
 
     - nightlab's own wish to end a run early is no deed of the program: `stopped`.
+    - A run that exceeded its GPU memory under the watch's eyes is `out_of_gpu_memory`; one whose
+      GPU failed under it is `interrupted`.
     - A deadline ends a run whatever happened before: a hang after a killed worker is `timed_out`,
       and the kill stays in the evidence (`oom_kills`).
     - A run that exits 0 is `ok`, even if a child was killed for memory: the program coped.
@@ -61,10 +69,15 @@ def decide(evidence: Evidence) -> Outcome:
     - SIGKILL without any memory kill and not from us came from somebody else: `interrupted`. A
       program that kills itself looks the same.
     """
-    if evidence.killed_by == "nightlab":
-        return Outcome.STOPPED
-    if evidence.killed_by is not None:
-        return Outcome.TIMED_OUT
+    match evidence.killed_by:
+        case "nightlab":
+            return Outcome.STOPPED
+        case "gpu_memory":
+            return Outcome.OUT_OF_GPU_MEMORY
+        case "gpu_fault":
+            return Outcome.INTERRUPTED
+        case "deadline" | "host_deadline":
+            return Outcome.TIMED_OUT
     if not evidence.reported:
         return Outcome.OUT_OF_MEMORY if evidence.engine_oom_killed else Outcome.INTERRUPTED
     if evidence.exit_code == 0:
@@ -80,9 +93,13 @@ def _decide_failure(evidence: Evidence) -> Outcome:
         return Outcome.INTERRUPTED
     if _is_disk_full(evidence):
         return Outcome.DISK_FULL
-    if evidence.gpus_leased and evidence.exit_code == 1 and evidence.last_error == "gpu_memory":
-        return Outcome.OUT_OF_GPU_MEMORY
-    return Outcome.FAILED
+    return Outcome.OUT_OF_GPU_MEMORY if _is_gpu_full(evidence) else Outcome.FAILED
+
+
+def _is_gpu_full(evidence: Evidence) -> bool:
+    """Tell whether a GPU's memory ran out: the program says so, and what the host saw agrees."""
+    named = evidence.exit_code == 1 and evidence.last_error == "gpu_memory"
+    return named and evidence.gpus_leased and evidence.gpu_memory_reached is not False
 
 
 def _is_disk_full(evidence: Evidence) -> bool:
@@ -101,6 +118,14 @@ def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
         if NO_SPACE_PATTERN.match(line):
             return "no_space"
     return None
+
+
+def tried_bytes(log_tail: str) -> int:
+    """Return what the last lines of a log say was tried to allocate on a GPU; 0 if nothing."""
+    for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
+        if GPU_MEMORY_PATTERN.match(line) and (found := GPU_TRIED_PATTERN.search(line)):
+            return int(float(found.group(1)[:20]) * UNITS[found.group(2)])
+    return 0
 
 
 def full_places(spec: RunSpec, proof: Proof, fullest: dict[str, Fullest]) -> tuple[str, ...]:
@@ -140,6 +165,8 @@ def gather(
     killed_by_host: bool,
     asked_to_stop: bool,
     engine_oom_killed: bool | None,
+    ended_for: Literal["gpu_memory", "gpu_fault"] | None = None,
+    gpu_memory_reached: bool | None = None,
 ) -> Evidence:
     """Return the evidence of one run; without PID 1's report there is little of it."""
     if report is None:
@@ -150,7 +177,7 @@ def gather(
             reported=False,
             exit_code=None,
             signal=None,
-            killed_by=by_host if killed_by_host else None,
+            killed_by=ended_for or (by_host if killed_by_host else None),
             oom_kills=0,
             memory_limit_reached=False,
             pids_refused=0,
@@ -158,13 +185,14 @@ def gather(
             half_full=False,
             last_error=last_error(log_tail),
             gpus_leased=bool(spec.gpus),
+            gpu_memory_reached=gpu_memory_reached,
             engine_oom_killed=engine_oom_killed,
         )
     return Evidence(
         reported=True,
         exit_code=report.exit_code,
         signal=report.signal,
-        killed_by=report.killed_by,
+        killed_by=ended_for or report.killed_by,
         oom_kills=report.counters.oom_kills,
         memory_limit_reached=_reached_memory_limit(spec, report.counters),
         pids_refused=report.counters.pids_refused,
@@ -172,5 +200,6 @@ def gather(
         half_full=is_half_full(proof, report.fullest),
         last_error=last_error(log_tail),
         gpus_leased=bool(spec.gpus),
+        gpu_memory_reached=gpu_memory_reached,
         engine_oom_killed=engine_oom_killed,
     )

@@ -11,7 +11,7 @@ import errno
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -113,6 +113,10 @@ class ContainerUnkillable(SandboxError):
     """A container would not die; its devices must not be used again before someone looks."""
 
 
+class GpuFault(SandboxError):
+    """A GPU failed under a run and is out of use now; the run says nothing about its program."""
+
+
 class Outcome(StrEnum):
     """How a run ended, as the host saw it."""
 
@@ -169,6 +173,8 @@ class GpuMemory(Record):
     bytes: Annotated[int, Field(ge=2**20)]
     at_least: MemoryBound
     """A run that can only be bounded by less is refused."""
+    allocator_variable: str = ""
+    """Variable by which the image's torch bounds its allocator; empty where it cannot."""
 
 
 class GpuSample(Record):
@@ -311,6 +317,11 @@ class RunResult(Record):
     evidence: dict[str, Any]
     """What the outcome was decided from: counters, clock, signal, the engine's own view."""
 
+    @property
+    def was_throttled(self) -> bool:
+        """Tell whether heat or power supply slowed one of its GPUs down."""
+        return any(event.kind == "throttled" for use in self.gpu for event in use.events)
+
 
 class Executor(Protocol):
     """The seam in front of the container engine."""
@@ -341,3 +352,38 @@ class Executor(Protocol):
             KeyboardInterrupt: passed on after the container is gone.
         """
         ...
+
+
+class GpuSource(Protocol):
+    """Where a session's runs get their GPUs from."""
+
+    @property
+    def devices(self) -> Devices:
+        """Return what kind they are."""
+        ...
+
+    def lease(
+        self, purpose: str, on_wait: Callable[[str], None] = ...
+    ) -> AbstractContextManager[tuple[str, ...]]:
+        """Have the GPUs of one run until the end of the block; wait for them in line.
+
+        Args:
+            purpose: a few words for others who wait.
+            on_wait: told once why this one has to wait.
+
+        Raises:
+            SandboxError: there will never be any.
+        """
+        ...
+
+
+class NoGpus:
+    """The source of runs that have none."""
+
+    devices: Devices = "none"
+
+    def lease(
+        self, purpose: str, on_wait: Callable[[str], None] = lambda _: None
+    ) -> AbstractContextManager[tuple[str, ...]]:
+        """Return no GPUs at once."""
+        return nullcontext(())

@@ -29,7 +29,7 @@ import docker
 import docker.errors
 import requests
 
-from sandbox.causes import decide, gather
+from sandbox.causes import decide, gather, tried_bytes
 from sandbox.contract import (
     ContainerUnkillable,
     EngineUnavailable,
@@ -44,6 +44,8 @@ from sandbox.contract import (
     host_faults,
 )
 from sandbox.files import OutputReceiver
+from sandbox.gpu import TOOLKIT_HINT
+from sandbox.gpu_run import Attendance, attended
 from sandbox.hardening import Lease, Settings, container_settings, engine_differences
 from sandbox.link import (
     FileHeader,
@@ -85,6 +87,10 @@ Step = Literal[
 ]
 
 
+def _nobody_notes(gpu: str, why: str, run_id: str) -> None:
+    """Is told which GPU to take out of use where nobody leases any."""
+
+
 def _nobody_measures(step: Step) -> None:
     """Is told what was done when nobody wants to know."""
 
@@ -104,6 +110,7 @@ class DockerExecutor:
             `container_settings` in any case, so a weaker builder only gets its runs refused.
         call_seconds: how long the engine may take for one call; it has been seen to hang.
         death_seconds: how long a killed box may take to be gone before it counts as unkillable.
+        quarantine: takes a GPU out of use: told its id, why, and in which run it failed.
         on_step: told the name of each step of a run once it is done; for those who measure.
     """
 
@@ -115,8 +122,10 @@ class DockerExecutor:
         build: Callable[[RunSpec, Lease], Settings] = container_settings,
         call_seconds: int = ENGINE_SECONDS,
         death_seconds: float = DEATH_SECONDS,
+        quarantine: Callable[[str, str, str], None] = _nobody_notes,
         on_step: Callable[[Step], None] = _nobody_measures,
     ) -> None:
+        self._quarantine = quarantine
         self._call_seconds = call_seconds
         self._death_seconds = death_seconds
         self._base_url = base_url
@@ -147,14 +156,19 @@ class DockerExecutor:
             digest = self._usable_image(client, spec.image)
             name = f"nightlab-{directory.name}"
             box = _Box(client, spec, name, self._death_seconds, self._on_step)
-            self._on_step("prepared")
-            lease = _lease(spec, directory)
-            with self._watched(box), _removed_at_the_end(box):
-                settings = self._build(spec, lease)
-                proof = box.open(listener, lease, settings)
-                observed = box.follow(receiver, channel, on_log or _nobody_reads, should_stop)
-        container = {"asked": settings, "proved": proof.model_dump(mode="json")}
-        return _result(spec, digest, proof, observed, container)
+            with attended(spec, client.info, self._quarantine) as gpus:
+                self._on_step("prepared")
+                lease = _lease(spec, directory, gpus)
+                with self._watched(box), _removed_at_the_end(box), gpus.watching_ends():
+                    settings = self._build(spec, lease)
+                    proof = box.open(listener, lease, settings)
+                    environment = gpus.bound(box.pid(), box.end_now)
+                    observed = box.follow(
+                        receiver, channel, on_log or _nobody_reads, should_stop, environment
+                    )
+                gpus.look_back()
+                container = {"asked": settings, "proved": proof.model_dump(mode="json")}
+                return gpus.judged(_result(spec, digest, proof, observed, container, gpus))
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[docker.APIClient]:
@@ -221,6 +235,7 @@ class Observed(Record):
     skipped: dict[str, int]
     killed_by_host: bool
     asked_to_stop: bool
+    ended_for: Literal["gpu_memory", "gpu_fault"] | None
     engine_state: dict[str, Any] | None
 
 
@@ -245,6 +260,7 @@ class _Box:
         self._on_step = on_step
         self._link: Link | None = None
         self._init: int | None = None
+        self._ended_for: Literal["gpu_memory", "gpu_fault"] | None = None
         self._quota: CpuQuota | None = None
         self._head = bytearray()
         self._tail = bytearray()
@@ -268,7 +284,7 @@ class _Box:
         wrong = engine_differences(container_settings(self.spec, lease), recorded)
         payload = self._link.expect(b"H", time.monotonic() + HANDSHAKE_SECONDS)
         proof = parse(Proof, payload)
-        require_walls(self.spec, proof)
+        require_walls(self.spec, proof, lease.gpus)
         if wrong:
             raise LimitNotEnforced("the engine recorded otherwise than asked: " + ", ".join(wrong))
         self._on_step("compared")
@@ -296,6 +312,10 @@ class _Box:
             if error.status_code == 400 or "python3" in str(error):
                 hint = "the image needs a `python3` on its PATH"
                 raise SandboxError(f"the box did not start: {error.explanation}", hint) from error
+            if "could not select device driver" in str(error):
+                raise SandboxError(
+                    "the engine has no way to give a box GPUs", TOOLKIT_HINT
+                ) from error
             raise
 
     def _await_link(self, listener: Listener) -> Link:
@@ -312,17 +332,42 @@ class _Box:
 
     # --- while it runs ---
 
+    def pid(self) -> int:
+        """Return PID 1's process id on this host; 0 where it has none."""
+        return 0 if self._link is None else self._link.peer_pid()
+
+    def end_now(self, why: Literal["gpu_memory", "gpu_fault"]) -> None:
+        """Kill the box at once, from another thread; the first reason counts."""
+        if self._ended_for is not None or self._link is None:
+            return
+        self._ended_for = why
+        try:
+            if self._init is None:
+                raise ProcessLookupError
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        except OSError:
+            self._link.shut()
+
     def follow(
         self,
         receiver: OutputReceiver,
         channel: socket.socket | None,
         on_log: Callable[[bytes], None],
         should_stop: Callable[[], bool] | None,
+        environment: dict[str, str],
     ) -> Observed:
-        """Let the program start, and return what was seen once it has ended."""
+        """Let the program start, and return what was seen once it has ended.
+
+        Args:
+            receiver: gets the output files.
+            channel: see `contract.Executor.run`.
+            on_log: the same.
+            should_stop: the same.
+            environment: variables beside those of the spec.
+        """
         assert self._link is not None
         started_at, started = datetime.now(UTC), time.monotonic()
-        self._link.send_go(_go(self.spec, receiver, channel), channel)
+        self._link.send_go(_go(self.spec, receiver, channel, environment), channel)
         deadline = started + self.spec.limits.wall_seconds
         report, killed_by_host = None, False
         try:
@@ -344,6 +389,7 @@ class _Box:
             skipped=skipped,
             killed_by_host=killed_by_host,
             asked_to_stop=self._is_asked_to_stop,
+            ended_for=self._ended_for,
             engine_state=self._engine_state() if report is None else None,
         )
 
@@ -595,18 +641,26 @@ def _receiver(spec: RunSpec, output_dir: Path | None) -> OutputReceiver:
     return OutputReceiver(output_dir, max_bytes=limits.output_bytes, max_files=limits.output_files)
 
 
-def _lease(spec: RunSpec, directory: Path) -> Lease:
+def _lease(spec: RunSpec, directory: Path, gpus: Attendance) -> Lease:
     deadline = time.monotonic() + spec.limits.wall_seconds + LEFTOVER_SECONDS
     return Lease(
-        run_directory=directory, owner=process_owner(), deadline_monotonic_seconds=int(deadline)
+        run_directory=directory,
+        owner=process_owner(),
+        deadline_monotonic_seconds=int(deadline),
+        gpus=gpus.request,
     )
 
 
-def _go(spec: RunSpec, receiver: OutputReceiver, channel: socket.socket | None) -> Go:
+def _go(
+    spec: RunSpec,
+    receiver: OutputReceiver,
+    channel: socket.socket | None,
+    environment: dict[str, str],
+) -> Go:
     limits = spec.limits
     return Go(
         argv=spec.argv,
-        environment=spec.environment,
+        environment=spec.environment | environment,
         working_directory=spec.working_directory,
         wall_seconds=limits.wall_seconds,
         log_bytes=limits.log_bytes,
@@ -627,17 +681,25 @@ def _log(head: bytes, tail: bytes, omitted_bytes: int) -> Log:
 
 
 def _result(
-    spec: RunSpec, digest: str, proof: Proof, observed: Observed, container: dict[str, Any]
+    spec: RunSpec,
+    digest: str,
+    proof: Proof,
+    observed: Observed,
+    container: dict[str, Any],
+    gpus: Attendance,
 ) -> RunResult:
     report, state = observed.report, observed.engine_state
+    words = observed.log.tail or observed.log.head
     evidence = gather(
         spec,
         proof,
         report,
-        log_tail=observed.log.tail or observed.log.head,
+        log_tail=words,
         killed_by_host=observed.killed_by_host,
         asked_to_stop=observed.asked_to_stop,
         engine_oom_killed=None if state is None else bool(state["OOMKilled"]),
+        ended_for=observed.ended_for,
+        gpu_memory_reached=gpus.reaches_memory(tried_bytes(words)),
     )
     counters = report.counters if report else None
     return RunResult(
@@ -652,6 +714,7 @@ def _result(
         cpu_seconds=counters.cpu_seconds if counters else None,
         oom_kills=evidence.oom_kills,
         gpus=spec.gpus,
+        gpu=gpus.uses(),
         log=observed.log,
         output=observed.output,
         image_digest=digest,
@@ -662,6 +725,7 @@ def _result(
             "engine_state": state,
             "output_skipped": observed.skipped,
             "report": report and report.model_dump(),
+            "gpus": gpus.evidence(),
             "container": container,
         },
     )

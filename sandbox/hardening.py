@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.contract import Limits, Record, RunSpec, SandboxError
+from sandbox.gpu import NO_GPUS, GpuRequest, device_settings, visible_devices
 
 Settings = dict[str, Any]
 
@@ -29,6 +30,8 @@ LABEL_SESSION = "nightlab.session"
 LABEL_OWNER = "nightlab.owner"
 LABEL_DEADLINE = "nightlab.deadline"
 LABEL_BOX = "nightlab.box"
+LABEL_GPUS = "nightlab.gpus"
+"""Ids of the GPUs that a container has, parted by commas: while it lives they are taken."""
 
 
 class Lease(Record):
@@ -40,6 +43,8 @@ class Lease(Record):
     deadline_monotonic_seconds: int
     """When no container of this run may exist any more, whoever owned it: on the clock that stands
     still while the machine sleeps, as every deadline of a run does."""
+    gpus: GpuRequest = NO_GPUS
+    """The GPUs of the run, as its engine is asked for them."""
 
 
 @cache
@@ -63,9 +68,10 @@ def container_settings(spec: RunSpec, lease: Lease) -> Settings:
     """Return the body of the engine's create call for one run.
 
     Raises:
-        SandboxError: a mount of the run would cover a wall.
+        SandboxError: a mount of the run would cover a wall, or its GPUs are not those leased.
     """
     _refuse_covering_mounts(spec)
+    _refuse_other_gpus(spec, lease)
     return {
         "Image": spec.image,
         "Entrypoint": ["python3", "-I", "-S", SUPERVISOR],  # the image's own is never run
@@ -73,7 +79,7 @@ def container_settings(spec: RunSpec, lease: Lease) -> Settings:
         "Healthcheck": {"Test": ["NONE"]},  # a stopped probe freezes the engine's calls
         "User": f"{USER}:{USER}",
         "WorkingDir": "/",
-        "Env": _supervisor_environment(spec),
+        "Env": _supervisor_environment(lease),
         "Hostname": "localhost",  # the only name that resolves in here; gloo asks for its own
         "Labels": _labels(spec, lease),
         "NetworkDisabled": True,  # keeps the host's resolv.conf out too, and saves 0.2 s a run
@@ -101,9 +107,7 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "PidMode": "",  # empty is a namespace of its own; Docker knows no word for it
         "UTSMode": "",  # the same
         "CgroupnsMode": "private",
-        "GroupAdd": [],
-        "Devices": [],
-        "DeviceRequests": _gpu_requests(spec.gpus),
+        **device_settings(lease.gpus),
         "Memory": limits.memory_bytes,
         "MemorySwap": limits.memory_bytes,  # memory and swap together: no swap
         "OomKillDisable": False,
@@ -121,10 +125,9 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
     }
 
 
-def _supervisor_environment(spec: RunSpec) -> list[str]:
+def _supervisor_environment(lease: Lease) -> list[str]:
     """Return PID 1's environment; the program's own travels over the link."""
-    gpus = ",".join(spec.gpus) if spec.gpus else "void"  # an image may ask for "all" by itself
-    return [f"NVIDIA_VISIBLE_DEVICES={gpus}", "LD_PRELOAD="]
+    return [f"NVIDIA_VISIBLE_DEVICES={visible_devices(lease.gpus)}", "LD_PRELOAD="]
 
 
 def _labels(spec: RunSpec, lease: Lease) -> dict[str, str]:
@@ -134,18 +137,8 @@ def _labels(spec: RunSpec, lease: Lease) -> dict[str, str]:
         LABEL_OWNER: lease.owner,
         LABEL_DEADLINE: str(lease.deadline_monotonic_seconds),
         LABEL_BOX: spec.box,
+        **({LABEL_GPUS: ",".join(spec.gpus)} if spec.gpus else {}),
     }
-
-
-def _gpu_requests(gpus: tuple[str, ...]) -> list[Settings]:
-    """Return a request by UUID: one by count always means the first ones.
-
-    The engine picks the driver by capability, as its own command line lets it.
-    """
-    if not gpus:
-        return []
-    capabilities = [["gpu", "compute", "utility"]]
-    return [{"Driver": "", "DeviceIDs": list(gpus), "Capabilities": capabilities}]
 
 
 def _ulimits(limits: Limits) -> list[Settings]:
@@ -191,6 +184,11 @@ def _refuse_covering_mounts(spec: RunSpec) -> None:
             raise SandboxError(f"a mount may not cover {target or '/'}", "choose another target")
     if len(set(targets)) != len(targets):
         raise SandboxError("two mounts share one target", "give each its own")
+
+
+def _refuse_other_gpus(spec: RunSpec, lease: Lease) -> None:
+    if (spec.devices, set(spec.gpus)) != (lease.gpus.devices, {g.id for g in lease.gpus.gpus}):
+        raise SandboxError(f"run {spec.run_id} asks for other GPUs than it was leased")
 
 
 def _is_within(target: str, place: str) -> bool:

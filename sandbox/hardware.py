@@ -65,6 +65,9 @@ class Profile(Record):
     """Where train.py starts on such a machine: literal and comment of single knobs, by name."""
     peak_flops: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Dense arithmetic operations a second in the profile's dtype, by the device's full name."""
+    allocator_variable: Annotated[str, Field(pattern=r"^[A-Z_]*$")] = ""
+    """Variable by which this torch bounds its allocator (`per_process_memory_fraction`, torch 2.13
+    and later); empty where it cannot."""
     environment: dict[str, str]
 
     @field_validator("environment")

@@ -16,12 +16,24 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sandbox.contract import Limits, Mount, RunResult, RunSpec, SandboxError
+from sandbox.contract import (
+    Devices,
+    GpuMemory,
+    GpuSource,
+    Limits,
+    Mount,
+    NoGpus,
+    RunResult,
+    RunSpec,
+    SandboxError,
+)
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect, find_engine
 from sandbox.hardware import find_profile
 from sandbox.image import Recipe, find_image
-from sandbox.reaper import sweep, sweep_run_directories
+from sandbox.inventory import named_gpus
+from sandbox.leases import Leases, Pool
+from sandbox.reaper import living_gpus, process_owner, sweep, sweep_run_directories
 
 BASE_ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - the box's own bounded tmpfs
@@ -43,6 +55,8 @@ def box(
     output_dir: Path | None = None,
     on_log: Callable[[bytes], None] | None = None,
     recipe: Recipe | None = None,
+    gpus: Sequence[str] = (),
+    gpu_memory: GpuMemory | None = None,
     environ: Mapping[str, str] = os.environ,
     **changed_limits: float,
 ) -> RunResult:
@@ -55,6 +69,9 @@ def box(
         output_dir: receives the files that the command leaves in /out; made where missing.
         on_log: called with pieces of the log while the command runs.
         recipe: what the image was made from; None for the shipped profile `cpu`.
+        gpus: those that the box gets, by index or id; where the profile has GPUs and none is
+            named, it gets the first that is free.
+        gpu_memory: how much of each it may use; None for all.
         environ: where engine and state directory are named; the box sees nothing of it.
         changed_limits: single limits of the set, by their names in `Limits`.
 
@@ -68,21 +85,26 @@ def box(
     recipe = recipe or shipped_recipe()
     clean_up(engine, state_dir)
     name = f"box-{uuid.uuid4().hex[:12]}"
-    spec = RunSpec(
-        run_id=name,
-        session=name,
-        box="train",
-        image=find_image(engine, recipe, state_dir=state_dir).image_id,
-        argv=tuple(argv),
-        working_directory="/",
-        environment=box_environment(recipe.profile.variables, bounds.cpus),
-        mounts=tuple(Mount(source=h.absolute(), target=b) for h, b in (mounts or {}).items()),
-        gpus=(),
-        limits=bounds,
-    )
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    return executor(engine, state_dir).run(spec, output_dir=output_dir, on_log=on_log)
+    devices = recipe.profile.devices
+    source = gpu_source(engine, state_dir, devices, tuple(gpus), max(1, len(gpus)))
+    with source.lease(name) as granted:
+        spec = RunSpec(
+            run_id=name,
+            session=name,
+            box="train",
+            image=find_image(engine, recipe, state_dir=state_dir).image_id,
+            argv=tuple(argv),
+            working_directory="/",
+            environment=box_environment(recipe.profile.variables, bounds.cpus),
+            mounts=tuple(Mount(source=h.absolute(), target=b) for h, b in (mounts or {}).items()),
+            devices=devices,
+            gpus=granted,
+            gpu_memory=gpu_memory if granted else None,
+            limits=bounds,
+        )
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        return executor(engine, state_dir).run(spec, output_dir=output_dir, on_log=on_log)
 
 
 def named_limits(limits: Limits | str, changed: Mapping[str, float]) -> Limits:
@@ -122,7 +144,43 @@ def executor(engine: Engine, state_dir: Path) -> DockerExecutor:
     """The executor for an engine."""
     run_root = state_dir / "run"
     run_root.mkdir(parents=True, exist_ok=True)
-    return DockerExecutor(engine.base_url, engine.api_version, run_root)
+    return DockerExecutor(
+        engine.base_url,
+        engine.api_version,
+        run_root,
+        quarantine=gpu_leases(engine, state_dir).quarantine,
+    )
+
+
+def gpu_leases(engine: Engine, state_dir: Path) -> Leases:
+    """Who has which GPU, on this engine and under this state directory."""
+
+    def living() -> list[str]:
+        with closing(connect(engine)) as client:
+            return living_gpus(client.api)
+
+    return Leases(state_dir / "gpus", living, process_owner())
+
+
+def gpu_source(
+    engine: Engine, state_dir: Path, devices: Devices, words: tuple[str, ...], count: int
+) -> GpuSource:
+    """Where runs get their GPUs from.
+
+    Args:
+        engine: runs them.
+        state_dir: holds the line of those who wait.
+        devices: the kind of GPUs; `none` for runs without.
+        words: those that will do, by index or id; none for all of the kind.
+        count: how many each run gets.
+
+    Raises:
+        SandboxError: GPUs are named, and there are none of the kind or not these.
+    """
+    named_gpus(devices, words)
+    if devices == "none":
+        return NoGpus()
+    return Pool(gpu_leases(engine, state_dir), devices, words, count)
 
 
 def shipped_recipe() -> Recipe:

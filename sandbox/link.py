@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandbox.contract import LimitNotEnforced, Record, RunSpec, SandboxError
+from sandbox.gpu import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
 from sandbox.hardening import (
     LINK_DIRECTORY,
     TMP_INODES,
@@ -37,7 +38,7 @@ STANDARD_STREAMS = ("console", "fd", "ptmx", "pts", "stderr", "stdin", "stdout",
 PLAIN_DEVICES = frozenset(
     (*STANDARD_STREAMS, "core", "full", "mqueue", "null", "random", "shm", "urandom", "zero")
 )
-GPU_DEVICE_PREFIXES = ("nvidia", "dri")
+GPU_DEVICE_PREFIXES = ("nvidia", "dri", "kfd")
 KERNEL_FILE_SYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"})
 WRITABLE_PLACES = {
     "/tmp": frozenset({"nosuid", "nodev"}),  # noqa: S108 - the box's own, bounded
@@ -88,6 +89,10 @@ class Proof(_Message):
     capacities: dict[str, Capacity]
     interfaces: tuple[str, ...]
     devices: tuple[str, ...]
+    gpu_nodes: dict[Annotated[str, Field(max_length=200)], tuple[Count, Count]]
+    """Device nodes of GPUs below /dev, with their major and minor numbers."""
+    gpu_driver: dict[Annotated[str, Field(max_length=200)], Count]
+    """The minor number of each UUID that the NVIDIA driver's files tell."""
     namespaces: dict[str, str]
 
 
@@ -263,6 +268,11 @@ class Link:
             raise LinkBroken(f"PID 1 sent frame {frame[0]!r} instead of {kind!r}")
         return frame[1]
 
+    def shut(self) -> None:
+        """End the link from another thread; PID 1 then ends its box."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the link; PID 1 then ends its box."""
         self._connection.close()
@@ -299,13 +309,13 @@ def parse(kind: type[Kind], payload: bytes) -> Kind:
         raise LinkBroken(f"PID 1 sent a wrong {kind.__name__}: {error}"[:1000]) from error
 
 
-def require_walls(spec: RunSpec, proof: Proof) -> None:
+def require_walls(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> None:
     """Check that PID 1 sees every wall that was asked for.
 
     Raises:
         LimitNotEnforced: naming each wall that is missing.
     """
-    wrong = differences(spec, proof)
+    wrong = differences(spec, proof, request)
     if wrong:
         raise LimitNotEnforced(
             "the engine did not enforce: " + "; ".join(wrong),
@@ -313,14 +323,15 @@ def require_walls(spec: RunSpec, proof: Proof) -> None:
         )
 
 
-def differences(spec: RunSpec, proof: Proof) -> list[str]:
+def differences(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> list[str]:
     """Return one line for each wall that PID 1 does not see as asked; names come first."""
     return [
-        *_identity_differences(proof),
+        *_identity_differences(proof, request),
         *_resource_differences(spec, proof),
         *_file_system_differences(spec, proof),
         *_mount_differences(spec, proof),
         *_device_differences(spec, proof),
+        *gpu_differences(request, SeenGpus(nodes=proof.gpu_nodes, driver=proof.gpu_driver)),
         *_namespace_differences(proof),
     ]
 
@@ -329,13 +340,15 @@ def _unequal(name: str, asked: object, seen: object) -> list[str]:
     return [] if asked == seen else [f"{name}: asked {asked}, PID 1 sees {seen}"]
 
 
-def _identity_differences(proof: Proof) -> list[str]:
+def _identity_differences(proof: Proof, request: GpuRequest) -> list[str]:
     none_left = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
+    nodes = request.gpus if request.form == "nodes" else ()
+    groups = {USER} | {node.group for gpu in nodes for node in gpu.nodes}
     return [
         *_unequal("pid", 1, proof.pid),
         *_unequal("uids", {USER}, set(proof.uids)),
         *_unequal("gids", {USER}, set(proof.gids)),
-        *_unequal("groups", {USER}, set(proof.groups) | {USER}),
+        *_unequal("groups", groups, set(proof.groups) | {USER}),
         *_unequal("capabilities", none_left, proof.capabilities),
         *_unequal("no_new_privileges", 1, proof.no_new_privileges),
         *_unequal("seccomp", 2, proof.seccomp),

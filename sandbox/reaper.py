@@ -19,7 +19,7 @@ import docker.errors
 import requests
 
 from sandbox.contract import EngineUnavailable
-from sandbox.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
+from sandbox.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
 
 OWNER_FILE = "owner"
 LIFT_SECONDS = 1.0
@@ -87,6 +87,27 @@ def sweep(client: docker.APIClient) -> list[str]:
         ]
     except (requests.RequestException, docker.errors.DockerException) as error:
         raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
+
+
+def living_gpus(client: docker.APIClient) -> list[str]:
+    """Return the GPUs that containers have which live, or may yet be started.
+
+    What dead sessions left is swept first, so that it does not count.
+
+    Raises:
+        EngineUnavailable: the engine does not answer.
+    """
+    sweep(client)
+    try:
+        found = client.containers(all=True, filters={"label": LABEL_GPUS})
+    except (requests.RequestException, docker.errors.DockerException) as error:
+        raise EngineUnavailable(f"the engine did not say who has GPUs: {error}") from error
+    return [
+        gpu
+        for container in found
+        if container["State"] not in ("exited", "dead")
+        for gpu in (container["Labels"] or {}).get(LABEL_GPUS, "").split(",")
+    ]
 
 
 def lift_cpu_limit(client: docker.APIClient, container: str) -> None:

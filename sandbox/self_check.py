@@ -18,8 +18,20 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from sandbox.contract import Executor, LimitNotEnforced, Limits, Mount, Record, RunResult, RunSpec
+from sandbox.contract import (
+    Executor,
+    GpuMemory,
+    GpuSource,
+    LimitNotEnforced,
+    Limits,
+    Mount,
+    Record,
+    RunResult,
+    RunSpec,
+    SandboxError,
+)
 from sandbox.escapes import Component, VersionRow
+from sandbox.leases import GpuRow
 from sandbox.probes import PROBES
 from sandbox.strains import BEGAN, STRAINS, Strain, program_text
 
@@ -33,6 +45,8 @@ MEBIBYTE = 2**20
 CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
 ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
 SEEN_CHARACTERS = 300
+GPU_BYTES = 2**30
+"""What the check asks a GPU's memory to be bounded to; its program uses none."""
 CHECK_LIMITS = Limits(
     wall_seconds=20,
     memory_bytes=64 * MEBIBYTE,
@@ -62,6 +76,8 @@ class CheckResult(Record):
     findings: tuple[Finding, ...]
     components: tuple[Component, ...]
     versions: tuple[VersionRow, ...]
+    gpus: tuple[GpuRow, ...] = ()
+    """Those of the profile's kind on this machine."""
     seconds: float
 
     @property
@@ -90,7 +106,11 @@ class Place(NamedTuple):
 
 
 def try_walls(
-    executor: Executor, image: str, root: Path, environ: MutableMapping[str, str]
+    executor: Executor,
+    image: str,
+    root: Path,
+    environ: MutableMapping[str, str],
+    source: GpuSource,
 ) -> tuple[Finding, ...]:
     """Make every attempt on boxes of this executor and say what came of each.
 
@@ -99,6 +119,7 @@ def try_walls(
         image: id of the image to use.
         root: a directory that the engine can mount from; nothing stays in it.
         environ: this process's own environment, where a canary is planted meanwhile.
+        source: where a run gets its GPUs from.
 
     Raises:
         SandboxError: the engine failed.
@@ -106,6 +127,7 @@ def try_walls(
     with lay_out(image, root, environ) as place:
         findings = [f for family in FAMILIES for f in try_family(executor, place, family)]
         findings += [try_strain(executor, place, strain) for strain in STRAINS]
+        findings += try_gpus(executor, place, source)
         findings.append(_canary_is_whole(place))
     order = {family: number for number, family in enumerate(FAMILIES)}
     return tuple(sorted(findings, key=lambda finding: order[finding.family]))
@@ -222,6 +244,26 @@ def _words(result: RunResult) -> str:
     return f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
 
 
+def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[Finding]:
+    """Look what a box with a GPU sees, and by what its memory can be bounded; nothing without."""
+    if source.devices == "none":
+        return []
+    family, tried = "devices", "a GPU beyond the leased one"
+    try:
+        with source.lease("nightlab check") as granted:
+            spec = _spec(place, "gpu", ("true",), CHECK_LIMITS).model_dump()
+            bound = GpuMemory(bytes=GPU_BYTES, at_least="none")
+            given = {"devices": source.devices, "gpus": granted, "gpu_memory": bound}
+            result = executor.run(RunSpec.model_validate(spec | given))
+    except LimitNotEnforced as refusal:
+        return [_finding(family, tried, "gave way", refusal.message)]
+    except SandboxError as error:
+        return [_finding(family, tried, "not tried", f"{error.message}; {error.hint}")]
+    bounds = {use.memory_bound for use in result.gpu}
+    words = f"{', '.join(result.gpus)}; its memory can be bounded by: {', '.join(sorted(bounds))}"
+    return [_finding(family, tried, "held", words)]
+
+
 def _canary_is_whole(place: Place) -> Finding:
     """Judge, after everything was tried, what no box may have changed."""
     whole = place.canary_file.read_text() == place.canary
@@ -240,13 +282,16 @@ def timed_check(
     environ: MutableMapping[str, str],
     components: tuple[Component, ...],
     versions: tuple[VersionRow, ...],
+    source: GpuSource,
+    gpus: tuple[GpuRow, ...],
 ) -> CheckResult:
     """Try the walls and put everything found together."""
     started = time.monotonic()
-    findings = try_walls(executor, image, root, environ)
+    findings = try_walls(executor, image, root, environ, source)
     return CheckResult(
         findings=findings,
         components=components,
         versions=versions,
+        gpus=gpus,
         seconds=time.monotonic() - started,
     )

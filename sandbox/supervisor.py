@@ -21,7 +21,7 @@ of length (big endian), the payload. An end of file on the link means that the c
 """
 
 # pathlib takes longer to load than most of what is here together:
-# ruff: noqa: PTH110, PTH115, PTH123, PTH208
+# ruff: noqa: PTH110, PTH112, PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ OUTPUT_PATH = "/out"
 BOUNDED_PATHS = ("/out", "/tmp", "/dev/shm")  # noqa: S108 - the box's own, mounted by us
 CGROUP_PATH = "/sys/fs/cgroup"
 CHANNEL_FD = 3
+GPU_NAMES = ("nvidia", "dri", "kfd")
+GPU_DRIVER_PATH = "/proc/driver/nvidia/gpus"
+MOST_GPU_NODES = 256
 HANDSHAKE_SECONDS = 30.0
 SEND_SECONDS = 60.0
 REAP_SECONDS = 5.0
@@ -193,6 +196,34 @@ def mounts() -> list[dict[str, object]]:
     return found
 
 
+def gpu_nodes() -> dict[str, tuple[int, int]]:
+    """Return the number of each device node that is a GPU's, by its path below /dev."""
+    names = [name for name in os.listdir("/dev") if name.startswith(GPU_NAMES)]
+    for name in list(names):
+        if os.path.isdir("/dev/" + name):
+            names += [name + "/" + inner for inner in os.listdir("/dev/" + name)]
+    found = {}
+    for name in sorted(names)[:MOST_GPU_NODES]:
+        about = os.stat("/dev/" + name, follow_symlinks=False)
+        if about.st_mode >> 12 == 0o02:
+            found[name] = (os.major(about.st_rdev), os.minor(about.st_rdev))
+    return found
+
+
+def gpu_driver() -> dict[str, int]:
+    """Return the minor number of each NVIDIA GPU of which the driver's files tell, by its UUID."""
+    if not os.path.isdir(GPU_DRIVER_PATH):
+        return {}
+    found = {}
+    for name in sorted(os.listdir(GPU_DRIVER_PATH))[:MOST_GPU_NODES]:
+        text = read_text(GPU_DRIVER_PATH + "/" + name + "/information") or ""
+        told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        uuid, minor = told.get("GPU UUID", "").strip(), told.get("Device Minor", "").strip()
+        if "?" not in uuid and minor.isdigit():  # the driver has not looked at it yet
+            found[uuid] = int(minor)
+    return found
+
+
 def capacity(path: str) -> dict[str, int]:
     """Return how large a file system is and how much of it is taken."""
     room = os.statvfs(path)
@@ -216,6 +247,8 @@ def proof() -> dict[str, object]:
         capacities={path: capacity(path) for path in BOUNDED_PATHS},
         interfaces=sorted(name for _, name in socket.if_nameindex()),
         devices=sorted(os.listdir("/dev")),
+        gpu_nodes=gpu_nodes(),
+        gpu_driver=gpu_driver(),
         namespaces={
             name: os.readlink("/proc/self/ns/" + name)
             for name in ("pid", "net", "ipc", "uts", "mnt", "cgroup")

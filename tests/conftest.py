@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,8 +16,17 @@ from sandbox.engine import Engine, find_engine
 from sandbox.image import ImageRecord, find_image
 from sandbox.library import state_directory
 from tests.boxes import shipped_recipe
+from tests.gpu_stand_ins import (
+    GPU_0,
+    GPU_1,
+    Cards,
+    build_library,
+    copy_image,
+    hook_engine,
+    load_library,
+)
 
-FACILITIES = ("docker", "chromium", "gpu", "api", "recordings")
+FACILITIES = ("docker", "chromium", "engines", "gpu", "api", "recordings")
 GOLDEN = Path(__file__).parent / "golden"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -93,6 +103,64 @@ def image(engine: Engine, state_dir: Path, pytestconfig: pytest.Config) -> Image
     except SandboxError as error:
         missing(pytestconfig, "docker", f"{error.message}; {error.hint}")
         raise
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The stand-in for NVIDIA's library, in this process; returns its directory."""
+    if shutil.which("gcc") is None:
+        missing(pytestconfig, "engines", "no gcc to build the stand-in for NVML with")
+    directory = tmp_path_factory.mktemp("nvml")
+    load_library(build_library(directory))
+    return directory
+
+
+@pytest.fixture
+def cards(nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cards:
+    """A pretended machine's GPUs, none at first."""
+    cards = Cards(tmp_path / "cards")
+    cards.clear()
+    monkeypatch.setenv("NIGHTLAB_STUB_NVML", str(cards.root))
+    return cards
+
+
+class GpuMachine(NamedTuple):
+    """An engine whose hook is a stand-in, an image on it, and two pretended GPUs."""
+
+    engine: Engine
+    image: str
+    cards: Cards
+    state_dir: Path
+    library: Path
+
+
+@pytest.fixture(scope="session")
+def _gpu_engine(
+    engine: Engine,
+    image: ImageRecord,
+    nvml: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
+) -> Iterator[GpuMachine]:
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        missing(pytestconfig, "engines", "only root can start a second dockerd")
+    place = tmp_path_factory.mktemp("gpu-engine")
+    cards = Cards(place / "cards")
+    cards.clear()
+    with hook_engine(place / "state", cards.root, os.environ) as second:
+        base = copy_image(engine, second.base_url, image.base.image_id)
+        yield GpuMachine(second, base, cards, place / "state", nvml)
+
+
+@pytest.fixture
+def gpu_machine(_gpu_engine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> GpuMachine:
+    """A machine with two whole GPUs, idle and healthy."""
+    _gpu_engine.cards.clear()
+    for index, uuid in enumerate((GPU_0, GPU_1)):
+        _gpu_engine.cards.add(index, uuid)
+    shutil.rmtree(_gpu_engine.state_dir / "gpus", ignore_errors=True)
+    monkeypatch.setenv("NIGHTLAB_STUB_NVML", str(_gpu_engine.cards.root))
+    return _gpu_engine
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from agent.ledger import Ledger
 from agent.program import Program, load_program
 from agent.records import Entry, Event
 from agent.session import Outfit, begin, bring_back, open_lab
-from sandbox.contract import Log, Outcome, OutputFile, RunResult, RunSpec
+from sandbox.contract import GpuUse, Log, Outcome, OutputFile, RunResult, RunSpec
 
 TOY = Path(__file__).parent / "toy"
 EVENING = datetime(2026, 3, 7, 21, 0, tzinfo=UTC)
@@ -264,6 +264,20 @@ def _score(channel: socket.socket, split: str, output_dir: Path) -> None:
     (output_dir / "score.json").write_text(json.dumps(sheet | {"explanation": "", "details": {}}))
 
 
+def _use(gpu: str) -> GpuUse:
+    return GpuUse(
+        uuid=gpu,
+        name="a GPU",
+        memory_bound="watchdog",
+        peak_memory_bytes=2**30,
+        utilisation=0.9,
+        energy_joules=1000.0,
+        throttled_share=0.0,
+        samples=800,
+        events=(),
+    )
+
+
 def _result(
     spec: RunSpec,
     outcome: Outcome,
@@ -285,7 +299,8 @@ def _result(
         peak_memory_bytes=BASELINE_MEMORY,
         cpu_seconds=seconds,
         oom_kills=int(outcome is Outcome.OUT_OF_MEMORY),
-        gpus=(),
+        gpus=spec.gpus,
+        gpu=tuple(_use(gpu) for gpu in spec.gpus),
         log=Log(head="", tail="Killed\n" if killed else "done\n", omitted_bytes=0),
         output=tuple(OutputFile(name=name, bytes=1, sha256="0" * 64) for name in names),
         image_digest="sha256:0",

@@ -21,6 +21,7 @@ GOOD: dict[str, Any] = {
     "half_full": False,
     "last_error": None,
     "gpus_leased": False,
+    "gpu_memory_reached": None,
     "engine_oom_killed": None,
 }
 BAD = {"exit_code": 1}
@@ -63,6 +64,12 @@ GPU_OOM = {"last_error": "gpu_memory"}
         ({"exit_code": None, "signal": 25}, "failed"),
         (BAD | GPU_OOM | {"gpus_leased": True}, "out_of_gpu_memory"),
         (BAD | GPU_OOM, "failed"),
+        (BAD | GPU_OOM | {"gpus_leased": True, "gpu_memory_reached": True}, "out_of_gpu_memory"),
+        (BAD | GPU_OOM | {"gpus_leased": True, "gpu_memory_reached": False}, "failed"),
+        (BAD | {"gpus_leased": True, "gpu_memory_reached": True}, "failed"),
+        (BAD | {"killed_by": "gpu_memory"}, "out_of_gpu_memory"),
+        ({"killed_by": "gpu_memory"}, "out_of_gpu_memory"),
+        (BAD | {"killed_by": "gpu_fault"}, "interrupted"),
         (GPU_OOM | {"gpus_leased": True}, "ok"),
         (BAD | GPU_OOM | {"gpus_leased": True} | OOM, "out_of_memory"),
         (BAD | {"pids_refused": 5}, "failed"),

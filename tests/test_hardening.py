@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox.contract import Mount, RunSpec, SandboxError
+from sandbox.gpu import Gpu, GpuRequest
 from sandbox.hardening import (
     Lease,
     Settings,
@@ -25,6 +26,18 @@ LEASE = Lease(
     run_directory=Path("/state/runs/0123456789abcdef"),
     owner="4242 1000 pid:[4026531836] 00000000-0000-0000-0000-000000000000",
     deadline_monotonic_seconds=2_000_000_000,
+)
+GPU_LEASE = LEASE.model_copy(
+    update={
+        "gpus": GpuRequest(
+            form="hook",
+            devices="nvidia",
+            gpus=tuple(
+                Gpu(id=uuid, index="", name="", parent=None, memory_bytes=None, nodes=())
+                for uuid in GPUS
+            ),
+        )
+    }
 )
 
 
@@ -55,7 +68,7 @@ def recorded(asked: Settings) -> Settings:
 def test_the_container_settings_are_those_of_the_golden_file(
     request: pytest.FixtureRequest,
 ) -> None:
-    settings = readable(container_settings(example_spec(), LEASE))
+    settings = readable(container_settings(example_spec(), GPU_LEASE))
     if request.config.getoption("--update-golden", default=False):
         GOLDEN.write_text(settings)
     assert GOLDEN.read_text() == settings
@@ -65,6 +78,13 @@ def test_without_a_gpu_none_is_requested_and_the_image_cannot_ask_for_one() -> N
     settings = container_settings(box_spec(), LEASE)
     assert [] == settings["HostConfig"]["DeviceRequests"]
     assert "NVIDIA_VISIBLE_DEVICES=void" in settings["Env"]
+
+
+def test_a_run_is_refused_when_its_gpus_are_not_those_it_was_leased() -> None:
+    with pytest.raises(SandboxError, match="other GPUs than it was leased"):
+        container_settings(example_spec(), LEASE)
+    with pytest.raises(SandboxError, match="other GPUs than it was leased"):
+        container_settings(box_spec(), GPU_LEASE)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +102,15 @@ def test_two_mounts_may_not_share_a_target() -> None:
 
 
 def test_an_obedient_engine_shows_no_difference() -> None:
-    asked = container_settings(example_spec(), LEASE)
+    asked = container_settings(example_spec(), GPU_LEASE)
     assert [] == engine_differences(asked, recorded(asked))
 
 
-@pytest.mark.parametrize("wall", sorted(container_settings(example_spec(), LEASE)["HostConfig"]))
+@pytest.mark.parametrize(
+    "wall", sorted(container_settings(example_spec(), GPU_LEASE)["HostConfig"])
+)
 def test_each_wall_that_the_engine_recorded_otherwise_is_named(wall: str) -> None:
-    asked = container_settings(example_spec(), LEASE)
+    asked = container_settings(example_spec(), GPU_LEASE)
     answer = recorded(asked)
     answer["HostConfig"][wall] = opposite(answer["HostConfig"][wall])
     assert [wall] == engine_differences(asked, answer)
@@ -110,7 +132,7 @@ def opposite(value: Any) -> Any:
 
 
 def test_an_image_that_brings_a_volume_or_a_health_check_is_noticed() -> None:
-    asked = container_settings(example_spec(), LEASE)
+    asked = container_settings(example_spec(), GPU_LEASE)
     answer = recorded(asked)
     answer["Config"] |= {"Volumes": {"/data": {}}, "Healthcheck": {"Test": ["CMD", "true"]}}
     assert ["Healthcheck", "Volumes"] == engine_differences(asked, answer)

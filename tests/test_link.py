@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.contract import LimitNotEnforced
+from sandbox.contract import LimitNotEnforced, RunSpec
+from sandbox.gpu import Gpu, GpuRequest, Node
 from sandbox.hardening import TMP_INODES, file_size_limit, output_inodes
 from sandbox.link import (
     Go,
@@ -29,6 +30,7 @@ from sandbox.link import (
     require_walls,
 )
 from tests.boxes import box_spec
+from tests.gpu_stand_ins import GPU_0
 
 SPEC = box_spec(mounts={Path("/state/data"): "/data"})
 GO = Go(
@@ -106,6 +108,8 @@ def good_proof(**changes: Any) -> Proof:
         },
         "interfaces": ("lo",),
         "devices": ("null", "shm", "zero"),
+        "gpu_nodes": {},
+        "gpu_driver": {},
         "namespaces": {"pid": "pid:[1]"},
     }
     return Proof.model_validate(seen | changes)
@@ -171,6 +175,8 @@ BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
     ("mounts", {"mounts": mounts_with(tmpfs("/data/below"))}),
     ("devices", {"devices": ("kvm", "null")}),
     ("devices", {"devices": ("nvidia0", "null")}),
+    ("GPU", {"gpu_nodes": {"nvidia0": (195, 0)}}),
+    ("GPU", {"gpu_nodes": {"nvidia0": (195, 0)}, "gpu_driver": {GPU_0: 0}}),
     ("net namespace", {"namespaces": {"net": str(Path("/proc/self/ns/net").readlink())}}),
 ]
 
@@ -191,9 +197,31 @@ def test_a_missing_wall_refuses_the_run() -> None:
         require_walls(SPEC, good_proof(pids=None))
 
 
-def test_a_leased_gpu_may_have_devices() -> None:
-    spec = SPEC.model_copy(update={"gpus": ("GPU-1",)})
-    assert [] == differences(spec, good_proof(devices=("null", "nvidia0", "nvidiactl")))
+def test_a_leased_gpu_may_have_devices_and_no_other_gpu() -> None:
+    node = Node(path="nvidia0", major=195, minor=0, group=0)
+    gpu = Gpu(id=GPU_0, index="0", name="", parent=None, memory_bytes=None, nodes=(node,))
+    request = GpuRequest(form="hook", devices="nvidia", gpus=(gpu,))
+    spec = RunSpec.model_validate(SPEC.model_dump() | {"devices": "nvidia", "gpus": (GPU_0,)})
+    seen = {"nvidia0": (195, 0), "nvidiactl": (195, 255)}
+    names = ("null", "nvidia0", "nvidiactl")
+    assert [] == differences(spec, good_proof(devices=names, gpu_nodes=seen), request)
+    more = seen | {"nvidia1": (195, 1)}
+    assert ["GPU: PID 1 sees /dev/nvidia1, not asked for"] == differences(
+        spec, good_proof(devices=names, gpu_nodes=more), request
+    )
+
+
+def test_a_box_with_an_amd_gpu_is_in_the_groups_of_its_nodes_and_in_no_other() -> None:
+    node = Node(path="dri/renderD128", major=226, minor=128, group=109)
+    gpu = Gpu(id="0000:03:00.0", index="0", name="", parent=None, memory_bytes=None, nodes=(node,))
+    request = GpuRequest(form="nodes", devices="rocm", gpus=(gpu,))
+    given = {"devices": "rocm", "gpus": (gpu.id,)}
+    spec = RunSpec.model_validate(SPEC.model_dump() | given)
+    seen = {"devices": ("dri",), "gpu_nodes": {"dri/renderD128": (226, 128)}}
+    assert [] == differences(spec, good_proof(groups=(109,), **seen), request)
+    assert any(
+        "groups" in d for d in differences(spec, good_proof(groups=(44, 109), **seen), request)
+    )
 
 
 def test_the_kernel_may_round_cpus() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.contract import Log, Outcome, OutputFile, RunResult, RunSpec
+from sandbox.contract import Log, NoGpus, Outcome, OutputFile, RunResult, RunSpec
 from sandbox.docker_executor import DockerExecutor
 from sandbox.engine import Engine, connect
 from sandbox.image import ImageRecord
@@ -97,7 +97,7 @@ class Bare:
 def test_every_wall_of_a_box_holds(engine: Engine, image: ImageRecord, state_dir: Path) -> None:
     executor = DockerExecutor(engine.base_url, engine.api_version, state_dir / "run")
 
-    findings = try_walls(executor, image.image_id, state_dir / "run", os.environ)
+    findings = try_walls(executor, image.image_id, state_dir / "run", os.environ, NoGpus())
 
     assert [] == [finding for finding in findings if finding.standing != "held"]
     assert len(findings) >= 100

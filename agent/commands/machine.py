@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from rich.text import Text
 from agent.commands.shared import (
     DEFAULT_PROGRAM,
     BaseImageOption,
+    GpusOption,
     JsonOption,
     ProgramOption,
     TorchIndexOption,
@@ -31,8 +34,16 @@ from agent.setup import copy_template, image_recipe, set_up
 from sandbox.engine import find_engine, stop_own_engine
 from sandbox.escapes import installed, version_rows
 from sandbox.image import find_image
+from sandbox.inventory import find_gpus
+from sandbox.leases import GpuRow, gpu_rows
 from sandbox.library import box as run_box
-from sandbox.library import executor, named_limits, state_directory
+from sandbox.library import (
+    executor,
+    gpu_leases,
+    gpu_source,
+    named_limits,
+    state_directory,
+)
 from sandbox.self_check import CheckResult, timed_check
 
 
@@ -88,8 +99,11 @@ def check(
     settings = load(program).settings.with_overrides(base_image=base_image)
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, image_recipe(settings, program.parent), state_dir=state_dir)
+    recipe = image_recipe(settings, program.parent)
+    image = find_image(engine, recipe, state_dir=state_dir)
     components = installed(engine, os.environ)
+    devices = recipe.profile.devices
+    source = gpu_source(engine, state_dir, devices, settings.hardware.gpus, 1)
     found = timed_check(
         executor(engine, state_dir),
         image.image_id,
@@ -97,6 +111,8 @@ def check(
         os.environ,
         components,
         version_rows(components),
+        source,
+        gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).standing()),
     )
     if as_json:
         print_line(found.model_dump_json())
@@ -110,6 +126,7 @@ def box(
     argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
     program: ProgramOption = DEFAULT_PROGRAM,
     base_image: BaseImageOption = None,
+    gpus: GpusOption = None,
     wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
     memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
     cpus: Annotated[float | None, typer.Option(help="such as 1.5")] = None,
@@ -124,9 +141,9 @@ def box(
 ) -> None:
     """Run one command in a train box; print its RunResult as JSON.
 
-    Limits that are not given come from the [limits] of program.md.
+    Limits that are not given come from the [limits] of program.md. With --gpus it gets all those.
     """
-    settings = load(program).settings.with_overrides(base_image=base_image)
+    settings = load(program).settings.with_overrides(base_image=base_image, gpus=gpus)
     given = {
         "wall_seconds": wall_seconds,
         "memory_bytes": _size("--memory", memory),
@@ -140,10 +157,54 @@ def box(
         named_limits(settings.train_limits(), changed),
         mounts=dict(_mount(text) for text in mount_ro or []),
         output_dir=output_dir,
-        recipe=image_recipe(settings, program.parent),
+        recipe=(recipe := image_recipe(settings, program.parent)),
+        gpus=settings.hardware.gpus,
+        gpu_memory=settings.hardware.gpu_memory(recipe.profile.allocator_variable),
         environ=os.environ,
     )
     sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+
+
+def gpus(
+    program: ProgramOption = Path("program.md"),
+    lift: Annotated[
+        str | None, typer.Option("--lift", help="put this one back into use, by its id")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the GPUs that runs could have, who has them, and which are out of use."""
+    state_dir = state_directory(os.environ)
+    leases = gpu_leases(find_engine(state_dir, environ=os.environ), state_dir)
+    if lift is not None:
+        if not leases.lift(lift):
+            raise SessionError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")
+        say(f"{lift} is back in use")
+        return
+    devices = image_recipe(load(program).settings, program.parent).profile.devices
+    rows = gpu_rows(find_gpus(devices), leases.standing())
+    if as_json:
+        print_line(json.dumps([row.model_dump() for row in rows]))
+        return
+    if not rows:
+        say("the profile's boxes have no GPUs" if devices == "none" else "there are no GPUs here")
+    show_gpus(out, rows)
+
+
+def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
+    """A table of GPUs, then how each that is out of use comes back."""
+    if not rows:
+        return
+    table = Table("index", "id", "name", "memory", "", box=None, pad_edge=False)
+    for row in rows:
+        size = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.0f} GiB"
+        style = "bold red" if row.standing == "out of use" else ""
+        words = Text(one_line(f"{row.standing}: {row.words}" if row.words else row.standing, 100))
+        table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, words, style=style)
+    console.print(table)
+    for row in rows:
+        if row.standing == "out of use":
+            advice = f"once you know why: nightlab gpus --lift {row.id}"
+            console.print(advice, markup=False, highlight=False)
 
 
 def show_check(console: Console, found: CheckResult) -> None:
@@ -155,6 +216,7 @@ def show_check(console: Console, found: CheckResult) -> None:
         table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
     console.print(table)
     console.print()
+    show_gpus(console, found.gpus)
     console.print(_version_table(found))
     for row in found.versions:
         if row.standing != "ok":

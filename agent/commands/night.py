@@ -18,6 +18,7 @@ from agent.commands.shared import (
     SERVICE_FAILED,
     AttemptsOption,
     BaseImageOption,
+    GpusOption,
     HoursOption,
     JsonOption,
     ProgramOption,
@@ -67,6 +68,7 @@ def run(
     usd: UsdOption = None,
     budget_seconds: Annotated[float | None, typer.Option(help="seconds for each training")] = None,
     base_image: BaseImageOption = None,
+    gpus: GpusOption = None,
     session: Annotated[str | None, typer.Option(help="name of the session")] = None,
     seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
     track: TrackOption = None,
@@ -83,6 +85,7 @@ def run(
         budget_seconds=budget_seconds,
         researcher=researcher,
         base_image=base_image,
+        gpus=gpus,
     )
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)

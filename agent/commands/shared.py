@@ -47,6 +47,9 @@ SessionArgument = Annotated[str, typer.Argument(help="name of the session")]
 BaseImageOption = Annotated[
     str | None, typer.Option("--base-image", help="build on this image instead")
 ]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", help="those to use, such as 0,2: indices or ids")
+]
 TorchIndexOption = Annotated[
     str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
 ]

@@ -1,0 +1,280 @@
+"""Watches a run's GPUs from the host: samples, limits, faults.
+
+One thread a run asks the driver a few times a second. It ends the run when a GPU fails under it,
+or when the run exceeds a limit that nothing stronger holds. What a run leaves behind on a GPU is
+looked for once its box is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sandbox.contract import GpuEvent, GpuSample, GpuUse, MemoryBound
+from sandbox.gpu import Gpu
+from sandbox.nvml import Driver, DriverFault, XidWatch
+
+PERIOD_SECONDS = 0.25
+FAILURES_IN_A_ROW = 3
+"""So often may the driver fail to answer before it counts; a reset of a peer stalls it a while."""
+THROTTLED_SHARE = 0.1
+"""From this share of the samples on a run was throttled enough to say so."""
+LEFT_BYTES = 256 * 2**20
+"""More than a driver's own needs may move between two looks at an idle GPU."""
+LEFT_SECONDS = 5.0
+"""How long the driver may take to give back the memory of processes that are gone."""
+PROC = Path("/proc")
+
+EndReason = Literal["gpu_memory", "gpu_fault"]
+End = Callable[[EndReason], None]
+
+
+@dataclass
+class Account:
+    """What was seen of one GPU while a run had it."""
+
+    gpu: Gpu
+    first: GpuSample
+    last: GpuSample
+    peak_bytes: int | None = None
+    utilisation: list[float] = field(default_factory=list)
+    throttled: dict[str, int] = field(default_factory=dict)
+    throttled_samples: int = 0
+    samples: int = 0
+    failures: int = 0
+    events: list[GpuEvent] = field(default_factory=list)
+
+    def add(self, sample: GpuSample, used_bytes: int | None) -> None:
+        """Count one sample, and what of the GPU's memory is the run's."""
+        self.samples += 1
+        self.failures = 0
+        if used_bytes is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
+        if sample.utilisation is not None:
+            self.utilisation.append(sample.utilisation)
+        for reason in sample.throttled_by:
+            self.throttled[reason] = self.throttled.get(reason, 0) + 1
+        self.throttled_samples += bool(sample.throttled_by)
+        if (sample.ecc_errors or 0) > (self.last.ecc_errors or 0):
+            new = (sample.ecc_errors or 0) - (self.last.ecc_errors or 0)
+            words = f"{new} memory errors that could not be corrected"
+            self.events.append(GpuEvent(kind="ecc", words=words, is_fault=True))
+        self.last = sample
+
+    def fail(self, event: GpuEvent) -> None:
+        """Count an answer that did not come; a lost GPU counts at once, the rest when it lasts."""
+        self.failures += 1
+        lasts = event.kind == "lost" or self.failures == FAILURES_IN_A_ROW
+        if lasts and not any(earlier.kind == event.kind for earlier in self.events):
+            self.events.append(event)
+
+    @property
+    def has_fault(self) -> bool:
+        """Tell whether the GPU is to blame for something."""
+        return any(event.is_fault for event in self.events)
+
+    def use(self, bound: MemoryBound) -> GpuUse:
+        """Return what goes on record."""
+        share = self.throttled_samples / self.samples if self.samples else None
+        return GpuUse(
+            uuid=self.gpu.id,
+            name=self.gpu.name,
+            memory_bound=bound,
+            peak_memory_bytes=self.peak_bytes,
+            utilisation=sum(self.utilisation) / len(self.utilisation) if self.utilisation else None,
+            energy_joules=_grown(self.first.energy_joules, self.last.energy_joules),
+            throttled_share=share,
+            samples=self.samples,
+            events=(*self.events, *self._throttling(share or 0.0)),
+        )
+
+    def _throttling(self, share: float) -> Iterator[GpuEvent]:
+        if share >= THROTTLED_SHARE:
+            reasons = ", ".join(sorted(self.throttled))
+            words = f"lower clocks in {share:.0%} of the samples: {reasons}"
+            yield GpuEvent(kind="throttled", words=words, is_fault=False)
+
+
+def _grown(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else max(0.0, last - first)
+
+
+class Watch:
+    """The watch over one run.
+
+    Args:
+        driver: where GPUs are asked.
+        gpus: those of the run.
+        period_seconds: between two samples.
+        proc: where processes tell their control group.
+
+    Raises:
+        DriverFault: a GPU does not even answer before the run.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        gpus: Sequence[Gpu],
+        period_seconds: float = PERIOD_SECONDS,
+        proc: Path = PROC,
+    ) -> None:
+        self._driver = driver
+        self._period_seconds = period_seconds
+        self._proc = proc
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        firsts = [(gpu, driver.sample(gpu)) for gpu in gpus]
+        self.accounts = [Account(gpu=gpu, first=s, last=s) for gpu, s in firsts]
+        self._xids: XidWatch = driver.xids(gpus)
+        self._end: End = lambda _: None
+        self._limit_bytes: int | None = None
+        self._must_see = False
+        self._cgroup = ""
+        self.exceeded: str = ""
+        """Which GPU's limit the run exceeded, and by how much."""
+
+    @property
+    def can_see_memory(self) -> bool:
+        """Tell whether the driver says how much memory is in use on every one of them."""
+        return all(account.first.memory_used_bytes is not None for account in self.accounts)
+
+    def begin(self, pid: int, end: End, limit_bytes: int | None, *, is_only_bound: bool) -> None:
+        """Watch from now on.
+
+        Args:
+            pid: of the box's PID 1 on the host; its processes share its control group.
+            end: ends the run at once, from another thread.
+            limit_bytes: of each GPU; None for no limit.
+            is_only_bound: nothing but this watch holds the limit, so a driver that no longer
+                answers ends the run as well.
+        """
+        self._cgroup = _text(self._proc / str(pid) / "cgroup")
+        self._end, self._limit_bytes, self._must_see = end, limit_bytes, is_only_bound
+        self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more; may be called again."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Stop, and let go of the driver."""
+        self.stop()
+        self._xids.close()
+
+    def look_back(self) -> None:
+        """Look, once the box is gone, at what a healthy GPU would look like now."""
+        self._hear()
+        give_up = time.monotonic() + LEFT_SECONDS
+        while self._leftover() and time.monotonic() < give_up:
+            time.sleep(self._period_seconds)
+        for account in self.accounts:
+            left = self._left(account)
+            if left > LEFT_BYTES and not account.has_fault:
+                words = f"{left / 2**20:.0f} MiB are still taken after the run"
+                account.events.append(GpuEvent(kind="memory_left", words=words, is_fault=True))
+            recovery = self._recovery(account)
+            if recovery is not None:
+                account.events.append(recovery)
+
+    def _recovery(self, account: Account) -> GpuEvent | None:
+        try:
+            return self._driver.recovery(account.gpu)
+        except DriverFault as fault:
+            account.fail(fault.event)
+            return None
+
+    def _leftover(self) -> bool:
+        return any(self._left(account) > LEFT_BYTES for account in self.accounts)
+
+    def _left(self, account: Account) -> int:
+        """Return how much more memory is in use than before the run."""
+        try:
+            now = self._driver.sample(account.gpu).memory_used_bytes
+        except DriverFault as fault:
+            account.fail(fault.event)
+            return 0
+        return (now or 0) - (account.first.memory_used_bytes or 0)
+
+    def _watch(self) -> None:
+        next_look = time.monotonic()
+        while not self._stopped.is_set():
+            self._look()
+            next_look = max(next_look + self._period_seconds, time.monotonic())
+            self._stopped.wait(next_look - time.monotonic())
+
+    def _look(self) -> None:
+        for account in self.accounts:
+            try:
+                sample = self._driver.sample(account.gpu)
+                used = self._used(account, sample)
+            except DriverFault as fault:
+                account.fail(fault.event)
+            else:
+                account.add(sample, used)
+                self._hold(account, used)
+        self._hear()
+        if any(self._ends_a_run(event) for a in self.accounts for event in a.events):
+            self._end("gpu_fault")
+
+    def _ends_a_run(self, event: GpuEvent) -> bool:
+        """Tell whether waiting on would only waste the rest of the budget, or a limit is open."""
+        return event.is_fault and (event.kind != "unreadable" or self._must_see)
+
+    def _hear(self) -> None:
+        for gpu, event in self._xids.reports():
+            for account in self.accounts:
+                if account.gpu.id == gpu:
+                    account.events.append(event)
+
+    def _used(self, account: Account, sample: GpuSample) -> int | None:
+        """Return the run's memory on a GPU: its processes' where the driver tells, else the growth.
+
+        Raises:
+            DriverFault: the GPU does not answer.
+        """
+        own = [
+            memory
+            for pid, memory in self._driver.processes(account.gpu).items()
+            if memory is not None and self._is_of_the_box(pid)
+        ]
+        if own:
+            return sum(own)
+        if sample.memory_used_bytes is None:
+            return None
+        return max(0, sample.memory_used_bytes - (account.first.memory_used_bytes or 0))
+
+    def _is_of_the_box(self, pid: int) -> bool:
+        return bool(self._cgroup) and _text(self._proc / str(pid) / "cgroup") == self._cgroup
+
+    def _hold(self, account: Account, used: int | None) -> None:
+        if self._limit_bytes is None or used is None or used <= self._limit_bytes or self.exceeded:
+            return
+        self.exceeded = f"{used} of {self._limit_bytes} bytes on {account.gpu.id}"
+        self._end("gpu_memory")
+
+
+@contextmanager
+def watching(driver: Driver, gpus: Sequence[Gpu]) -> Iterator[Watch]:
+    """Give a watch that is over at the end of the block."""
+    watch = Watch(driver, gpus)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
