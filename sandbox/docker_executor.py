@@ -619,6 +619,7 @@ def _run_directory(root: Path) -> Iterator[Path]:
     """Make the directory that is mounted at /nightlab, and remove it after the run."""
     directory = root.absolute() / secrets.token_hex(8)
     root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)  # or another user of this machine could take PID 1's place at the link
     directory.mkdir(mode=0o755)
     try:
         directory.chmod(0o755)  # whatever the umask: the box's user must get in

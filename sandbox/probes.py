@@ -86,7 +86,11 @@ CALLS: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
         "chroot": (161, 51, (0,)),
         "open a file by its handle": (304, 265, (-1, 0, 0)),
     },
-    "memory": {"swap on a file": (167, 224, (0, 0))},
+    "memory": {
+        "swap on a file": (167, 224, (0, 0)),
+        "huge pages, which no memory limit counts": (9, 222, (0, 2**21, 3, 0x40022, -1, 0)),
+        "a file of huge pages": (319, 279, (0, 4)),
+    },
     "time": {
         "set the clock": (227, 112, (0, 0)),
         "adjust the clock": (159, 171, (0,)),

@@ -18,7 +18,7 @@ import docker
 import docker.errors
 import requests
 
-from sandbox.contract import EngineUnavailable
+from sandbox.contract import ContainerUnkillable, EngineUnavailable
 from sandbox.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
 
 OWNER_FILE = "owner"
@@ -33,14 +33,27 @@ def process_owner(pid: int | None = None) -> str:
     return f"{pid} {_start_time(pid)} {namespace} {boot}"
 
 
-def _start_time(pid: int) -> str:
-    """Return the clock tick at which a process started; empty when it is not alive."""
+def _start_time(pid: int) -> str | None:
+    """Return the clock tick at which a process started; empty when it is not alive.
+
+    None when it lives and /proc does not show it: with `hidepid` nobody sees another user's.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ""
+        return None if _exists(pid) else ""
     fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
     return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def is_alive(owner: str) -> bool | None:
@@ -53,7 +66,8 @@ def is_alive(owner: str) -> bool | None:
         return False
     if namespace != str(Path("/proc/self/ns/pid").readlink()):
         return None
-    return _start_time(int(pid)) == start_time
+    seen = _start_time(int(pid))
+    return None if seen is None else seen == start_time
 
 
 def is_abandoned(labels: Mapping[str, str], now_monotonic_seconds: float) -> bool:
@@ -76,17 +90,25 @@ def sweep(client: docker.APIClient) -> list[str]:
 
     Raises:
         EngineUnavailable: the engine does not answer.
+        ContainerUnkillable: one would not go; every other one is removed.
     """
+    removed, stuck = [], []
     try:
-        found = client.containers(all=True, filters={"label": LABEL_RUN})
-        return [
-            container["Id"]
-            for container in found
-            if is_abandoned(container["Labels"] or {}, time.monotonic())
-            and _remove(client, container)
-        ]
+        for container in client.containers(all=True, filters={"label": LABEL_RUN}):
+            if not is_abandoned(container["Labels"] or {}, time.monotonic()):
+                continue
+            try:
+                removed += [container["Id"]] if _remove(client, container) else []
+            except docker.errors.APIError as error:
+                stuck.append(f"{container['Id'][:12]} ({error.explanation})")
     except (requests.RequestException, docker.errors.DockerException) as error:
         raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
+    if stuck:
+        raise ContainerUnkillable(
+            f"what a dead session left cannot be removed: {', '.join(stuck)}"[:1000],
+            "look at it with `docker inspect`; a restart of the engine or the machine ends it",
+        )
+    return removed
 
 
 def living_gpus(client: docker.APIClient) -> list[str]:
@@ -97,7 +119,8 @@ def living_gpus(client: docker.APIClient) -> list[str]:
     Raises:
         EngineUnavailable: the engine does not answer.
     """
-    sweep(client)
+    with contextlib.suppress(ContainerUnkillable):  # it is among the living, with its GPUs
+        sweep(client)
     try:
         found = client.containers(all=True, filters={"label": LABEL_GPUS})
     except (requests.RequestException, docker.errors.DockerException) as error:

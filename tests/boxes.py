@@ -12,9 +12,10 @@ import docker
 import docker.errors
 
 from sandbox.contract import Limits, Mount, RunSpec
+from sandbox.engine import Engine
 from sandbox.hardening import LABEL_SESSION
 from sandbox.hardware import find_profile
-from sandbox.image import Recipe
+from sandbox.image import ImageRecord, Recipe, _note_path, _Remembered
 from sandbox.library import shipped_recipe as shipped
 
 CONTROLLER = """
@@ -49,6 +50,14 @@ def shipped_recipe(
     """Return what the shipped program.md asks of its image, or a variation of it."""
     changes = {"profile": find_profile(profile), "base_image": base_image}
     return shipped().model_copy(update=changes | {"dockerfile": dockerfile.read_text()})
+
+
+def remember(image: ImageRecord, engine: Engine, state_dir: Path) -> None:
+    """Note an image as the one that set-up made on an engine, where `find_image` looks."""
+    recipe = shipped_recipe()
+    note = _note_path(state_dir / "images", engine, recipe)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(_Remembered(recipe=recipe.key, image=image).model_dump_json())
 
 
 def box_spec(

@@ -7,6 +7,7 @@ one at a given place in the order of requests, or every one of a kind.
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import threading
@@ -18,7 +19,7 @@ from socketserver import ThreadingUnixStreamServer
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-Action = Literal["kill_before", "kill_after", "drop", "refuse", "delay", "late", "hang"]
+Action = Literal["kill_before", "kill_after", "drop", "refuse", "delay", "late", "hang", "forget"]
 NAMED_THING = re.compile(r"/v[\d.]+|(?<=/containers/)nightlab-\w+|(?<=/images/)sha256:\w+|\?.*")
 
 
@@ -28,7 +29,8 @@ class Fault(NamedTuple):
     `kill_before` and `kill_after` call the proxy's `kill` before or after the engine has done what
     was asked, and never answer; `drop` closes the connection without asking the engine; `refuse`
     answers 500 without asking it; `delay` lets the engine do it and answers late; `late` has the
-    engine do it late, when nobody waits for the answer; `hang` neither asks nor answers.
+    engine do it late, when nobody waits for the answer; `hang` neither asks nor answers; `forget`
+    asks for a container without its bound on processes.
     """
 
     at: int | None
@@ -72,6 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(fault.delay_seconds)
             self.server.late.append(self._forward(body)[0])
             self.close_connection = True
+        elif fault.action == "forget":
+            settings = json.loads(body)
+            del settings["HostConfig"]["PidsLimit"]
+            self._answer(*self._forward(json.dumps(settings).encode()))
         elif fault.action == "hang":
             self.server.ended.wait()
             self.close_connection = True

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -230,6 +231,31 @@ def test_a_mount_that_does_not_exist_is_our_failure(
     spec = box_spec(image=image.image_id, mounts={tmp_path / "none": "/data"})
     with pytest.raises(SandboxError, match="none"):
         executor.run(spec)
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a moment")
+def test_no_other_user_of_the_machine_gets_to_the_link_before_pid_1(
+    engine: Any, image: Any
+) -> None:
+    knocked: list[type[BaseException]] = []
+
+    def knock(spec: RunSpec, lease: Lease) -> Settings:
+        os.seteuid(65533)
+        try:
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(str(lease.run_directory / "link.sock"))
+        except OSError as error:
+            knocked.append(type(error))
+        finally:
+            os.seteuid(0)
+        return container_settings(spec, lease)
+
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        executor = DockerExecutor(engine.base_url, engine.api_version, Path(name) / "r", knock)
+        assert Outcome.OK == executor.run(box_spec(image=image.image_id)).outcome
+    assert [PermissionError] == knocked
 
 
 # --- walls taken away ---

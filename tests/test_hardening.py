@@ -167,7 +167,11 @@ def test_no_dangerous_call_is_named(call: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", ["clone", "socket", "socketpair", "prlimit64", "personality", "setpriority"]
+    "call",
+    [
+        *("clone", "socket", "socketpair", "prlimit64", "personality", "setpriority"),
+        *("mmap", "memfd_create", "shmget"),
+    ],
 )
 def test_a_call_with_a_dangerous_half_passes_only_with_known_arguments(call: str) -> None:
     assert all(rule.get("args") for rule in allowed_calls()[call])

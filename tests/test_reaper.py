@@ -14,8 +14,10 @@ import docker
 import pytest
 
 from sandbox import reaper
+from sandbox.contract import ContainerUnkillable
 from sandbox.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
 from sandbox.reaper import is_abandoned, is_alive, process_owner
+from tests.engine_proxy import EngineProxy, Fault
 
 
 def dead_owner() -> str:
@@ -119,6 +121,51 @@ def test_a_sweep_takes_the_containers_of_the_dead_and_no_others(
     finally:
         for box in set(made.values()) & {each["Id"] for each in client.containers(all=True)}:
             client.remove_container(box, force=True)
+
+
+@pytest.mark.docker
+def test_one_that_will_not_go_is_named_and_keeps_no_other(
+    client: docker.APIClient, engine: Any, image: Any, tmp_path: Path
+) -> None:
+    labels = {LABEL_RUN: "run-1", LABEL_OWNER: dead_owner()}
+    stuck, other = (sleeper(client, image.image_id, labels) for _ in range(2))
+    fault = Fault(None, "refuse", kind=f"DELETE .*{stuck}")
+    try:
+        with EngineProxy(engine.base_url, tmp_path / "proxy", fault) as proxy:
+            through = docker.APIClient(base_url=proxy.url, version=engine.api_version)
+            with pytest.raises(ContainerUnkillable, match=stuck[:12]) as unkillable:
+                reaper.sweep(through)
+            through.close()
+        assert "" != unkillable.value.hint
+        assert other not in {container["Id"] for container in client.containers(all=True)}
+        assert stuck in reaper.sweep(client)
+    finally:
+        for box in {stuck, other} & {each["Id"] for each in client.containers(all=True)}:
+            client.remove_container(box, force=True)
+
+
+HIDDEN = """
+import ctypes, os, subprocess, sys
+from sandbox.reaper import is_alive
+ctypes.CDLL(None).unshare(0x00020000)
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print([is_alive(owner) for owner in sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount /proc with hidepid")
+def test_a_session_that_another_user_cannot_see_is_not_taken_for_dead() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN, process_owner(), dead_owner()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("[None, False]\n", "") == (done.stdout, done.stderr)
 
 
 def sleeper(client: docker.APIClient, image: str, labels: dict[str, str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from sandbox.self_check import (
     CANARY_VARIABLE,
     CHECK_LIMITS,
     FAMILIES,
+    CheckResult,
     Finding,
     lay_out,
     try_family,
@@ -28,9 +31,12 @@ from sandbox.self_check import (
     try_walls,
 )
 from sandbox.strains import FLOOD_BYTES, STRAINS, Strain
+from tests.boxes import remember
+from tests.engine_proxy import EngineProxy, Fault
 
 pytestmark = [pytest.mark.docker]
 
+ROOT = Path(__file__).parents[1]
 ADDED = ["SYS_ADMIN", "SYS_NICE", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYSLOG"]
 TEMPTING = ("/var/run/docker.sock", "/root/.netrc", "/nightlab/link.sock")
 STILL_HELD = {
@@ -222,3 +228,24 @@ def test_a_strain_without_a_bound_is_judged_by_what_came_out(
 ) -> None:
     (strain,) = (strain for strain in STRAINS if strain.tried.startswith(tried))
     assert not strain.held(result_of(**changes))
+
+
+def test_an_engine_that_drops_a_limit_makes_check_exit_1(
+    engine: Engine, image: ImageRecord, tmp_path: Path
+) -> None:
+    fault = Fault(None, "forget", kind="POST .*/create")
+    with EngineProxy(engine.base_url, tmp_path / "proxy", fault) as proxy:
+        remember(image, engine.model_copy(update={"base_url": proxy.url}), tmp_path)
+        environ = {"DOCKER_HOST": proxy.url, "NIGHTLAB_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "agent.cli", "check", "--json"],
+            cwd=tmp_path,
+            env=os.environ | environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    findings = CheckResult.model_validate_json(done.stdout).findings
+    assert 1 == done.returncode
+    assert {"gave way"} == {f.standing for f in findings if f.tried.startswith("four times")}
+    assert any("pids: asked 48" in finding.seen for finding in findings)

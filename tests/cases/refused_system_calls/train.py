@@ -30,6 +30,9 @@ NUMBERS = {  # name: (x86_64, aarch64, arguments)
     "reboot": (169, 142, (0, 0, 0, 0)),
     "swapon": (167, 224, (0, 0)),
     "personality": (135, 92, (0x0040000,)),
+    "mmap(huge pages)": (9, 222, (0, 2**21, 3, 0x40022, -1, 0)),
+    "memfd_create(huge pages)": (319, 279, (0, 4)),
+    "shmget(huge pages)": (29, 194, (0, 2**21, 0o5600)),
     "clone(new user)": (56, 220, (0x10000011, 0, 0, 0, 0)),
 }
 libc = ctypes.CDLL(None, use_errno=True)
