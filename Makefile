@@ -1,13 +1,13 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check bench compare swap soak build clean
+.PHONY: help demo test test-cgroup2 test-gpu check bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## set up what is missing, then run a short real session without a key
 	$(BIN)/nightlab setup
@@ -22,6 +22,10 @@ test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing w
 	then $(BIN)/pytest -m gpu --require gpu --require docker; \
 	else echo "SKIPPED, nothing was run: there is no NVIDIA GPU or no driver here; the tests are:"; \
 	  $(BIN)/pytest -m gpu --collect-only -q; fi
+
+test-cgroup2: .venv/.developed ## the walls' tests on cgroup v2 and a current engine, in an emulated machine (an hour)
+	$(BIN)/nightlab setup
+	$(BIN)/python -m tests.cgroup2
 
 check: .venv/.developed ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
