@@ -358,7 +358,8 @@ def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
     with pytest.raises(LimitNotEnforced) as refusal:
         executor.run(spec)
     assert wall in refusal.value.message
-    assert [] == boxes_of(client, session)
+    # The engine itself may be removing it still.
+    assert wait_until(lambda: boxes_of(client, session) == [], 10)
 
 
 @pytest.mark.docker
