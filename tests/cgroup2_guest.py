@@ -46,6 +46,7 @@ def without_torch(engine: Engine, reference: str) -> ImageRecord:
         base=base,
         python=base.target.python,
         torch="none",
+        torch_build="no accelerator",
         torch_wheel=None,
         content_key="0" * 64,
         profile="cpu",
