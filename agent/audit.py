@@ -17,7 +17,15 @@ from agent.curves import unpacked
 from agent.diffs import patch, unified_diff
 from agent.disturbance import usual_speed
 from agent.history import OF_AN_ATTEMPT, Attempt, History, are_moved
-from agent.judge import Judgement, Noise, Ruling, judge
+from agent.judge import (
+    Judgement,
+    Noise,
+    Ruling,
+    drift_purposes,
+    drift_tolerance,
+    has_drifted,
+    judge,
+)
 from agent.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
 from agent.limit_checks import LimitChecks
 from agent.merge import Files
@@ -30,6 +38,7 @@ from agent.records import (
     AttemptStarted,
     ConversationOpened,
     Disturbance,
+    DriftChecked,
     EarlyStop,
     Entry,
     Event,
@@ -116,7 +125,7 @@ class _Auditor:
             yield from self._after_the_end(event)
         yield from self._check(entry)
         self.history.apply(entry)
-        if isinstance(event, Scored):
+        if isinstance(event, Scored | DriftChecked):
             self._count_repeats(event.attempt)
         elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
             for number in list(self.squares):
@@ -158,7 +167,8 @@ class _Auditor:
             case AttemptFinished():
                 yield from self.runs.all_ended()
                 yield from self._verdict(event)
-            case AttemptInterrupted():
+            case AttemptInterrupted() | DriftChecked():
+                yield from self._drift(event) if isinstance(event, DriftChecked) else ()
                 self.runs.forget_open()
             case SessionEnded():
                 if event.reason is not StopReason.SANDBOX_FAULT:
@@ -398,6 +408,27 @@ class _Auditor:
         degrees = sum(degrees for _, degrees in groups.values())
         squares = math.fsum(squares for squares, _ in groups.values())
         return Noise(math.sqrt(squares / degrees) if degrees else 0.0, max(1, degrees))
+
+    def _drift(self, event: DriftChecked) -> Iterator[str]:
+        """A look at the machine: the best's recorded score, today's from the runs, the ruling."""
+        if event.today:
+            yield from self.runs.all_ended()
+        if self.history.best is None or self.history.best.number != event.attempt:
+            yield f"it is about attempt {event.attempt}, which was not the best"
+        if self.history.attempt(event.attempt).values().get(event.seed) != event.recorded:
+            yield f"{event.recorded} is not what counted as the score at seed {event.seed}"
+        for purpose, value in zip(drift_purposes(event.check), event.today, strict=False):
+            key = (purpose, event.attempt, event.seed)
+            if self.runs.scores.get((key, "val")) != value:
+                yield f"today's score {value} is not that of its runs"
+        if self.settings is None or not self.degrees:
+            yield "the machine was looked at without settings or noise"
+            return
+        tolerance = drift_tolerance(self._noise(None), self.settings.noise.confidence)
+        if not _same(tolerance, event.tolerance):
+            yield f"up to {event.tolerance:g} is noise, it says; the scores say {tolerance:g}"
+        if event.changed != has_drifted(event.recorded, event.today, event.tolerance):
+            yield "whether the machine changed is not what the scores say"
 
     # --- the researcher ---
 

@@ -16,7 +16,7 @@ from agent.curves import CurveCollector, is_storable
 from agent.history import Attempt, History, gain
 from agent.judge import pooled_noise
 from agent.program import Settings
-from agent.records import AttemptKind, Disturbance, StopReason, Verdict
+from agent.records import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
 from agent.render import one_line
 from agent.running import forget_note, write_note
 from agent.summary import Summary
@@ -91,6 +91,8 @@ class NightConsole:
         """Take the bar away; say so when the machine was not quiet."""
         self._stop_bar()
         if disturbance is not None and disturbance.disturbed:
+            for reason in disturbance.held_back:
+                self._out.print(f"      {reason}", style="yellow", highlight=False, markup=False)
             self._out.print(
                 f"      others used {disturbance.other_cores:.2f} cores during the run "
                 f"(limit {disturbance.limit_cores:g}, see [disturbance] in program.md)",
@@ -104,6 +106,13 @@ class NightConsole:
         assert attempt.finished is not None
         line = attempt_line(attempt, self._history(), self._settings)
         self._out.print(Text(line, style=STYLES[attempt.finished.verdict]), soft_wrap=True)
+
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Say whether the machine is as it was."""
+        self._stop_bar()
+        style = "bold yellow" if found.changed else "dim"
+        text = Text(f"      {one_line(found.explanation, 300)}", style=style)
+        self._out.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -168,6 +177,10 @@ class NoteTaker:
         """Pass it on."""
         self._console.attempt_finished(attempt)
 
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Pass it on."""
+        self._console.drift_checked(found)
+
     def close(self) -> None:
         """Leave no note behind."""
         forget_note(self._directory)
@@ -212,6 +225,10 @@ class JsonConsole:
         finished = attempt.finished.model_dump(mode="json", exclude={"type"})
         source = attempt.scores[-1].source if attempt.scores else None
         self._say("attempt_finished", **finished, source=source, cost_usd=attempt.cost_usd)
+
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Say whether the machine is as it was."""
+        self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
 
     def close(self) -> None:
         """Nothing to leave behind."""

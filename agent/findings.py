@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
-from agent.history import Attempt, History
-from agent.records import Disturbance, Entry, ModelCalled, RetryWaited, Usage
+from agent.history import Attempt, History, gain
+from agent.records import (
+    Disturbance,
+    DriftChecked,
+    Entry,
+    Event,
+    LaterRun,
+    ModelCalled,
+    RetryWaited,
+    RunFinished,
+    Usage,
+)
 from agent.render import one_line
+from agent.summary import direction_of, noise_of
+from agent.worth import ReviewTable
 from sandbox.contract import Outcome, Record
 
 
@@ -36,6 +49,68 @@ class ModelSpend(Record):
     unpriced_calls: int
 
 
+class SplitGain(Record):
+    """Best against baseline on one split, or at other seeds."""
+
+    name: str
+    baseline: float
+    best: float
+    gain: float
+    seeds: int
+    """How often the best was scored."""
+    error: float | None
+    """Standard error of the gain; none where the noise is not known."""
+
+
+class Survival(Record):
+    """What is left of the gain where nothing was chosen."""
+
+    rows: tuple[SplitGain, ...]
+    share: float | None
+    """Of the gain on val, on holdout; none where there is no holdout score or no gain."""
+    tries: int
+    """Attempts that were judged: the best of more of them owes more to luck."""
+
+
+def survival(history: History, review: ReviewTable | None) -> Survival | None:
+    """What survived of the gain; none where nothing was kept."""
+    baseline, best = history.baseline, history.best
+    if baseline is None or best is None or best is baseline:
+        return None
+    found = [
+        _split_gain(history, "val, which decided", baseline.values(), best.values()),
+        _split_gain(
+            history,
+            "holdout, which decided nothing",
+            baseline.values("holdout"),
+            best.values("holdout"),
+        ),
+    ]
+    on_val, on_holdout = found
+    share = on_holdout.gain / on_val.gain if on_val and on_holdout and on_val.gain > 0 else None
+    if review is not None and review.baseline_values and review.best_values:
+        before, after = (dict(enumerate(v)) for v in (review.baseline_values, review.best_values))
+        found.append(_split_gain(history, "val at fresh seeds, in review", before, after))
+    rows = tuple(row for row in found if row is not None)
+    return Survival(rows=rows, share=share, tries=len(history.completed))
+
+
+def _split_gain(
+    history: History, name: str, before: Mapping[int, float], after: Mapping[int, float]
+) -> SplitGain | None:
+    if not before or not after:
+        return None
+    baseline, best, noise = fmean(before.values()), fmean(after.values()), noise_of(history)
+    return SplitGain(
+        name=name,
+        baseline=baseline,
+        best=best,
+        gain=gain(direction_of(history), best, baseline),
+        seeds=len(after),
+        error=noise * math.sqrt(1 / len(before) + 1 / len(after)) if noise else None,
+    )
+
+
 def repeats(history: History) -> list[Repeat]:
     """Attempts with several seeds, in order: what the noise was measured from."""
     return [
@@ -59,9 +134,19 @@ def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, fl
     return [
         ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
         ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
+        ("measuring the best again", sum(map(_look_seconds, events))),
         ("the model's replies", thinking),
         ("waiting for the service", waiting),
     ]
+
+
+def _look_seconds(event: Event) -> float:
+    """What a look at the machine took in boxes; the model box runs beside the scorer."""
+    if not isinstance(event, LaterRun) or not event.purpose.startswith("drift-"):
+        return 0.0
+    run = event.run
+    is_counted = isinstance(run, RunFinished) and run.result.box != "model"
+    return run.result.wall_seconds if is_counted and isinstance(run, RunFinished) else 0.0
 
 
 def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
@@ -96,6 +181,8 @@ def machine_state(history: History) -> list[tuple[str, str]]:
     return [
         ("runs in boxes", f"{len(runs):,}"),
         *_quietness(quiet),
+        *_states(quiet),
+        *_looks(history.drift_checks),
         ("runs over their budget", str(sum(run.over_budget_seconds > 0 for run in runs))),
         ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
         ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
@@ -121,6 +208,29 @@ def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:
         ("cores used by others", f"{fmean(others):.2f} on average, {max(others):.2f} at most"),
         ("trainings disturbed", f"{disturbed} of {len(measured)}"),
     ]
+
+
+def _states(measured: Sequence[Disturbance]) -> Iterator[tuple[str, str]]:
+    """Clocks, heat and load beside the trainings, as far as the machine told them."""
+    states = [s for d in measured for s in (d.before, d.after) if s is not None]
+    if not states:
+        return
+    yield "load before and after trainings", _range([s.load for s in states], "")
+    clocks = [s.cpu_mhz for s in states if s.cpu_mhz is not None]
+    yield "processor clock", _range(clocks, " MHz") if clocks else "not told by this machine"
+    heat = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
+    yield "hottest sensor", _range(heat, " \u00b0C") if heat else "not told by this machine"
+    held = sum(bool(disturbance.held_back) for disturbance in measured)
+    yield "trainings held back by heat or power", f"{held} of {len(measured)}"
+
+
+def _looks(checks: Sequence[DriftChecked]) -> list[tuple[str, str]]:
+    changed = sum(check.changed for check in checks)
+    return [("looks at the machine", f"{len(checks)}, changed {changed} times")] if checks else []
+
+
+def _range(numbers: Sequence[float], unit: str) -> str:
+    return f"{min(numbers):.4g} to {max(numbers):.4g}{unit}"
 
 
 def _spend(model: str, calls: Sequence[ModelCalled]) -> ModelSpend:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from statistics import fmean
+from typing import Any
 
 from agent.records import (
     AFTERWARDS,
@@ -13,6 +15,7 @@ from agent.records import (
     AttemptStarted,
     ConversationOpened,
     Direction,
+    DriftChecked,
     Entry,
     Event,
     HumanDecided,
@@ -83,6 +86,10 @@ class Attempt:
     """The smoke run that came before its first training."""
     finished: AttemptFinished | None = None
     interrupted: AttemptInterrupted | None = None
+    remeasured: dict[int, float] = field(default_factory=dict)
+    """Scores on val from after the machine changed: they count instead of all before them."""
+    counted_from: int = 0
+    """How many scores there were when it was noticed that the machine had changed."""
     cost_usd: float = 0.0
     """What the model calls since the attempt before cost."""
 
@@ -107,7 +114,9 @@ class Attempt:
         """Valid scores by seed; none of an attempt that was interrupted."""
         if self.interrupted is not None:
             return {}
-        return {s.seed: s.value for s in self.scores if s.split == split and s.value is not None}
+        begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
+        scores = self.scores[begin:]
+        return known | {s.seed: s.value for s in scores if s.split == split and s.value is not None}
 
 
 @dataclass
@@ -136,8 +145,14 @@ class History:
     """The last call that was begun."""
     unanswered: ModelAsked | None = None
     """The same, while nothing on record tells how it ended."""
+    drift_checks: list[DriftChecked] = field(default_factory=list)
+    judged_since_check: int = 0
+    """Candidates with a verdict since the machine was last looked at."""
+    is_on_another_machine: bool = False
+    """Since a resume, until the machine is looked at."""
     conversation: int = 0
     """Number of the conversation that goes on; 0 before the first."""
+    _machine: dict[str, Any] = field(default_factory=dict)
     _cost_since_attempt: float = 0.0
     _scored_meanwhile: list[Attempt] = field(default_factory=list)
     """Whose scores came while another attempt was open, one entry each."""
@@ -168,9 +183,9 @@ class History:
                 self._finish(event)
             case AttemptInterrupted():
                 self._interrupt(event)
-            case ConversationOpened():
-                self.conversation = event.conversation
-            case ModelCalled():
+            case DriftChecked():
+                self._drift(event)
+            case ConversationOpened() | ModelCalled():
                 self._talk(event)
             case SessionEnded():
                 self.ended = event
@@ -321,6 +336,7 @@ class History:
     def _finish(self, event: AttemptFinished) -> None:
         attempt = self.attempt(event.attempt)
         attempt.finished = event
+        self.judged_since_check += attempt.started.kind == "candidate"
         if event.verdict is Verdict.KEPT:
             self.best = attempt
 
@@ -330,8 +346,21 @@ class History:
             self.session, self.started_at = event, at
         else:
             self.ended, self.resumes = None, self.resumes + 1
+            self.is_on_another_machine |= _is_another(self._machine, event.machine)
+        self._machine = event.machine or self._machine
 
-    def _talk(self, event: ModelCalled) -> None:
+    def _drift(self, event: DriftChecked) -> None:
+        self.drift_checks.append(event)
+        self.judged_since_check, self.is_on_another_machine = 0, False
+        if event.changed:
+            best = self.attempt(event.attempt)
+            best.remeasured = {event.seed: fmean(event.today)}
+            best.counted_from = len(best.scores)
+
+    def _talk(self, event: ConversationOpened | ModelCalled) -> None:
+        if isinstance(event, ConversationOpened):
+            self.conversation = event.conversation
+            return
         self.calls += 1
         self.input_tokens += (
             event.usage.input_tokens
@@ -373,10 +402,18 @@ def _attempts_named(event: Event) -> tuple[int, ...]:
             return (event.baseline, event.best)
         case SmokeStarted(asked_by="nightlab"):
             return (event.attempt,)
-        case VariantPlanned() | ReplayFinished() | HumanDecided():
+        case DriftChecked() | VariantPlanned() | ReplayFinished() | HumanDecided():
             return (event.attempt,)
         case _:
             return (event.attempt,) if isinstance(event, OF_AN_ATTEMPT) else ()
+
+
+def _is_another(machine: dict[str, Any], now: dict[str, Any] | None) -> bool:
+    """Whether a session goes on elsewhere, as far as both records tell."""
+    return now is not None and any(
+        machine.get(fact) is not None and machine[fact] != now.get(fact)
+        for fact in ("cpu", "cores", "memory_bytes", "kernel")
+    )
 
 
 def _ends_a_pause(event: Event) -> bool:

@@ -167,6 +167,27 @@ def judge(
     return Judgement(Ruling.DISCARD, "not_better", f"not better: {numbers}", arithmetic)
 
 
+def drift_tolerance(noise: Noise, confidence: float) -> float:
+    """How far two scores of the same files may lie apart before it is more than noise."""
+    return student_t_quantile(confidence, noise.degrees_of_freedom) * noise.sigma * math.sqrt(2)
+
+
+def is_beyond(recorded: float, today: float, tolerance: float) -> bool:
+    """Whether a score of the same files differs by more than noise."""
+    return abs(today - recorded) > tolerance
+
+
+def has_drifted(recorded: float, today: Sequence[float], tolerance: float) -> bool:
+    """Whether two looks in a row were beyond noise, and on the same side."""
+    beyond = [value - recorded for value in today if is_beyond(recorded, value, tolerance)]
+    return len(beyond) == len(today) == 2 and (beyond[0] > 0) == (beyond[1] > 0)
+
+
+def drift_purposes(check: int) -> tuple[str, str]:
+    """What the runs of a look, and of the second one where it is needed, are for."""
+    return f"drift-{check}", f"drift-{check} again"
+
+
 def _integral_of_cosine_power(upper: float, power: int, steps: int = 400) -> float:
     """Integral of cos(a) ** power from 0 to `upper`, by Simpson's rule."""
     width = upper / steps

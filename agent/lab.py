@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 
 from agent.history import Attempt
 from agent.ledger import Ledger
+from agent.machine_state import ReadMachine, machine_state
 from agent.program import Settings
-from agent.records import AttemptKind, Disturbance, Event, RunEvent
+from agent.records import AttemptKind, Disturbance, DriftChecked, Event, RunEvent
 from agent.workspace import Workspace
 from sandbox.contract import Box, Executor, GpuMemory, GpuSource, NoGpus, RunResult, RunSpec
 
@@ -27,6 +28,7 @@ class Observer(Protocol):
     def log(self, piece: bytes) -> None: ...
     def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None: ...
     def attempt_finished(self, attempt: Attempt) -> None: ...
+    def drift_checked(self, found: DriftChecked) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Lab:
     gpu_memory: GpuMemory | None = None
     """What each run may use of each of its GPUs; None for all."""
     sleep: Callable[[float], None] = time.sleep
+    read_machine: ReadMachine = machine_state
     envelope: Callable[[RunEvent], Event] = lambda event: event
     """What a run's events are put into before they are recorded; a review has its own."""
 

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from agent.history import Attempt
 from agent.lab import (
     Lab,
     checkpoint_dir,
+    forget_checkpoints,
     fresh_directory,
     make_readable,
     snapshot,
@@ -24,12 +25,17 @@ from agent.lab import (
 )
 from agent.ledger import canonical
 from agent.logs import excerpt, packed_log
+from agent.machine_state import held_back
 from agent.mfu import mfu_of
 from agent.program import Budget
 from agent.records import (
     Disturbance,
     EarlyStop,
+    Event,
+    LaterRun,
+    MachineState,
     Noticed,
+    RunEvent,
     RunFinished,
     RunStarted,
     Scored,
@@ -96,6 +102,33 @@ def measure(
     return failure
 
 
+def measure_aside(
+    lab: Lab,
+    purpose: str,
+    number: int,
+    seed: int,
+    files: dict[str, bytes],
+    splits: Sequence[Split],
+) -> tuple[float | None, float | None, Failure | None]:
+    """Scores on val and holdout that belong to no attempt, and why one is missing.
+
+    Every run is on record as a later one. The lab's directory must be a scratch one: checkpoints
+    of the attempt that lie there are forgotten.
+    """
+    scores: dict[Split, float | None] = {}
+
+    def envelope(event: RunEvent) -> Event:
+        if isinstance(event, Scored):
+            scores[event.split] = event.value
+        return LaterRun(purpose=purpose, run=event)
+
+    aside = replace(lab, envelope=envelope)
+    with snapshot(aside, number, files) as root:
+        failure = measure(aside, number, seed, root, splits)
+    forget_checkpoints(aside, number)
+    return scores.get("val"), scores.get("holdout"), failure
+
+
 def _rule(lab: Lab) -> Rule | None:
     """What ends a training early; none where nothing does."""
     if lab.settings.economy.early_stopping == "off":
@@ -132,9 +165,10 @@ def _why_disturbed(noise: Disturbance, runs: int) -> str:
     if not noise.disturbed:
         return f"each of {runs} runs was disturbed, the last by a throttled GPU: not judged"
     slow = f"; a core had {_share(noise):.0%} of its usual speed" if is_slow(noise) else ""
+    held = f"; {'; '.join(noise.held_back)}" if noise.held_back else ""
     return (
         f"each of {runs} runs was disturbed, the last by others who used "
-        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}: not judged"
+        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}{held}: not judged"
     )
 
 
@@ -193,11 +227,12 @@ def _train_once(
     spec = lab.with_gpus(spec, gpus)
     lab.record(run_started(number, seed, spec))
     lab.observer.run_started("train", seed, lab.settings.budget.seconds)
-    before, progress = sample(), CurveCollector(lab.observer.log)
+    before, state = sample(), lab.read_machine()
+    progress = CurveCollector(lab.observer.log)
     watch = None if rule is None else Watch(progress.curve, rule, lab.settings.budget)
     result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress, should_stop=watch)
     is_stopped = watch is not None and result.outcome is Outcome.STOPPED
-    noise = _disturbance(lab, before, result)
+    noise = _with_state(_disturbance(lab, before, result), state, lab.read_machine())
     over_seconds = _over_budget_seconds(lab, result)
     session = lab.ledger.history.session
     curve = watch.seen if watch and is_stopped else progress.curve()
@@ -217,6 +252,19 @@ def _train_once(
     make_readable(checkpoint)
     found = watch.found if watch and is_stopped else None
     return _Training(result, noise, over_seconds, found)
+
+
+def _with_state(noise: Disturbance, before: MachineState, after: MachineState) -> Disturbance:
+    """What others did, and what heat did; either makes a run worth another try."""
+    reasons = held_back(before, after)
+    return noise.model_copy(
+        update={
+            "before": before,
+            "after": after,
+            "held_back": reasons,
+            "disturbed": noise.disturbed or bool(reasons),
+        }
+    )
 
 
 def _with_bulk_aside(lab: Lab, result: RunResult) -> dict[str, Any]:

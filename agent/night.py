@@ -14,6 +14,7 @@ from opentelemetry.trace import Tracer
 
 from agent.budget import reason_to_stop, seconds_left
 from agent.diffs import unified_diff
+from agent.drift import check_for_drift
 from agent.experiment import run_patiently, smoke_patiently
 from agent.history import Attempt
 from agent.lab import Lab, find_known
@@ -46,6 +47,7 @@ def assemble(
     sampler = make_sampler(lab, "tpe")
 
     def attempt(hypothesis: str, researcher: str) -> Attempt:
+        check_for_drift(lab)
         with attempt_span(spans, lab.executor, "candidate"):
             return run_patiently(lab, "candidate", hypothesis, researcher)
 

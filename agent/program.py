@@ -194,6 +194,8 @@ class Noise(Section):
     baseline_repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, examples=[3])
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, examples=[0.95])
     max_repeats: Annotated[int, Field(ge=1, le=100)] = Field(3, examples=[3])
+    check_best_every: Annotated[int, Field(ge=0, le=100_000)] = Field(25, examples=[25])
+    """Attempts after which the best is measured again; 0 for never."""
 
 
 class DisturbanceSettings(Section):
@@ -280,7 +282,7 @@ class RecordSettings(Section):
 class DataSettings(Section):
     """What is learned from."""
 
-    source: Annotated[str, Field(pattern=r"^(shakespeare|folder:.+|url:.+)$")] = Field(
+    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|folder:.+|url:.+)$")] = Field(
         "shakespeare", examples=["shakespeare"]
     )
     vocab_size: Annotated[int, Field(ge=256, le=65_536)] = Field(1024, examples=[1024])

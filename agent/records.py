@@ -74,6 +74,22 @@ Source = Literal["scored", "reported"]
 """Where a score comes from: boxes that the candidate cannot reach, or its own word."""
 
 
+class MachineState(Record):
+    """The machine at one moment; None for what it does not tell."""
+
+    load: Annotated[float, Field(ge=0)]
+    """Processes that ran or waited for a core, mean of the last minute."""
+    memory_available_bytes: int | None
+    cpu_mhz: int | None
+    """Mean over the cores."""
+    cpu_max_mhz: int | None
+    governor: str | None
+    temperature_celsius: float | None
+    """Of the hottest sensor."""
+    throttle_events: int | None
+    """How often heat held a core or the whole processor back since the machine was started."""
+
+
 class Disturbance(Record):
     """What the rest of the machine did while a run went on."""
 
@@ -88,6 +104,11 @@ class Disturbance(Record):
     """The same beside the baseline's runs; none for these themselves."""
     min_speed: Annotated[float, Field(ge=0)] = 0.0
     """Share of the usual speed below which the run counts as disturbed."""
+    before: MachineState | None = None
+    """None in ledgers from before machines were looked at."""
+    after: MachineState | None = None
+    held_back: tuple[str, ...] = ()
+    """Why the run had less of the machine than it should have had, such as heat."""
 
 
 class Arithmetic(Record):
@@ -311,6 +332,26 @@ class AttemptInterrupted(Record):
     reason: str
 
 
+class DriftChecked(Record):
+    """The best was measured again at a seed that it has: did the machine change?"""
+
+    type: Literal["drift_checked"] = "drift_checked"
+    check: int
+    """Number of the look, from 1."""
+    attempt: int
+    """The best at that time."""
+    seed: int
+    recorded: float
+    """What counted as its score at that seed until now."""
+    today: tuple[float, ...]
+    """One score, or two where the first was beyond noise; none where it could not be measured."""
+    tolerance: float
+    """The largest difference that noise explains."""
+    changed: bool
+    """If so, the mean of today's scores is what later candidates are compared with."""
+    explanation: str
+
+
 class ConversationOpened(Record):
     """A conversation with a researcher begins, from a brief."""
 
@@ -460,7 +501,7 @@ class ReviewFinished(Record):
 
 
 class LaterRun(Record):
-    """What happened in the boxes after the night; it belongs to no attempt's score."""
+    """What happened in the boxes after or beside the night; it belongs to no attempt's score."""
 
     type: Literal["later_run"] = "later_run"
     purpose: str
@@ -521,6 +562,7 @@ Event = Annotated[
     | Scored
     | AttemptFinished
     | AttemptInterrupted
+    | DriftChecked
     | ConversationOpened
     | MessageAdded
     | ModelAsked

@@ -26,7 +26,14 @@ from markupsafe import Markup
 
 from agent import charts
 from agent.curves import Curve, unpacked
-from agent.findings import machine_state, repeats, spend_by_model, spend_by_outcome, time_spent
+from agent.findings import (
+    machine_state,
+    repeats,
+    spend_by_model,
+    spend_by_outcome,
+    survival,
+    time_spent,
+)
 from agent.history import Attempt, History, fold
 from agent.ledger import LedgerError, canonical
 from agent.logs import unpacked_log
@@ -275,8 +282,10 @@ def _contents(history: History, entries: Sequence[Entry], pages: Sequence[_Page]
     """What both forms of the report tell."""
     repeated = repeats(history)
     checked = reviews(entries)
+    review = worth(checked[-1], history) if checked else None
     return {
-        "review": worth(checked[-1], history) if checked else None,
+        "review": review,
+        "survival": survival(history, review),
         "meaning": MEANING,
         "decision": decision(entries),
         "summary": summary_of(history, entries),

@@ -10,18 +10,14 @@ from dataclasses import replace
 
 from agent.history import FIVE_DIGITS, Attempt
 from agent.judge import judge, pooled_noise
-from agent.lab import Lab, forget_checkpoints, fresh_directory, snapshot, stored_files
-from agent.measurement import Failure, measure
+from agent.lab import Lab, fresh_directory, stored_files
+from agent.measurement import Failure, measure_aside
 from agent.merge import Conflict, first_broken_file, merge_files
 from agent.records import (
-    Event,
-    LaterRun,
     ReplayedSeed,
     ReplayFinished,
     ReviewFinished,
     ReviewStarted,
-    RunEvent,
-    Scored,
     Split,
     VariantMeasured,
     VariantPlanned,
@@ -88,7 +84,7 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
     failure: Failure | None = None
     with _bench(lab) as bench:
         for seed in _seeds_of(attempt):
-            value, _, failure = _measure(
+            value, _, failure = measure_aside(
                 bench, f"replay-{number}", number, seed, stored_files(lab, attempt), ("val",)
             )
             say(f"attempt {number}, seed {seed}: {_told(value, failure)}")
@@ -244,7 +240,7 @@ def _measure_variant(bench: Lab, variant: VariantPlanned, seed: int) -> VariantM
     files = {name: bench.ledger.get_blob(sha) for name, sha in variant.files.items()}
     splits: tuple[Split, ...] = ("val", "holdout") if variant.variant in ON_HOLDOUT else ("val",)
     purpose = f"review-{variant.review} {variant.variant}"
-    value, holdout, failure = _measure(bench, purpose, variant.attempt, seed, files, splits)
+    value, holdout, failure = measure_aside(bench, purpose, variant.attempt, seed, files, splits)
     return VariantMeasured(
         review=variant.review,
         variant=variant.variant,
@@ -296,29 +292,6 @@ def _bench(lab: Lab) -> Iterator[Lab]:
         yield replace(lab, directory=scratch, fixed_dir=fixed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _measure(
-    bench: Lab,
-    purpose: str,
-    number: int,
-    seed: int,
-    files: dict[str, bytes],
-    splits: tuple[Split, ...],
-) -> tuple[float | None, float | None, Failure | None]:
-    """Score on val and holdout, and why one is missing; every run is on record."""
-    scores: dict[Split, float | None] = {}
-
-    def envelope(event: RunEvent) -> Event:
-        if isinstance(event, Scored):
-            scores[event.split] = event.value
-        return LaterRun(purpose=purpose, run=event)
-
-    lab = replace(bench, envelope=envelope)
-    with snapshot(lab, number, files) as root:
-        failure = measure(lab, number, seed, root, splits)
-    forget_checkpoints(lab, number)
-    return scores.get("val"), scores.get("holdout"), failure
 
 
 def _told(value: float | None, failure: Failure | VariantMeasured | None) -> str:

@@ -16,6 +16,7 @@ from agent.curves import unpacked
 from agent.disturbance import is_slow
 from agent.ledger import LedgerError
 from agent.logs import excerpt, unpacked_log
+from agent.machine_state import held_back
 from agent.mfu import mfu_of
 from agent.program import Settings
 from agent.records import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
@@ -170,9 +171,14 @@ class RunChecks:
         noise = event.disturbance
         if noise is None:
             return
+        if noise.before is not None and noise.after is not None:
+            held = held_back(noise.before, noise.after)
+            if held != noise.held_back:
+                yield "what held it back is not what the machine's states say"
         is_near = abs(noise.other_cores - noise.limit_cores) <= ROUNDING_CORES
-        due = noise.other_cores > noise.limit_cores or is_slow(noise)
-        if noise.disturbed != due and not (is_near and not is_slow(noise)):
+        is_held = is_slow(noise) or bool(noise.held_back)
+        due = noise.other_cores > noise.limit_cores or is_held
+        if noise.disturbed != due and not (is_near and not is_held):
             yield f"its mark `disturbed` is not what {noise.other_cores:g} cores come to"
 
     def _over_budget_seconds(self, event: RunFinished) -> float | None:

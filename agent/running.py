@@ -16,7 +16,7 @@ from typing import Literal
 from agent.curves import Curve, packed, unpacked
 from agent.history import Attempt, History
 from agent.ledger import LOCK_NAME
-from agent.records import AttemptStarted, Entry, RunFinished, RunStarted, SessionStarted
+from agent.records import AttemptStarted, Entry, LaterRun, RunFinished, RunStarted, SessionStarted
 from agent.render import one_line
 from agent.replacing import replace_file
 from agent.steering import is_asked_to_pause
@@ -59,6 +59,9 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
         return _at_work(directory, history.session, last, entries)
+    if isinstance(entries[-1].event, LaterRun):
+        words = "Measuring the best again, to see whether the machine changed."
+        return Activity(state="working", words=words)
     if is_asked_to_pause(directory):
         return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
     return Activity(state="working", words="Between two attempts: the researcher is at work.")

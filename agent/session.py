@@ -21,6 +21,7 @@ from agent.conversation import Conversation
 from agent.experiment import advance
 from agent.lab import Lab, Observer, stored_files
 from agent.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
+from agent.machine_state import machine_state
 from agent.own_files import copy_workspace
 from agent.program import FIXED_FILES, Program, Settings
 from agent.records import (
@@ -292,7 +293,7 @@ def _settings(event: SessionStarted | SessionResumed) -> Settings:
 
 
 def machine() -> dict[str, Any]:
-    """What the runs happen on, as far as the host can read it."""
+    """What the runs happen on, and in which state, as far as the host can read it."""
     return {
         "platform": platform.platform(),
         "kernel": platform.release(),
@@ -302,6 +303,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load": list(os.getloadavg()),
+        "state": machine_state().model_dump(mode="json"),
     }
 
 

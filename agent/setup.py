@@ -324,7 +324,7 @@ def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) ->
     if data is None or settings.goal.is_reported:
         return None if data is None else _shown_folder(data)
     directory = data_directory(data, workspace, state_dir)
-    if (directory / "manifest.json").is_file() and data.source == "shakespeare":
+    if (directory / "manifest.json").is_file() and ":" not in data.source:
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     say(f"preparing data from {data.source}")

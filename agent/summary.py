@@ -251,10 +251,19 @@ def _about_attempts(history: History) -> Iterator[Attention]:
     if invalid:
         text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
         yield Attention(kind="invalid", text=text, attempts=invalid)
+    changed = [check for check in history.drift_checks if check.changed]
+    if changed:
+        text = (
+            f"The machine changed during the session ({_count(len(changed), 'time', 'times')}): "
+            f"{changed[-1].explanation}. Gains from before and after do not add up; nightlab "
+            "review measures baseline and best side by side."
+        )
+        numbers = tuple(check.attempt for check in changed)
+        yield Attention(kind="drift", text=one_line(text, 500), attempts=numbers)
     disturbed = _numbers(history, lambda a: any(_was_disturbed(run) for run in a.runs))
     if disturbed:
         count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
-        text = f"{_count(count, 'run was', 'runs were')} disturbed by other work on the machine."
+        text = f"{_count(count, 'run was', 'runs were')} disturbed by other work, heat or power."
         yield Attention(kind="disturbed", text=text, attempts=disturbed)
     unjudged = _numbers(
         history, lambda a: a.finished is not None and a.finished.reason == "disturbed"
