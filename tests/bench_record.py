@@ -2,7 +2,7 @@
 
 `python -m tests.bench_record [--events N] [--json]`: an honest session of a language model, about
 50 events and 30 blobs an attempt, is made and `nightlab audit` checks all of it: chain, blobs,
-runs, verdicts and prices. Prints seconds and peak memory of that process, its start included.
+runs, verdicts, diffs and prices. Prints seconds and peak memory of that process, start included.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,6 +44,14 @@ from tests import histories
 MODEL = "claude-sonnet-5-5"
 CALLS_OF_AN_ATTEMPT = 5
 MESSAGES_OF_A_CONVERSATION = 60
+MEASURED = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]), file=sys.stderr)
+sys.exit(done.returncode)
+"""
+"""Runs a command from a small process: a child's peak counts what its parent held at the fork."""
 LINES = 200
 DIRECTION: Direction = "minimize"
 
@@ -225,18 +232,20 @@ def measured(events: int) -> dict[str, Any]:
         made = long_session(events)
         made.write(Path(directory) / "night")
         size_bytes = (Path(directory) / "night" / "ledger.jsonl").stat().st_size
-        command = [sys.executable, "-P", "-m", "agent.cli", "audit", "night", "--runs", directory]
+        audit = [sys.executable, "-P", "-m", "agent.cli", "audit", "night", "--runs", directory]
+        command = [sys.executable, "-c", MEASURED, *audit]
         started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
-    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    processor_seconds, peak_kib = json.loads(done.stderr.splitlines()[-1])
     return {
         "events": len(made.entries),
         "attempts": len(made.history.attempts) - 1,
         "blobs": len(made.blobs),
         "ledger_mb": round(size_bytes / 1e6, 1),
         "seconds": round(seconds, 2),
-        "peak_memory_mb": round(peak_bytes / 1e6),
+        "processor_seconds": round(processor_seconds, 2),
+        "peak_memory_mb": round(peak_kib * 1024 / 1e6),
         "exit_code": done.returncode,
         "said": done.stdout[:200].strip(),
     }
