@@ -328,7 +328,7 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         contextlib.ExitStack() as others,
     ):
         assert GPU_0 == said(orphaned)
-        hanging = others.enter_context(attempt(gpu_machine, "hanging", HANGS, 14))
+        hanging = others.enter_context(attempt(gpu_machine, "hanging", HANGS, 20))
         assert GPU_1 == said(hanging)
         killed = others.enter_context(attempt(gpu_machine, "killed", SLEEPS, 60))
         assert wait_until(lambda: line.standing().waiting == ("killed",), 20)
