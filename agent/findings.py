@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
@@ -22,7 +22,7 @@ from agent.records import (
 from agent.render import one_line
 from agent.summary import direction_of, noise_of
 from agent.worth import ReviewTable
-from sandbox.contract import Outcome, Record
+from sandbox.contract import GpuUse, Outcome, Record
 
 
 class Repeat(Record):
@@ -188,6 +188,7 @@ def machine_state(history: History) -> list[tuple[str, str]]:
         ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
         ("largest peak memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
         *_use_of_peak([run.mfu for run in runs if run.mfu is not None]),
+        *_gpus([use for result in results for use in result.gpu]),
         ("times the session was taken up again", str(history.resumes)),
     ]
 
@@ -197,6 +198,25 @@ def _use_of_peak(shares: Sequence[float]) -> list[tuple[str, str]]:
         return []
     words = f"{100 * fmean(shares):.1f} % on average, {100 * max(shares):.1f} % at most"
     return [("share of the peak arithmetic (MFU, self-reported)", words)]
+
+
+def _gpus(uses: Sequence[GpuUse]) -> list[tuple[str, str]]:
+    """What the runs made of their GPUs; nothing where they had none."""
+    if not uses:
+        return []
+    peaks = [use.peak_memory_bytes for use in uses if use.peak_memory_bytes is not None]
+    energy = [use.energy_joules for use in uses if use.energy_joules is not None]
+    events = Counter(event.kind for use in uses for event in use.events)
+    return [
+        ("GPUs", ", ".join(sorted({one_line(use.name, 60) for use in uses}))),
+        ("largest peak GPU memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
+        ("GPU memory held by", ", ".join(sorted({use.memory_bound for use in uses}))),
+        ("energy of the GPUs", f"{sum(energy) / 3.6e6:.2f} kWh" if energy else "unknown"),
+        (
+            "what GPUs reported",
+            ", ".join(f"{n} x {k}" for k, n in sorted(events.items())) or "nothing",
+        ),
+    ]
 
 
 def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:

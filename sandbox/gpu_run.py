@@ -180,11 +180,14 @@ def attended(
         driver = watch = None
         if spec.devices == "nvidia":
             driver = stack.enter_context(open_driver())
+            looked_at = gpus[0]
             try:
+                for looked_at in gpus:
+                    driver.sample(looked_at)
                 watch = stack.enter_context(watching(driver, gpus))
             except DriverFault as fault:
-                quarantine(gpus[0].id, fault.event.words, spec.run_id)
-                raise _fault(gpus[0].id, fault.event) from fault
+                quarantine(looked_at.id, fault.event.words, spec.run_id)
+                raise _fault(looked_at.id, fault.event) from fault
         attendance = Attendance(spec, request, driver, watch)
         try:
             yield attendance

@@ -28,6 +28,8 @@ LEFT_BYTES = 256 * 2**20
 """More than a driver's own needs may move between two looks at an idle GPU."""
 LEFT_SECONDS = 5.0
 """How long the driver may take to give back the memory of processes that are gone."""
+STOP_SECONDS = 10.0
+"""How long a question may hang in the driver before the run ends without the answer."""
 PROC = Path("/proc")
 
 EndReason = Literal["gpu_memory", "gpu_fault"]
@@ -112,6 +114,7 @@ class Watch:
         gpus: those of the run.
         period_seconds: between two samples.
         proc: where processes tell their control group.
+        stop_seconds: how long the end of the watch waits for an answer that hangs in the driver.
 
     Raises:
         DriverFault: a GPU does not even answer before the run.
@@ -123,8 +126,11 @@ class Watch:
         gpus: Sequence[Gpu],
         period_seconds: float = PERIOD_SECONDS,
         proc: Path = PROC,
+        stop_seconds: float = STOP_SECONDS,
     ) -> None:
         self._driver = driver
+        self._stop_seconds = stop_seconds
+        self._hangs = False
         self._period_seconds = period_seconds
         self._proc = proc
         self._stopped = threading.Event()
@@ -162,17 +168,27 @@ class Watch:
     def stop(self) -> None:
         """Watch no more; may be called again."""
         self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return
+        self._thread.join(self._stop_seconds)
+        self._hangs = self._thread.is_alive()
+        self._thread = None
+        if self._hangs:
+            words = f"a question about it hangs in the driver for {self._stop_seconds:g} s"
+            for account in self.accounts:
+                event = GpuEvent(kind="unreadable", words=words, is_fault=True)
+                account.events.append(event)
 
     def close(self) -> None:
         """Stop, and let go of the driver."""
         self.stop()
-        self._xids.close()
+        if not self._hangs:
+            self._xids.close()
 
     def look_back(self) -> None:
-        """Look, once the box is gone, at what a healthy GPU would look like now."""
+        """Look, once the box is gone, whether the GPUs look as healthy ones do now."""
+        if self._hangs:
+            return
         self._hear()
         give_up = time.monotonic() + LEFT_SECONDS
         while self._leftover() and time.monotonic() < give_up:
@@ -206,6 +222,21 @@ class Watch:
         return (now or 0) - (account.first.memory_used_bytes or 0)
 
     def _watch(self) -> None:
+        try:
+            self._look_on()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a limit must not stand open
+            words = f"the watch broke: {type(error).__name__}: {error}"[:300]
+            for account in self.accounts:
+                event = GpuEvent(kind="unreadable", words=words, is_fault=False)
+                account.events.append(event)
+            self._end_run("gpu_fault")
+
+    def _end_run(self, why: EndReason) -> None:
+        """End the run, unless it is over: then its process id may be somebody else's."""
+        if not self._stopped.is_set():
+            self._end(why)
+
+    def _look_on(self) -> None:
         next_look = time.monotonic()
         while not self._stopped.is_set():
             self._look()
@@ -224,7 +255,7 @@ class Watch:
                 self._hold(account, used)
         self._hear()
         if any(self._ends_a_run(event) for a in self.accounts for event in a.events):
-            self._end("gpu_fault")
+            self._end_run("gpu_fault")
 
     def _ends_a_run(self, event: GpuEvent) -> bool:
         """Tell whether waiting on would only waste the rest of the budget, or a limit is open."""
@@ -260,7 +291,7 @@ class Watch:
         if self._limit_bytes is None or used is None or used <= self._limit_bytes or self.exceeded:
             return
         self.exceeded = f"{used} of {self._limit_bytes} bytes on {account.gpu.id}"
-        self._end("gpu_memory")
+        self._end_run("gpu_memory")
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class Driver:
         One that does not answer is left out.
         """
         found: list[Gpu] = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            with contextlib.suppress(pynvml.NVMLError):
+        for index in range(_count()):
+            with contextlib.suppress(pynvml.NVMLError, DriverFault, OSError):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 whole = self._whole(handle, index)
                 found += self._instances(handle, whole) if _is_mig(handle) else [whole]
@@ -268,7 +268,8 @@ class XidWatch:
     def close(self) -> None:
         """Listen no more; may be called again."""
         if self._set is not None:
-            _asked(pynvml.nvmlEventSetFree, self._set)
+            with contextlib.suppress(DriverFault):
+                _asked(pynvml.nvmlEventSetFree, self._set)
             self._set = None
 
 
@@ -299,6 +300,16 @@ def open_driver(driver_files: Path = DRIVER_FILES, cgroups: Path = CGROUPS) -> I
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _count() -> int:
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError as error:
+        raise DriverUnavailable(
+            f"the NVIDIA driver does not say which GPUs there are: {error}",
+            "see what `nvidia-smi` says",
+        ) from error
 
 
 def _handle(uuid: str) -> Any:

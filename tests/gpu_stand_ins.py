@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import docker
 
 from sandbox.engine import Engine, find_engine, install_and_start, own_places, stop_own_engine
+from sandbox.watchdog import ask
 
 SOURCES = Path(__file__).parent / "gpu"
 NO_SOCKET = Path("/nonexistent/docker.sock")
@@ -211,11 +212,7 @@ def cdi_engine(programs: Path, directory: Path) -> Iterator[CdiEngine]:
 def _await_socket(dockerd: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up and dockerd.poll() is None:
-        with (
-            contextlib.suppress(Exception),
-            contextlib.closing(docker.APIClient(f"unix://{socket}", timeout=5)) as client,
-        ):
-            client.ping()
+        if ask(str(socket), "GET", "/_ping") == 200:
             return
         time.sleep(0.1)
     raise AssertionError(log.read_text(errors="replace")[-3000:])

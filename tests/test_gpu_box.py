@@ -7,6 +7,7 @@ side and things go wrong.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -20,11 +21,12 @@ import docker
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
-from sandbox.contract import GpuFault, GpuMemory, LimitNotEnforced
+from sandbox.contract import GpuFault, GpuMemory, LimitNotEnforced, NoGpus
 from sandbox.hardening import LABEL_GPUS, LABEL_SESSION
 from sandbox.inventory import GpuUnavailable
 from sandbox.leases import Leases
 from sandbox.library import executor, gpu_leases, gpu_source
+from sandbox.self_check import lay_out, try_gpus
 from tests.boxes import boxes_of, in_session, python_spec, wait_until
 from tests.conftest import GpuMachine
 from tests.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, GPU_2
@@ -270,6 +272,70 @@ def test_a_gpu_that_does_not_answer_before_the_run_is_never_given_to_it(
     with pytest.raises(GpuFault, match="cannot tell"):
         boxes.run(spec_on(gpu_machine, SEES, GPU_0))
     assert [GPU_0] == out_of_use(gpu_machine)
+
+
+# --- what a person types ---
+
+PROFILE = '[mine]\nlike = "cpu"\ndescription = "a pretended machine"\ndevices = "nvidia"\n'
+
+
+def nightlab(machine: GpuMachine, place: Path, *words: str) -> str:
+    """Run a command on a machine whose profile has NVIDIA GPUs; return what it printed."""
+    program = (Path(__file__).parents[1] / "program.md").read_text()
+    (place / "program.md").write_text(program.replace('profile = "cpu" ', 'profile = "mine"'))
+    (place / "profiles.toml").write_text(PROFILE)
+    environ = os.environ | {
+        "DOCKER_HOST": machine.engine.base_url,
+        "NIGHTLAB_HOME": str(machine.state_dir),
+        "LD_LIBRARY_PATH": str(machine.library),
+    }
+    argv = [sys.executable, "-P", "-m", "agent.cli", *words]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        argv,
+        cwd=place,
+        env=environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def test_a_person_sees_the_gpus_and_puts_one_back_into_use(
+    gpu_machine: GpuMachine, tmp_path: Path
+) -> None:
+    line = gpu_leases(gpu_machine.engine, gpu_machine.state_dir)
+    line.quarantine(GPU_1, "Xid 79", "run-7")
+    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
+    assert [("0", GPU_0, "free"), ("1", GPU_1, "out of use")] == [
+        (row["index"], row["id"], row["standing"]) for row in rows
+    ]
+    nightlab(gpu_machine, tmp_path, "gpus", "--lift", GPU_1)
+    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
+    assert ["free", "free"] == [row["standing"] for row in rows]
+
+
+def test_the_check_runs_a_box_with_a_gpu_and_says_what_bounds_its_memory(
+    gpu_machine: GpuMachine, boxes: DockerExecutor, tmp_path: Path
+) -> None:
+    source = gpu_source(gpu_machine.engine, gpu_machine.state_dir, "nvidia", (), 1)
+    with lay_out(gpu_machine.image, tmp_path, {}) as place:
+        (finding,) = try_gpus(boxes, place, source)
+        assert ("held", f"{GPU_0}; its memory can be bounded by: watchdog") == (
+            finding.standing,
+            finding.seen,
+        )
+        gpu_machine.cards.set("misbehave", "all")
+        (finding,) = try_gpus(boxes, place, source)
+        assert "gave way" == finding.standing
+        for uuid in (GPU_0, GPU_1):
+            gpu_leases(gpu_machine.engine, gpu_machine.state_dir).quarantine(uuid, "lost", "r")
+        (finding,) = try_gpus(boxes, place, source)
+        assert "not tried" == finding.standing
+        assert [] == try_gpus(boxes, place, NoGpus())
 
 
 # --- side by side ---

@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from agent.commands.machine import show_check, show_gpus
+from agent.findings import machine_state
+from agent.history import fold
 from agent.ledger import read_ledger
 from agent.loop import run_session
 from agent.night import assemble, open_models
@@ -112,6 +114,17 @@ def test_a_wait_for_a_gpu_is_on_record_and_others_are_told_who_has_it(night: Gpu
     (noticed,) = [e for e in events(night, Noticed) if e.kind == "gpu_awaited"]
     assert "before it: somebody" in noticed.explanation
     assert "session night, attempt 0" == night.source.purposes[0]
+
+
+def test_the_report_s_table_of_the_machine_tells_of_gpus(night: GpuPlace) -> None:
+    rows = dict(machine_state(fold(read_ledger(night.directory))))
+    assert ("a GPU", "1.00 GiB", "watchdog", "nothing") == (
+        rows["GPUs"],
+        rows["largest peak GPU memory"],
+        rows["GPU memory held by"],
+        rows["what GPUs reported"],
+    )
+    assert "GPUs" not in dict(machine_state(histories.night(1).history))
 
 
 def test_an_honest_night_on_gpus_has_no_differences(night: GpuPlace) -> None:

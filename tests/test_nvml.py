@@ -71,6 +71,14 @@ def test_a_gpu_in_mig_mode_without_instances_offers_nothing(cards: Cards, driver
     assert [GPU_0] == [gpu.id for gpu in driver.gpus()]
 
 
+@pytest.mark.parametrize("field", ["uuid", "minor", "memory_total"])
+def test_a_gpu_that_cannot_be_described_hides_no_other(
+    cards: Cards, driver: Driver, field: str
+) -> None:
+    cards.fail(f"0/{field}", UNKNOWN)
+    assert [GPU_1] == [gpu.id for gpu in driver.gpus()]
+
+
 def test_a_gpu_that_is_lost_hides_no_other(cards: Cards, driver: Driver) -> None:
     cards.add(2, GPU_2)
     cards.fail("1/handle", LOST)
@@ -359,6 +367,38 @@ def test_memory_that_the_driver_gives_back_late_is_none(cards: Cards, driver: Dr
     given_back.join()
     watch.close()
     assert [] == watch.accounts[0].events
+
+
+def test_a_question_that_hangs_in_the_driver_does_not_hold_up_the_end_of_a_run(
+    cards: Cards, driver: Driver
+) -> None:
+    watch = Watch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, stop_seconds=0.2)
+    watch.begin(os.getpid(), Ended(), None, is_only_bound=False)
+    assert wait_until(lambda: watch.accounts[0].samples >= 1, 5)
+    cards.set("0/memory_used", "~2")
+    time.sleep(0.1)
+    began = time.monotonic()
+    watch.stop()
+    watch.look_back()
+    watch.close()
+    assert time.monotonic() - began < 1
+    assert [("unreadable", True)] == [(e.kind, e.is_fault) for e in watch.accounts[0].events]
+    time.sleep(2)  # the next test must not find this one's thread in the library
+
+
+def test_a_watch_that_breaks_ends_the_run_and_blames_no_gpu(
+    cards: Cards, driver: Driver, tmp_path: Path
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_bytes(b"\xff\n")  # no text
+    (tmp_path / "8").mkdir()
+    (tmp_path / "8" / "cgroup").write_text("0::/docker/box\n")
+    cards.set("0/processes", "7 1000")
+    watch, ended = Watch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
+    watch.begin(8, ended, None, is_only_bound=False)
+    assert wait_until(lambda: ended.why == ["gpu_fault"], 5)
+    watch.close()
+    assert [("unreadable", False)] == [(e.kind, e.is_fault) for e in watch.accounts[0].events]
 
 
 def test_a_gpu_that_wants_a_reset_after_a_run_is_at_fault(cards: Cards, driver: Driver) -> None:

@@ -1,7 +1,7 @@
 /* A stand-in for libnvidia-ml.so.1, for tests on machines without a GPU.
  *
  * Every answer is a small text file below $NIGHTLAB_STUB_NVML: `0/uuid`, `0/memory_used`, `0/mig/1/uuid`, … A file that
- * is not there is a thing the card does not offer; `!15` is NVML's error 15. `xids` holds one `INDEX XID` a line, each told
+ * is not there is a thing the card does not offer; `!15` is NVML's error 15; `~3` hangs for 3 s and fails. `xids` holds one `INDEX XID` a line, each told
  * once. `0/mig/` puts a GPU in MIG mode. `0/limit` is written when a control group's memory is bounded. */
 #include <dirent.h>
 #include <stdio.h>
@@ -30,7 +30,8 @@ static int text(const char *device, const char *field, char *out, size_t size) {
     fclose(file);
     while (got && out[got - 1] == '\n') got--;
     out[got] = 0;
-    return out[0] == '!' ? atoi(out + 1) : OK;
+    if (out[0] == '~') sleep(atoi(out + 1));
+    return out[0] == '!' || out[0] == '~' ? atoi(out + 1) : OK;
 }
 
 static int number(const char *device, const char *field, Number *out) {
