@@ -33,6 +33,9 @@ REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
 ran out: between two looks at a GPU it can fill half of it."""
 
+DURING_A_RUN = ("xid", "lost", "unreadable", "ecc")
+"""Faults that can be why a run failed; what is found afterwards is not."""
+
 Quarantine = Callable[[str, str, str], None]
 
 
@@ -151,7 +154,7 @@ class Attendance:
         Raises:
             GpuFault: it is; another run on another GPU may tell more.
         """
-        faults = list(_faults(result.gpu))
+        faults = [(gpu, event) for gpu, event in _faults(result.gpu) if event.kind in DURING_A_RUN]
         if faults and result.outcome is not Outcome.OK:
             raise _fault(*faults[0])
         return result

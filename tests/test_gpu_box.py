@@ -160,6 +160,8 @@ def test_a_run_over_its_gpu_memory_is_ended_and_the_numbers_are_kept(
     result = boxes.run(spec_on(gpu_machine, SLEEPS, GPU_0, memory=asked))
     thread.join()
     assert Outcome.OUT_OF_GPU_MEMORY == result.outcome
+    assert ["memory_left"] == [event.kind for event in result.gpu[0].events]  # and still judged
+    assert [GPU_0] == out_of_use(gpu_machine)
     assert ("watchdog", 7 * GIBIBYTE - GIBIBYTE // 2) == (
         result.gpu[0].memory_bound,
         result.gpu[0].peak_memory_bytes,
