@@ -5,7 +5,7 @@ its kernel, systemd, its Docker engine and the base image of this machine's boxe
 pytest runs in there. Exits 1 when a test failed.
 
 The machine's clock counts its instructions: one takes two to the power of `SHIFT` nanoseconds. So
-it does not notice how slowly it is emulated, waiting costs nothing, and no time limit is changed: to
+it does not notice how slowly it is emulated, waiting costs nothing and no time limit is changed: to
 what runs in there it is a machine with one steady processor of a billion instructions a second. It
 has no torch, so what needs torch is left out.
 """
