@@ -6,6 +6,7 @@ what was measured before an interruption is not measured again.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
-from agent.curves import Curve, curve_of, unpacked
+from agent.curves import Curve, Point, curve_of, unpacked
 from agent.knobs import Knob, find_knobs, turn
 from agent.lab import Lab, Observer, hashes_of, snapshot
 from agent.ledger import Ledger
@@ -111,6 +112,7 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
     if was_there := has_begun(directory):
         ledger = Ledger.open(directory)
     else:
+        shutil.rmtree(directory, ignore_errors=True)  # a beginning that was cut off holds nothing
         ledger = begin(
             directory,
             bench.program,
@@ -157,9 +159,9 @@ def _at_budget(lab: Lab, budget_seconds: float, repeats: int) -> AtBudget:
     return AtBudget(
         budget_seconds=budget_seconds,
         values=tuple(scores[seed] for seed in lab.seeds[:repeats] if seed in scores),
-        tokens_per_second=last.get("tokens_per_second"),
+        tokens_per_second=said_of(last, "tokens_per_second"),
         start_seconds=_start_seconds(last),
-        flops_per_token=last.get("flops_per_token"),
+        flops_per_token=said_of(last, "flops_per_token"),
         disturbed=sum(disturbance.disturbed for disturbance in noise),
         problem=problem,
     )
@@ -217,16 +219,22 @@ def _trainings(ledger: Ledger) -> list[RunFinished]:
     ]
 
 
-def _last_points(ledger: Ledger) -> list[dict[str, float]]:
+def _last_points(ledger: Ledger) -> list[Point]:
     """What each training said last."""
     curves = [run.curve for run in _trainings(ledger) if run.curve is not None]
     return [unpacked(ledger.get_blob(curve))[-1] for curve in curves]
 
 
-def _start_seconds(point: dict[str, float]) -> float | None:
+def said_of(point: Point, name: str) -> float | None:
+    """What a progress line says of an amount; less than nothing is nothing said."""
+    said = point.get(name, 0.0)
+    return said if said > 0 else None
+
+
+def _start_seconds(point: Point) -> float | None:
     """When the first step began, from what the last one says of tokens and seconds."""
-    rate, tokens = point.get("tokens_per_second"), point.get("tokens")
-    if not rate or tokens is None:
+    rate, tokens = said_of(point, "tokens_per_second"), said_of(point, "tokens")
+    if rate is None or tokens is None:
         return None
     return max(0.0, point["seconds"] - tokens / rate)
 
@@ -289,9 +297,10 @@ def _steady_rate(curve: Curve, result: RunResult) -> float | None:
         return None
     first, last = curve[0], curve[-1]
     seconds = last["seconds"] - first["seconds"]
-    if seconds < 1 or "tokens" not in first or "tokens" not in last:
-        return last.get("tokens_per_second")
-    return max(0.0, last["tokens"] - first["tokens"]) / seconds
+    tokens = last.get("tokens", 0.0) - first.get("tokens", 0.0)
+    if seconds < 1 or tokens <= 0:
+        return said_of(last, "tokens_per_second")
+    return tokens / seconds
 
 
 def _line(at: AtBudget) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,17 +15,18 @@ from typing import Any, cast
 
 import pytest
 
-from agent.calibrate import SCORING_SECONDS, Bench, calibrate, seconds_left
+from agent.calibrate import SCORING_SECONDS, Bench, calibrate, said_of, seconds_left
 from agent.calibration import AtBudget, Batches, BatchTried, findable, proposals
 from agent.curves import packed
 from agent.lab import Observer
 from agent.ledger import Ledger
 from agent.mfu import mfu_of, peak_of
-from agent.program import Settings
+from agent.program import Settings, load_program
 from agent.rates import Rates, read_rates
 from agent.records import RunFinished, SessionStarted
 from agent.run_checks import difference_in_mfu
-from agent.setup import copy_template
+from agent.session import begin
+from agent.setup import copy_template, find_outfit
 from sandbox.contract import Log, Outcome, RunResult, RunSpec
 from tests.nights import Crash, Place, PretendedBoxes, Quiet, _result
 
@@ -261,9 +263,24 @@ def test_what_an_interruption_left_is_not_measured_again(tmp_path: Path) -> None
     assert whole.at_budgets[0].values == found.at_budgets[0].values
 
 
+def test_a_beginning_that_was_cut_off_is_begun_again(tmp_path: Path) -> None:
+    place = calibrated_place(tmp_path)
+    (tmp_path / "calibration" / "calibrate-300s").mkdir(parents=True)
+
+    assert 2 == len(calibrate(bench(place), [300], 2).at_budgets[0].values)
+
+
+@pytest.mark.parametrize("said", [-5.0, 0.0, -1e15])
+def test_less_than_nothing_counts_as_nothing_said(said: float) -> None:
+    point = {"seconds": 3.0, "loss": 1.0, "tokens_per_second": said, "tokens": said}
+    assert said_of(point, "tokens_per_second") is None
+    assert said_of({"tokens": 7.0}, "tokens") == 7.0
+    assert said_of({}, "tokens") is None
+
+
 @pytest.mark.docker
 def test_the_command_measures_this_machine_and_the_next_session_records_it(
-    tmp_path: Path, image: Any
+    tmp_path: Path, image: Any, state_dir: Path
 ) -> None:
     assert image.image_id
     copy_template(tmp_path, "cpu")
@@ -283,3 +300,23 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     assert 2 == len(at_budget["values"])
     assert at_budget["tokens_per_second"] > 0
     assert found["batches"]["tried"][0]["batch"] == found["batches"]["present"] == 16
+    assert found["proposals"]
+
+    program = load_program(tmp_path / "program.md")
+    outfit = find_outfit(program.settings, tmp_path, state_dir=state_dir, environ=os.environ)
+    night = begin(
+        tmp_path / "night",
+        program,
+        program.settings,
+        tmp_path / "workspace",
+        outfit,
+        researcher="tpe",
+        version="0",
+        seed=1,
+    )
+    with night:
+        assert night.history.session is not None
+        assert {**found, "event": None} == {
+            "event": None,
+            **(night.history.session.calibration or {}),
+        }
