@@ -305,7 +305,7 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     program = load_program(tmp_path / "program.md")
     outfit = find_outfit(program.settings, tmp_path, state_dir=state_dir, environ=os.environ)
     night = begin(
-        tmp_path / "night",
+        tmp_path / "runs" / "night",
         program,
         program.settings,
         tmp_path / "workspace",
