@@ -27,7 +27,7 @@ from sandbox.inventory import GpuUnavailable
 from sandbox.leases import Leases
 from sandbox.library import executor, gpu_leases, gpu_source
 from sandbox.self_check import lay_out, try_gpus
-from tests.boxes import boxes_of, in_session, python_spec, wait_until
+from tests.boxes import boxes_of, in_session, python_spec, running, wait_until
 from tests.conftest import GpuMachine
 from tests.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, GPU_2
 
@@ -369,16 +369,16 @@ def attempt(machine: GpuMachine, name: str, code: str, wall: float) -> Iterator[
         "DOCKER_HOST": machine.engine.base_url,
         "LD_LIBRARY_PATH": str(machine.library),
     }
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environ) as running:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environ) as controller:
         try:
-            yield running
+            yield controller
         finally:
-            running.kill()
+            controller.kill()
 
 
-def said(running: subprocess.Popen[str]) -> str:
-    assert running.stdout is not None
-    return running.stdout.readline().strip()
+def said(controller: subprocess.Popen[str]) -> str:
+    assert controller.stdout is not None
+    return controller.stdout.readline().strip()
 
 
 def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller(
@@ -408,7 +408,8 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         orphaned.kill()
         assert GPU_0 == said(killed)
         assert "orphaned" not in having().values()
-        assert wait_until(lambda: having().get(GPU_0) == "killed", 20)
+        assert wait_until(lambda: len(running(client, "killed")) > 1, 20)  # PID 1 and program
+        assert "killed" == having()[GPU_0]
         assert "well" in line.standing().waiting
 
         for box in boxes_of(client, "killed"):
@@ -418,8 +419,8 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         assert granted in (GPU_0, GPU_1)
         assert f"ok {granted}" == said(well)
         assert f"timed_out {GPU_1}" == said(hanging)
-        for running in (killed, well, hanging):
-            assert 0 == running.wait(20)
+        for controller in (killed, well, hanging):
+            assert 0 == controller.wait(20)
     after = line.standing()
     assert ({}, (), ()) == (after.held, after.waiting, after.quarantined)
     assert {} == having()
