@@ -13,7 +13,9 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial"
 touch "$work/status"
 key=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$key] $mirror trixie main" > "$work/sources.list"
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+    sed -nE 's#^(URIs:|deb( \[[^]]*\])?) +([a-z+]+://[^ ]+/debian/?)( .*)?$#\3#p' | head -1)
+echo "deb [signed-by=$key] ${mirror:?no Debian mirror among the sources of apt} trixie main" > "$work/sources.list"
 cd "$work"
 set -- -qq -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State="$work/state" \
     -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root
