@@ -72,7 +72,7 @@ from sandbox.contract import Outcome, Record
 
 BLOB_FIELDS = (
     *("program", "diff", "log", "curve", "container", "system", "tools", "message"),
-    *("reply", "input", "output", "before", "after", "patch"),
+    *("reply", "input", "output", "before", "after", "patch", "sheet"),
 )
 BLOB_TABLES = ("files", "fixed_files")
 MAY_CHANGE_ON_RESUME = ("session", "record")

@@ -1,4 +1,4 @@
-"""One measurement: train box, model box, scorer box, score."""
+"""One measurement: train box, model boxes, scorer box, score."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from sandbox.contract import (
     SandboxError,
     host_faults,
 )
-from sandbox.scoring import Measurement
+from sandbox.scoring import Measurement, finding, parse_sheet
 from sandbox.scoring import measure as score_in_boxes
 
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
@@ -335,7 +335,7 @@ def _take_its_word(lab: Lab, number: int, seed: int, trained: RunResult) -> Fail
 def _score(
     lab: Lab, number: int, seed: int, files: Path, checkpoint: Path, split: Split
 ) -> Failure | None:
-    """Score a checkpoint in a model box and a scorer box and record what came of it."""
+    """Score a checkpoint in model boxes and a scorer box and record what came of it."""
     with leased(lab, number) as gpus:
         return _score_on(lab, number, seed, files, checkpoint, split, gpus)
 
@@ -349,52 +349,49 @@ def _score_on(
     split: Split,
     gpus: tuple[str, ...],
 ) -> Failure | None:
-    """The same on GPUs that the model box may have; the scorer box never has any."""
-    run = run_id(lab, number)
-    model = lab.with_gpus(model_spec(lab, f"{run}-model", files, checkpoint), gpus)
-    scorer = _scorer_spec(lab, f"{run}-scorer", seed, split)
-    for spec in (model, scorer):
+    """The same on GPUs that the model boxes may have; the scorer box never has any."""
+    models, scorer = scoring_specs(
+        lab, run_id(lab, number), seed=seed, files=files, checkpoint=checkpoint, split=split
+    )
+    models = [lab.with_gpus(model, gpus) for model in models]
+    for spec in (*models, scorer):
         lab.record(run_started(number, seed, spec))
     lab.observer.run_started("scorer", seed, scorer.limits.wall_seconds)
-    output = fresh_directory(lab.directory / "boxes" / f"{run}-score")
+    output = fresh_directory(lab.directory / "boxes" / scorer.run_id)
     try:
-        measurement = score_in_boxes(lab.executor, model, scorer, output)
+        measurement = score_in_boxes(lab.executor, models, scorer, output)
     finally:
         shutil.rmtree(output, ignore_errors=True)
-    for result in (measurement.model, measurement.scorer):
+    for result in (*measurement.models, measurement.scorer):
         put_run(lab, number, seed, result)
         lab.observer.run_finished(result, None)
-    scored, failure = _read_measurement(number, seed, split, measurement)
+    scored, failure = _read_measurement(lab, number, seed, split, measurement)
     lab.record(scored)
     return failure
 
 
 def _read_measurement(
-    number: int, seed: int, split: Split, measurement: Measurement
+    lab: Lab, number: int, seed: int, split: Split, measurement: Measurement
 ) -> tuple[Scored, Failure | None]:
-    sheet, model = measurement.sheet, measurement.model
-    details = sheet.details if sheet else {}
-    if sheet is not None and sheet.value is not None:
-        value, failure = sheet.value, None
-    elif model.outcome is not Outcome.OK:
-        value, failure = (
-            None,
-            Failure(Verdict.FAILED, f"model_box_{model.outcome.value}", evidence_of(model)),
-        )
-    else:
-        assert sheet is not None
-        assert sheet.reason is not None
-        value, failure = None, Failure(Verdict.INVALID, sheet.reason, sheet.explanation)
+    raw = measurement.sheet
+    sheet = parse_sheet(raw) if raw is not None else None
+    found = finding(sheet, [model.outcome for model in measurement.models])
+    bad = next((m for m in measurement.models if m.outcome is not Outcome.OK), None)
+    explanation = evidence_of(bad) if found.model_failed and bad else found.explanation
     scored = Scored(
         attempt=number,
         seed=seed,
         split=split,
-        value=value,
-        reason=failure.reason if failure else None,
-        explanation=failure.explanation if failure else "",
-        details=details,
+        value=found.value,
+        reason=found.reason,
+        explanation=explanation,
+        details=sheet.details if sheet else {},
+        sheet=lab.ledger.put_blob(raw) if raw is not None else None,
     )
-    return scored, failure
+    if found.reason is None:
+        return scored, None
+    verdict = Verdict.FAILED if found.model_failed else Verdict.INVALID
+    return scored, Failure(verdict, found.reason, explanation)
 
 
 def score_holdout(lab: Lab, attempt: Attempt) -> None:
@@ -441,17 +438,29 @@ def train_spec(
     )
 
 
+def scoring_specs(
+    lab: Lab, run_id: str, *, seed: int, files: Path, checkpoint: Path, split: Split
+) -> tuple[list[RunSpec], RunSpec]:
+    """The model boxes and the scorer box of one score; `run_id` begins the name of each."""
+    names = ("model", "second")[: lab.settings.model_boxes]
+    models = [model_spec(lab, f"{run_id}-{name}", files, checkpoint) for name in names]
+    return models, _scorer_spec(lab, f"{run_id}-scorer", seed, split)
+
+
 def model_spec(lab: Lab, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
     """A model box for files and the checkpoint that they left."""
     argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
+    limits = lab.settings.scoring_limits()
+    # Boxes that work side by side would else wait for each other's threads.
+    threads = max(1, int(limits.cpus / lab.settings.model_boxes))
     return box_spec(
         lab,
         run_id,
         "model",
         (*argv, "--checkpoint", CHECKPOINT, "--device", lab.device),
-        lab.environment,
+        {"OMP_NUM_THREADS": str(threads)} | lab.environment,
         {files: WORKSPACE, checkpoint: CHECKPOINT, lab.fixed_dir: EVALUATE},
-        lab.settings.scoring_limits(),
+        limits,
     )
 
 

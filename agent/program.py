@@ -162,10 +162,12 @@ class BoxLimits(Section):
 
 
 class Scoring(Section):
-    """What bounds the model box and the scorer box."""
+    """What bounds the model boxes and the scorer box."""
 
     wall_seconds: Duration = Field(examples=[300])
     memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["2g"])
+    model_boxes: Annotated[int, Field(ge=1, le=2)] = Field(1, examples=[2])
+    """How many the scorer speaks to; one in ledgers from before there could be two."""
 
 
 class Session(Section):
@@ -359,7 +361,13 @@ class Settings(Section):
     def scoring_limits(self) -> Limits:
         """Limits of a model box and of a scorer box; a reported score needs neither."""
         assert self.scoring is not None
-        return Limits(**{**self.limits.model_dump(), **self.scoring.model_dump()})
+        bounds = self.scoring.model_dump(exclude={"model_boxes"})
+        return Limits(**{**self.limits.model_dump(), **bounds})
+
+    @property
+    def model_boxes(self) -> int:
+        """How many model boxes a score stands on; a reported one stands on none."""
+        return self.scoring.model_boxes if self.scoring else 0
 
     def with_overrides(
         self,

@@ -305,6 +305,9 @@ class Scored(Record):
     details: dict[str, Any]
     source: Source = "scored"
     """`reported`: read from the log of the training itself, as `agent/reported.py` says."""
+    sheet: Sha256 | None = None
+    """What the scorer wrote, byte for byte; none when it wrote nothing, and in ledgers from before
+    it was kept."""
 
 
 class AttemptFinished(Record):

@@ -1,7 +1,8 @@
 """Checks runs on record: what was asked, what came back.
 
-A run is asked for by `run_started`, ends with `run_finished`, and a score stands on three of them.
-What follows from the settings in force, such as limits and seconds over budget, is computed anew.
+A run is asked for by `run_started`, ends with `run_finished`, and a score stands on several of
+them. What follows from the settings in force, such as limits and seconds over budget, is computed
+anew, and so is what the scorer's sheet comes to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agent.program import Settings
 from agent.records import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
 from agent.reported import read_reported
 from sandbox.contract import Box, Limits, MemoryBound, Outcome, RunResult
+from sandbox.scoring import finding, parse_sheet
 
 ROUNDING_CORES = 1e-4
 """Cores used by others are recorded with four digits, and compared with more."""
@@ -50,6 +52,8 @@ class RunChecks:
     _ends: dict[_Measurement, dict[Box, Outcome]] = field(default_factory=dict)
     _trainings: dict[_Measurement, RunFinished] = field(default_factory=dict)
     """The last training of each measurement: what a reported score is read from."""
+    _models: dict[_Measurement, list[Outcome]] = field(default_factory=dict)
+    """How the model boxes ended since the last score."""
 
     def look(self, event: RunStarted | RunFinished | Scored, purpose: str = "") -> Iterator[str]:
         """What is wrong with an event; the purpose is that of a run after the night."""
@@ -137,11 +141,14 @@ class RunChecks:
         if result.box == "train":  # whatever was measured before counts no more
             ends = {}
             self._trainings[key] = event
+            self._models.pop(key, None)
             for split in get_args(Split):
                 self.scores.pop((key, split), None)
         if ends.get(result.box, Outcome.OK) is Outcome.OK:  # of several boxes the bad one counts
             ends = {**ends, result.box: result.outcome}
         self._ends[key] = ends
+        if result.box == "model":
+            self._models.setdefault(key, []).append(result.outcome)
         started = self._open.pop(result.run_id, None)
         if started is None:
             yield f"run {result.run_id} ends without having started"
@@ -213,10 +220,42 @@ class RunChecks:
             boxes = ("train",)
             yield from self._own_word(event, self._trainings.get(key))
         bad = [box for box in boxes if ends.get(box) is not Outcome.OK]
+        models = self._models.pop(key, [])
+        due = self.settings.model_boxes if self.settings else len(models)
         if event.value is not None and bad:
             yield f"a value without a good end of: {', '.join(bad)}"
+        elif len(models) != due:
+            yield f"it stands on {len(models)} model boxes; the settings say {due}"
         for box in ("model", "scorer"):  # the next score needs boxes of its own
             ends.pop(box, None)
+        yield from self._sheet(event, models)
+
+    def _sheet(self, event: Scored, models: list[Outcome]) -> Iterator[str]:
+        """Read the score from what the scorer wrote, and compare."""
+        if event.sheet is None:
+            if event.value is not None and event.source == "scored" and self._keeps_sheets():
+                yield "a value without the scorer's sheet"
+            return
+        try:
+            sheet = parse_sheet(self.read(event.sheet))
+        except LedgerError:
+            return  # named where blobs are checked
+        except ValueError:
+            yield "its sheet is no score sheet"
+            return
+        found = finding(sheet, models)
+        if (found.value, found.reason) != (event.value, event.reason):
+            yield (
+                f"the score is {event.value} ({event.reason}); "
+                f"its sheet says {found.value} ({found.reason})"
+            )
+        if event.details != sheet.details:
+            yield "its details are not those of its sheet"
+
+    def _keeps_sheets(self) -> bool:
+        """Ledgers from before sheets were kept do not know how many model boxes there are."""
+        scoring = self.session.settings.get("scoring") if self.session else None
+        return scoring is not None and "model_boxes" in scoring
 
     def _own_word(self, event: Scored, training: RunFinished | None) -> Iterator[str]:
         """A reported score is what the stored log says, read anew."""

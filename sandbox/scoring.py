@@ -1,14 +1,17 @@
-"""Scores a checkpoint with two boxes and one socket.
+"""Scores a checkpoint with separate boxes and a socket to each.
 
-The model box has the candidate's code and checkpoint; the scorer box has the tokens and the
-loss. Each gets one end of a socket pair. What the scorer wrote decides, and nothing else.
+A model box has the candidate's code and checkpoint; the scorer box has the tokens and the loss.
+With one model box both get an end of one socket pair. With more, every model box gets an end of a
+pair of its own, and the scorer's channel brings it all the other ends (SCM_RIGHTS): the model boxes
+have no connection to each other. What the scorer wrote decides, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,45 +44,97 @@ class ScoreSheet(Record):
 
 @dataclass(frozen=True)
 class Measurement:
-    """How both boxes ended, and the sheet when the scorer wrote one."""
+    """How all boxes ended, and what the scorer wrote, if it did."""
 
-    model: RunResult
+    models: tuple[RunResult, ...]
     scorer: RunResult
-    sheet: ScoreSheet | None
+    sheet: bytes | None
+    """The sheet's file; `parse_sheet` reads it."""
 
 
-def measure(executor: Executor, model: RunSpec, scorer: RunSpec, output_dir: Path) -> Measurement:
-    """Run both boxes side by side and read the scorer's sheet.
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement comes to: a value, or the reason why there is none."""
+
+    value: float | None
+    reason: str | None
+    explanation: str
+    model_failed: bool
+    """Whether the reason is how a model box ended, and not what the scorer found."""
+
+
+HUNG_UP = "hung_up"
+"""A scorer's reason when a model box is gone; how the box ended then tells more."""
+
+
+def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
+    """Read a measurement: what the scorer found, or else how a model box ended.
 
     Args:
-        executor: runs the boxes, from two threads.
-        model: the box with the candidate's code and checkpoint.
+        sheet: what the scorer wrote; none when it came to no end.
+        models: how the model boxes ended.
+    """
+    bad = next((outcome for outcome in models if outcome is not Outcome.OK), None)
+    if bad is not None and (sheet is None or sheet.reason == HUNG_UP):
+        return Finding(None, f"model_box_{bad.value}", "", model_failed=True)
+    if sheet is None:
+        raise ValueError("all boxes ended well, but there is no sheet")
+    return Finding(sheet.value, sheet.reason, sheet.explanation, model_failed=False)
+
+
+def measure(
+    executor: Executor, models: Sequence[RunSpec], scorer: RunSpec, output_dir: Path
+) -> Measurement:
+    """Run all boxes side by side and read the scorer's sheet.
+
+    Args:
+        executor: runs the boxes, each from a thread of its own.
+        models: the boxes with the candidate's code and checkpoint.
         scorer: the box with the tokens and the loss.
         output_dir: an empty directory for the scorer's output.
 
     Raises:
         SandboxError: a box could not be run as asked, or the scorer (our side) failed although
-            the model did not.
+            the models did not.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="box") as pool:
-        scoring = pool.submit(_run, executor, scorer, ours, output_dir)
-        modelling = pool.submit(_run, executor, model, theirs, None)
-        model_result, scorer_result = _both(modelling, scoring)
+    channel, ends = _channels(len(models))
+    with ThreadPoolExecutor(max_workers=len(models) + 1, thread_name_prefix="box") as pool:
+        scoring = pool.submit(_run, executor, scorer, channel, output_dir)
+        modelling = [
+            pool.submit(_run, executor, spec, end, None)
+            for spec, end in zip(models, ends, strict=True)
+        ]
+        model_results = tuple(one.result() for one in modelling)
+        scorer_result = scoring.result()
     sheet = read_sheet(output_dir) if scorer_result.outcome is Outcome.OK else None
-    if sheet is None and model_result.outcome is Outcome.OK:
+    if sheet is None and all(result.outcome is Outcome.OK for result in model_results):
         raise SandboxError(
             f"the scorer box ended {scorer_result.outcome} without a score: "
             f"{scorer_result.log.tail[-500:].strip()}",
             "look at evaluate.py and at [scoring] in program.md",
         )
-    return Measurement(model_result, scorer_result, sheet)
+    return Measurement(model_results, scorer_result, sheet)
 
 
-def read_sheet(directory: Path) -> ScoreSheet | None:
-    """The score sheet in `directory`; none when the file is missing.
+def _channels(count: int) -> tuple[socket.socket, list[socket.socket]]:
+    """The scorer's channel, and an end for each model box."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(count)]
+    for pair in pairs:
+        for end in pair:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
+    if count == 1:
+        return ours[0], theirs
+    channel, bringer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with bringer:
+        socket.send_fds(bringer, [b"model boxes"], [end.fileno() for end in ours])
+    for end in ours:
+        end.close()
+    return channel, theirs
+
+
+def read_sheet(directory: Path) -> bytes | None:
+    """The valid score sheet in `directory`; none when the file is missing.
 
     Raises:
         SandboxError: there is one, but it is no valid sheet.
@@ -89,13 +144,25 @@ def read_sheet(directory: Path) -> ScoreSheet | None:
         return None
     if path.stat().st_size > MAX_SHEET_BYTES:
         raise SandboxError("the score sheet is too large", "look at evaluate.py")
+    raw = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        parse_sheet(raw)
+    except ValueError as error:
+        raise SandboxError(str(error), "look at evaluate.py") from error
+    return raw
+
+
+def parse_sheet(raw: bytes) -> ScoreSheet:
+    """Read a score sheet.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
         return ScoreSheet.model_validate(content)
     except (ValueError, ValidationError, RecursionError) as error:
-        raise SandboxError(
-            f"the score sheet is not valid: {error}", "look at evaluate.py"
-        ) from error
+        raise ValueError(f"the score sheet is not valid: {error}") from error
 
 
 def _run(
@@ -104,10 +171,6 @@ def _run(
     # Closing our copy of the end is what tells the other box that this one is gone.
     with channel:
         return executor.run(spec, output_dir=output_dir, channel=channel)
-
-
-def _both(first: Future[RunResult], second: Future[RunResult]) -> tuple[RunResult, RunResult]:
-    return first.result(), second.result()
 
 
 def _refuse_constant(name: str) -> float:

