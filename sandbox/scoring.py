@@ -1,4 +1,4 @@
-"""Scores a checkpoint with separate boxes and a socket to each.
+"""Scores a checkpoint with separate boxes, each on a socket.
 
 A model box has the candidate's code and checkpoint; the scorer box has the tokens and the loss.
 With one model box both get an end of one socket pair. With more, every model box gets an end of a

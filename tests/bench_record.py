@@ -106,7 +106,7 @@ class LongNight:
         for seed in (1, 2, 3):
             values.append(round(aim + self.chance.gauss(0, histories.NOISE), 6))
             histories.boxes(self.made, attempt=number, seed=seed)
-            self.made.add(histories.scored(number, seed, values[-1]))
+            self.made.add(histories.scored(number, seed, values[-1], put_blob=self.made.put_blob))
             judgement = judge(
                 values,
                 self.best_values,

@@ -181,7 +181,7 @@ def baseline(made: Night, chance: random.Random, value: float = 2.35) -> float:
     values = tuple(round(value + chance.gauss(0, NOISE), 6) for _ in range(3))
     for seed, score in enumerate(values, start=1):
         boxes(made, attempt=0, seed=seed)
-        made.add(scored(0, seed, score))
+        made.add(scored(0, seed, score, put_blob=made.put_blob))
     mean = sum(values) / 3
     made.add(
         AttemptFinished(
@@ -198,15 +198,16 @@ def baseline(made: Night, chance: random.Random, value: float = 2.35) -> float:
 
 
 def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log: str = "") -> None:
-    """A train, a model and a scorer run that went well."""
+    """A train, two model and a scorer run that went well."""
     log = log or progress_log(seed, 60)
     train = run_result(f"a{attempt}-s{seed}-train", "train", log=log)
     run = run_finished(attempt, seed, train, disturbed, made.put_blob)
     curve = made.put_blob(packed(curve_of(log)))
     made.add(run_started(attempt, seed, train), 0.0)
     made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
-    for box in ("model", "scorer"):
-        result = run_result(f"a{attempt}-s{seed}-{box}", box, log="", wall_seconds=4.5)
+    scoring: dict[str, Box] = {"model": "model", "second": "model", "scorer": "scorer"}
+    for name, box in scoring.items():
+        result = run_result(f"a{attempt}-s{seed}-{name}", box, log="", wall_seconds=4.5)
         made.add(run_started(attempt, seed, result), 0.0)
         made.add(run_finished(attempt, seed, result, put_blob=made.put_blob), 0.1)
 
@@ -278,15 +279,28 @@ def kept_log(text: str) -> Log:
     return Log(head=head, tail=tail, omitted_bytes=len(rest) - len(tail))
 
 
-def scored(attempt: int, seed: int, value: float | None, reason: str | None = None) -> Scored:
+def scored(
+    attempt: int,
+    seed: int,
+    value: float | None,
+    reason: str | None = None,
+    put_blob: Callable[[bytes], str] = lambda body: hashlib.sha256(body).hexdigest(),
+) -> Scored:
+    """A score with its sheet."""
+    explanation = "" if reason is None else "The model answered a probe with a different prefix."
+    details = {"rows": 2114, "probes": 64, "largest_shift": 3.1e-7, "tokens": 541_184}
+    sheet = {"metric": "val_bpb", "value": value, "valid": reason is None, "reason": reason}
     return Scored(
         attempt=attempt,
         seed=seed,
         split="val",
         value=value,
         reason=reason,
-        explanation="" if reason is None else "The model answered a probe with a different prefix.",
-        details={"rows": 2114, "probes": 64, "largest_shift": 3.1e-7, "tokens": 541_184},
+        explanation=explanation,
+        details=details,
+        sheet=put_blob(
+            json.dumps(sheet | {"explanation": explanation, "details": details}).encode()
+        ),
     )
 
 
@@ -349,7 +363,7 @@ def _measured(made: Night, chance: random.Random, number: int, best: float, log:
     values = tuple(round(best + change + chance.gauss(0, NOISE), 6) for _ in range(repeats))
     for seed, value in enumerate(values, start=1):
         boxes(made, attempt=number, seed=seed, disturbed=number % 23 == 3, log=log)
-        made.add(scored(number, seed, value))
+        made.add(scored(number, seed, value, put_blob=made.put_blob))
     mean = sum(values) / repeats
     kept = best - mean > 2 * NOISE
     arithmetic = Arithmetic(
@@ -394,7 +408,7 @@ def _failed(made: Night, number: int, best: float, log: str) -> float:
 
 def _invalid(made: Night, number: int, best: float, log: str) -> float:
     boxes(made, attempt=number, seed=1, log=log)
-    made.add(scored(number, 1, None, "not_causal"))
+    made.add(scored(number, 1, None, "not_causal", made.put_blob))
     text = "The prefix's probabilities moved when its future changed."
     return _unmeasured(made, number, best, Verdict.INVALID, "not_causal", text)
 

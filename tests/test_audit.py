@@ -263,6 +263,30 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda ls: only(ls, "scored").update(reason="looks_ahead"),
         "has both or neither",
     ),
+    "a better score on holdout": (
+        lambda ls: only(ls, "scored", split="holdout").update(value=0.1),
+        "the score is 0.1 (None); its sheet says",
+    ),
+    "a score that the scorer refused": (
+        lambda ls: only(ls, "scored").update(value=None, reason="looks_ahead"),
+        "(looks_ahead); its sheet says",
+    ),
+    "a score with other details": (
+        lambda ls: only(ls, "scored").update(details={"probes": 9999}),
+        "its details are not those of its sheet",
+    ),
+    "a score without a sheet": (
+        lambda ls: only(ls, "scored").update(sheet=None),
+        "a value without the scorer's sheet",
+    ),
+    "a sheet that is something else": (
+        lambda ls: only(ls, "scored").update(sheet=ls[0]["event"]["program"]),
+        "its sheet is no score sheet",
+    ),
+    "a score with fewer model boxes than the settings ask for": (
+        lambda ls: ls[0]["event"]["settings"]["scoring"].update(model_boxes=2),
+        "it stands on 1 model boxes; the settings say 2",
+    ),
     "another verdict": (
         lambda ls: only(ls, "attempt_finished", verdict="discarded").update(verdict="kept"),
         "the verdict is kept (not_better); the scores say discarded (not_better)",

@@ -16,9 +16,10 @@ is never counted.
 The first model box gets the true rows, and its answers are the score. A row contains its own
 targets one position on, so the second box gets some of the same rows with another end: each row
 once, other text from a cut on, other company, and in the reverse order. That text comes from rows
-of which the second box is asked nothing. So whatever a process remembers, at the cut the second
-box has not been shown the token that comes next, and elsewhere the two have seen different text
-before. Before the cut both must answer alike. docs/score.md says what can still be hidden.
+of which the second box is asked nothing; a few rows have no company but nonsense. So whatever a
+process remembers, at the cut the second box has not been shown the token that comes next, and
+elsewhere the two have seen different text before. Before the cut both must answer alike.
+docs/score.md says what can still be hidden.
 """
 
 import argparse
@@ -41,8 +42,9 @@ from typing import Any
 import numpy as np
 
 METRIC = "bits_per_byte"
-PROBES = 544  # rows whose end is replaced, and
-WHOLE = 32  # rows that the second box gets as they are; of at most
+PROBES = 540  # rows whose end is replaced
+WHOLE = 32  # rows that the second box gets as they are
+ALONE = 8  # and such rows in a batch of nonsense; all of these are at most
 TESTED_SHARE = 0.75  # of all rows: the others lend their text
 BATCH_BYTES = 16 << 20  # of logits in one answer, so that memory is bounded for any vocabulary
 BATCH_ROWS = 64
@@ -92,13 +94,19 @@ class Split:
 class Plan:
     """What one box is sent, in this order; each item shows a row up to its cut.
 
-    The last batch is filled up with items that come for the second time and are not looked at.
+    An item with cut 0 only fills a batch and is not looked at.
     """
 
     inputs: np.ndarray
     rows: np.ndarray
     cuts: np.ndarray
+    is_alone: np.ndarray
     batch_rows: int
+
+    def of(self, chosen: np.ndarray) -> "Plan":
+        """The items so numbered, in that order."""
+        parts = (self.inputs, self.rows, self.cuts, self.is_alone)
+        return Plan(*(part[chosen] for part in parts), self.batch_rows)
 
 
 @dataclass
@@ -131,38 +139,40 @@ def make_plans(split: Split, random: np.random.Generator) -> tuple[Plan, Plan]:
     """Says what the first and the second model box are sent."""
     rows, context = split.inputs.shape
     order = random.permutation(rows)
-    cuts = make_cuts(split, random)
-    tested = np.flatnonzero(cuts)
+    cuts, alone = make_cuts(split, random)
     inputs = split.inputs.copy()
     lent = split.targets[cuts == 0].ravel()
-    for row in tested[cuts[tested] < context]:
+    for row in np.flatnonzero((cuts > 0) & (cuts < context)):
         inputs[row, cuts[row] :] = other_end(inputs[row, cuts[row] :], lent, random)
     # Reversed, so that what a process may have learnt before a row is never the same in both.
     backwards = np.empty(rows)
     backwards[order] = -np.arange(rows)
+    tested = np.setdiff1d(np.flatnonzero(cuts), alone)
     mixed = backwards[tested] + random.random(len(tested)) * 4 * rows_in_batch(split)
-    there = tested[np.argsort(mixed)]
-    whole = np.full(rows, context)
-    return sent(split, split.inputs, order, whole), sent(split, inputs, there, cuts)
+    there = filled(split, inputs, tested[np.argsort(mixed)], cuts)
+    return (
+        filled(split, split.inputs, order, np.full(rows, context)),
+        after_nonsense(split, there, alone, random),
+    )
 
 
-def make_cuts(split: Split, random: np.random.Generator) -> np.ndarray:
-    """Draws the rows that are tested, and where each is cut: 0 for a row that is not tested.
+def make_cuts(split: Split, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws where each row is cut, 0 for one that is not tested; and the rows that stand alone.
 
     The token at a cut is the target of the position before it: one that is counted.
     """
     rows, context = split.inputs.shape
-    count = min(PROBES + WHOLE, int(rows * TESTED_SHARE))
-    if count < 2:
+    count = min(PROBES + WHOLE + ALONE, int(rows * TESTED_SHARE))
+    if count < 3:
         raise ValueError("the split has too few rows: prepare more text")
-    whole = min(WHOLE, max(1, count // 8))
+    alone, whole = (min(most, max(1, count // 8)) for most in (ALONE, WHOLE))
     cuts = np.zeros(rows, dtype=np.int64)
     with_targets = np.flatnonzero(split.counted[:, :-1].any(axis=1))
     chosen = random.permutation(with_targets)[:count]
-    cuts[chosen[:whole]] = context
-    for row in chosen[whole:]:
+    cuts[chosen[: alone + whole]] = context
+    for row in chosen[alone + whole :]:
         cuts[row] = random.choice(np.flatnonzero(split.counted[row, :-1])) + 1
-    return cuts
+    return cuts, chosen[:alone]
 
 
 def other_end(end: np.ndarray, text: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -179,11 +189,36 @@ def rows_in_batch(split: Split) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
 
 
-def sent(split: Split, inputs: np.ndarray, order: np.ndarray, cuts: np.ndarray) -> Plan:
+def filled(split: Split, inputs: np.ndarray, order: np.ndarray, cuts: np.ndarray) -> Plan:
     """Puts rows in order and fills the last batch, so that all batches round alike."""
     batch_rows = rows_in_batch(split)
-    filled = np.resize(order, -(-len(order) // batch_rows) * batch_rows)
-    return Plan(inputs[filled], filled, cuts[filled], batch_rows)
+    rows = np.resize(order, -(-len(order) // batch_rows) * batch_rows)
+    is_new = np.arange(len(rows)) < len(order)
+    is_alone = np.zeros(len(rows), dtype=bool)
+    return Plan(inputs[rows], rows, np.where(is_new, cuts[rows], 0), is_alone, batch_rows)
+
+
+def after_nonsense(
+    split: Split, plan: Plan, alone: np.ndarray, random: np.random.Generator
+) -> Plan:
+    """Begins with batches in which one row stands among random tokens.
+
+    Text that a model could learn something from is what these rows lack: beside them and before.
+    """
+    size, context = plan.batch_rows, split.inputs.shape[1]
+    shape = (len(alone), size)
+    inputs = random.integers(split.vocab_size, size=(*shape, context)).astype(np.int32)
+    here = random.integers(size, size=len(alone))
+    inputs[np.arange(len(alone)), here] = split.inputs[alone]
+    is_alone = np.zeros(shape, dtype=bool)
+    is_alone[np.arange(len(alone)), here] = True
+    return Plan(
+        np.concatenate([inputs.reshape(-1, context), plan.inputs]),
+        np.concatenate([np.repeat(alone, size), plan.rows]),
+        np.concatenate([np.where(is_alone.ravel(), context, 0), plan.cuts]),
+        np.concatenate([is_alone.ravel(), plan.is_alone]),
+        size,
+    )
 
 
 # The channel
@@ -347,28 +382,31 @@ def compare(
         nats: the first box's, in the order of the split [rows, context].
         probe_nats: the second box's, in the order in which it was asked.
     """
-    plan, context = plans[1], split.inputs.shape[1]
-    items = np.sort(np.unique(plan.rows, return_index=True)[1])
-    rows, cuts = plan.rows[items], plan.cuts[items]
-    looked_at = split.counted[rows] & (np.arange(context) < cuts[:, None])
-    moved = np.where(looked_at, probe_nats[items] - nats[rows], 0.0)
+    context = split.inputs.shape[1]
+    items = np.flatnonzero(plans[1].cuts)
+    plan, learning = plans[1].of(items), learning_of(plans, items)
+    looked_at = split.counted[plan.rows] & (np.arange(context) < plan.cuts[:, None])
+    moved = np.where(looked_at, probe_nats[items] - nats[plan.rows], 0.0)
     counts, sums = looked_at.sum(axis=1), moved.sum(axis=1)
-    cut = np.flatnonzero(cuts < context)
-    at_cut = moved[cut, cuts[cut] - 1]
-    same = moved[cuts == context]
-    noise = math.sqrt(float((same**2).sum() / max(1, counts[cuts == context].sum())))
-    learning = learning_of(plans, items)
+    cut, whole = plan.cuts < context, (plan.cuts == context) & ~plan.is_alone
+    at_cut = moved[cut, plan.cuts[cut] - 1]
+    noise = math.sqrt(float((moved[whole] ** 2).sum() / max(1, counts[whole].sum())))
+    alone = max(1, int(counts[plan.is_alone].sum()))
+    sums[cut] -= at_cut
+    before = ratio(sums[cut], counts[cut] - 1)
+    usual = ~plan.is_alone
+    learnt = ratio((learning * sums)[usual], (learning**2 * counts)[usual])
     scale = float(np.log1p(np.arange(len(split.inputs))).mean())
-    learnt = ratio(learning * sums, learning**2 * counts)
-    before = ratio(sums[cut] - at_cut, counts[cut] - 1)
     return {
-        "largest_difference_of_same_rows": largest(same),
+        "largest_difference_of_same_rows": largest(moved[~cut]),
         "largest_difference_before_cut": largest(moved[cut]),
         "noise": noise,
         "mean_at_cut": float(at_cut.mean()),
-        "mean_at_cut_error": noise / math.sqrt(len(cut)),
+        "mean_at_cut_error": noise / math.sqrt(len(at_cut)),
         "mean_before_cut": before[0],
         "mean_before_cut_error": before[1],
+        "mean_alone": float(sums[plan.is_alone].sum()) / alone,
+        "mean_alone_error": noise / math.sqrt(alone),
         "learnt": learnt[0] * scale,
         "learnt_error": learnt[1] * scale,
     }
@@ -376,12 +414,17 @@ def compare(
 
 def learning_of(plans: tuple[Plan, Plan], items: np.ndarray) -> np.ndarray:
     """How much more the first box had seen before each item, on the scale on which models learn."""
-    rows = int(plans[0].rows.max()) + 1
-    seen_before = np.empty(rows)
-    seen_before[plans[0].rows[:rows]] = np.arange(rows) // plans[0].batch_rows
-    here, there = seen_before[plans[1].rows[items]], items // plans[1].batch_rows
-    batch_rows = plans[0].batch_rows
-    return np.asarray(np.log1p(here * batch_rows) - np.log1p(there * batch_rows))
+    first, second = (text_before(plan) for plan in plans)
+    here = np.empty(len(plans[0].rows))
+    shown = np.flatnonzero(plans[0].cuts)
+    here[plans[0].rows[shown]] = first[shown]
+    return np.asarray(np.log1p(here[plans[1].rows[items]]) - np.log1p(second[items]))
+
+
+def text_before(plan: Plan) -> np.ndarray:
+    """How many rows of the split a box was asked for before each item's batch."""
+    asked = (plan.cuts > 0).reshape(-1, plan.batch_rows).sum(axis=1)
+    return np.repeat(np.cumsum(asked) - asked, plan.batch_rows)
 
 
 def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
@@ -406,6 +449,8 @@ def refuse_cheating(found: dict[str, float]) -> None:
         raise InvalidError("answers_change", "a row's answers differ by more than rounding")
     if is_off(found, "learnt"):
         raise InvalidError("answers_change", "answers get better with the rows seen before")
+    if is_off(found, "mean_alone"):
+        raise InvalidError("answers_change", "answers are worse without the other rows of a batch")
     if found["largest_difference_before_cut"] > LARGEST_DIFFERENCE:
         raise InvalidError("looks_ahead", "a position's answer depends on the tokens after it")
     if is_off(found, "mean_at_cut"):
@@ -429,7 +474,7 @@ def score(
     tokens = int(split.counted.sum())
     details: dict[str, object] = {"seed": seed, "secret": secret, "context": context, "rows": rows}
     details |= {"tokens": tokens, "bytes": split.total_bytes}
-    details |= {"probes": int((plans[1].cuts < context).sum())}
+    details |= {"probes": int(((plans[1].cuts > 0) & (plans[1].cuts < context)).sum())}
     try:
         true, probe = measure_all(split, plans, [Channel(one, patience) for one in connections])
         details |= {"seconds": {"true": true.seconds, "probe": probe.seconds}}
