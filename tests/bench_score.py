@@ -94,6 +94,12 @@ def make_lab(place: Path) -> Lab:
     )
 
 
+def split_of(lab: Lab, name: str) -> Path:
+    """Where a split's tokens lie."""
+    assert lab.data_dir is not None
+    return lab.data_dir / name
+
+
 def in_a_box(lab: Lab, output: Path, mounts: dict[Path, str], *argv: str, **env: str) -> None:
     """Run something with the train box's limits, and keep what it leaves."""
     limits = lab.settings.train_limits().model_dump()
@@ -110,7 +116,7 @@ def train(lab: Lab, budget_seconds: float) -> Path:
     checkpoint = lab.directory / "checkpoint"
     env = {"NIGHTLAB_SEED": "1", "NIGHTLAB_BUDGET_SECONDS": f"{budget_seconds:g}"}
     env |= {"NIGHTLAB_DATA": "/data", "NIGHTLAB_OUTPUT": "/out"}
-    mounts = {lab.directory / "files": "/workspace", lab.data_dir / "train": "/data"}
+    mounts = {lab.directory / "files": "/workspace", split_of(lab, "train"): "/data"}
     in_a_box(lab, checkpoint, mounts, "python3", "train.py", **env)
     return checkpoint
 
@@ -137,7 +143,7 @@ def score_seconds(lab: Lab, checkpoint: Path, number: int) -> tuple[float, dict[
 def honest_nats(lab: Lab, checkpoint: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     """For each precision the nats of all rows, once for each batch size."""
     mounts = {lab.directory / "files": "/workspace", lab.fixed_dir: "/evaluate"}
-    mounts |= {checkpoint: "/checkpoint", lab.data_dir / "val": "/data"}
+    mounts |= {checkpoint: "/checkpoint", split_of(lab, "val"): "/data"}
     output = lab.directory / "nats"
     in_a_box(lab, output, mounts, "python3", "-c", ANSWERS, *map(str, BATCHES))
     return {
@@ -151,7 +157,7 @@ def false_alarms(
 ) -> dict[str, float | dict[str, float]]:
     """Hold honest answers, each row rounded in a way drawn at random, against fresh plans."""
     evaluate = load_evaluate()
-    split = evaluate.read_split(lab.data_dir / "val")
+    split = evaluate.read_split(split_of(lab, "val"))
     stacked = np.stack(tables)
     found: list[dict[str, float]] = []
     alarms = 0
@@ -197,7 +203,7 @@ def spread(found: list[dict[str, float]], name: str, evaluate: Any) -> dict[str,
 def bound(lab: Lab, nats: np.ndarray[Any, Any]) -> dict[str, dict[str, float]]:
     """What a cheat risks that knows the next token where that gains the most, and nowhere else."""
     evaluate = load_evaluate()
-    split = evaluate.read_split(lab.data_dir / "val")
+    split = evaluate.read_split(split_of(lab, "val"))
     losses = np.sort(nats[split.counted])[::-1]
     gains = losses.cumsum() / math.log(2) / split.total_bytes
     found = {}
