@@ -390,7 +390,7 @@ def compare(
     counts, sums = looked_at.sum(axis=1), moved.sum(axis=1)
     cut, whole = plan.cuts < context, (plan.cuts == context) & ~plan.is_alone
     at_cut = moved[cut, plan.cuts[cut] - 1]
-    noise = math.sqrt(float((moved[whole] ** 2).sum() / max(1, counts[whole].sum())))
+    noise = root_mean_square(moved[whole], counts[whole])
     alone = max(1, int(counts[plan.is_alone].sum()))
     sums[cut] -= at_cut
     before = ratio(sums[cut], counts[cut] - 1)
@@ -401,6 +401,7 @@ def compare(
         "largest_difference_of_same_rows": largest(moved[~cut]),
         "largest_difference_before_cut": largest(moved[cut]),
         "noise": noise,
+        "noise_before_cut": root_mean_square(moved[cut], counts[cut]),
         "mean_at_cut": float(at_cut.mean()),
         "mean_at_cut_error": noise / math.sqrt(len(at_cut)),
         "mean_before_cut": before[0],
@@ -425,6 +426,11 @@ def text_before(plan: Plan) -> np.ndarray:
     """How many rows of the split a box was asked for before each item's batch."""
     asked = (plan.cuts > 0).reshape(-1, plan.batch_rows).sum(axis=1)
     return np.repeat(np.cumsum(asked) - asked, plan.batch_rows)
+
+
+def root_mean_square(moved: np.ndarray, counts: np.ndarray) -> float:
+    """Of the differences, zero where there is none; so many were looked at."""
+    return math.sqrt(float((moved**2).sum() / max(1, counts.sum())))
 
 
 def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
@@ -453,6 +459,8 @@ def refuse_cheating(found: dict[str, float]) -> None:
         raise InvalidError("answers_change", "answers are worse without the other rows of a batch")
     if found["largest_difference_before_cut"] > LARGEST_DIFFERENCE:
         raise InvalidError("looks_ahead", "a position's answer depends on the tokens after it")
+    if found["noise_before_cut"] > LARGEST_NOISE:
+        raise InvalidError("looks_ahead", "a row's answers change with its end")
     if is_off(found, "mean_at_cut"):
         raise InvalidError("looks_ahead", "many answers depend a little on the next token")
     if is_off(found, "mean_before_cut"):
