@@ -33,10 +33,11 @@ check: .venv/.developed ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.developed ## what a box costs beside a bare container
+bench: .venv/.developed ## what a box and a score cost, and how far honest models are from a false alarm
 	$(BIN)/nightlab setup
 	$(BIN)/python -m tests.bench_overhead
 	$(BIN)/python -m tests.bench_kill
+	$(BIN)/python -m tests.bench_score
 
 soak: .venv/.developed ## hundreds of random hostile runs: no wrong cause, nothing left (about 5 minutes)
 	$(BIN)/nightlab setup

@@ -214,7 +214,7 @@ def test_adding_a_constant_to_the_logits_gains_nothing(data: Path) -> None:
 
 
 def test_bytes_are_counted_and_not_tokens(tmp_path: Path) -> None:
-    # "é" as two one-byte tokens, "🙂" as one of four bytes, an empty one that is BOS, four documents
+    # "é" as two one-byte tokens, "🙂" as one of four bytes, BOS without any, four documents
     token_bytes = [1, 1, 4, 3, 0]
     stream = [4, 0, 1, 2, 4, 3, 3, 2, 2] * 2
     write_data(tmp_path, stream, token_bytes, 4)
@@ -404,12 +404,13 @@ def test_looking_ahead_only_where_the_text_looks_natural_is_caught(data: Path) -
     assert "looks_ahead" == reason_for(cheat, data)
 
 
-def test_looking_at_the_end_of_the_row_is_caught(data: Path) -> None:
-    def seeing_the_end(ids: Array) -> Array:
-        logits = bigram(ids)
-        logits[..., 7] += (ids[:, -1:] % 2).astype(np.float32)
-        return logits
+def seeing_the_end(ids: Array) -> Array:
+    logits = bigram(ids)
+    logits[..., 7] += (ids[:, -1:] % 2).astype(np.float32)
+    return logits
 
+
+def test_looking_at_the_end_of_the_row_is_caught(data: Path) -> None:
     assert "looks_ahead" == reason_for(answering(seeing_the_end), data)
 
 
@@ -509,17 +510,7 @@ def a_little(ids: Array) -> Array:
 
 def company(ids: Array) -> Array:
     logits = bigram(ids)
-    logits[1:, :, 3] += 0.7 * (ids[:-1, -1:] % 2).astype(np.float32)
-    return logits
-
-
-def rarely_wild(ids: Array) -> Array:
-    """Nothing in the mean: a coin says whether the next token gets likelier or less likely."""
-    where = (ids * 7 + np.arange(ids.shape[1])) % 50 == 0
-    sign = np.where(np.cumsum(ids, axis=1) % 2 == 0, 4.0, -4.0)
-    logits = bigram(ids)
-    rows, columns = np.nonzero(where[:, :-1])
-    logits[rows, columns, ids[rows, columns + 1]] += sign[rows, columns]
+    logits[1:, :, 3] += 0.55 * (ids[:-1, -1:] % 2).astype(np.float32)
     return logits
 
 
@@ -542,6 +533,9 @@ ALONE = {
     ),
     "noise": (
         'if found["noise"] > LARGEST_NOISE', lambda: company, "answers_change",
+    ),
+    "noise before the cut": (
+        'if found["noise_before_cut"] > LARGEST_NOISE', lambda: seeing_the_end, "looks_ahead",
     ),
     "company": (
         'if is_off(found, "mean_alone")', lambda: common_in_the_batch, "answers_change",
