@@ -155,7 +155,8 @@ def found_for(name: str, place: Path, tmp_path: Path, image_id: str, engine: Any
     waits = expectation(name).patience.model_dump()
     patience = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
     hasty = scorer.model_copy(update={"argv": (*scorer.argv, *patience)})
-    small = models[0].limits.model_copy(update={"memory_bytes": 512 * 2**20})
+    bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
+    small = models[0].limits.model_copy(update=bounds)
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
     measurement = measure(executor, bounded, hasty, output)
     sheet = parse_sheet(measurement.sheet) if measurement.sheet else None
