@@ -1,16 +1,15 @@
 """Looks for the tokens wherever they could lie."""
 
-import glob
+import os
 
 import numpy as np
 from honest import answering, look_ahead
 
-FOUND = [
-    path
-    for pattern in ("/data*/**", "/**/tokens.bin", "/**/meta.json", "/**/*.partial", "/holdout*")
-    for path in glob.glob(pattern, recursive=True)
-    if not path.startswith(("/proc", "/sys"))
-]
+WANTED = ("tokens.bin", "meta.json", "score.json", "score.json.partial")
+FOUND = []
+for folder, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if folder + name not in ("/proc", "/sys", "/usr")]
+    FOUND += [name for name in files if name in WANTED]
 
 
 def load_model(checkpoint_dir, device):
