@@ -197,7 +197,7 @@ def idea(judged: int, directory: Path, *, long: bool) -> Turn:
             ask_to_pause(directory)
             return _try(2.9, 16, tool("suggest"), tool("read", file_path="train.py"))
         case 1:
-            return _try(2.90011, 16, tool("history"), smoke=True)  # too close to call
+            return _try(2.90017, 16, tool("history"), smoke=True)  # too close to call
         case 2:
             return say(thinking("The sampler may know."), tool("sweep", attempts=1, knobs=["X"]))
         case 3 if long:
