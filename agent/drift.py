@@ -17,7 +17,7 @@ from agent.judge import drift_purposes, drift_tolerance, has_drifted, is_beyond,
 from agent.lab import Lab, fresh_directory, stored_files
 from agent.measurement import measure_aside
 from agent.program import Settings
-from agent.records import DriftChecked
+from agent.records import DriftChecked, LaterRun, RunFinished
 from sandbox.contract import SandboxError
 
 SCRATCH = "drift"
@@ -88,7 +88,24 @@ def _measured(lab: Lab, best: Attempt, seed: int, purpose: str) -> tuple[float |
         return None, error.message
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if value is not None and _was_disturbed(lab, purpose):
+        return None, "others used the machine, or heat held it back, meanwhile"
     return value, failure.explanation if failure else ""
+
+
+def _was_disturbed(lab: Lab, purpose: str) -> bool:
+    """Whether the training that a look's score stands on was unfair to it.
+
+    A baseline is measured on a machine that is never quiet, too; but what passes is no change.
+    """
+    for entry in reversed(lab.ledger.entries):
+        run = entry.event.run if isinstance(entry.event, LaterRun) else None
+        if isinstance(run, RunFinished) and run.result.box == "train":
+            assert isinstance(entry.event, LaterRun)
+            assert entry.event.purpose == purpose
+            noise = run.disturbance
+            return run.result.was_throttled or (noise is not None and noise.disturbed)
+    return False
 
 
 def _in_words(

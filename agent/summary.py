@@ -237,7 +237,7 @@ def _about_the_result(
         )
         yield Attention(kind="no_noise", text=text)
     if on_holdout is not None and better and on_holdout < _MUCH_OF_THE_GAIN * better:
-        text = f"Only {on_holdout / better:.0%} of the gain came back on the holdout text."
+        text = f"Only {on_holdout / better:.0%} of the gain came back on the holdout."
         yield Attention(kind="holdout", text=text)
     if history.discards_in_a_row >= _PLATEAU_ATTEMPTS:
         text = f"None of the last {history.discards_in_a_row} attempts was kept: a plateau."
@@ -253,10 +253,12 @@ def _about_attempts(history: History) -> Iterator[Attention]:
         yield Attention(kind="invalid", text=text, attempts=invalid)
     changed = [check for check in history.drift_checks if check.changed]
     if changed:
+        last, times = changed[-1], "" if len(changed) == 1 else f" {len(changed)} times"
         text = (
-            f"The machine changed during the session ({_count(len(changed), 'time', 'times')}): "
-            f"{changed[-1].explanation}. Gains from before and after do not add up; nightlab "
-            "review measures baseline and best side by side."
+            f"The machine changed during the session{times}: the best then had "
+            f"{last.recorded:.4f}, and {fmean(last.today):.4f} when it was measured again. Gains "
+            "from before and after do not add up; nightlab review measures baseline and best side "
+            "by side."
         )
         numbers = tuple(check.attempt for check in changed)
         yield Attention(kind="drift", text=one_line(text, 500), attempts=numbers)

@@ -253,7 +253,11 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
 def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -> None:
     place = Place(
         tmp_path,
-        changes={"session": {"attempts": 2}, "disturbance": {"max_repeats": 1}},
+        changes={
+            "session": {"attempts": 2},
+            "disturbance": {"max_repeats": 1},
+            "noise": {"check_best_every": 1},
+        },
     )
     heat = count()
     lab = replace(
@@ -270,6 +274,7 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert first.finished.reason == "disturbed"
     assert "held back by heat" in first.finished.explanation
     assert len(first.runs) == 2
+    assert [((), False)] == [(look.today, look.changed) for look in history.drift_checks]
     assert sessions.found(place.directory) == []
 
 

@@ -146,7 +146,7 @@ def test_what_survived_on_holdout_is_told_once_both_are_scored() -> None:
     assert numbers.holdout_gain == pytest.approx(0.15)
     assert numbers.survived == pytest.approx(0.75)
     text = " ".join(Page(render_html(made.entries, made.get_blob)).text.split())
-    assert "0.1500 better on the holdout text" in text
+    assert "0.1500 better on the holdout" in text
     assert "75% of the gain came back" in text
 
 
@@ -192,7 +192,7 @@ def test_little_on_holdout_and_a_long_plateau_need_the_person() -> None:
     for number in range(2, 22):
         finish(made, number, Verdict.DISCARDED, before)
     texts = [item.text for item in summary(made.entries).attention]
-    assert "Only 30% of the gain came back on the holdout text." in texts
+    assert "Only 30% of the gain came back on the holdout." in texts
     assert "None of the last 20 attempts was kept: a plateau." in texts
 
 

@@ -321,7 +321,7 @@ def test_no_holdout_is_claimed(night: PretendedPlace, history: History) -> None:
 
     assert history.best is not None
     assert history.best.values("holdout") == {}
-    assert "on the holdout text" not in text
+    assert "on the holdout:" not in text
 
 
 def _store(directory: Path, content: bytes) -> str:
