@@ -19,7 +19,7 @@ from agent.lab import Lab, snapshot
 from agent.ledger import Ledger
 from agent.measurement import measure
 from agent.program import Program, Settings, load_program
-from agent.records import AttemptStarted, RunFinished
+from agent.records import AttemptStarted, RunFinished, Split
 from agent.session import begin, open_lab
 from agent.setup import find_outfit
 from sandbox.library import state_directory
@@ -54,9 +54,15 @@ class Bench:
     Args:
         directory: for the session in whose ledger all of it is recorded; made anew.
         changes: of the shipped program's settings, by section.
+        workspace: what is trained and scored; None for the shipped one.
     """
 
-    def __init__(self, directory: Path, changes: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        changes: dict[str, dict[str, Any]],
+        workspace: Path | None = None,
+    ) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         shipped = load_program(ROOT / "program.md")
         settings = changed(shipped.settings, changes)
@@ -64,7 +70,7 @@ class Bench:
         state_dir = state_directory(os.environ)
         outfit = find_outfit(settings, ROOT, state_dir=state_dir, environ=os.environ)
         begin(
-            directory, program, settings, ROOT / "workspace", outfit,
+            directory, program, settings, workspace or ROOT / "workspace", outfit,
             researcher="study", version="study", seed=0,
         ).close()  # fmt: skip
         self.lab: Lab = open_lab(Ledger.open(directory), settings, outfit, Quiet())
@@ -74,15 +80,14 @@ class Bench:
         """The shipped workspace's files."""
         return self.lab.workspace.candidate()
 
-    def measure(self, files: Files, seed: int) -> tuple[float, RunFinished]:
-        """The score of files at a seed, and their training's record.
+    def train(self, files: Files, seed: int, *, scored: bool = False) -> RunFinished:
+        """What became of training files at a seed; their score, if wanted, is in `score`.
 
         Raises:
-            RuntimeError: they have none.
+            RuntimeError: it failed.
         """
-        ledger = self.lab.ledger
+        ledger, put = self.lab.ledger, self.lab.ledger.put_blob
         number = len(ledger.history.attempts)
-        put = ledger.put_blob
         ledger.append(
             AttemptStarted(
                 attempt=number,
@@ -94,14 +99,18 @@ class Bench:
                 parent=None,
             )
         )
+        splits: tuple[Split, ...] = ("val",) if scored else ()
         with snapshot(self.lab, number, files) as root:
-            failure = measure(self.lab, number, seed, root)
+            failure = measure(self.lab, number, seed, root, splits)
         if failure is not None:
             raise RuntimeError(f"{failure.reason}: {failure.explanation}")
-        attempt = ledger.history.attempt(number)
-        training = next(run for run in reversed(attempt.runs) if run.result.box == "train")
+        runs = reversed(ledger.history.attempt(number).runs)
         shutil.rmtree(self.lab.directory / "checkpoints", ignore_errors=True)
-        return attempt.values()[seed], training
+        return next(run for run in runs if run.result.box == "train")
+
+    def score(self, seed: int) -> float:
+        """The score of what was trained last, at that seed."""
+        return self.lab.ledger.history.attempts[-1].values()[seed]
 
 
 def changed(settings: Settings, changes: dict[str, dict[str, Any]]) -> Settings:

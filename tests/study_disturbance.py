@@ -3,7 +3,7 @@
 `python -m tests.study_disturbance [--minutes M] [--docs]`: the shipped workload trains for a few
 seconds, again and again, beside a load that keeps a part of one core busy: none, a tenth, a
 quarter, a half, a whole one, two. What is told is what nightlab measures (cores used by others,
-speed of the machine) beside what the training came to (tokens, score). A threshold is good when
+speed of the machine) beside how many tokens the training came to. A threshold is good when
 hardly any quiet run lies above it and what lies below has lost little.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import fmean, median, stdev
+from statistics import median
 
 from agent.curves import unpacked
 from tests.studies import (
@@ -82,13 +82,12 @@ def main() -> None:
 
     def measured(job: Row) -> Row:
         with load(job["cores"]):
-            score, training = bench.measure(bench.files, seed=1)
+            training = bench.train(bench.files, seed=1)
         assert training.disturbance is not None
         assert training.curve is not None
         told = unpacked(bench.lab.ledger.get_blob(training.curve))[-1]
         return {
             **job,
-            "score": score,
             "tokens": told["tokens"],
             "other_cores": training.disturbance.other_cores,
             "speed": training.disturbance.speed,
@@ -111,19 +110,18 @@ def table(rows: list[Row]) -> str:
         f"{os.cpu_count()} cores; quiet trainings came to {tokens:,.0f} tokens (median).",
         "",
         "| load, cores | others, as measured: median (range) | the run's own cores | "
-        "machine's speed before and after | tokens, against quiet | score: mean (spread) |",
-        "|---|---|---|---|---|---|",
+        "machine's speed before and after | tokens, against quiet: median (range) |",
+        "|---|---|---|---|---|",
     ]
     for cores in LOADS:
         mine = [row for row in rows if row["cores"] == cores]
         others = [row["other_cores"] for row in mine]
-        scores = [row["score"] for row in mine]
+        told = [row["tokens"] / tokens for row in mine]
         lines.append(
             f"| {cores:g} | {median(others):.2f} ({min(others):.2f} to {max(others):.2f}) | "
             f"{median(row['own_cores'] for row in mine):.2f} | "
             f"{median(row['speed'] for row in mine) / speed:.0%} | "
-            f"{median(row['tokens'] for row in mine) / tokens:.0%} | "
-            f"{fmean(scores):.4f} ({stdev(scores):.4f}) |"
+            f"{median(told):.0%} ({min(told):.0%} to {max(told):.0%}) |"
         )
     return "\n".join(lines) + "\n"
 

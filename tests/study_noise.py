@@ -1,10 +1,11 @@
 """Finds out how often the judge keeps luck, and how often it finds what is better.
 
-`python -m tests.study_noise [--minutes M] [--docs]`: a small model trains in real boxes for a fixed
-number of tokens and is scored by real boxes, so that a score depends on files and seed alone and no
-neighbour can blur it. Every comparison has seeds of its own, which no other one has: three scores
-of the best, then scores of the candidate until the judge settles it, as in a night. The first fifty
-compare the files with themselves, the others with a change whose effect is measured over all seeds.
+`python -m tests.study_noise [--minutes M] [--docs]`: a tiny model (`tests/tiny`, no torch) trains
+for a fixed number of steps in real boxes and is scored by real boxes, so that a score depends on
+files and seed alone and no neighbour can blur it. Every comparison has seeds of its own, which no
+other one has: three scores of the best, then scores of the candidate until the judge settles it, as
+in a night. The first fifty compare the files with themselves, the others with a change whose effect
+is measured over all seeds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from tests.studies import (
+    ROOT,
     Bench,
     Memory,
     Row,
@@ -30,12 +32,10 @@ from tests.studies import (
 )
 
 COMPARISONS = 50
-WITH_CHANGE = 15
+WITH_CHANGE = 25
 CONFIDENCE = 0.95
 MAX_REPEATS = 3
-BASE: dict[str, Any] = {"DEPTH": 1, "WIDTH": 64, "SEQUENCE": 32, "BATCH": 8}
-KNOBS: dict[str, dict[str, Any]] = {"same": {}, "changed": {"MATRIX_RATE": 0.03}}
-TOKENS = 30_000
+KNOBS: dict[str, dict[str, Any]] = {"same": {}, "changed": {"STEPS": 4000}}
 WORKERS = 2
 SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 DRAWS = 2000
@@ -62,17 +62,22 @@ def worker(directory: Any) -> Callable[[Row], Row]:
     bench = Bench(
         directory,
         {
-            "budget": {"kind": "tokens", "tokens": TOKENS, "seconds": 60.0, "grace_seconds": 60.0},
+            "budget": {"kind": "wall", "seconds": 60.0, "grace_seconds": 60.0},
             "limits": {"cpus": 1.0},
             "disturbance": {"max_other_cores": 99.0, "min_speed": 0.0, "max_repeats": 0},
             "economy": {"early_stopping": "off", "smoke": "off"},
         },
+        ROOT / "tests" / "tiny",
     )
 
     def measured(job: Row) -> Row:
-        files = turned(bench.files, BASE | KNOBS.get(job["files"], {}))
-        score, training = bench.measure(files, job["seed"])
-        return {**job, "score": score, "seconds": round(training.result.wall_seconds, 2)}
+        files = turned(bench.files, KNOBS.get(job["files"], {}))
+        training = bench.train(files, job["seed"], scored=True)
+        return {
+            **job,
+            "score": bench.score(job["seed"]),
+            "seconds": round(training.result.wall_seconds, 2),
+        }
 
     return measured
 
@@ -140,7 +145,7 @@ def table(memory: Memory) -> str:
     scores = remembered(memory)
     trained = fmean(row["seconds"] for row in memory.rows)
     lines = [
-        f"{len(memory.rows)} trainings of {TOKENS:,} tokens ({trained:.1f} s), each scored; "
+        f"{len(memory.rows)} trainings of `tests/tiny` ({trained:.1f} s), each scored in boxes; "
         f"noise of one score {noise:.4f} over {len(pool)} seeds. The change is "
         f"{', '.join(f'{k} {v}' for k, v in KNOBS['changed'].items())}: better by {effect:.2f} "
         f"± {error:.2f} times the noise ({len(other)} seeds).",

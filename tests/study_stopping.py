@@ -28,7 +28,7 @@ from tests.compare import next_step
 from tests.studies import ROOT, interruptible, parser, tell, write_between
 
 ATTEMPTS = 20
-SECONDS = 20.0
+SECONDS = 12.0
 RULES: tuple[Literal["median", "predictive"], ...] = ("median", "predictive")
 PROGRAM_CHANGES = {
     'early_stopping = "median"': 'early_stopping = "off"',
