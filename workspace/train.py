@@ -336,14 +336,15 @@ class Batches:
         self.way = way
         path = folder / "tokens.bin"
         count = path.stat().st_size // 2
-        self.tokens = torch.from_file(str(path), shared=False, size=count, dtype=torch.uint16)
+        # int16 and not uint16, which torch 2.6 cannot index; `draw` takes the sign away.
+        self.tokens = torch.from_file(str(path), shared=False, size=count, dtype=torch.int16)
 
     def draw(self, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of BATCH windows, or of fewer when only `limit` tokens are left."""
         length = min(SEQUENCE, limit)
         rows = min(BATCH, limit // length)
         starts = torch.randint(len(self.tokens) - length, (rows, 1))
-        windows = self.tokens[starts + torch.arange(length + 1)].to(torch.int64)
+        windows = self.tokens[starts + torch.arange(length + 1)].to(torch.int64) & 0xFFFF
         inputs, targets = windows[:, :-1].clone(), windows[:, 1:]
         inputs[: round(rows * self.share_at_start), 0] = self.bos_token  # a scored row begins so
         return self.sent(inputs), self.sent(targets)
