@@ -406,7 +406,7 @@ def test_a_program_that_prints_no_score_is_told_so_before_the_night(
     assert "no complete line `val_bpb: number`" in done.stdout
 
 
-QUIET_ENOUGH = "[disturbance]\nmax_other_cores = 64\nmax_repeats = 0\n\n[session]"
+QUIET_ENOUGH = "[disturbance]\nmax_other_cores = 64\nmin_speed = 0\nmax_repeats = 0\n\n[session]"
 """Other tests run on this machine, too: that must not cost repeats."""
 ME = {
     "GIT_CONFIG_COUNT": "2",
