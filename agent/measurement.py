@@ -184,7 +184,7 @@ def refuse_interruption(result: RunResult) -> None:
     Raises:
         SandboxError: it was.
     """
-    if result.outcome is Outcome.INTERRUPTED:
+    if result.was_ended_by_somebody_else:
         raise SandboxError(
             f"run {result.run_id} was ended by somebody else: {evidence_of(result)}",
             "see who stopped the container, then resume the session",
@@ -365,6 +365,8 @@ def _score_on(
     for result in (*measurement.models, measurement.scorer):
         put_run(lab, number, seed, result)
         lab.observer.run_finished(result, None)
+    for result in measurement.models:
+        refuse_interruption(result)
     scored, failure = _read_measurement(lab, number, seed, split, measurement)
     lab.record(scored)
     return failure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -316,6 +317,16 @@ class RunResult(Record):
     finished_at: datetime
     evidence: dict[str, Any]
     """What the outcome was decided from: counters, clock, signal, the engine's own view."""
+
+    @property
+    def was_ended_by_somebody_else(self) -> bool:
+        """Tell whether it was interrupted in a way that nothing inside the box can bring about.
+
+        A program can kill itself, but not PID 1, which then lives to tell of it.
+        """
+        told = self.evidence.get("reported") and self.evidence.get("killed_by") is None
+        is_own_deed = told and self.signal == signal.SIGKILL and self.oom_kills == 0
+        return self.outcome is Outcome.INTERRUPTED and not is_own_deed
 
     @property
     def was_throttled(self) -> bool:

@@ -70,12 +70,15 @@ HUNG_UP = "hung_up"
 def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
     """Read a measurement: what the scorer found, or else how a model box ended.
 
+    A value counts only when every model box ended well: one that answers all and then dies or hangs
+    has something to hide. What the scorer found wrong is the better reason.
+
     Args:
         sheet: what the scorer wrote; none when it came to no end.
         models: how the model boxes ended.
     """
     bad = next((outcome for outcome in models if outcome is not Outcome.OK), None)
-    if bad is not None and (sheet is None or sheet.reason == HUNG_UP):
+    if bad is not None and (sheet is None or sheet.reason in (None, HUNG_UP)):
         return Finding(None, f"model_box_{bad.value}", "", model_failed=True)
     if sheet is None:
         raise ValueError("all boxes ended well, but there is no sheet")

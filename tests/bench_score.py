@@ -88,7 +88,7 @@ def make_lab(place: Path) -> Lab:
         image_id=find_image(engine, shipped_recipe(), state_dir=state_dir).image_id,
         device="cpu",
         environment=find_profile("cpu").environment,
-        data_dir=make_data(settings, ROOT, state_dir, lambda _: None),
+        data_dir=make_data(settings, WORKSPACE, state_dir, lambda _: None),
         fixed_dir=fixed,
         observer=Quiet(),
     )

@@ -539,7 +539,18 @@ def test_a_box_killed_from_outside_is_interrupted(
         client.kill(boxes_of(client, session)[0]["Id"])
         result = run.result(timeout=20)
     assert Outcome.INTERRUPTED == result.outcome
+    assert result.was_ended_by_somebody_else
     assert [] == boxes_of(client, session)
+
+
+@pytest.mark.docker
+def test_a_program_that_kills_itself_cannot_pass_for_somebody_else(
+    executor: DockerExecutor, image: Any
+) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    result = executor.run(python_spec(code, image=image.image_id))
+    assert Outcome.INTERRUPTED == result.outcome
+    assert not result.was_ended_by_somebody_else
 
 
 def open_descriptors() -> int:

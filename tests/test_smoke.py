@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.experiment import run_attempt
+from agent.audit import audit
+from agent.experiment import run_attempt, run_patiently
 from agent.knobs import without_knobs
 from agent.lab import Lab, hashes_of
+from agent.ledger import read_ledger
 from agent.program import Budget
 from agent.records import (
     AttemptFinished,
@@ -162,6 +164,45 @@ def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> N
         with pytest.raises(SandboxError, match="ended by somebody else"):
             smoke(lab, files, asked_by_researcher=True)
         assert lab.ledger.history.find_smoke(hashes_of(files)) is None
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) -> None:
+    class KilledOnce(PretendedBoxes):
+        is_due = True
+
+        def run(self, spec: Any, **options: Any) -> Any:
+            result = super().run(spec, **options)
+            if spec.box != box or not self.is_due:
+                return result
+            self.is_due = False
+            return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=KilledOnce(Place(tmp_path).clock))
+        rewritten(lab, "")
+        attempt = run_patiently(lab, "candidate", "the same again", "claude")
+        assert attempt.finished is not None
+        assert Verdict.FAILED is not attempt.finished.verdict
+        assert lab.ledger.history.attempts[-2].interrupted is not None
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path, box: str) -> None:
+    class KillsItself(PretendedBoxes):
+        def run(self, spec: Any, **options: Any) -> Any:
+            result = super().run(spec, **options)
+            own = {"reported": True, "killed_by": None}
+            killed = {"outcome": Outcome.INTERRUPTED, "signal": 9, "evidence": own}
+            return result.model_copy(update=killed if spec.box == box else {})
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=KillsItself(Place(tmp_path).clock))
+        rewritten(lab, "")
+        attempt = run_patiently(lab, "candidate", "kills itself", "claude")
+        assert attempt.finished is not None
+        assert Verdict.FAILED is attempt.finished.verdict
+        assert [] == audit(lab.directory, read_ledger(lab.directory))
 
 
 # --- the audit ---

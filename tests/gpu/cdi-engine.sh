@@ -1,8 +1,8 @@
 #!/bin/sh
 # Puts programs of a Docker Engine that knows CDI (25.0 or later) into a folder, without installing them.
 #
-# Debian 12's own engine is 20.10; Debian 13's runs on Debian 12 as it is, with Debian 12's runc. Where the installed
-# engine is new enough the folder stays empty, and the installed one is used.
+# Debian 12's own engine is 20.10; Debian 13's runs on Debian 12 as it is, with Debian 12's runc, and comes from the
+# mirror that this machine uses. Where the installed engine is new enough the folder stays empty, and that one is used.
 set -eu
 folder=$(realpath -m "$1")
 mkdir -p "$folder"
