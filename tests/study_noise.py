@@ -64,6 +64,7 @@ def worker(directory: Any) -> Callable[[Row], Row]:
         {
             "budget": {"kind": "wall", "seconds": 60.0, "grace_seconds": 60.0},
             "limits": {"cpus": 1.0},
+            "scoring": {"model_boxes": 1},
             "disturbance": {"max_other_cores": 99.0, "min_speed": 0.0, "max_repeats": 0},
             "economy": {"early_stopping": "off", "smoke": "off"},
         },
