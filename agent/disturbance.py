@@ -104,8 +104,15 @@ def is_slow(found: Disturbance) -> bool:
 
 
 def usual_speed(history: History) -> float | None:
-    """The machine's speed beside the baseline's trainings; none before there is one."""
-    runs = history.baseline.runs if history.baseline else []
+    """The machine's speed beside the trainings that calibrate it; none before there is one.
+
+    They are the baseline's, or after a move to another machine those of the best there.
+    """
+    if history.moved is not None:
+        number, earlier = history.moved
+        runs = history.attempt(number).runs[earlier:]
+    else:
+        runs = history.baseline.runs if history.baseline else []
     speeds = [r.disturbance.speed for r in runs if r.disturbance and r.disturbance.speed]
     return median(speeds) if speeds else None
 

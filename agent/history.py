@@ -139,6 +139,8 @@ class History:
     """Time between events, without pauses and the gaps before a resume."""
     ended: SessionEnded | None = None
     resumes: int = 0
+    moved: tuple[int, int] | None = None
+    """The best when the session came to another machine, and how many runs it had by then."""
     working_since: str = ""
     """When the session was started or last resumed."""
     asked: ModelAsked | None = None
@@ -346,7 +348,9 @@ class History:
             self.session, self.started_at = event, at
         else:
             self.ended, self.resumes = None, self.resumes + 1
-            self.is_on_another_machine |= _is_another(self._machine, event.machine)
+            if _is_another(self._machine, event.machine):
+                self.is_on_another_machine = True
+                self.moved = None if self.best is None else (self.best.number, len(self.best.runs))
         self._machine = event.machine or self._machine
 
     def _drift(self, event: DriftChecked) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.disturbance import usual_speed
 from agent.history import History, fold
 from agent.judge import Noise, drift_tolerance, has_drifted
 from agent.ledger import read_blob, read_ledger
@@ -242,9 +243,11 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
 
     history.apply(entry)
     assert not history.is_on_another_machine
+    assert usual_speed(history) is not None
     elsewhere = resumed.model_copy(update={"machine": here | {"cores": here["cores"] + 1}})
     history.apply(entry.model_copy(update={"event": elsewhere}))
     assert history.is_on_another_machine
+    assert usual_speed(history) is None  # that of the machine before says nothing here
 
 
 # --- a machine that is held back --------------------------------------------------------------
