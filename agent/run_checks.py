@@ -86,8 +86,9 @@ class RunChecks:
         self._open.clear()
 
     def forget_open(self) -> None:
-        """What broke off may have left runs without an end."""
+        """What broke off may have left runs without an end, and boxes without a score."""
         self._open.clear()
+        self._models.clear()
 
     def _start(self, event: RunStarted) -> Iterator[str]:
         spec = event.spec

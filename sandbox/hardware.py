@@ -167,7 +167,7 @@ def _inherited(name: str, tables: Mapping[str, Any], heirs: tuple[str, ...]) -> 
 def _own_tables(path: Path) -> dict[str, Any]:
     try:
         return _tables(path.read_text(encoding="utf-8"), path.name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SandboxError(f"{path.name} cannot be read: {error}", "mend or remove it") from error

@@ -286,7 +286,7 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     copy_template(tmp_path, "cpu")
     command = [sys.executable, "-P", "-m", "agent.cli", "calibrate", "--json"]
     done = subprocess.run(
-        [*command, "--budgets", "6", "--repeats", "2", "--program", str(tmp_path / "program.md")],
+        [*command, "--budgets", "10", "--repeats", "2", "--program", str(tmp_path / "program.md")],
         capture_output=True,
         text=True,
         timeout=280,

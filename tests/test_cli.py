@@ -123,7 +123,7 @@ def test_a_session_that_reached_a_limit_says_how_to_allow_more(place: Path) -> N
 def test_no_line_of_the_help_is_cut_short(place: Path) -> None:
     told = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
     commands = told.partition("Commands:")[2].strip().splitlines()
-    assert 17 == len(commands)
+    assert 19 == len(commands)
     assert [] == [line for line in commands if line.endswith("...")]
 
 

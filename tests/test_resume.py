@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from agent.records import (
     StopReason,
 )
 from agent.report import write_report
-from agent.session import SessionError, settings_of
+from agent.session import SessionError, settings_in, settings_of
 from agent.workspace import Workspace
 from sandbox import DockerExecutor, SandboxError
 from sandbox.contract import MAKE_ROOM
@@ -193,7 +194,10 @@ def _stored_session(root: Path) -> Place:
     _put(directory / "fixed" / "evaluate.py", stored["workspace"]["evaluate.py"])
     _put(directory / "program.md", stored["program"])
     _put(directory / LEDGER_NAME, "".join(f"{line}\n" for line in stored["ledger"]))
-    last = fold(read_ledger(directory)).last_at
+    entries = read_ledger(directory)
+    settings = settings_in(entries).with_overrides(attempts=2)  # as `nightlab resume` has them
+    place.program = replace(place.program, settings=settings)
+    last = fold(entries).last_at
     place.clock.seconds = (type(EVENING).fromisoformat(last) - EVENING).total_seconds()
     return place
 

@@ -52,7 +52,7 @@ def calibrate_(
     ] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine in the boxes, and propose budget, batch and repeats.
+    """Measure this machine; propose budget, batch and repeats.
 
     Ctrl-C loses nothing: the same command goes on with what is not measured yet.
     """

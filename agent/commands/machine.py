@@ -95,7 +95,7 @@ def check(
     base_image: BaseImageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try to break every wall on this machine; exit 1 if one gave way."""
+    """Try to break every wall here; exit 1 if one gave way."""
     settings = load(program).settings.with_overrides(base_image=base_image)
     state_dir = state_directory(os.environ)
     engine = find_engine(state_dir, environ=os.environ)
@@ -172,7 +172,7 @@ def gpus(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the GPUs that runs could have, who has them, and which are out of use."""
+    """Show the GPUs for runs, who has them, which are out of use."""
     state_dir = state_directory(os.environ)
     leases = gpu_leases(find_engine(state_dir, environ=os.environ), state_dir)
     if lift is not None:
