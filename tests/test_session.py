@@ -80,12 +80,17 @@ class Place:
     def containers(self, name: str) -> list[str]:
         return self._labelled(lambda labels: labels["nightlab.session"] == name)
 
-    def boxes_of(self, pid: int) -> list[str]:
-        return self._labelled(lambda labels: labels["nightlab.owner"].startswith(f"{pid} "))
+    def boxes_of(self, pid: int, *, running: bool = False) -> list[str]:
+        def is_meant(labels: dict[str, str]) -> bool:
+            return labels["nightlab.owner"].startswith(f"{pid} ")
 
-    def _labelled(self, is_meant: Callable[[dict[str, str]], bool]) -> list[str]:
+        return self._labelled(is_meant, running=running)
+
+    def _labelled(
+        self, is_meant: Callable[[dict[str, str]], bool], *, running: bool = False
+    ) -> list[str]:
         with closing(connect(self.engine)) as client:
-            found = client.api.containers(all=True, filters={"label": "nightlab.run"})
+            found = client.api.containers(all=not running, filters={"label": "nightlab.run"})
         return [container["Id"] for container in found if is_meant(container["Labels"])]
 
     def rewrite(self, file: str, old: str, new: str) -> None:
@@ -217,7 +222,7 @@ def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place)
 def test_a_box_ends_with_the_terminal_that_waits_for_it(place: Place) -> None:
     flags = ("--wall-seconds", "60", "--", "python3", "-c", "import time; time.sleep(60)")
     running = place.start("box", *flags)
-    wait_for(lambda: place.boxes_of(running.pid) != [])
+    wait_for(lambda: place.boxes_of(running.pid, running=True) != [])
     running.send_signal(signal.SIGHUP)
     running.communicate(timeout=30)
 
