@@ -13,6 +13,7 @@ from rich.text import Text
 
 from agent.budget import seconds_left
 from agent.curves import CurveCollector, is_storable
+from agent.disturbance import reasons
 from agent.history import Attempt, History, gain
 from agent.judge import pooled_noise
 from agent.program import Settings
@@ -91,14 +92,9 @@ class NightConsole:
         """Take the bar away; say so when the machine was not quiet."""
         self._stop_bar()
         if disturbance is not None and disturbance.disturbed:
-            for reason in disturbance.held_back:
-                self._out.print(f"      {reason}", style="yellow", highlight=False, markup=False)
-            self._out.print(
-                f"      others used {disturbance.other_cores:.2f} cores during the run "
-                f"(limit {disturbance.limit_cores:g}, see [disturbance] in program.md)",
-                style="yellow",
-                highlight=False,
-            )
+            why = "; ".join(reasons(disturbance))
+            line = f"      disturbed: {why}; see [disturbance] in program.md"
+            self._out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def attempt_finished(self, attempt: Attempt) -> None:
         """Print the attempt's line."""

@@ -103,6 +103,18 @@ def is_slow(found: Disturbance) -> bool:
     return found.speed < found.min_speed * found.usual_speed
 
 
+def reasons(noise: Disturbance) -> list[str]:
+    """What disturbed a run, a phrase each; nothing when nothing did."""
+    said = []
+    if noise.other_cores > noise.limit_cores:
+        said.append(f"others used {noise.other_cores:.2f} cores (limit {noise.limit_cores:g})")
+    if is_slow(noise):
+        assert noise.speed is not None
+        assert noise.usual_speed is not None
+        said.append(f"a core had {noise.speed / noise.usual_speed:.0%} of its usual speed")
+    return [*said, *noise.held_back]
+
+
 def usual_speed(history: History) -> float | None:
     """The machine's speed beside the trainings that calibrate it; none before there is one.
 

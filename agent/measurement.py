@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.curves import CurveCollector, packed
-from agent.disturbance import Sample, disturbance, is_slow, sample, usual_speed
+from agent.disturbance import Sample, disturbance, reasons, sample, usual_speed
 from agent.history import Attempt
 from agent.lab import (
     Lab,
@@ -164,18 +164,8 @@ def _train(
 def _why_disturbed(noise: Disturbance, runs: int) -> str:
     if not noise.disturbed:
         return f"each of {runs} runs was disturbed, the last by a throttled GPU: not judged"
-    slow = f"; a core had {_share(noise):.0%} of its usual speed" if is_slow(noise) else ""
-    held = f"; {'; '.join(noise.held_back)}" if noise.held_back else ""
-    return (
-        f"each of {runs} runs was disturbed, the last by others who used "
-        f"{noise.other_cores:.2f} cores (limit {noise.limit_cores:g}){slow}{held}: not judged"
-    )
-
-
-def _share(noise: Disturbance) -> float:
-    assert noise.speed is not None
-    assert noise.usual_speed is not None
-    return noise.speed / noise.usual_speed
+    why = ", ".join(reasons(noise))
+    return f"each of {runs} runs was disturbed, the last because {why}: not judged"
 
 
 def refuse_interruption(result: RunResult) -> None:

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import io
 from itertools import count
+from pathlib import Path
+from typing import cast
 
 import pytest
+from rich.console import Console
 
-from agent.disturbance import Sample, busy_core_seconds, disturbance, is_slow, speed
+from agent.console import NightConsole
+from agent.disturbance import Sample, busy_core_seconds, disturbance, is_slow, reasons, speed
+from agent.history import History
+from agent.program import load_program
+from agent.records import Disturbance
+from sandbox.contract import RunResult
 
 PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
 
@@ -71,3 +80,26 @@ def test_speed_is_measured_in_no_time() -> None:
     began = time.monotonic()
     assert speed() > 0
     assert time.monotonic() - began < 1
+
+
+def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands() -> None:
+    noise = Disturbance(
+        other_cores=0.1,
+        limit_cores=0.25,
+        disturbed=True,
+        speed=350.0,
+        usual_speed=500.0,
+        min_speed=0.8,
+        held_back=("it was too hot",),
+    )
+    written = io.StringIO()
+    settings = load_program(Path("program.md")).settings
+    console = NightConsole(Console(file=written, width=200), settings, History)
+    console.run_finished(cast(RunResult, None), noise)
+
+    assert (
+        "disturbed: a core had 70% of its usual speed; it was too hot; see [disturbance] in "
+        "program.md" == written.getvalue().strip()
+    )
+    others = noise.model_copy(update={"other_cores": 1.5, "speed": 500.0, "held_back": ()})
+    assert ["others used 1.50 cores (limit 0.25)"] == reasons(others)
