@@ -456,7 +456,8 @@ def test_a_process_killed_six_times_ends_with_the_result_of_one_that_was_not(
     person: Person,  # noqa: F811
 ) -> None:
     words = ["--researcher", "tpe", "--seed", "11", "--attempts", "3"]
-    assert 0 == person.nightlab("run", *words, "--session", "twin").returncode
+    unbroken = person.nightlab("run", *words, "--session", "twin")
+    assert 0 == unbroken.returncode, unbroken.stderr
     chance = random.Random(6)
     running = person.start("run", *words, "--session", "cut")
     for _ in range(6):
