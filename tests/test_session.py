@@ -221,7 +221,11 @@ def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place)
 
 def test_a_box_ends_with_the_terminal_that_waits_for_it(place: Place) -> None:
     flags = ("--wall-seconds", "60", "--", "python3", "-c", "import time; time.sleep(60)")
-    running = place.start("box", *flags)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may be run by nohup
+    try:
+        running = place.start("box", *flags)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for(lambda: place.boxes_of(running.pid, running=True) != [])
     running.send_signal(signal.SIGHUP)
     running.communicate(timeout=30)
