@@ -270,7 +270,7 @@ def _with_bulk_aside(lab: Lab, result: RunResult) -> dict[str, Any]:
 
 
 def put_run(lab: Lab, number: int, seed: int, result: RunResult) -> None:
-    """Put on record how a box ended that was not asked for a training within the budget."""
+    """Record and show how a box ended that was not asked for a training within the budget."""
     lab.record(
         RunFinished(
             attempt=number,
@@ -280,6 +280,7 @@ def put_run(lab: Lab, number: int, seed: int, result: RunResult) -> None:
             over_budget_seconds=0.0,
         )
     )
+    lab.observer.run_finished(result, None)
 
 
 def _judge_run(lab: Lab, run: _Training) -> Failure | None:
@@ -354,7 +355,6 @@ def _score_on(
         shutil.rmtree(output, ignore_errors=True)
     for result in (*measurement.models, measurement.scorer):
         put_run(lab, number, seed, result)
-        lab.observer.run_finished(result, None)
     for result in measurement.models:
         refuse_interruption(result)
     scored, failure = _read_measurement(lab, number, seed, split, measurement)

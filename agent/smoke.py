@@ -132,7 +132,6 @@ def _run(lab: Lab, smoke: Smoke, files: Path, checkpoint: Path, gpus: tuple[str,
 
 def _record(lab: Lab, number: int, seed: int, result: RunResult) -> None:
     put_run(lab, number, seed, result)
-    lab.observer.run_finished(result, None)
     refuse_interruption(result)
 
 
