@@ -44,7 +44,7 @@ WARMDOWN = 0.4  # last share of the budget, in which learning rates fall linearl
 FINAL_RATE = 0.1  # share of the learning rates that is left at the end [0.0..0.3]
 
 CHECKPOINT = "checkpoint.pt"  # fixed
-RESERVED_SECONDS = 0.8  # fixed: for saving and leaving before the budget ends
+RESERVED_SECONDS = 1.0  # fixed: for saving and leaving before the budget ends
 RESERVED_ON_GPU_SECONDS = 3.0  # fixed: the same where weights come back from a device first
 STEPS_AHEAD = 2  # fixed: steps that may be queued on a GPU while the host goes on
 ROTARY_BASE = 10_000.0  # fixed
