@@ -278,7 +278,8 @@ class ClaudeModel:
     def _whole(self, arrival: _Arrival, seconds: float) -> Reply:
         message = arrival.whole_message()
         usage = _usage(message.usage)
-        content = [block.to_dict() for block in message.content]
+        blocks = [block.to_dict() for block in message.content]
+        content = [block for block in blocks if not _is_blank(block)]
         details = message.stop_details
         self._last_message_id = message.id
         return Reply(
@@ -311,6 +312,11 @@ class ClaudeModel:
                 asking_again=self._reserve(request),
             )
         )
+
+
+def _is_blank(block: dict[str, Any]) -> bool:
+    """Whether it is text without a word: models write it, and the API refuses to read it again."""
+    return block.get("type") == "text" and not str(block.get("text") or "").strip()
 
 
 def _client(

@@ -288,7 +288,7 @@ def _judge_run(lab: Lab, run: _Training) -> Failure | None:
     if run.early_stop is not None:
         explanation = told(run.early_stop)
         return Failure(Verdict.DISCARDED, "stopped_early", explanation, run.early_stop)
-    busy = f"; others used {noise.other_cores:.1f} cores meanwhile" if noise.disturbed else ""
+    busy = "".join(f"; {reason}" for reason in reasons(noise))
     if result.outcome is not Outcome.OK:
         return Failure(Verdict.FAILED, result.outcome.value, evidence_of(result) + busy)
     if over_seconds > 0:

@@ -32,7 +32,7 @@ SAVING = "    torch.save(saved, output / CHECKPOINT)\n"
 LOADING = "    model.load_state_dict(saved["
 CASES: dict[str, tuple[str, str]] = {
     "nothing": ("", ""),
-    "crashes at its start": ("    budget = Budget()\n", "    budget = Budgets()\n"),
+    "crashes at its start": ("    budget = Budget(", "    budget = Budgets("),
     "out of memory at its first step": (
         "        loss.backward()\n",
         "        loss.backward()\n        hog = torch.ones(10**10)\n",

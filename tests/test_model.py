@@ -340,6 +340,13 @@ def test_replayed_thinking_is_accepted() -> None:
     assert sum(message["role"] == "assistant" for message in messages) == 5
 
 
+def test_blank_text_in_a_reply_is_not_sent_back() -> None:
+    turn = say(text("\n"), text("Why not."), tool("run", hypothesis="x"))
+    with MessagesServer([turn, GOOD]) as server:
+        messages = converse(server, Night(), 2)
+    assert ["text", "tool_use"] == [block["type"] for block in messages[1]["content"]]
+
+
 def test_an_edited_history_is_refused_as_the_service_does() -> None:
     night = Night()
     with MessagesServer([GOOD] * 2) as server:
