@@ -18,6 +18,10 @@ MAX_SEEDS = 8
 LOG_CHARACTERS = 3000
 DIFF_CHARACTERS = 6000
 LEAST_LOG_CHARACTERS = 40
+LOG_KEPT_BACK = (
+    "kept back: the model box had been sent rows of the validation split, and its log could hold "
+    "them. run(smoke=true) shows what load_model prints."
+)
 DIGITS = 6
 SELF_REPORTED = "self-reported"
 
@@ -62,7 +66,9 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     }
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
-    if finished.verdict in FAILURES:
+    if finished.verdict in FAILURES and is_log_kept_back(attempt):
+        answer["log_tail"] = LOG_KEPT_BACK
+    elif finished.verdict in FAILURES:
         room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
         answer["log_tail"] = _fitting(log_tail(attempt), room)
     return to_json(answer)
@@ -139,8 +145,30 @@ def history_answer(
 
 
 def log_tail(attempt: Attempt) -> str:
-    """The end of the log of the run that ended worst: the last bad one, or the last training."""
+    """The end of the log of the run that ended worst: the last bad one, or the last training.
+
+    Empty where that one's log is not for a researcher.
+    """
+    if is_log_kept_back(attempt):
+        return ""
     return _log_tail([run.result for run in attempt.telling_runs])
+
+
+def is_log_kept_back(attempt: Attempt) -> bool:
+    """Whether the log that would tell the most is of a box that has read what is scored.
+
+    A program can print what it was sent, and a researcher that reads that can put it into the
+    files. A model box that failed before the scorer asked anything has nothing to tell.
+    """
+    bad = [run for run in attempt.runs if run.result.outcome is not Outcome.OK]
+    if not bad or bad[-1].result.box == "train":
+        return False
+    asked = [
+        score.details.get("batches_asked") != 0
+        for score in attempt.scores
+        if score.seed == bad[-1].seed
+    ]
+    return any(asked) or not asked
 
 
 def _log_tail(runs: list[RunResult]) -> str:
@@ -233,13 +261,14 @@ def _details(
     finished, diff = attempt.finished, attempt.started.diff
     diff_text = "" if diff is None else get_blob(diff).decode("utf-8", "replace")
     tail = log_tail(attempt)[-LOG_CHARACTERS:]
+    shown_tail = _fenced_end(tail, len(tail)) if tail else ""
     return {
         **_row(attempt, history),
         "explanation": one_line(finished.explanation if finished else "", 400),
         "against": attempt.started.parent,
         "runs": _runs(attempt),
         "diff": fenced(diff_text, DIFF_CHARACTERS) if diff_text else "",
-        "log_tail": _fenced_end(tail, len(tail)) if tail else "",
+        "log_tail": LOG_KEPT_BACK if is_log_kept_back(attempt) else shown_tail,
     }
 
 

@@ -355,8 +355,9 @@ class Executor(Protocol):
             channel: a connected stream socket that the program finds as file descriptor 3
                 (named in `NIGHTLAB_CHANNEL_FD`); the caller's end stays the caller's to close.
             on_log: called with pieces of the log while the run goes on; pieces may be skipped.
-            should_stop: asked after each of these pieces; once it says yes, the box is ended as
-                at its deadline and the outcome is `stopped`, unless the program was faster.
+            should_stop: asked after each of these pieces, and once a second in between; once it
+                says yes, the box is ended as at its deadline and the outcome is `stopped`, unless
+                the program was faster.
 
         Raises:
             SandboxError: the engine or nightlab failed. A failed program is a result, not an error.

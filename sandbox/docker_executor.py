@@ -69,6 +69,8 @@ HANDSHAKE_SECONDS = 30.0
 LIFT_GRACE_SECONDS = 0.08
 """How long after PID 1's own deadline the engine is asked to lift the box's CPU limit, so that it
 can die. Where this process may do it itself, which costs nothing, it does so at the deadline."""
+ASK_SECONDS = 1.0
+"""How often `should_stop` is asked about a program that says nothing."""
 HOST_GRACE_SECONDS = 0.4
 """How long after PID 1's own deadline the host kills it."""
 WATCHDOG_GRACE_SECONDS = 240.0
@@ -427,19 +429,23 @@ class _Box:
     ) -> Report | None:
         """Pass the log on until PID 1 reports; None when it is late, or was told to stop."""
         assert self._link is not None
-        while (frame := self._link.receive(give_up)) is not None:
-            kind, payload = frame
+        while True:
+            ask_at = give_up if should_stop is None else time.monotonic() + ASK_SECONDS
+            frame = self._link.receive(min(give_up, ask_at))
+            if frame is None and time.monotonic() >= give_up:
+                return None
+            kind, payload = frame or (b"", b"")
             if kind == b"X":
                 return parse(Report, payload)
-            if kind != b"L":
+            if kind == b"L":
+                self._keep(payload)
+                on_log(payload)
+            elif kind:
                 raise LinkBroken(f"PID 1 sent frame {kind!r} while the program ran")
-            self._keep(payload)
-            on_log(payload)
             if should_stop is not None and should_stop():
                 self._is_asked_to_stop = True
                 self._link.send_stop()
                 return None
-        return None
 
     def _keep(self, piece: bytes) -> None:
         """Keep forwarded pieces, in case PID 1 does not live to send the log itself."""
@@ -465,7 +471,7 @@ class _Box:
             tail = self._link.expect(b"T", give_up)
             skipped = self._receive_output(receiver, give_up) if report.all_dead else {}
         except LinkEnded as error:
-            raise LinkBroken(f"PID 1 was lost while it sent the output: {error}") from error
+            raise LinkBroken(f"while it sent the output: {error.message}") from error
         return (
             _log(head, tail, report.log_omitted_bytes),
             receiver.finish(),

@@ -20,6 +20,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,8 @@ PACKAGES_SECONDS = 900
 LONGEST_SOCKET_PATH = 100
 """The kernel takes 107 bytes, containerd 104."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-POLLS_PER_SECOND = 5
+POLL_SECONDS = 0.2
+SAY_EVERY_SECONDS = 10
 FAILED_CALLS = (DockerException, RequestException, OSError)
 
 
@@ -464,12 +466,14 @@ def _spawn(places: Places, environ: Mapping[str, str]) -> int:
 
 
 def _await_answer(places: Places, pid: int, say: Say) -> Engine:
-    for poll in range(START_SECONDS * POLLS_PER_SECOND):
+    began = said = time.monotonic()
+    while (now := time.monotonic()) - began < START_SECONDS:
         with suppress(EngineUnavailable):
             return _describe(places.url, owned=True)
-        if poll % (10 * POLLS_PER_SECOND) == 10 * POLLS_PER_SECOND - 1:
+        if now - said >= SAY_EVERY_SECONDS:
+            said = now
             say("Still waiting for the engine to answer.")
-        if _ended_within(pid, 1 / POLLS_PER_SECOND):
+        if _ended_within(pid, POLL_SECONDS):
             break
     log = places.log.read_text(errors="replace") if places.log.exists() else ""
     raise EngineUnavailable(

@@ -14,6 +14,7 @@ from sandbox import hardening
 from sandbox.contract import Record, SandboxError
 from sandbox.engine import FAILED_CALLS, last_lines
 from sandbox.hardware import TORCH_BUILDS, Profile
+from sandbox.reaper import process_owner
 
 ANSWER_SECONDS = 120
 ANSWER_MEMORY_BYTES = 4 * 2**30
@@ -183,7 +184,7 @@ def ask_python(
         command=["-I", "-c", program],
         user=USER,
         environment=dict(environment) | quiet,
-        labels={"nightlab.probe": "image"},
+        labels={hardening.LABEL_RUN: "image-check", hardening.LABEL_OWNER: process_owner()},
         healthcheck={"test": ["NONE"]},
         use_config_proxy=False,
         host_config=client.api.create_host_config(

@@ -156,8 +156,8 @@ class Go(Record):
     channel: bool
 
 
-class LinkEnded(Exception):
-    """PID 1 closed the link, or died."""
+class LinkEnded(SandboxError):
+    """PID 1 closed the link, or died; after go that is the end of a run like any other."""
 
 
 class LinkBroken(SandboxError):
@@ -215,14 +215,21 @@ class Link:
         return int(struct.unpack("3i", raw)[0])
 
     def send_go(self, go: Go, channel: socket.socket | None) -> None:
-        """Let the program start, handing over the channel's end if there is one."""
+        """Let the program start, handing over the channel's end if there is one.
+
+        Raises:
+            LinkEnded: PID 1 is gone.
+        """
         payload = go.model_dump_json().encode()
         frame = b"G" + struct.pack(">I", len(payload)) + payload
         self._connection.settimeout(10)
         sent = 0
-        if channel is not None:
-            sent = socket.send_fds(self._connection, [frame], [channel.fileno()])
-        self._connection.sendall(frame[sent:])
+        try:
+            if channel is not None:
+                sent = socket.send_fds(self._connection, [frame], [channel.fileno()])
+            self._connection.sendall(frame[sent:])
+        except OSError as error:
+            raise LinkEnded(f"PID 1 of the box was lost before its program: {error}") from error
 
     def send_stop(self) -> None:
         """Tell PID 1 to end the program; one that is gone already needs no telling."""
@@ -249,9 +256,9 @@ class Link:
             try:
                 piece = self._connection.recv(2**18)
             except ConnectionError as error:
-                raise LinkEnded(str(error)) from error
+                raise LinkEnded(f"PID 1 of the box was lost: {error}") from error
             if not piece:
-                raise LinkEnded("end of file")
+                raise LinkEnded("PID 1 of the box was lost: end of file")
             self._received += piece
 
     def expect(self, kind: bytes, deadline: float) -> bytes:

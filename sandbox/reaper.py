@@ -99,8 +99,8 @@ def sweep(client: docker.APIClient) -> list[str]:
                 continue
             try:
                 removed += [container["Id"]] if _remove(client, container) else []
-            except docker.errors.APIError as error:
-                stuck.append(f"{container['Id'][:12]} ({error.explanation})")
+            except (docker.errors.APIError, requests.ReadTimeout) as error:
+                stuck.append(f"{container['Id'][:12]} ({error})")
     except (requests.RequestException, docker.errors.DockerException) as error:
         raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
     if stuck:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class Finding:
 
 HUNG_UP = "hung_up"
 """A scorer's reason when a model box is gone; how the box ended then tells more."""
+TOO_SLOW = "too_slow"
+"""The reason when the scorer's own time was over: it does nothing but wait for answers."""
 
 
 def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
@@ -74,21 +77,22 @@ def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
     has something to hide. What the scorer found wrong is the better reason.
 
     Args:
-        sheet: what the scorer wrote; none when it came to no end.
+        sheet: what the scorer wrote; none when it came to no end within its time.
         models: how the model boxes ended.
     """
     bad = next((outcome for outcome in models if outcome is not Outcome.OK), None)
     if bad is not None and (sheet is None or sheet.reason in (None, HUNG_UP)):
         return Finding(None, f"model_box_{bad.value}", "", model_failed=True)
     if sheet is None:
-        raise ValueError("all boxes ended well, but there is no sheet")
+        explanation = "the score took longer than wall_seconds in [scoring] allows"
+        return Finding(None, TOO_SLOW, explanation, model_failed=False)
     return Finding(sheet.value, sheet.reason, sheet.explanation, model_failed=False)
 
 
 def measure(
     executor: Executor, models: Sequence[RunSpec], scorer: RunSpec, output_dir: Path
 ) -> Measurement:
-    """Run all boxes side by side and read the scorer's sheet.
+    """Run all boxes side by side and read the scorer's sheet; an interrupt ends them all.
 
     Args:
         executor: runs the boxes, each from a thread of its own.
@@ -101,16 +105,23 @@ def measure(
             the models did not.
     """
     channel, ends = _channels(len(models))
+    interrupted = threading.Event()
     with ThreadPoolExecutor(max_workers=len(models) + 1, thread_name_prefix="box") as pool:
-        scoring = pool.submit(_run, executor, scorer, channel, output_dir)
-        modelling = [
-            pool.submit(_run, executor, spec, end, None)
-            for spec, end in zip(models, ends, strict=True)
-        ]
-        model_results = tuple(one.result() for one in modelling)
-        scorer_result = scoring.result()
+        try:
+            scoring = pool.submit(_run, executor, scorer, channel, output_dir, interrupted.is_set)
+            modelling = [
+                pool.submit(_run, executor, spec, end, None, interrupted.is_set)
+                for spec, end in zip(models, ends, strict=True)
+            ]
+            model_results = tuple(one.result() for one in modelling)
+            scorer_result = scoring.result()
+        except BaseException:
+            interrupted.set()
+            raise
     sheet = read_sheet(output_dir) if scorer_result.outcome is Outcome.OK else None
-    if sheet is None and all(result.outcome is Outcome.OK for result in model_results):
+    is_late = scorer_result.outcome is Outcome.TIMED_OUT
+    models_are_well = all(result.outcome is Outcome.OK for result in model_results)
+    if sheet is None and models_are_well and not is_late:
         raise SandboxError(
             f"the scorer box ended {scorer_result.outcome} without a score: "
             f"{scorer_result.log.tail[-500:].strip()}",
@@ -169,11 +180,15 @@ def parse_sheet(raw: bytes) -> ScoreSheet:
 
 
 def _run(
-    executor: Executor, spec: RunSpec, channel: socket.socket, output_dir: Path | None
+    executor: Executor,
+    spec: RunSpec,
+    channel: socket.socket,
+    output_dir: Path | None,
+    should_stop: Callable[[], bool],
 ) -> RunResult:
     # Closing our copy of the end is what tells the other box that this one is gone.
     with channel:
-        return executor.run(spec, output_dir=output_dir, channel=channel)
+        return executor.run(spec, output_dir=output_dir, channel=channel, should_stop=should_stop)
 
 
 def _refuse_constant(name: str) -> float:

@@ -49,7 +49,8 @@ CHANNEL_FD = 3
 GPU_NAMES = ("nvidia", "dri", "kfd")
 GPU_DRIVER_PATH = "/proc/driver/nvidia/gpus"
 MOST_GPU_NODES = 256
-HANDSHAKE_SECONDS = 30.0
+HANDSHAKE_SECONDS = 120.0
+"""Longer than the host takes from our proof to go, with an engine at its slowest."""
 SEND_SECONDS = 60.0
 REAP_SECONDS = 5.0
 REAP_AT_ONCE = 64
@@ -623,6 +624,7 @@ def send_output(link: Link, go: Go) -> None:
     """Send the output files, then what was skipped."""
     output = Output(link, go["output_bytes"], go["output_files"])
     if go["collect"]:
+        os.chmod(OUTPUT_PATH, 0o700)  # the directory is the program's own, to lock as well
         fd = os.open(OUTPUT_PATH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         output.directory(fd, "", 1)
         os.close(fd)

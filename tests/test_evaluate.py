@@ -722,6 +722,13 @@ def test_a_model_that_hangs_up_has_no_score(data: Path, side: Side) -> None:
     assert "hung_up" == reason_for(side, data)
 
 
+@pytest.mark.parametrize(("side", "asked"), [(gone_at_once, False), (gone_after_ready, True)])
+def test_the_scorer_tells_whether_a_model_was_sent_anything(
+    data: Path, side: Side, asked: bool
+) -> None:
+    assert asked == (scored(side, data)["details"]["batches_asked"] > 0)
+
+
 def run_as_a_program(data: Path, output: Path, sockets: int) -> subprocess.CompletedProcess[bytes]:
     """The scorer in a process of its own, with honest models behind so many sockets."""
     channel, bringer = socket.socketpair()

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from sandbox.contract import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.hardware import find_profile
 from sandbox.library import box_environment
+from sandbox.scoring import finding, measure
 from tests.boxes import (
     CONTROLLER,
     MEBIBYTE,
@@ -431,6 +433,77 @@ def test_a_program_that_ends_before_the_stop_arrives_has_ended_by_itself(
         return wait_until(lambda: len(running(client, spec.session)) <= 1, 10)
 
     assert Outcome.OK == executor.run(spec, should_stop=wait_for_its_end).outcome
+
+
+@pytest.mark.docker
+def test_a_program_that_says_nothing_is_stopped_too(executor: DockerExecutor, image: Any) -> None:
+    spec = python_spec("import time; time.sleep(60)", image=image.image_id)
+    began = time.monotonic()
+    result = executor.run(spec, should_stop=lambda: time.monotonic() > began + 0.5)
+    assert Outcome.STOPPED == result.outcome
+    assert result.wall_seconds < 5
+
+
+@pytest.mark.docker
+def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
+    executor: DockerExecutor, image: Any, client: docker.APIClient, tmp_path: Path
+) -> None:
+    session = f"score-{os.getpid()}"
+    code = "import time; time.sleep(60)"
+    specs = [
+        in_session(python_spec(code, image=image.image_id), session).model_copy(
+            update={"run_id": f"{session}-{number}", "box": box}
+        )
+        for number, box in enumerate(("model", "model", "scorer"))
+    ]
+
+    def interrupt() -> None:
+        wait_until(lambda: len(boxes_of(client, session)) == len(specs), 20)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread wakes up
+
+    output_dir = tmp_path / "sheet"
+    output_dir.mkdir()
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(interrupt)
+        measure(executor, specs[:2], specs[2], output_dir)
+    assert time.monotonic() - began < 30
+    assert [] == boxes_of(client, session)
+
+
+@pytest.mark.docker
+def test_a_scorer_whose_time_is_over_waited_for_a_slow_model(
+    executor: DockerExecutor, image: Any, tmp_path: Path
+) -> None:
+    session, output_dir = f"slow-{os.getpid()}", tmp_path / "sheet"
+    output_dir.mkdir()
+    model = in_session(python_spec("pass", image=image.image_id), session)
+    waits = python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=1)
+    scorer = in_session(waits, session).model_copy(update={"box": "scorer"})
+    measured = measure(executor, [model], scorer, output_dir)
+    assert measured.sheet is None
+    found = finding(None, [one.outcome for one in measured.models])
+    assert (None, "too_slow", False) == (found.value, found.reason, found.model_failed)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("step", ["connected", "compared"])
+def test_a_box_that_is_gone_before_its_program_is_our_fault_in_words(
+    step: str, engine: Any, image: Any, client: docker.APIClient, tmp_path: Path
+) -> None:
+    spec = in_session(python_spec("pass", image=image.image_id), f"gone-{os.getpid()}")
+
+    def kill_at(done: str) -> None:
+        if done == step:
+            client.kill(boxes_of(client, spec.session)[0]["Id"])
+
+    executor = DockerExecutor(
+        engine.base_url, engine.api_version, tmp_path / "runs", on_step=kill_at
+    )
+    with pytest.raises(SandboxError):
+        executor.run(spec)
+    assert [] == boxes_of(client, spec.session)
 
 
 # --- deadlines, each alone ---

@@ -285,6 +285,13 @@ def test_a_closed_link_is_told_from_silence(ends: tuple[Link, socket.socket]) ->
         link.receive(soon())
 
 
+def test_go_to_a_closed_link_says_that_it_ended(ends: tuple[Link, socket.socket]) -> None:
+    link, theirs = ends
+    theirs.close()
+    with pytest.raises(LinkEnded, match="before its program"):
+        link.send_go(GO, None)
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"[]", b"{}", b'{"exit_code": 0}', b'{"exit_code": NaN}', b"[" * 60000, b"\xff"],

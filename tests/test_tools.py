@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.answers import FAILURES, MAX_HISTORY_BYTES, MAX_RUN_BYTES, run_answer
+from agent.answers import (
+    FAILURES,
+    LOG_KEPT_BACK,
+    MAX_HISTORY_BYTES,
+    MAX_RUN_BYTES,
+    history_answer,
+    run_answer,
+)
 from agent.history import Attempt, History, Smoke
 from agent.knobs import Change, Suggestion
 from agent.lab import hashes_of
@@ -33,7 +40,7 @@ from agent.tool_arguments import TOOLS
 from agent.tools import Toolbox, ToolResult
 from agent.workspace import Workspace
 from sandbox.contract import Box, Log, Outcome
-from tests.histories import HOSTILE_TEXTS, Night, night, run_finished, run_result
+from tests.histories import HOSTILE_TEXTS, Night, night, run_finished, run_result, scored
 
 TRAIN = "import math\n\nLR = 0.1\nDEPTH = 4\n\n\ndef loss(x):\n    return math.log(x)\n"
 RUN_KEYS = [
@@ -398,6 +405,33 @@ def failed_attempt(
     for seed in range(repeats):
         attempt.runs.append(failed_run(seed, log))
     return attempt
+
+
+def failed_model_box(details: dict[str, Any] | None) -> Attempt:
+    """An attempt whose model box failed, and what the scorer said of it, if anything."""
+    attempt = failed_attempt("trained well", "model_box_failed", repeats=0)
+    attempt.runs += [failed_run(1, "the rows are 17 4 311", "model")]
+    if details is not None:
+        attempt.scores.append(scored(7, 1, None, "hung_up").model_copy(update={"details": details}))
+    return attempt
+
+
+@pytest.mark.parametrize("details", [{"batches_asked": 1}, {}, None])
+def test_the_log_of_a_box_that_was_sent_validation_rows_is_kept_back(
+    details: dict[str, Any] | None,
+) -> None:
+    attempt = failed_model_box(details)
+    history = History(attempts=[*[attempt] * 8])
+
+    assert LOG_KEPT_BACK == json.loads(run_answer(attempt, history, repeated=False))["log_tail"]
+    shown = history_answer(history, lambda _: b"", "minimize", "attempt", 5, 7)
+    assert "17 4 311" not in shown
+    assert LOG_KEPT_BACK == json.loads(shown)["attempt"]["log_tail"]
+
+
+def test_a_model_box_that_failed_before_any_question_shows_its_log() -> None:
+    answer = run_answer(failed_model_box({"batches_asked": 0}), History(), repeated=False)
+    assert "17 4 311" in json.loads(answer)["log_tail"]
 
 
 def failed_run(seed: int, log: str, box: Box = "train") -> RunFinished:

@@ -231,6 +231,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket, patience: Patience) -> None:
         self.connection, self.patience = connection, patience
+        self.batches_asked = 0
         self.last_moment = time.monotonic() + patience.total_seconds
         self.deadline = min(self.last_moment, time.monotonic() + patience.start_seconds)
 
@@ -241,6 +242,7 @@ class Channel:
         """
         if number:  # the first answer shares the time for loading: compilers work then
             self.deadline = min(self.last_moment, time.monotonic() + self.patience.answer_seconds)
+        self.batches_asked += 1
         header = HEADER.pack(MAGIC, IDS, INT32, 0, number, *ids.shape, logits.shape[2])
         self.guarded(self.connection.sendall, header + ids.astype("<i4").tobytes())
         self.expect(LOGITS, FLOAT32, number, logits.shape)
@@ -485,14 +487,17 @@ def score(
     details: dict[str, object] = {"seed": seed, "secret": secret, "context": context, "rows": rows}
     details |= {"tokens": tokens, "bytes": split.total_bytes}
     details |= {"probes": int(((plans[1].cuts > 0) & (plans[1].cuts < context)).sum())}
+    channels = [Channel(one, patience) for one in connections]
     try:
-        true, probe = measure_all(split, plans, [Channel(one, patience) for one in connections])
+        true, probe = measure_all(split, plans, channels)
         details |= {"seconds": {"true": true.seconds, "probe": probe.seconds}}
         nats = in_row_order(plans[0], true.nats, rows)
         found = compare(split, plans, nats, probe.nats)
         details |= found
         refuse_cheating(found)
     except InvalidError as error:
+        # Whether the log of a model box can hold anything of the split depends on this.
+        details["batches_asked"] = sum(channel.batches_asked for channel in channels)
         return verdict(None, error.reason, str(error), details)
     total = float(nats[split.counted].sum())
     details["nats_per_token"] = total / tokens
@@ -603,7 +608,7 @@ def main() -> None:
     scorer.add_argument("--seed", type=int, required=True)
     scorer.add_argument("--start-seconds", type=float, default=120.0, help="until the first answer")
     scorer.add_argument("--answer-seconds", type=float, default=30.0, help="for every other answer")
-    scorer.add_argument("--total-seconds", type=float, default=600.0, help="for all of them")
+    scorer.add_argument("--total-seconds", type=float, default=240.0, help="for all of them")
     options = parser.parse_args()
     with socket.socket(fileno=int(os.environ["NIGHTLAB_CHANNEL_FD"])) as channel:
         if options.role == "model":
