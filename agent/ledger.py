@@ -24,7 +24,7 @@ from typing import Any, Self
 import structlog
 from pydantic import ValidationError
 
-from agent.history import History
+from agent.history import History, fold
 from agent.records import EVENT_TYPES, SCHEMA_VERSION, Entry, Event
 from agent.replacing import replace_file, sync_directory
 from sandbox.contract import NightlabError, first_problem
@@ -179,17 +179,19 @@ def read_blob(directory: Path, sha: str) -> bytes:
 class Ledger:
     """One session's record, held open by one process.
 
-    Use `create` or `open`, and close it: as a context manager or with `close`.
+    Use `create` or `open`, and close it: as a context manager or with `close`. Ctrl-C may come at
+    any step: an event counts from the moment it stands in `entries`, and everything else follows
+    from there.
     """
 
     def __init__(self, directory: Path, lock: int, file: int, entries: list[Entry], now: Clock):
         self.directory = directory
         self.entries = entries
-        self.history = History()
-        for entry in entries:
-            self.history.apply(entry)
+        self._history, self._folded = fold(entries), len(entries)
+        self._synced: set[str] = set()
+        """Blobs, and folders of blobs, that this process knows to survive a power cut."""
         self._lock: int | None = lock
-        self._file = _DurableFile(file)
+        self._file = _DurableFile(file, len(entries))
         self._log: _Appender = structlog.wrap_logger(
             self._file,
             processors=[
@@ -264,10 +266,18 @@ class Ledger:
         """The last entry's hash: who knows it can tell that nothing was changed or cut off."""
         return self.entries[-1].hash if self.entries else FIRST_PREVIOUS
 
+    @property
+    def history(self) -> History:
+        """The fold over all entries; made anew when one was broken off while it was applied."""
+        if self._folded != len(self.entries):
+            self._history, self._folded = fold(self.entries), len(self.entries)
+        return self._history
+
     def append(self, event: Event) -> Entry:
         """Write one event, durably: when this returns, it survives a power cut.
 
-        A NaN in an open-ended field, such as a score's details, is stored as null.
+        A NaN in an open-ended field, such as a score's details, is stored as null. Broken off, as by
+        Ctrl-C, the event is on record or the next one takes its place.
 
         Raises:
             LedgerError: the event is about an attempt that was never started, or the disk
@@ -275,9 +285,11 @@ class Ledger:
         """
         if not self.history.takes(event):
             raise LedgerError(f"a {event.type} names an attempt that was never started")
+        history = self.history
         entry = self._log.append(event.model_dump(mode="json"))
         self.entries.append(entry)
-        self.history.apply(entry)
+        history.apply(entry)
+        self._folded = len(self.entries)
         return entry
 
     def put_blob(self, data: bytes) -> str:
@@ -289,12 +301,15 @@ class Ledger:
         sha = hashlib.sha256(data).hexdigest()
         path = _blob_path(self.directory, sha)
         with _disk_errors("a blob cannot be written"):
-            if path.is_file() and path.stat().st_size == len(data):
+            is_there = path.is_file() and path.stat().st_size == len(data)
+            if is_there and sha in self._synced:
                 return sha
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sync_directory(path.parent.parent)
-            replace_file(path, data, durably=True)
+            self._make_folder(path.parent)
+            if is_there:  # who stored it may have been broken off before it was synced
+                sync_directory(path.parent)
+            else:
+                replace_file(path, data, durably=True)
+        self._synced.add(sha)
         return sha
 
     def get_blob(self, sha: str) -> bytes:
@@ -308,9 +323,9 @@ class Ledger:
     def close(self) -> None:
         """Let another process have the ledger. Closing twice is fine."""
         self._file.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def __enter__(self) -> Self:
         return self
@@ -322,6 +337,13 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _make_folder(self, folder: Path) -> None:
+        """A folder of blobs that survives a power cut."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.name not in self._synced:
+            sync_directory(folder.parent)
+            self._synced.add(folder.name)
 
     def _number(self, _logger: object, _method: str, line: _EventDict) -> _EventDict:
         line["seq"] = len(self.entries)
@@ -361,14 +383,21 @@ def _serialise(line: _EventDict, **_options: object) -> str:
 
 
 class _DurableFile:
-    """Lines appended so that each is either on disk or not there at all."""
+    """Lines appended so that each is either on disk or not there at all.
 
-    def __init__(self, descriptor: int) -> None:
+    Args:
+        descriptor: of the file.
+        count: how many lines it holds.
+    """
+
+    def __init__(self, descriptor: int, count: int) -> None:
         self._descriptor: int | None = descriptor
-        self._good_bytes = os.fstat(descriptor).st_size
+        self._begins = {count: os.fstat(descriptor).st_size}
+        """Where the next line begins, by its number. That of the last one is kept too: only who
+        numbers the lines knows whether it counts."""
 
     def append(self, line: str) -> Entry:
-        """Write and sync one line.
+        """Write and sync one line, in place of what a broken-off append left there.
 
         Raises:
             LedgerError: the disk refused; what was written of the line is gone again.
@@ -377,27 +406,29 @@ class _DurableFile:
         if self._descriptor is None:
             raise LedgerError("the ledger is closed", "Open it again to write to it.")
         entry = Entry.model_validate_json(line)
-        record = line.encode() + b"\n"
+        record, begin = line.encode() + b"\n", self._begins[entry.seq]
         try:
+            if os.fstat(self._descriptor).st_size != begin:
+                os.ftruncate(self._descriptor, begin)
             _write_all(self._descriptor, record)
             os.fsync(self._descriptor)
         except OSError as error:
-            self._roll_back()
+            self._roll_back(begin)
             message = f"the ledger cannot be written: {error.strerror}"
             raise LedgerError(message, _what_to_do(error)) from error
-        self._good_bytes += len(record)
+        self._begins = {entry.seq: begin, entry.seq + 1: begin + len(record)}
         return entry
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, begin: int) -> None:
         """Take a half-written line back; where even that fails, the next `open` repairs it."""
         assert self._descriptor is not None
         try:
-            os.ftruncate(self._descriptor, self._good_bytes)
+            os.ftruncate(self._descriptor, begin)
             os.fsync(self._descriptor)
         except OSError:
             self.close()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,20 +33,25 @@ from agent.ledger import (
     read_ledger,
 )
 from agent.records import (
+    AttemptInterrupted,
     AttemptStarted,
     Event,
     Noticed,
     RetryWaited,
     RunStarted,
+    Scored,
     SessionEnded,
     StopReason,
 )
+from agent.replacing import sync_directory
 from tests import histories
 
 NOON = datetime(2026, 3, 7, 12, 0, 0, 250000, tzinfo=UTC)
 MADE = histories.night(4)
 WRITTEN = "".join(canonical(e.model_dump(mode="json")) + "\n" for e in MADE.entries).encode()
 LINES = WRITTEN.splitlines(keepends=True)
+
+INTERRUPTIBLE = ("ledger.py", "history.py", "replacing.py")
 
 BEGUN = AttemptStarted(
     attempt=1, kind="baseline", hypothesis="", researcher="tpe", files={}, diff=None, parent=None
@@ -325,6 +334,101 @@ def test_a_full_disk_stops_the_append_and_keeps_the_ledger_valid(tmp_path: Path)
         ledger.append(notice("after"))
         assert [entry.seq for entry in ledger.entries] == [0, 1]
     assert len(read_ledger(tmp_path)) == 2
+
+
+# --- Ctrl-C in the middle ---
+
+
+def is_broken_off(step: int, act: Callable[[], object]) -> bool:
+    """Do something, with Ctrl-C before that bytecode of our own; whether it came to it."""
+    left = step
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal left
+        if Path(frame.f_code.co_filename).name not in INTERRUPTIBLE:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def append_if_possible(ledger: Ledger, event: Event) -> None:
+    with suppress(LedgerError):
+        ledger.append(event)
+
+
+@contextmanager
+def synced_directories() -> Iterator[list[Path]]:
+    """The directories that were synced meanwhile, to the end."""
+    synced: list[Path] = []
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        is_ours = frame.f_code is sync_directory.__code__
+        if is_ours and event == "c_return" and argument is os.fsync:
+            synced.append(frame.f_locals["directory"])
+
+    sys.setprofile(profile)
+    try:
+        yield synced
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize(("disk", "lengths"), [("free", {1, 2}), ("full", {1})])
+def test_an_append_broken_off_at_any_step_leaves_a_session_that_goes_on(
+    tmp_path: Path, disk: str, lengths: set[int]
+) -> None:
+    """Free, a line is written whole; full, in two pieces, of which the disk takes the first."""
+    known = [n for n, entry in enumerate(MADE.entries) if isinstance(entry.event, Scored)][1]
+    event, stopped = MADE.entries[known].event, AttemptInterrupted(attempt=0, reason="stopped")
+    begun = b"".join(LINES[:known])
+    found = set()
+    for step in count():
+        directory = damaged(tmp_path / str(step), begun)
+        limit = files_no_longer_than(len(begun) + 100) if disk == "full" else nullcontext()
+        with Ledger.open(directory) as ledger:
+            with limit:
+                was_broken_off = is_broken_off(step, partial(append_if_possible, ledger, event))
+            assert len(read_ledger(directory)) in (known, known + 1)
+            ledger.append(stopped)
+            assert fold(ledger.entries) == ledger.history
+        assert ledger.entries == read_ledger(directory)
+        later = [entry.event for entry in ledger.entries[known:]]
+        assert later in ([stopped], [event, stopped])
+        found.add(len(later))
+        if not was_broken_off:
+            break
+    assert lengths == found
+    assert step > 100
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_blob_whose_storing_was_broken_off_is_synced_before_an_event_can_name_it(
+    tmp_path: Path,
+) -> None:
+    for step in count():
+        with Ledger.create(tmp_path / str(step)) as ledger, synced_directories() as synced:
+            was_broken_off = is_broken_off(step, partial(ledger.put_blob, b"a diff"))
+            sha = ledger.put_blob(b"a diff")
+        folder = tmp_path / str(step) / "blobs" / sha[:2]
+        assert {folder, folder.parent} <= set(synced)
+        assert b"a diff" == read_blob(tmp_path / str(step), sha)
+        if not was_broken_off:
+            break
+    assert step > 50
 
 
 def test_a_full_disk_leaves_no_half_blob(tmp_path: Path) -> None:
