@@ -87,6 +87,16 @@ class Difference(Record):
     what: str
 
 
+@dataclass(frozen=True)
+class _Repeats:
+    """What an attempt with repeats says of noise."""
+
+    squares: float
+    """About their mean."""
+    degrees: int
+    are_moved: bool
+
+
 @dataclass
 class _Auditor:
     """Walks the ledger once, with the history as it was before each event."""
@@ -98,9 +108,8 @@ class _Auditor:
     """Blobs that were read."""
     bodies: dict[str, bytes] = field(default_factory=dict)
     """Those that the present event names for the first time."""
-    squares: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """For each attempt with repeats: squares about its mean, and degrees of freedom."""
-    degrees: int = 0
+    repeats: dict[int, _Repeats] = field(default_factory=dict)
+    """Of each attempt that has some."""
     conversations: dict[int, list[str]] = field(default_factory=dict)
     replies: dict[int, str] = field(default_factory=dict)
     called_tools: dict[str, str] = field(default_factory=dict)
@@ -128,7 +137,7 @@ class _Auditor:
         if isinstance(event, Scored | DriftChecked):
             self._count_repeats(event.attempt)
         elif isinstance(event, AttemptInterrupted):  # what it measured may count no more
-            for number in list(self.squares):
+            for number in list(self.repeats):
                 self._count_repeats(number)
 
     def at_the_end(self) -> Iterator[Difference]:
@@ -271,12 +280,11 @@ class _Auditor:
 
     def _count_repeats(self, number: int) -> None:
         values = list(self.history.attempt(number).values().values())
-        mean = _mean(values) if values else 0.0
-        self.degrees -= self.squares.pop(number, (0.0, 0))[1]
+        self.repeats.pop(number, None)
         if len(values) > 1:
-            squares = sum((v - mean) ** 2 for v in values) if are_moved(values) else 0.0
-            self.squares[number] = squares, len(values) - 1
-            self.degrees += len(values) - 1
+            mean = _mean(values)
+            squares = sum((value - mean) ** 2 for value in values)
+            self.repeats[number] = _Repeats(squares, len(values) - 1, are_moved(values))
 
     def _run(self, event: RunStarted | RunFinished | Scored) -> Iterator[str]:
         yield from self.runs.look(event)
@@ -361,7 +369,7 @@ class _Auditor:
     def _arithmetic(self, event: AttemptFinished, attempt: Attempt) -> Iterator[str]:
         values = list(attempt.values().values())
         best = self.history.best
-        if best is None or not best.values() or not values or not self.degrees:
+        if best is None or not best.values() or not values or not self.repeats:
             yield "it was judged without scores of its own, of a best, or of repeats"
             return
         if self.settings is None:
@@ -397,16 +405,16 @@ class _Auditor:
 
     def _noise(self, beside: int | None) -> Noise:
         """As `History.repeats_beside`, kept up to date; without a number of every repeat."""
-        groups = self.squares
+        groups = self.repeats
         if beside is not None:
             baseline = self.history.baseline.number if self.history.baseline else None
             groups = {
                 number: found
                 for number, found in groups.items()
-                if number != beside and (number == baseline or found[0] > 0)
+                if number != beside and (number == baseline or found.are_moved)
             }
-        degrees = sum(degrees for _, degrees in groups.values())
-        squares = math.fsum(squares for squares, _ in groups.values())
+        degrees = sum(found.degrees for found in groups.values())
+        squares = math.fsum(found.squares for found in groups.values())
         return Noise(math.sqrt(squares / degrees) if degrees else 0.0, max(1, degrees))
 
     def _drift(self, event: DriftChecked) -> Iterator[str]:
@@ -421,7 +429,7 @@ class _Auditor:
             key = (purpose, event.attempt, event.seed)
             if self.runs.scores.get((key, "val")) != value:
                 yield f"today's score {value} is not that of its runs"
-        if self.settings is None or not self.degrees:
+        if self.settings is None or not self.repeats:
             yield "the machine was looked at without settings or noise"
             return
         tolerance = drift_tolerance(self._noise(None), self.settings.noise.confidence)

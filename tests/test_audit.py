@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from agent.anchor import ask_witnesses
 from agent.audit import BLOB_FIELDS, BLOB_TABLES, audit, named_blobs, whole_audit
+from agent.history import FIVE_DIGITS
 from agent.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
 from agent.listing import KNOWN_TYPES, ListingError, facts, lines, make_filter, table
+from agent.loop import run_session
+from agent.night import assemble, open_models
 from agent.records import AttemptFinished, AttemptStarted, Event, Noticed, Verdict
+from sandbox.contract import RunResult, RunSpec
 from tests import histories
 from tests.bench_record import long_session
-from tests.nights import Place
+from tests.nights import Place, PretendedBoxes
 from tests.sessions import Lines, forge, found, only, restored, resumed, sampled, talked
 
 ELSEWHERE = "0" * 64
@@ -63,6 +67,33 @@ def test_an_honest_baseline_has_no_differences(tmp_path: Path) -> None:
 def test_an_honest_night_with_its_morning_has_no_differences(night: Place, talk: Place) -> None:
     assert [] == found(night.directory)
     assert [] == found(talk.directory)
+
+
+class SteadyBoxes(PretendedBoxes):
+    """The toy on a machine whose scores differ in the seventh digit only."""
+
+    def run(self, spec: RunSpec, **options: Any) -> RunResult:
+        done = super().run(spec, **options)
+        if spec.box == "train" and done.output:
+            path = options["output_dir"] / "point.json"
+            point = json.loads(path.read_text())
+            path.write_text(json.dumps(point | {"noise": point["noise"] / 10_000}))
+        return done
+
+
+def test_an_honest_night_whose_baseline_hardly_differs_has_no_differences(tmp_path: Path) -> None:
+    changes = {"session": {"attempts": 5}, "noise": {"check_best_every": 2}}
+    place = Place(tmp_path, boxes_type=SteadyBoxes, changes=changes)
+    lab = place.begin("tpe")
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+    history = lab.ledger.history
+    assert history.baseline is not None
+    scores = history.baseline.values().values()
+    assert 0 < max(scores) - min(scores) < FIVE_DIGITS
+    assert any(a.finished and a.finished.arithmetic for a in history.candidates)
+    assert history.drift_checks
+    assert [] == found(place.directory)
 
 
 def test_a_night_broken_off_inside_a_run_and_resumed_has_no_differences(
