@@ -523,6 +523,8 @@ class _Auditor:
         ]
         if not _same(max(apart, default=None), event.largest_difference):
             yield "its largest difference is not that of its scores"
+        if event.agrees and not event.is_comparable:
+            yield "it agrees, and cannot be compared"
         if event.agrees and event.outcome != event.recorded_outcome:
             yield f"it agrees, and {event.recorded_outcome} is not {event.outcome}"
 

@@ -75,7 +75,7 @@ def difference(numbers: Arithmetic) -> str:
 
 
 def replay_lines(replayed: ReplayFinished, *, is_self_reported: bool) -> list[str]:
-    """Recorded and today's scores side by side, and whether they agree."""
+    """Recorded and today's scores side by side, and whether they agree, if that can be said."""
     whose = ", self-reported" if is_self_reported else ""
     lines = [
         f"seed {score.seed}{whose}: recorded {_score(score.recorded)}, today {_score(score.today)}"
@@ -83,6 +83,8 @@ def replay_lines(replayed: ReplayFinished, *, is_self_reported: bool) -> list[st
         for score in replayed.scores
     ]
     word = "agrees" if replayed.agrees else "DOES NOT AGREE"
+    if not replayed.is_comparable:
+        word = "cannot be compared"
     return [*lines, f"attempt {replayed.attempt} {word}: {one_line(replayed.explanation, 300)}"]
 
 

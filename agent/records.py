@@ -533,6 +533,8 @@ class ReplayFinished(Record):
     """Between a recorded score and today's at the same seed."""
     agrees: bool
     explanation: str
+    is_comparable: bool = True
+    """Whether both outcomes are the program's own doing; if not, it agrees by no means."""
 
 
 class HumanDecided(Record):

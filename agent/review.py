@@ -43,6 +43,11 @@ Say = Callable[[str], None]
 
 SCRATCH = "review"
 ON_HOLDOUT = (BASELINE, BEST, SMALLER)
+NOT_COMPARABLE = {
+    "stopped_early": "the night ended its training early, and a replay trains to the end",
+    "disturbed": "what others did to the machine decided, not the files",
+}
+"""Outcomes that say nothing about whether a run can be repeated, and why."""
 
 
 def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable:
@@ -76,7 +81,7 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
     """Run an attempt again from the record alone and compare.
 
     Raises:
-        SessionError: there is no such attempt, or it has no verdict to compare with.
+        SessionError: there is no such attempt, or it has no training to compare with.
         SandboxError: nightlab or the engine failed.
     """
     attempt = _attempt_with_verdict(lab, number)
@@ -312,9 +317,15 @@ def _attempt_with_verdict(lab: Lab, number: int) -> Attempt:
         raise SessionError(
             f"session {lab.session} has no attempt {number}", f"its attempts are 0 to {last}"
         ) from None
-    if attempt.finished is None or not attempt.runs:
+    if attempt.finished is None:
         raise SessionError(
             f"attempt {number} has no verdict to compare with", "choose one that was judged"
+        )
+    if not attempt.runs:
+        raise SessionError(
+            f"attempt {number} failed in its smoke run ({one_line(attempt.finished.reason, 60)}) "
+            "and was never trained",
+            "choose one that was trained",
         )
     return attempt
 
@@ -334,7 +345,10 @@ def _compared(
     differences = [abs(today[seed] - recorded[seed]) for seed in today if seed in recorded]
     largest = max(differences, default=None)
     agrees, explanation = _agreement(lab, recorded, today, largest)
-    if was != now:
+    unlike = next((NOT_COMPARABLE[end] for end in (was, now) if end in NOT_COMPARABLE), None)
+    if unlike is not None:
+        agrees, explanation = False, f"recorded: {was}; today: {now}; {unlike}"
+    elif was != now:
         agrees, explanation = False, f"recorded: {was}; today: {now}"
     elif not differences:
         agrees, explanation = True, f"{now} again"
@@ -351,6 +365,7 @@ def _compared(
         largest_difference=largest,
         agrees=agrees,
         explanation=explanation,
+        is_comparable=unlike is None,
     )
 
 

@@ -20,6 +20,7 @@ from agent.machine_state import held_back, machine_state
 from agent.night import assemble, open_models
 from agent.records import Entry, MachineState, SessionResumed
 from agent.report import render_markdown
+from agent.review import replay
 from agent.session import machine
 from agent.summary import summary
 from sandbox.contract import RunResult, RunSpec
@@ -278,6 +279,10 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert "held back by heat" in first.finished.explanation
     assert len(first.runs) == 2
     assert [((), False)] == [(look.today, look.changed) for look in history.drift_checks]
+    with (lab := place.open()).ledger:
+        replayed = replay(lab, first.number, lambda _: None)
+    assert ("disturbed", "measured") == (replayed.recorded_outcome, replayed.outcome)
+    assert not replayed.is_comparable
     assert sessions.found(place.directory) == []
 
 

@@ -25,6 +25,8 @@ from agent.records import (
     SmokeStarted,
     Verdict,
 )
+from agent.review import replay
+from agent.session import SessionError
 from agent.smoke import is_due, smoke
 from sandbox.contract import Outcome, SandboxError
 from sandbox.engine import Engine
@@ -131,6 +133,14 @@ def test_a_failed_smoke_run_fails_the_attempt_before_its_budget_is_spent(tmp_pat
     assert [] == attempt.runs
     assert [Outcome.OUT_OF_MEMORY] == [run.result.outcome for run in attempt.telling_runs]
     assert [] == found(lab.directory)
+
+
+def test_a_replay_of_what_failed_in_its_smoke_run_says_so(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        rewritten(lab, "X = 4.9")
+        run_attempt(lab, "candidate", "too far", "claude")
+        with pytest.raises(SessionError, match=r"failed in its smoke run \(out_of_memory\)"):
+            replay(lab, 1, lambda _: None)
 
 
 def test_a_smoke_run_is_no_attempt_and_no_score(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -22,7 +23,8 @@ from agent.loop import run_session
 from agent.night import assemble, open_models
 from agent.program import Budget, Settings
 from agent.records import AttemptFinished, Direction, RunFinished, Verdict
-from agent.review import review
+from agent.morning import replay_lines
+from agent.review import replay, review
 from agent.stopping import (
     WINDOW,
     Past,
@@ -287,6 +289,22 @@ def test_baseline_and_reviews_run_to_their_end(tmp_path: Path) -> None:
         assert "stopped_early" == last(lab).reason
         review(lab, 2, "test", lambda _: None)
     assert 1 == len(stopped_runs(place))
+    assert [] == found(place.directory)
+
+
+def test_a_replay_of_what_was_stopped_early_says_that_it_cannot_be_compared(
+    nights: dict[str, Place], tmp_path: Path
+) -> None:
+    copied(nights["median"], tmp_path)
+    place = dataclasses.replace(nights["median"], root=tmp_path)
+    stopped = next(end for end in ends(place) if end.early_stop is not None)
+    with (lab := place.open()).ledger:
+        replayed = replay(lab, stopped.attempt, lambda _: None)
+    assert (False, False) == (replayed.agrees, replayed.is_comparable)
+    assert ("stopped_early", "measured") == (replayed.recorded_outcome, replayed.outcome)
+    said = replay_lines(replayed, is_self_reported=False)[-1]
+    assert f"attempt {stopped.attempt} cannot be compared" in said
+    assert "a replay trains to the end" in said
     assert [] == found(place.directory)
 
 

@@ -185,7 +185,10 @@ def replay(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Run one attempt again from the record alone, and compare."""
+    """Run one attempt again from the record alone, and compare.
+
+    Exit code 0 once it has run, whatever comes of the comparison.
+    """
     directory = session_directory(runs, session)
     with _recorded_lab(directory, as_json=as_json) as lab:
         replayed = run_again(lab, attempt, _progress(as_json=as_json))
