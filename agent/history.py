@@ -41,6 +41,8 @@ from sandbox.contract import Outcome
 
 FIVE_DIGITS = 5e-6
 """What scores differ by that are equal to five digits."""
+NOT_JUDGED = frozenset({"disturbed"})
+"""Reasons for a missing score that say nothing about the files."""
 OF_AN_ATTEMPT = (RunStarted, RunFinished, Scored, AttemptFinished, AttemptInterrupted)
 
 
@@ -104,6 +106,11 @@ class Attempt:
     @property
     def kept(self) -> bool:
         return self.finished is not None and self.finished.verdict is Verdict.KEPT
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it has a verdict that its files are the reason for."""
+        return self.finished is not None and self.finished.reason not in NOT_JUDGED
 
     @property
     def telling_runs(self) -> list[RunFinished]:

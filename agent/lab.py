@@ -101,7 +101,7 @@ def find_known(lab: Lab, files: dict[str, bytes]) -> Attempt | None:
     """The judged attempt whose files were byte for byte these, if there is one."""
     hashes = hashes_of(files)
     for attempt in lab.ledger.history.attempts:
-        if attempt.finished is not None and attempt.started.files == hashes:
+        if attempt.is_judged and attempt.started.files == hashes:
             return attempt
     return None
 

@@ -1,10 +1,10 @@
 """The researcher without a key: Optuna turns the knobs.
 
 A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
-verdicts give the same reply: an attempt that was interrupted is proposed again. Attempts of any
-researcher teach it, as far as their files still have the knobs; those that failed count as a little
-worse than the worst that was measured, and those that were stopped early as pruned trials, with the
-loss that they had when they were stopped.
+verdicts give the same reply: an attempt that was interrupted, or disturbed by others and so never
+judged, is proposed again. Attempts of any researcher teach it, as far as their files still have the
+knobs; those that failed count as a little worse than the worst that was measured, and those that
+were stopped early as pruned trials, with the loss that they had when they were stopped.
 
 Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
 measured: the first attempts move one to four knobs a step away from it, and later ones take a few
@@ -194,10 +194,10 @@ class TpeModel:
         here = _point(knobs, self._knobs_of(files))
         trials = self._trials(history, knobs)
         base = self._promising(trials, here)
-        judged = [attempt for attempt in history.attempts if attempt.finished is not None]
+        judged = [attempt for attempt in history.attempts if attempt.is_judged]
         tried = [self._shas_of(attempt, files) for attempt in judged]
         random_source = random.Random(f"{self._seed} {len(judged)} {draw}")
-        measured = len(history.completed)
+        measured = sum(attempt.is_judged for attempt in history.completed)
         study = _study(knobs, trials, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":

@@ -8,7 +8,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import Literal
 
-from agent.history import Attempt, History, gain
+from agent.history import NOT_JUDGED, Attempt, History, gain
 from agent.judge import Noise, judge, pooled_noise
 from agent.records import (
     Arithmetic,
@@ -23,8 +23,6 @@ from agent.summary import direction_of, label_of
 from sandbox.contract import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
-NOT_JUDGED = frozenset({"disturbed"})
-"""Reasons for a missing score that say nothing about the files."""
 
 
 class Fate(StrEnum):

@@ -14,6 +14,7 @@ import pytest
 from agent.disturbance import usual_speed
 from agent.history import History, fold
 from agent.judge import Noise, drift_tolerance, has_drifted
+from agent.lab import find_known, stored_files
 from agent.ledger import read_blob, read_ledger
 from agent.loop import run_session
 from agent.machine_state import held_back, machine_state
@@ -280,6 +281,8 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert len(first.runs) == 2
     assert [((), False)] == [(look.today, look.changed) for look in history.drift_checks]
     with (lab := place.open()).ledger:
+        assert find_known(lab, stored_files(lab, first)) is None
+        assert find_known(lab, stored_files(lab, history.baseline)) is not None
         replayed = replay(lab, first.number, lambda _: None)
     assert ("disturbed", "measured") == (replayed.recorded_outcome, replayed.outcome)
     assert not replayed.is_comparable

@@ -372,6 +372,16 @@ def test_interrupted_attempts_teach_nothing() -> None:
     assert 1 == len(study.model()._trials(study.night.history, find_knobs("train.py", TRAIN)))
 
 
+def test_a_point_that_was_disturbed_was_never_judged_and_is_proposed_again() -> None:
+    study = Study(0)
+    candidate = edited(study.best, ask(study.model()))
+    study.record(candidate, Verdict.DISCARDED, None, reason="disturbed")
+
+    assert candidate == edited(study.best, ask(study.model()))
+    study.record(candidate, Verdict.DISCARDED, 2.4)
+    assert candidate != edited(study.best, ask(study.model()))
+
+
 def test_three_refused_candidates_for_one_attempt_end_the_session() -> None:
     model, messages = Study(0).model(), list[dict[str, Any]]()
     ids: list[str] = []
