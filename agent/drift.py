@@ -21,12 +21,19 @@ from agent.records import DriftChecked, LaterRun, RunFinished
 from sandbox.contract import SandboxError
 
 SCRATCH = "drift"
+REST_AFTER_A_VAIN_LOOK = 3
+"""Attempts before the next look, once more of them for each look in a row without a result."""
 
 
 def is_due(history: History, settings: Settings) -> bool:
-    """Whether enough attempts were judged since the last look, or the machine is another one."""
+    """Whether enough attempts were judged since the last result, or the machine is another one.
+
+    A look without a result is repeated after a few attempts, not before each.
+    """
     every = settings.noise.check_best_every
     if every == 0 or history.best is None or not history.repeats():
+        return False
+    if history.judged_since_look < min(every, REST_AFTER_A_VAIN_LOOK * history.looks_in_vain):
         return False
     return history.is_on_another_machine or history.judged_since_check >= every
 

@@ -156,9 +156,13 @@ class History:
     """The same, while nothing on record tells how it ended."""
     drift_checks: list[DriftChecked] = field(default_factory=list)
     judged_since_check: int = 0
-    """Candidates with a verdict since the machine was last looked at."""
+    """Candidates with a verdict since a look at the machine last had a result."""
+    judged_since_look: int = 0
+    """The same since the last look, be it in vain."""
+    looks_in_vain: int = 0
+    """Looks in a row, until now, that had no result."""
     is_on_another_machine: bool = False
-    """Since a resume, until the machine is looked at."""
+    """Since a resume, until a look at the machine has a result."""
     conversation: int = 0
     """Number of the conversation that goes on; 0 before the first."""
     _machine: dict[str, Any] = field(default_factory=dict)
@@ -346,6 +350,7 @@ class History:
         attempt = self.attempt(event.attempt)
         attempt.finished = event
         self.judged_since_check += attempt.started.kind == "candidate"
+        self.judged_since_look += attempt.started.kind == "candidate"
         if event.verdict is Verdict.KEPT:
             self.best = attempt
 
@@ -356,13 +361,17 @@ class History:
         else:
             self.ended, self.resumes = None, self.resumes + 1
             if _is_another(self._machine, event.machine):
-                self.is_on_another_machine = True
+                self.is_on_another_machine, self.looks_in_vain = True, 0
                 self.moved = None if self.best is None else (self.best.number, len(self.best.runs))
         self._machine = event.machine or self._machine
 
     def _drift(self, event: DriftChecked) -> None:
         self.drift_checks.append(event)
-        self.judged_since_check, self.is_on_another_machine = 0, False
+        self.judged_since_look = 0
+        if not event.today:
+            self.looks_in_vain += 1
+            return
+        self.judged_since_check, self.looks_in_vain, self.is_on_another_machine = 0, 0, False
         if event.changed:
             best = self.attempt(event.attempt)
             best.remeasured = {event.seed: fmean(event.today)}

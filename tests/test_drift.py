@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.disturbance import usual_speed
+from agent.drift import is_due
 from agent.history import History, fold
 from agent.judge import Noise, drift_tolerance, has_drifted
 from agent.lab import find_known, stored_files
@@ -19,7 +20,7 @@ from agent.ledger import read_blob, read_ledger
 from agent.loop import run_session
 from agent.machine_state import held_back, machine_state
 from agent.night import assemble, open_models
-from agent.records import Entry, MachineState, SessionResumed
+from agent.records import Entry, Event, MachineState, SessionResumed
 from agent.report import render_markdown
 from agent.review import replay
 from agent.session import machine
@@ -250,6 +251,49 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
     history.apply(entry.model_copy(update={"event": elsewhere}))
     assert history.is_on_another_machine
     assert usual_speed(history) is None  # that of the machine before says nothing here
+
+
+def test_a_look_without_a_result_is_repeated_after_a_few_attempts(
+    night: Place, history: History
+) -> None:
+    settings = night.program.settings
+    noise = settings.noise.model_copy(update={"check_best_every": 25})
+    settings = settings.model_copy(update={"noise": noise})
+    found, judged = history.drift_checks[-1], history.completed[-1].finished
+    assert history.session is not None
+    assert judged is not None
+
+    def goes_on(event: Event) -> None:
+        history.apply(
+            Entry(seq=0, at=history.last_at, previous="0" * 64, hash="0" * 64, event=event)
+        )
+
+    def attempts_until_it_is_due() -> int:
+        for attempts in range(100):
+            if is_due(history, settings):
+                return attempts
+            goes_on(judged)
+        raise AssertionError("never")
+
+    here = history.session.machine
+    goes_on(
+        SessionResumed(
+            nightlab_version="test",
+            settings=history.session.settings,
+            interrupted_attempt=None,
+            removed_containers=(),
+            machine=here | {"cores": here["cores"] + 1},
+        )
+    )
+    waited = [attempts_until_it_is_due()]
+    for _ in range(10):
+        goes_on(found.model_copy(update={"today": (), "changed": False}))
+        assert history.is_on_another_machine
+        waited.append(attempts_until_it_is_due())
+    assert [0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 25] == waited
+    goes_on(found)
+    assert not history.is_on_another_machine
+    assert 25 == attempts_until_it_is_due()
 
 
 # --- a machine that is held back --------------------------------------------------------------
