@@ -115,14 +115,16 @@ def reasons(noise: Disturbance) -> list[str]:
     return [*said, *noise.held_back]
 
 
-def usual_speed(history: History) -> float | None:
+def usual_speed(history: History, *, with_looks: bool = True) -> float | None:
     """The machine's speed beside the trainings that calibrate it; none before there is one.
 
-    They are the baseline's, or after a move to another machine those of the best there.
+    They are the baseline's, or after a move to another machine those of the best there, in looks
+    at the machine and beside close calls. Older ledgers were written without the looks.
     """
     if history.moved is not None:
         number, earlier = history.moved
-        runs = history.attempt(number).runs[earlier:]
+        looks = history.looked_at_since if with_looks else []
+        runs = [*looks, *history.attempt(number).runs[earlier:]]
     else:
         runs = history.baseline.runs if history.baseline else []
     speeds = [r.disturbance.speed for r in runs if r.disturbance and r.disturbance.speed]

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
-from agent.history import Attempt, History, gain
+from agent.history import LOOK, Attempt, History, gain
 from agent.records import (
     Disturbance,
     DriftChecked,
@@ -142,7 +142,7 @@ def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, fl
 
 def _look_seconds(event: Event) -> float:
     """What a look at the machine took in boxes; the model box runs beside the scorer."""
-    if not isinstance(event, LaterRun) or not event.purpose.startswith("drift-"):
+    if not isinstance(event, LaterRun) or not event.purpose.startswith(LOOK):
         return 0.0
     run = event.run
     is_counted = isinstance(run, RunFinished) and run.result.box != "model"

@@ -41,6 +41,8 @@ from sandbox.contract import Outcome
 
 FIVE_DIGITS = 5e-6
 """What scores differ by that are equal to five digits."""
+LOOK = "drift-"
+"""How the purpose of every run of a look at the machine begins."""
 NOT_JUDGED = frozenset({"disturbed"})
 """Reasons for a missing score that say nothing about the files."""
 OF_AN_ATTEMPT = (RunStarted, RunFinished, Scored, AttemptFinished, AttemptInterrupted)
@@ -148,6 +150,8 @@ class History:
     resumes: int = 0
     moved: tuple[int, int] | None = None
     """The best when the session came to another machine, and how many runs it had by then."""
+    looked_at_since: list[RunFinished] = field(default_factory=list)
+    """Trainings of the looks at that other machine."""
     working_since: str = ""
     """When the session was started or last resumed."""
     asked: ModelAsked | None = None
@@ -176,6 +180,7 @@ class History:
         """Take one more event into account."""
         event = entry.event
         if isinstance(event, AFTERWARDS):
+            self._see(event)
             return
         self._pass_time(entry)
         match event:
@@ -363,6 +368,7 @@ class History:
             if _is_another(self._machine, event.machine):
                 self.is_on_another_machine, self.looks_in_vain = True, 0
                 self.moved = None if self.best is None else (self.best.number, len(self.best.runs))
+                self.looked_at_since = []
         self._machine = event.machine or self._machine
 
     def _drift(self, event: DriftChecked) -> None:
@@ -376,6 +382,14 @@ class History:
             best = self.attempt(event.attempt)
             best.remeasured = {event.seed: fmean(event.today)}
             best.counted_from = len(best.scores)
+
+    def _see(self, event: Event) -> None:
+        """What a look's trainings say of a machine's speed; their scores are in its result."""
+        if self.moved is None or not isinstance(event, LaterRun):
+            return
+        run = event.run
+        if event.purpose.startswith(LOOK) and isinstance(run, RunFinished):
+            self.looked_at_since += [run] if run.result.box == "train" else []
 
     def _talk(self, event: ConversationOpened | ModelCalled) -> None:
         if isinstance(event, ConversationOpened):

@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import lru_cache
 from statistics import NormalDist, fmean
 
-from agent.history import are_moved, gain
+from agent.history import LOOK, are_moved, gain
 from agent.records import Arithmetic, Direction
 
 ANGLE_TOLERANCE = 1e-15
@@ -185,7 +185,7 @@ def has_drifted(recorded: float, today: Sequence[float], tolerance: float) -> bo
 
 def drift_purposes(check: int) -> tuple[str, str]:
     """What the runs of a look, and of the second one where it is needed, are for."""
-    return f"drift-{check}", f"drift-{check} again"
+    return f"{LOOK}{check}", f"{LOOK}{check} again"
 
 
 def _integral_of_cosine_power(upper: float, power: int, steps: int = 400) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -15,12 +16,12 @@ from agent.disturbance import usual_speed
 from agent.drift import is_due
 from agent.history import History, fold
 from agent.judge import Noise, drift_tolerance, has_drifted
-from agent.lab import find_known, stored_files
+from agent.lab import Lab, find_known, stored_files
 from agent.ledger import read_blob, read_ledger
 from agent.loop import run_session
 from agent.machine_state import held_back, machine_state
 from agent.night import assemble, open_models
-from agent.records import Entry, Event, MachineState, SessionResumed
+from agent.records import Entry, Event, LaterRun, MachineState, RunFinished, SessionResumed
 from agent.report import render_markdown
 from agent.review import replay
 from agent.session import machine
@@ -120,6 +121,11 @@ def test_a_run_is_held_back_when_heat_was_counted_meanwhile() -> None:
 # --- a night on a machine that slows down -----------------------------------------------------
 
 
+def work(place: Place, lab: Lab) -> None:
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+
+
 class SlowingBoxes(PretendedBoxes):
     """The toy on a machine that is worse from some training on."""
 
@@ -151,9 +157,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
         boxes_type=SlowingBoxes,
         changes={"session": {"attempts": 12}, "noise": {"check_best_every": 3}},
     )
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    work(place, place.begin("tpe"))
     return place
 
 
@@ -253,6 +257,26 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
     assert usual_speed(history) is None  # that of the machine before says nothing here
 
 
+def test_after_a_move_a_look_says_how_fast_the_machine_is(tmp_path: Path) -> None:
+    place = Place(tmp_path, changes={"session": {"attempts": 1}})
+    work(place, place.begin("tpe"))
+    sessions.forge(
+        place.directory, lambda lines: lines[0]["event"]["machine"].update(cpu="another one")
+    )
+    place = replace(place, changes={"session": {"attempts": 3}})
+    work(place, place.resume())
+
+    entries = read_ledger(place.directory)
+    moved = next(e.seq for e in entries if isinstance(e.event, SessionResumed))
+    events = [entry.event for entry in entries[moved:]]
+    looks = [e.run for e in events if isinstance(e, LaterRun) and isinstance(e.run, RunFinished)]
+    speeds = [run.disturbance.speed for run in looks if run.disturbance and run.disturbance.speed]
+    assert speeds
+    later = [e.disturbance for e in events if isinstance(e, RunFinished) and e.disturbance]
+    assert later[0].usual_speed == median(speeds)
+    assert sessions.found(place.directory) == []
+
+
 def test_a_look_without_a_result_is_repeated_after_a_few_attempts(
     night: Place, history: History
 ) -> None:
@@ -313,8 +337,7 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
         place.begin("tpe"),
         read_machine=lambda: COOL.model_copy(update={"throttle_events": next(heat)}),
     )
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    work(place, lab)
 
     history = fold(read_ledger(place.directory))
     assert history.baseline is not None  # measured all the same: its noise then shows it
