@@ -17,10 +17,11 @@ from agent.records import (
     ModelCalled,
     RetryWaited,
     RunFinished,
+    Split,
     Usage,
 )
 from agent.render import one_line
-from agent.summary import direction_of, noise_of
+from agent.summary import all_scores, direction_of, noise_of, survived_share
 from agent.worth import ReviewTable
 from sandbox.contract import GpuUse, Outcome, Record
 
@@ -67,7 +68,7 @@ class Survival(Record):
 
     rows: tuple[SplitGain, ...]
     share: float | None
-    """Of the gain on val, on holdout; none where there is no holdout score or no gain."""
+    """See `summary.survived_share`."""
     tries: int
     """Attempts that were judged: the best of more of them owes more to luck."""
 
@@ -77,22 +78,19 @@ def survival(history: History, review: ReviewTable | None) -> Survival | None:
     baseline, best = history.baseline, history.best
     if baseline is None or best is None or best is baseline:
         return None
+    names: dict[Split, str] = {
+        "val": "val, which decided",
+        "holdout": "holdout, which decided nothing",
+    }
     found = [
-        _split_gain(history, "val, which decided", baseline.values(), best.values()),
-        _split_gain(
-            history,
-            "holdout, which decided nothing",
-            baseline.values("holdout"),
-            best.values("holdout"),
-        ),
+        _split_gain(history, name, all_scores(baseline, split), all_scores(best, split))
+        for split, name in names.items()
     ]
-    on_val, on_holdout = found
-    share = on_holdout.gain / on_val.gain if on_val and on_holdout and on_val.gain > 0 else None
     if review is not None and review.baseline_values and review.best_values:
         before, after = (dict(enumerate(v)) for v in (review.baseline_values, review.best_values))
         found.append(_split_gain(history, "val at fresh seeds, in review", before, after))
     rows = tuple(row for row in found if row is not None)
-    return Survival(rows=rows, share=share, tries=len(history.completed))
+    return Survival(rows=rows, share=survived_share(history), tries=len(history.completed))
 
 
 def _split_gain(

@@ -19,6 +19,7 @@ from agent.records import (
     RunFinished,
     SessionResumed,
     SessionStarted,
+    Split,
     StopReason,
     Verdict,
 )
@@ -64,7 +65,7 @@ class Summary(Record):
     holdout_gain: float | None
     """The same gain on text that decided nothing; none until both were scored on it."""
     survived: float | None
-    """What share of the gain came back on holdout."""
+    """See `survived_share`."""
     attempts: int
     kept: int
     discarded: int
@@ -108,7 +109,6 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
     noise = noise_of(history)
     better = None if baseline is None or best is None else gain(direction, best, baseline)
     limits = _limits_in_force(session, entries)
-    on_holdout = holdout_gain(history)
     return Summary(
         session=session.session if session else "",
         researcher=session.researcher if session else "",
@@ -125,8 +125,8 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         noise=noise,
         gain=better,
         gain_in_noise=better / noise if better is not None and noise else None,
-        holdout_gain=on_holdout,
-        survived=on_holdout / better if on_holdout is not None and better else None,
+        holdout_gain=split_gain(history, "holdout"),
+        survived=survived_share(history),
         attempts=len(history.completed),
         kept=history.count(Verdict.KEPT),
         discarded=history.count(Verdict.DISCARDED),
@@ -144,7 +144,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         calls=history.calls,
         input_tokens=history.input_tokens,
         output_tokens=history.output_tokens,
-        attention=tuple(_attention(history, entries, on_holdout, better)),
+        attention=tuple(_attention(history, entries)),
         events=len(entries),
         head=entries[-1].hash if entries else FIRST_PREVIOUS,
     )
@@ -164,15 +164,34 @@ def saved_seconds(history: History) -> float:
     return sum(max(0.0, median(whole) - seconds) for seconds in stopped) if whole else 0.0
 
 
-def holdout_gain(history: History) -> float | None:
-    """How much better the best is than the baseline on holdout; none unless both are scored."""
+def all_scores(attempt: Attempt, split: Split) -> dict[int, float]:
+    """Valid scores by seed, also those that came after the verdict, or before the machine changed.
+
+    Who wins was lucky at the scores that it won by; those on holdout are of the same trainings.
+    """
+    scores = attempt.scores
+    return {s.seed: s.value for s in scores if s.split == split and s.value is not None}
+
+
+def split_gain(history: History, split: Split) -> float | None:
+    """How much better the best is than the baseline by all their scores on a split.
+
+    None unless both are scored there.
+    """
     if history.baseline is None or history.best is None:
         return None
-    before = list(history.baseline.values("holdout").values())
-    after = list(history.best.values("holdout").values())
+    before, after = all_scores(history.baseline, split), all_scores(history.best, split)
     if not before or not after:
         return None
-    return gain(direction_of(history), fmean(after), fmean(before))
+    return gain(direction_of(history), fmean(after.values()), fmean(before.values()))
+
+
+def survived_share(history: History) -> float | None:
+    """What share of the gain on val came back on holdout; none without a gain or a holdout."""
+    on_val, on_holdout = split_gain(history, "val"), split_gain(history, "holdout")
+    if on_val is None or on_holdout is None or on_val <= 0:
+        return None
+    return on_holdout / on_val
 
 
 def direction_of(history: History) -> Direction:
@@ -196,11 +215,9 @@ def value_of(attempt: Attempt | None) -> float | None:
     return attempt.finished.value if attempt is not None and attempt.finished else None
 
 
-def _attention(
-    history: History, entries: Sequence[Entry], on_holdout: float | None, better: float | None
-) -> Iterator[Attention]:
+def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
     yield from _about_the_end(history)
-    yield from _about_the_result(history, on_holdout, better)
+    yield from _about_the_result(history)
     yield from _about_attempts(history)
     yield from _about_the_service(history, entries)
     events = (entry.event for entry in entries)
@@ -223,9 +240,7 @@ def _about_the_end(history: History) -> Iterator[Attention]:
         yield Attention(kind="ended_early", text=one_line(text, 400))
 
 
-def _about_the_result(
-    history: History, on_holdout: float | None, better: float | None
-) -> Iterator[Attention]:
+def _about_the_result(history: History) -> Iterator[Attention]:
     if history.is_self_reported:
         text = "The scores are self-reported: the program printed them, and nothing checked them."
         yield Attention(kind="self_reported", text=text)
@@ -236,8 +251,9 @@ def _about_the_result(
             "the program use NIGHTLAB_SEED? A change may be kept for its luck."
         )
         yield Attention(kind="no_noise", text=text)
-    if on_holdout is not None and better and on_holdout < _MUCH_OF_THE_GAIN * better:
-        text = f"Only {on_holdout / better:.0%} of the gain came back on the holdout."
+    share = survived_share(history)
+    if share is not None and share < _MUCH_OF_THE_GAIN:
+        text = f"Only {share:.0%} of the gain came back on the holdout."
         yield Attention(kind="holdout", text=text)
     if history.discards_in_a_row >= _PLATEAU_ATTEMPTS:
         text = f"None of the last {history.discards_in_a_row} attempts was kept: a plateau."

@@ -34,7 +34,7 @@ from agent.history import History, fold, gain
 from agent.ledger import read_ledger
 from agent.program import Settings, load_program
 from agent.records import Direction, Verdict
-from agent.summary import holdout_gain, noise_of
+from agent.summary import noise_of, split_gain
 from tests.messages_server import MessagesServer, tinker
 
 RESEARCHERS = ("random", "tpe", "scripted")
@@ -205,7 +205,7 @@ def result_of(directory: Path, name: str, seed: int, attempts: int) -> Result:
         baseline=curve[0],
         best=curve[-1],
         curve=curve,
-        holdout_gain=holdout_gain(history),
+        holdout_gain=split_gain(history, "holdout"),
         noise=noise_of(history),
         kept=history.count(Verdict.KEPT),
         discarded=history.count(Verdict.DISCARDED),

@@ -150,6 +150,23 @@ def test_what_survived_on_holdout_is_told_once_both_are_scored() -> None:
     assert "75% of the gain came back" in text
 
 
+def test_one_share_survived_and_the_winners_luck_is_no_part_of_it() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.3)
+    made.add(histories.scored(1, 2, before - 0.1))  # a close call with it, after its verdict
+    for number, value in ((0, 2.5), (1, 2.44)):
+        made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
+    numbers, survival = summary(made.entries), findings.survival(made.history, None)
+    assert survival is not None
+    assert 0.06 / 0.2 == pytest.approx(survival.share)
+    assert survival.share == numbers.survived
+    assert numbers.gain == pytest.approx(0.3)
+    texts = [item.text for item in numbers.attention]
+    assert "Only 30% of the gain came back on the holdout." in texts
+
+
 def test_what_needs_the_person_is_listed_with_its_attempts() -> None:
     found = kinds(summary(NIGHT.entries))
     assert found["invalid"] == (7, 18, 29, 40)
