@@ -305,9 +305,12 @@ class _Auditor:
     def _smoke(self, event: SmokeStarted | SmokeRun | SmokeFinished) -> Iterator[str]:
         match event:
             case SmokeStarted():
+                smokes = self.history.smokes
+                if smokes and smokes[-1].finished is None:  # the sandbox failed, so it is tried again
+                    self.runs.forget_open()
                 attempts = self.history.attempts
                 due = len(attempts) - (event.asked_by == "nightlab")
-                if (event.smoke, event.attempt) != (len(self.history.smokes), due):
+                if (event.smoke, event.attempt) != (len(smokes), due):
                     yield f"smoke run {event.smoke} comes where another one was due"
                 if event.asked_by == "nightlab" and attempts[-1].started.files != event.files:
                     yield "its files are not those of the attempt"

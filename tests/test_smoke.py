@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.audit import audit
-from agent.experiment import run_attempt, run_patiently
+from agent.experiment import run_attempt, run_patiently, smoke_patiently
 from agent.knobs import without_knobs
 from agent.lab import Lab, hashes_of
 from agent.ledger import read_ledger
@@ -195,6 +195,28 @@ def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) ->
         assert attempt.finished is not None
         assert Verdict.FAILED is not attempt.finished.verdict
         assert lab.ledger.history.attempts[-2].interrupted is not None
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_agrees(
+    tmp_path: Path, box: str
+) -> None:
+    class FaultyOnce(PretendedBoxes):
+        is_due = True
+
+        def run(self, spec: Any, **options: Any) -> Any:
+            if spec.box == box and self.is_due:
+                self.is_due = False
+                raise SandboxError("the engine is gone", "start it")
+            return super().run(spec, **options)
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=FaultyOnce(Place(tmp_path).clock))
+        smoked = smoke_patiently(lab, rewritten(lab, "# new code"))
+        assert smoked.finished is not None
+        assert smoked.finished.passed
+        assert [None] == [s.finished for s in lab.ledger.history.smokes[1:-1]]
+    assert [] == found(lab.directory)
 
 
 @pytest.mark.parametrize("box", ["train", "model"])
