@@ -280,7 +280,7 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
     if numbers.baseline is not None and numbers.noise is not None:
         lines.append(f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}")
-    if numbers.best_attempt and numbers.best is not None and numbers.gain is not None:
+    if numbers.kept and numbers.best is not None and numbers.gain is not None:
         in_noise = f" ({numbers.gain_in_noise:.1f} x noise)" if numbers.gain_in_noise else ""
         lines.append(
             f"best     {numbers.label} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "

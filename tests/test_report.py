@@ -24,10 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import charts, findings
+from agent.console import closing_lines
 from agent.curves import curve_of
 from agent.ledger import FIRST_PREVIOUS, Ledger, LedgerError
 from agent.records import (
     AttemptFinished,
+    AttemptInterrupted,
     AttemptStarted,
     SessionEnded,
     SessionResumed,
@@ -117,6 +119,21 @@ def test_the_gain_is_told_in_units_of_the_noise_of_one_score() -> None:
     assert numbers.gain == pytest.approx(numbers.baseline - numbers.best)
     assert numbers.gain_in_noise == pytest.approx((numbers.baseline - numbers.best) / numbers.noise)
     assert numbers.noise == pytest.approx(histories.NOISE, rel=0.5)
+
+
+def test_a_baseline_that_was_interrupted_first_is_no_winner_at_the_close() -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    made.add(AttemptInterrupted(attempt=0, reason="stopped by the person"))
+    begin(made, 1, "baseline")
+    for seed, value in ((1, 2.3), (2, 2.4)):
+        made.add(histories.scored(1, seed, value))
+    made.add(finished(1, Verdict.KEPT, 2.35))
+    made.add(SessionEnded(reason=StopReason.ATTEMPTS, explanation=""))
+    told = closing_lines(summary(made.entries), Path("runs/night"))
+    assert "no attempt was better than the baseline beyond noise" in told
+    assert not [line for line in told if line.startswith("best ")]
 
 
 def test_a_metric_to_maximise_gains_upwards() -> None:
