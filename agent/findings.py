@@ -127,11 +127,13 @@ def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, fl
     """Where the hours went, in seconds."""
     events = [entry.event for entry in entries]
     runs = [run.result for attempt in history.attempts for run in attempt.runs]
+    smokes = [run.result for smoke in history.smokes for run in smoke.runs]
     thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
     waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
     return [
         ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
         ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
+        ("smoke runs", sum(run.wall_seconds for run in smokes)),
         ("measuring the best again", sum(map(_look_seconds, events))),
         ("the model's replies", thinking),
         ("waiting for the service", waiting),

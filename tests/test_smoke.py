@@ -12,6 +12,7 @@ import pytest
 
 from agent.audit import audit
 from agent.experiment import run_attempt, run_patiently, smoke_patiently
+from agent.findings import time_spent
 from agent.knobs import without_knobs
 from agent.lab import Lab, hashes_of
 from agent.ledger import read_ledger
@@ -32,7 +33,7 @@ from sandbox.contract import Outcome, SandboxError
 from sandbox.engine import Engine
 from sandbox.image import ImageRecord
 from tests.messages_server import MessagesServer, say, tool
-from tests.nights import TOY, Place, PretendedBoxes
+from tests.nights import SCORING_SECONDS, TOY, Place, PretendedBoxes
 from tests.sessions import Lines, forge, found, only
 from tests.test_session import Place as PersonsPlace
 from tests.test_session import messages_server, place
@@ -151,6 +152,16 @@ def test_a_smoke_run_is_no_attempt_and_no_score(tmp_path: Path) -> None:
         assert before == [a.values() for a in lab.ledger.history.attempts]
         assert files == lab.workspace.candidate()
         assert not any((lab.directory / "boxes").iterdir())
+
+
+def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        history, entries = lab.ledger.history, lab.ledger.entries
+        before = dict(time_spent(history, entries))
+        smoke(lab, rewritten(lab, "# new code"), asked_by_researcher=True)
+        after = dict(time_spent(history, entries))
+    spent = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert spent == {"smoke runs": 5.0 + SCORING_SECONDS}
 
 
 def test_the_number_of_smokes_counts_from_the_last_attempt(tmp_path: Path) -> None:
