@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any
 
 from agent.audit import Difference
 from agent.ledger import Clock, utc_now
 from agent.records import (
+    EVENT_TYPES,
     AttemptFinished,
     Entry,
     Event,
@@ -27,10 +28,6 @@ from sandbox.contract import NightlabError
 FACTS_CHARACTERS = 160
 FACT_CHARACTERS = 60
 SHA_DIGITS = 12
-
-KNOWN_TYPES: tuple[str, ...] = tuple(
-    event.model_fields["type"].default for event in get_args(get_args(Event)[0])
-)
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -185,9 +182,9 @@ def _known_attempt(entries: Sequence[Entry], attempt: int | None) -> int | None:
 
 def _known_types(types: str | None) -> frozenset[str]:
     names = frozenset(name.strip() for name in (types or "").split(",") if name.strip())
-    if unknown := sorted(names - set(KNOWN_TYPES)):
+    if unknown := sorted(names - set(EVENT_TYPES)):
         message = f"there is no event of type {one_line(unknown[0], 60)}"
-        raise ListingError(message, f"known types: {', '.join(KNOWN_TYPES)}")
+        raise ListingError(message, f"known types: {', '.join(EVENT_TYPES)}")
     return names
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 
 from agent.budget import seconds_left
 from agent.history import Attempt, History
@@ -18,6 +17,7 @@ from agent.judge import pooled_noise
 from agent.program import Settings
 from agent.records import Verdict
 from agent.render import bounded, fenced, one_line, visible
+from agent.workspace import may_be_written
 
 SHOWN_ATTEMPTS = 40
 SHOWN_OLDER_KEPT = 20
@@ -222,7 +222,7 @@ def _files(settings: Settings, history: History, get_blob: Callable[[str], bytes
 
 
 def _is_editable(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
+    return may_be_written(name.split("/"), patterns)
 
 
 def _tried(settings: Settings, history: History) -> str:

@@ -601,7 +601,9 @@ AFTERWARDS = (
 """Events of the morning: they change neither attempts, best and noise nor the hours used."""
 
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
-EVENT_TYPES = frozenset(kind.model_fields["type"].default for kind in get_args(get_args(Event)[0]))
+EVENT_TYPES: tuple[str, ...] = tuple(
+    kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])
+)
 
 
 class Entry(Record):

@@ -13,6 +13,7 @@ from typing import Any
 from agent.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
 from agent.history import Attempt, History, Smoke
 from agent.knobs import Suggestion
+from agent.lab import hashes_of
 from agent.program import Goal
 from agent.render import one_line
 from agent.tool_arguments import (
@@ -236,7 +237,7 @@ class Toolbox:
 
     def _smoke(self, candidate: dict[str, bytes]) -> str:
         left = self._max_smokes - self._history().smokes_in_a_row
-        known = self._history().find_smoke(_shas(candidate))
+        known = self._history().find_smoke(hashes_of(candidate))
         if known is not None:
             return smoke_answer(known, self._history(), left, repeated=True)
         if left <= 0:
@@ -276,7 +277,7 @@ class Toolbox:
 
     def _sweep(self, call: Sweep) -> str:
         best = self._history().best
-        if best is not None and best.started.files != _shas(self._workspace.candidate()):
+        if best is not None and best.started.files != hashes_of(self._workspace.candidate()):
             message = "the workspace holds changes that were not run"
             raise ToolRefused("unsaved_changes", message, "run them, or undo them, then sweep")
         attempts, why = self._sweep_knobs(tuple(call.knobs), call.attempts)
@@ -289,10 +290,6 @@ class Toolbox:
 
 def _told(text: str) -> ToolResult:
     return ToolResult(text, is_error=False, finished=None)
-
-
-def _shas(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def _sha(text: str) -> str:

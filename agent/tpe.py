@@ -46,6 +46,7 @@ from agent.knobs import (
     replacement,
     turn,
 )
+from agent.lab import hashes_of
 from agent.model import ModelError, Reply, ToolCall
 from agent.records import (
     SAMPLERS,
@@ -208,7 +209,7 @@ class TpeModel:
                 point = self._sampled(knobs, base, study, random_source)
                 reason = f"the sampler's choice after {len(trials)} trials, near the best"
             changes = _moved(knobs, here, point)
-            if changes and _shas(_turned(files, changes)) not in tried:
+            if changes and hashes_of(_turned(files, changes)) not in tried:
                 return Proposal(changes, reason)
         return None
 
@@ -483,10 +484,6 @@ def _turned(files: Files, changes: tuple[tuple[Knob, KnobValue], ...]) -> Files:
     for knob, value in changes:
         turned[knob.file] = turn(turned[knob.file], knob, value)
     return turned
-
-
-def _shas(files: Files) -> dict[str, str | None]:
-    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
 
 
 def _changes(proposal: Proposal, files: Files) -> list[Change]:

@@ -18,10 +18,17 @@ from agent.anchor import ask_witnesses
 from agent.audit import BLOB_FIELDS, BLOB_TABLES, audit, named_blobs, whole_audit
 from agent.history import FIVE_DIGITS
 from agent.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
-from agent.listing import KNOWN_TYPES, ListingError, facts, lines, make_filter, table
+from agent.listing import ListingError, facts, lines, make_filter, table
 from agent.loop import run_session
 from agent.night import assemble, open_models
-from agent.records import AttemptFinished, AttemptStarted, Event, Noticed, Verdict
+from agent.records import (
+    EVENT_TYPES,
+    AttemptFinished,
+    AttemptStarted,
+    Event,
+    Noticed,
+    Verdict,
+)
 from sandbox.contract import RunResult, RunSpec
 from tests import histories
 from tests.bench_record import long_session
@@ -685,7 +692,7 @@ def test_a_filter_that_cannot_be_meant_is_refused(
         make_filter(read_ledger(night.directory), attempt, types, since)
     assert caught.value.hint
     if types:
-        assert ", ".join(KNOWN_TYPES) in caught.value.hint
+        assert ", ".join(EVENT_TYPES) in caught.value.hint
 
 
 @pytest.mark.parametrize("text", histories.HOSTILE_TEXTS)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -38,6 +38,7 @@ from agent.ledger import LEDGER_NAME, read_blob, read_ledger
 from agent.loop import run_session
 from agent.night import assemble, open_models
 from agent.records import (
+    EVENT_TYPES,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
@@ -79,7 +80,6 @@ RANDOM_KILLS = 200
 KILLS_A_NIGHT = 8
 ATTEMPTS = {("tpe", False): 3, ("tpe", True): 5, ("claude", False): 9, ("claude", True): 9}
 """Most attempts of a short and of a long night; claude says itself when it has enough."""
-KINDS = frozenset(kind.model_fields["type"].default for kind in get_args(get_args(Event)[0]))
 ELSEWHERE = frozenset({"drift_checked"})
 """What these nights are too short for; `test_drift.py` has it."""
 AFTER_A_KILL = frozenset({"session_resumed", "attempt_interrupted"})
@@ -602,7 +602,7 @@ def test_the_unbroken_nights_hold_every_kind_of_event(quick_root: Path) -> None:
     for twin in make_twin(quick_root / "kinds", "claude", long=False, watch=False):
         kinds |= {entry.event.type for entry in twin.entries}
         attempts = fold(twin.entries).candidates
-    assert kinds == KINDS - ELSEWHERE
+    assert kinds == set(EVENT_TYPES) - ELSEWHERE
     # A close call measured the best again, while another attempt was open.
     assert [2, 2] == [len(attempt.values()) for attempt in attempts[:2]]
 
