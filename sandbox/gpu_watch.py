@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ PROC = Path("/proc")
 EndReason = Literal["gpu_memory", "gpu_fault"]
 End = Callable[[EndReason], None]
 
+_boxes: Counter[str] = Counter()
+"""How many boxes have each GPU now: those of one score share it, all within this process."""
+_boxes_lock = threading.Lock()
+
 
 @dataclass
 class Account:
@@ -43,6 +48,8 @@ class Account:
     gpu: Gpu
     first: GpuSample
     last: GpuSample
+    first_unaccounted_bytes: int = 0
+    """What no living process accounted for before the run."""
     peak_bytes: int | None = None
     utilisation: list[float] = field(default_factory=list)
     throttled: dict[str, int] = field(default_factory=dict)
@@ -135,8 +142,7 @@ class Watch:
         self._proc = proc
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        firsts = [(gpu, driver.sample(gpu)) for gpu in gpus]
-        self.accounts = [Account(gpu=gpu, first=s, last=s) for gpu, s in firsts]
+        self.accounts = [self._opened(gpu) for gpu in gpus]
         self._xids: XidWatch = driver.xids(gpus)
         self._end: End = lambda _: None
         self._limit_bytes: int | None = None
@@ -144,6 +150,15 @@ class Watch:
         self._cgroup = ""
         self.exceeded: str = ""
         """Which GPU's limit the run exceeded, and by how much."""
+        self._is_counted = True
+        self._has_siblings = False
+        with _boxes_lock:
+            _boxes.update(gpu.id for gpu in gpus)
+
+    def _opened(self, gpu: Gpu) -> Account:
+        first = self._driver.sample(gpu)
+        unaccounted = _unaccounted(first, self._driver.processes(gpu)) or 0
+        return Account(gpu=gpu, first=first, last=first, first_unaccounted_bytes=unaccounted)
 
     @property
     def can_see_memory(self) -> bool:
@@ -182,11 +197,16 @@ class Watch:
     def close(self) -> None:
         """Stop, and let go of the driver."""
         self.stop()
+        self._leave()
         if not self._hangs:
             self._xids.close()
 
     def look_back(self) -> None:
-        """Look, once the box is gone, whether the GPUs look as healthy ones do now."""
+        """Look, once the box is gone, whether the GPUs look as healthy ones do now.
+
+        What is left on a GPU that boxes share is looked for by the last of them.
+        """
+        self._leave()
         if self._hangs:
             return
         self._hear()
@@ -213,13 +233,27 @@ class Watch:
         return any(self._left(account) > LEFT_BYTES for account in self.accounts)
 
     def _left(self, account: Account) -> int:
-        """Return how much more memory is in use than before the run."""
+        """Return how much more memory is taken by no living process than before the run.
+
+        Other work may come and go beside a run. In doubt nothing is left: while another box has
+        the GPU, or while the driver does not say how much one of its processes takes.
+        """
+        if _boxes_on(account.gpu):
+            return 0
         try:
-            now = self._driver.sample(account.gpu).memory_used_bytes
+            sample = self._driver.sample(account.gpu)
+            now = _unaccounted(sample, self._driver.processes(account.gpu))
         except DriverFault as fault:
             account.fail(fault.event)
             return 0
-        return (now or 0) - (account.first.memory_used_bytes or 0)
+        return 0 if now is None else now - account.first_unaccounted_bytes
+
+    def _leave(self) -> None:
+        """Count the box no longer among those that have its GPUs; may be called again."""
+        if self._is_counted:
+            self._is_counted = False
+            with _boxes_lock:
+                _boxes.subtract(account.gpu.id for account in self.accounts)
 
     def _watch(self) -> None:
         try:
@@ -270,22 +304,31 @@ class Watch:
     def _used(self, account: Account, sample: GpuSample) -> int | None:
         """Return the run's memory on a GPU: its processes' where the driver tells, else the growth.
 
+        The growth of a GPU that boxes share or shared is nobody's: a box does not pay for its
+        sibling, whose memory may come back late.
+
         Raises:
             DriverFault: the GPU does not answer.
         """
+        self._has_siblings = self._has_siblings or _boxes_on(account.gpu) > 1
+        processes = self._driver.processes(account.gpu)
+        groups = {pid: self._group(pid) for pid in processes} if self._cgroup else {}
         own = [
             memory
-            for pid, memory in self._driver.processes(account.gpu).items()
-            if memory is not None and self._is_of_the_box(pid)
+            for pid, group in groups.items()
+            if group == self._cgroup and (memory := processes[pid]) is not None
         ]
         if own:
             return sum(own)
-        if sample.memory_used_bytes is None:
+        if groups and all(group not in ("", self._cgroup) for group in groups.values()):
+            return 0  # every one is somebody else's
+        if sample.memory_used_bytes is None or self._has_siblings:
             return None
         return max(0, sample.memory_used_bytes - (account.first.memory_used_bytes or 0))
 
-    def _is_of_the_box(self, pid: int) -> bool:
-        return bool(self._cgroup) and _text(self._proc / str(pid) / "cgroup") == self._cgroup
+    def _group(self, pid: int) -> str:
+        """Return a process's control group; empty where it cannot be seen from here."""
+        return _text(self._proc / str(pid) / "cgroup")
 
     def _hold(self, account: Account, used: int | None) -> None:
         if self._limit_bytes is None or used is None or used <= self._limit_bytes or self.exceeded:
@@ -309,3 +352,15 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _unaccounted(sample: GpuSample, processes: Mapping[int, int | None]) -> int | None:
+    """Return what of a GPU's memory no process takes that the driver names; None if in doubt."""
+    if sample.memory_used_bytes is None or None in processes.values():
+        return None
+    return max(0, sample.memory_used_bytes - sum(memory or 0 for memory in processes.values()))
+
+
+def _boxes_on(gpu: Gpu) -> int:
+    with _boxes_lock:
+        return _boxes[gpu.id]

@@ -188,16 +188,18 @@ class Driver:
         )
 
     def processes(self, gpu: Gpu) -> dict[int, int | None]:
-        """Return the memory of each process that computes on a GPU, by the host's process id.
+        """Return the memory of each process on a GPU, by the host's process id.
 
         Raises:
             DriverFault: the GPU does not answer.
         """
         handle = _handle(gpu.id)
-        running = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
-        if running is None:  # its name in older drivers
-            running = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)
-        return {process.pid: process.usedGpuMemory for process in running or []}
+        computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
+        if computing is None:  # its name in older drivers
+            computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)
+        drawing = _asked(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle)
+        found = (*(drawing or []), *(computing or []))
+        return {process.pid: process.usedGpuMemory for process in found}
 
     def recovery(self, gpu: Gpu) -> GpuEvent | None:
         """Return what the driver asks to be done to a GPU before it may be used again."""

@@ -50,6 +50,7 @@ class Cards:
             "ecc": 0,
             "recovery": 0,
             "processes": "",
+            "drawing": "",
         }
         for name, value in (usual | fields).items():
             self.set(f"{index}/{name}", value)

@@ -155,6 +155,8 @@ def test_processes_are_told_with_their_memory(cards: Cards, driver: Driver) -> N
     assert {} == driver.processes(first)
     cards.set("0/processes", f"41 1000\n42 {2**64 - 1}")
     assert {41: 1000, 42: None} == driver.processes(first)
+    cards.set("0/drawing", "41 1000\n43 7")
+    assert {41: 1000, 42: None, 43: 7} == driver.processes(first)
 
 
 def test_each_error_report_comes_once_and_only_for_gpus_listened_to(
@@ -365,6 +367,100 @@ def test_memory_that_the_driver_gives_back_late_is_none(cards: Cards, driver: Dr
     given_back.start()
     watch.look_back()
     given_back.join()
+    watch.close()
+    assert [] == watch.accounts[0].events
+
+
+def of_the_box(proc: Path, group: str, *pids: int) -> None:
+    """Let these processes be in a control group, as /proc shows it."""
+    for pid in pids:
+        (proc / str(pid)).mkdir()
+        (proc / str(pid) / "cgroup").write_text(group)
+
+
+def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[Watch], Ended]:
+    """Return the watches of two boxes of one score, with PID 1 as 41 and 51, begun side by side."""
+    of_the_box(proc, "0::/docker/one\n", 41, 42)
+    of_the_box(proc, "0::/docker/other\n", 51, 52)
+    first = gpu(driver, GPU_0)
+    watches, ended = [Watch(driver, [first], 0.01, proc) for _ in range(2)], Ended()
+    for watch, pid in zip(watches, (41, 51), strict=True):
+        watch.begin(pid, ended, limit, is_only_bound=True)
+    return watches, ended
+
+
+@pytest.mark.parametrize("listed", ["52", "99", None])
+def test_a_box_that_ends_before_its_sibling_does_not_answer_for_the_sibling_s_memory(
+    cards: Cards, driver: Driver, tmp_path: Path, listed: str | None
+) -> None:
+    """Also where the driver names processes as another pid namespace knows them, or not at all."""
+    (one, other), ended = siblings(driver, tmp_path, GIBIBYTE)
+    cards.set("0/processes", f"{listed} {900 * 2**20}" if listed else "")
+    cards.set("0/memory_used", GIBIBYTE // 2 + 6 * GIBIBYTE)
+    seen = [watch.accounts[0].samples for watch in (one, other)]
+    assert wait_until(lambda: one.accounts[0].samples > seen[0] + 1, 5)
+    assert wait_until(lambda: other.accounts[0].samples > seen[1] + 1, 5)
+    one.stop()
+    one.look_back()
+    one.close()
+    assert ([], []) == (ended.why, one.accounts[0].events)
+    cards.set("0/processes", "")
+    cards.set("0/memory_used", GIBIBYTE // 2)
+    other.stop()
+    other.look_back()
+    other.close()
+    assert [] == other.accounts[0].events
+
+
+def test_the_last_of_the_boxes_that_share_a_gpu_answers_for_what_is_left_on_it(
+    cards: Cards, driver: Driver, tmp_path: Path
+) -> None:
+    watches, _ = siblings(driver, tmp_path, 80 * GIBIBYTE)
+    cards.set("0/memory_used", 3 * GIBIBYTE)
+    for watch in watches:
+        watch.stop()
+        watch.look_back()
+        watch.close()
+    assert [[], ["memory_left"]] == [[e.kind for e in w.accounts[0].events] for w in watches]
+
+
+def test_a_box_over_its_limit_is_ended_for_its_own_memory_alone(
+    cards: Cards, driver: Driver, tmp_path: Path
+) -> None:
+    (one, other), ended = siblings(driver, tmp_path, GIBIBYTE)
+    cards.set("0/processes", f"42 {GIBIBYTE // 2}\n52 {2 * GIBIBYTE}")
+    assert wait_until(lambda: ended.why == ["gpu_memory"], 5)
+    for watch in (one, other):
+        watch.close()
+    assert ("", True) == (one.exceeded, f"{2 * GIBIBYTE} of" in other.exceeded)
+
+
+@pytest.mark.parametrize("field", ["processes", "drawing"])
+def test_other_work_that_comes_to_a_gpu_during_a_run_is_not_left_by_it(
+    cards: Cards, driver: Driver, tmp_path: Path, field: str
+) -> None:
+    of_the_box(tmp_path, "0::/docker/box\n", 41)
+    of_the_box(tmp_path, "0::/user\n", 43)
+    watch, ended = Watch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
+    watch.begin(41, ended, GIBIBYTE, is_only_bound=True)
+    cards.set(f"0/{field}", f"43 {5 * GIBIBYTE}")
+    cards.set("0/memory_used", GIBIBYTE // 2 + 5 * GIBIBYTE)
+    seen = watch.accounts[0].samples
+    assert wait_until(lambda: watch.accounts[0].samples > seen + 1, 5)
+    watch.stop()
+    watch.look_back()
+    watch.close()
+    assert ([], []) == (ended.why, watch.accounts[0].events)
+
+
+def test_a_process_whose_memory_is_not_told_leaves_a_doubt_and_no_fault(
+    cards: Cards, driver: Driver
+) -> None:
+    watch, _ = started(driver)
+    cards.set("0/processes", f"43 {2**64 - 1}")
+    cards.set("0/memory_used", 5 * GIBIBYTE)
+    watch.stop()
+    watch.look_back()
     watch.close()
     assert [] == watch.accounts[0].events
 

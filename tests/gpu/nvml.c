@@ -166,10 +166,10 @@ int nvmlDeviceGetMaxMigDeviceCount(Device *of, unsigned *out) {
 }
 
 typedef struct { unsigned pid; Number used; unsigned gi, ci; } Process;
-int nvmlDeviceGetComputeRunningProcesses_v3(Device *of, unsigned *count, Process *out) {
+static int processes(Device *of, const char *name, unsigned *count, Process *out) {
     char said[4096] = "", *line, *rest;
     unsigned found = 0, room = *count;
-    int code = text(of->path, "processes", said, sizeof said);
+    int code = text(of->path, name, said, sizeof said);
     if (code != OK) return code;
     for (line = strtok_r(said, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         Process process = {0, 0, 0, 0};
@@ -180,6 +180,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Device *of, unsigned *count, Process
     *count = found;
     return found > room ? TOO_SMALL : OK;
 }
+int nvmlDeviceGetComputeRunningProcesses_v3(Device *of, unsigned *count, Process *out) { return processes(of, "processes", count, out); }
+int nvmlDeviceGetGraphicsRunningProcesses_v3(Device *of, unsigned *count, Process *out) { return processes(of, "drawing", count, out); }
 
 typedef struct { unsigned id, scope; long long timestamp, latency; int type, code; union { unsigned number; Number wide; } value; } Field;
 int nvmlDeviceGetFieldValues(Device *of, int count, Field *fields) {
