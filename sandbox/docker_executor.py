@@ -255,7 +255,8 @@ class _Box:
         self.name = name
         self.spec = spec
         self.may_come_late = False
-        """The engine was asked for the container and never answered: it may make it yet."""
+        """The engine was asked for the container and never said that it is gone."""
+        self._is_made = False
         self._client = client
         self._death_seconds = death_seconds
         self._is_unkillable = False
@@ -303,7 +304,7 @@ class _Box:
         except docker.errors.APIError:
             self.may_come_late = False  # a refusal is an answer
             raise
-        self.may_come_late = False
+        self._is_made = True
         if created.get("Warnings"):
             raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
 
@@ -540,8 +541,10 @@ class _Box:
         except docker.errors.APIError as error:
             if error.status_code not in (404, 409):
                 raise
+            is_gone = error.status_code == 404 and self._is_made
         else:
-            self.may_come_late = False
+            is_gone = True
+        self.may_come_late = self.may_come_late and not is_gone
         return True
 
     def _require_dead(self, error: Exception) -> None:

@@ -79,8 +79,10 @@ def is_abandoned(labels: Mapping[str, str], now_monotonic_seconds: float) -> boo
     if LABEL_RUN not in labels:
         return False
     alive = is_alive(labels.get(LABEL_OWNER, ""))
-    if alive is not None:
-        return not alive
+    return _is_late(labels, now_monotonic_seconds) if alive is None else not alive
+
+
+def _is_late(labels: Mapping[str, str], now_monotonic_seconds: float) -> bool:
     deadline = labels.get(LABEL_DEADLINE, "")
     return deadline.isdigit() and now_monotonic_seconds > int(deadline)
 
@@ -128,9 +130,19 @@ def living_gpus(client: docker.APIClient) -> list[str]:
     return [
         gpu
         for container in found
-        if container["State"] not in ("exited", "dead")
+        if may_use_gpus(container["State"], container["Labels"] or {}, time.monotonic())
         for gpu in (container["Labels"] or {}).get(LABEL_GPUS, "").split(",")
     ]
+
+
+def may_use_gpus(state: str, labels: Mapping[str, str], now_monotonic_seconds: float) -> bool:
+    """Tell whether a program of a container runs on its GPUs, or may yet be started there.
+
+    Nobody starts one any more that was not started until its run's deadline, whoever lives.
+    """
+    if state == "created":
+        return not _is_late(labels, now_monotonic_seconds)
+    return state not in ("exited", "dead", "removing")
 
 
 def lift_cpu_limit(client: docker.APIClient, container: str) -> None:

@@ -8,8 +8,8 @@ storm of hundreds of forking processes can spend that for a minute ahead.
 
 It reads its standard input, whose other end only the controller holds: a byte means that the run is
 over, an end of file that the controller is dead. After SECONDS without either it is frozen. One
-byte says more: the engine was asked for the container and never answered. Then it is looked for,
-and removed when it comes, by a process that the controller does not wait for.
+byte says more: the engine was asked for the container and never said that it is gone. Then it is
+looked for, and removed when it comes, by a process that the controller does not wait for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import time
 RUN_IS_OVER = b"."
 MAY_COME_LATE = b"?"
 LATE_SECONDS = 300.0
-"""How long a container that the engine never confirmed is looked for; then the next start does."""
+"""How long a container whose end the engine never confirmed is looked for; then the next start
+does."""
 LATE_PAUSE_SECONDS = 0.5
 CALL_SECONDS = 15
 GRACE_SECONDS = 0.1
@@ -77,7 +78,7 @@ def end_box(path: str, api_version: str, container: str) -> None:
 
 
 def remove_late(path: str, api_version: str, container: str) -> None:
-    """Remove a container that the engine may yet make."""
+    """Remove a container that the engine may yet make, or would not remove."""
     give_up = time.monotonic() + LATE_SECONDS
     while time.monotonic() < give_up:
         if ask(path, "DELETE", f"/v{api_version}/containers/{container}?force=1&v=1") == 204:

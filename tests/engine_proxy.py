@@ -160,9 +160,12 @@ class EngineProxy(ThreadingUnixStreamServer):
         with self._lock:
             number = len(self.requests)
             self.requests.append(request)
-        return (
-            self._fault if self._fault is not None and self._fault.hits(number, request) else None
-        )
+            fault = self._fault
+        return fault if fault is not None and fault.hits(number, request) else None
+
+    def heal(self) -> None:
+        """Fail no more."""
+        self._fault = None
 
     def __exit__(
         self,

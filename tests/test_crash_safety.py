@@ -199,6 +199,22 @@ def test_a_container_that_a_slow_engine_makes_after_we_gave_up_is_found_and_remo
     assert ([], []) == bench.leftovers()
 
 
+@pytest.mark.docker
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+@pytest.mark.parametrize("also", ["", "|POST .*/start"], ids=["over", "never started"])
+def test_a_container_that_the_engine_would_not_remove_goes_once_it_does_while_the_session_lives(
+    also: str, bench: Bench, tmp_path: Path
+) -> None:
+    fault = Fault(None, "refuse", kind=f"DELETE{also}")
+    with EngineProxy(bench.engine.base_url, tmp_path / "proxy", fault) as proxy:
+        with pytest.raises(EngineUnavailable, match="did not remove a container"):
+            bench.executor(proxy.url).run(bench.spec)
+        assert 1 == len(bench.boxes())
+        proxy.heal()
+        assert wait_until(lambda: bench.boxes() == [], 10)
+    gc.collect()
+
+
 def unmounted(spec: RunSpec, lease: Lease) -> Settings:
     """Return settings that an engine takes although the run's directory is gone by then."""
     settings = container_settings(spec, lease)

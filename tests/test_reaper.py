@@ -16,7 +16,7 @@ import pytest
 from sandbox import reaper
 from sandbox.contract import ContainerUnkillable
 from sandbox.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
-from sandbox.reaper import is_abandoned, is_alive, process_owner
+from sandbox.reaper import is_abandoned, is_alive, may_use_gpus, process_owner
 from tests.engine_proxy import EngineProxy, Fault
 
 
@@ -84,6 +84,24 @@ def test_the_deadline_decides_where_the_owner_cannot_be_told(
 def test_a_living_owner_keeps_a_container_past_its_deadline() -> None:
     labels = {LABEL_RUN: "run-1", LABEL_OWNER: process_owner(), LABEL_DEADLINE: "1"}
     assert not is_abandoned(labels, now_monotonic_seconds=100)
+
+
+@pytest.mark.parametrize(
+    ("state", "deadline", "may"),
+    [
+        ("running", "1", True),
+        ("created", "101", True),
+        ("created", "99", False),
+        ("created", "", True),
+        ("removing", "101", False),
+        ("exited", "101", False),
+    ],
+)
+def test_a_leftover_of_a_living_session_holds_no_gpu_for_ever(
+    state: str, deadline: str, may: bool
+) -> None:
+    labels = {LABEL_OWNER: process_owner(), LABEL_DEADLINE: deadline}
+    assert may is may_use_gpus(state, labels, now_monotonic_seconds=100)
 
 
 def test_only_directories_of_dead_sessions_are_removed(tmp_path: Path) -> None:
