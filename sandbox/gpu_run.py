@@ -27,7 +27,7 @@ from sandbox.gpu import (
 )
 from sandbox.gpu_watch import PROC, End, Watch, watching
 from sandbox.inventory import leased_gpus, request_for
-from sandbox.nvml import Driver, DriverFault, open_driver
+from sandbox.nvml import Driver, DriverFault, DriverUnavailable, open_driver
 
 REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
@@ -183,14 +183,16 @@ def attended(
         driver = watch = None
         if spec.devices == "nvidia":
             driver = stack.enter_context(open_driver())
-            looked_at = gpus[0]
             try:
-                for looked_at in gpus:
-                    driver.sample(looked_at)
                 watch = stack.enter_context(watching(driver, gpus))
             except DriverFault as fault:
-                quarantine(looked_at.id, fault.event.words, spec.run_id)
-                raise _fault(looked_at.id, fault.event) from fault
+                if not fault.gpu:
+                    raise DriverUnavailable(
+                        f"the NVIDIA driver cannot be listened to: {fault.event.words}",
+                        "see what `nvidia-smi` says",
+                    ) from fault
+                quarantine(fault.gpu, fault.event.words, spec.run_id)
+                raise _fault(fault.gpu, fault.event) from fault
         attendance = Attendance(spec, request, driver, watch)
         try:
             yield attendance

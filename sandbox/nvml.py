@@ -68,11 +68,15 @@ class DriverFault(Exception):
 
     Args:
         event: what to put on record.
+
+    Attributes:
+        gpu: whose id it is about; empty where it is about none in particular.
     """
 
     def __init__(self, event: GpuEvent) -> None:
         super().__init__(event.words)
         self.event = event
+        self.gpu = ""
 
 
 class Driver:
@@ -160,32 +164,35 @@ class Driver:
         Raises:
             DriverFault: it does not answer.
         """
-        handle = _handle(gpu.id)
-        used, total = _memory(handle)
-        whole = gpu.parent is None
-        use = _asked(pynvml.nvmlDeviceGetUtilizationRates, handle) if whole else None
-        return GpuSample(
-            uuid=gpu.id,
-            utilisation=None if use is None else min(1.0, use.gpu / 100),
-            memory_used_bytes=used,
-            memory_total_bytes=total,
-            power_watts=_thousandth(pynvml.nvmlDeviceGetPowerUsage, handle) if whole else None,
-            energy_joules=_thousandth(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-            if whole
-            else None,
-            sm_clock_mhz=_asked(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-            memory_clock_mhz=_asked(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-            temperature_celsius=_asked(
-                pynvml.nvmlDeviceGetTemperatureV, handle, pynvml.NVML_TEMPERATURE_GPU
-            ),
-            throttled_by=_throttled_by(handle),
-            ecc_errors=_asked(
-                pynvml.nvmlDeviceGetTotalEccErrors,
-                handle,
-                pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-                pynvml.NVML_VOLATILE_ECC,
-            ),
-        )
+        with _about(gpu.id):
+            handle = _handle(gpu.id)
+            used, total = _memory(handle)
+            whole = gpu.parent is None
+            use = _asked(pynvml.nvmlDeviceGetUtilizationRates, handle) if whole else None
+            return GpuSample(
+                uuid=gpu.id,
+                utilisation=None if use is None else min(1.0, use.gpu / 100),
+                memory_used_bytes=used,
+                memory_total_bytes=total,
+                power_watts=_thousandth(pynvml.nvmlDeviceGetPowerUsage, handle) if whole else None,
+                energy_joules=_thousandth(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+                if whole
+                else None,
+                sm_clock_mhz=_asked(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+                memory_clock_mhz=_asked(
+                    pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM
+                ),
+                temperature_celsius=_asked(
+                    pynvml.nvmlDeviceGetTemperatureV, handle, pynvml.NVML_TEMPERATURE_GPU
+                ),
+                throttled_by=_throttled_by(handle),
+                ecc_errors=_asked(
+                    pynvml.nvmlDeviceGetTotalEccErrors,
+                    handle,
+                    pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                    pynvml.NVML_VOLATILE_ECC,
+                ),
+            )
 
     def processes(self, gpu: Gpu) -> dict[int, int | None]:
         """Return the memory of each process on a GPU, by the host's process id.
@@ -193,13 +200,14 @@ class Driver:
         Raises:
             DriverFault: the GPU does not answer.
         """
-        handle = _handle(gpu.id)
-        computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
-        if computing is None:  # its name in older drivers
-            computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)
-        drawing = _asked(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle)
-        found = (*(drawing or []), *(computing or []))
-        return {process.pid: process.usedGpuMemory for process in found}
+        with _about(gpu.id):
+            handle = _handle(gpu.id)
+            computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
+            if computing is None:  # its name in older drivers
+                computing = _asked(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)
+            drawing = _asked(pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle)
+            found = (*(drawing or []), *(computing or []))
+            return {process.pid: process.usedGpuMemory for process in found}
 
     def recovery(self, gpu: Gpu) -> GpuEvent | None:
         """Return what the driver asks to be done to a GPU before it may be used again."""
@@ -251,9 +259,17 @@ class XidWatch:
         for gpu in gpus:
             self._of.setdefault(gpu.parent or gpu.id, []).append(gpu.id)
         self._set = _asked(pynvml.nvmlEventSetCreate)
-        for whole in self._of if self._set is not None else ():
-            kind = pynvml.nvmlEventTypeXidCriticalError
-            _asked(pynvml.nvmlDeviceRegisterEvents, _handle(whole), kind, self._set)
+        try:
+            self._register()
+        except DriverFault:
+            self.close()
+            raise
+
+    def _register(self) -> None:
+        kind = pynvml.nvmlEventTypeXidCriticalError
+        for whole, gpus in self._of.items() if self._set is not None else ():
+            with _about(gpus[0]):
+                _asked(pynvml.nvmlDeviceRegisterEvents, _handle(whole), kind, self._set)
 
     def reports(self) -> list[tuple[str, GpuEvent]]:
         """Return what came since the last call, with the id of the GPU that each is about."""
@@ -319,6 +335,16 @@ def _handle(uuid: str) -> Any:
         return pynvml.nvmlDeviceGetHandleByUUID(uuid)
     except pynvml.NVMLError as error:
         raise _fault(error) from error
+
+
+@contextlib.contextmanager
+def _about(gpu: str) -> Iterator[None]:
+    """Let a fault say which GPU it is about."""
+    try:
+        yield
+    except DriverFault as fault:
+        fault.gpu = gpu
+        raise
 
 
 def _asked(ask: Callable[..., Answer], *arguments: Any) -> Answer | None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.contract import GpuFault, RunSpec
 from sandbox.gpu import Gpu
+from sandbox.gpu_run import attended
 from sandbox.gpu_watch import LEFT_BYTES, Watch
 from sandbox.nvml import Driver, DriverFault, DriverUnavailable, open_driver, xid_event
-from tests.boxes import wait_until
+from tests.boxes import python_spec, wait_until
 from tests.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, GPU_2, MIG_0, MIG_1, Cards
 
 LOST, UNKNOWN, NOT_LOADED, MISMATCH = 15, 999, 9, 18
@@ -179,6 +181,48 @@ def test_an_error_that_a_program_can_bring_about_is_not_blamed_on_the_gpu(xid: i
 @pytest.mark.parametrize("xid", [48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 143])
 def test_every_other_error_is_blamed_on_the_gpu(xid: int) -> None:
     assert xid_event(xid).is_fault
+
+
+def test_a_gpu_that_cannot_be_listened_to_is_named_and_no_event_set_stays_open(
+    cards: Cards, driver: Driver
+) -> None:
+    both = driver.gpus()
+    driver.xids(both).close()
+    open_sets = (cards.root / "event_sets").read_text()
+    cards.fail("1/register", UNKNOWN)
+    with pytest.raises(DriverFault) as fault:
+        Watch(driver, both)
+    assert GPU_1 == fault.value.gpu
+    assert open_sets == (cards.root / "event_sets").read_text()
+
+
+@pytest.mark.parametrize(("broken", "out_of_use"), [("0/power_mw", GPU_0), ("1/register", GPU_1)])
+def test_the_gpu_that_does_not_answer_before_a_run_is_the_one_that_goes_out_of_use(
+    cards: Cards, driver: Driver, broken: str, out_of_use: str
+) -> None:
+    quarantined = list[str]()
+    cards.fail(broken, UNKNOWN)
+    with pytest.raises(GpuFault, match=out_of_use):
+        attend(quarantined)
+    assert [out_of_use] == quarantined
+
+
+def test_a_driver_that_fails_for_no_gpu_in_particular_takes_none_out_of_use(
+    cards: Cards, driver: Driver
+) -> None:
+    quarantined = list[str]()
+    cards.fail("event_set", UNKNOWN)
+    with pytest.raises(DriverUnavailable, match="cannot be listened to"):
+        attend(quarantined)
+    assert [] == quarantined
+
+
+def attend(quarantined: list[str]) -> None:
+    """Attend to a run on both GPUs that is over at once, and note which go out of use."""
+    plain = python_spec("", image="sha256:0").model_dump()
+    spec = RunSpec.model_validate(plain | {"devices": "nvidia", "gpus": (GPU_0, GPU_1)})
+    with attended(spec, dict, lambda gpu, *_: quarantined.append(gpu)):
+        pass
 
 
 def test_what_the_driver_asks_to_be_done_is_told(cards: Cards, driver: Driver) -> None:

@@ -2,7 +2,7 @@
  *
  * Every answer is a small text file below $NIGHTLAB_STUB_NVML: `0/uuid`, `0/memory_used`, `0/mig/1/uuid`, … A file that
  * is not there is a thing the card does not offer; `!15` is NVML's error 15; `~3` hangs for 3 s and fails. `xids` holds one `INDEX XID` a line, each told
- * once. `0/mig/` puts a GPU in MIG mode. `0/limit` is written when a control group's memory is bounded. */
+ * once. `event_sets` is how many are open; `event_set` and `0/register` only fail. `0/mig/` puts a GPU in MIG mode. `0/limit` is written when a control group's memory is bounded. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,14 +191,28 @@ int nvmlDeviceGetFieldValues(Device *of, int count, Field *fields) {
 }
 
 typedef struct { Device *device; Number type, data; unsigned gi, ci; } Event;
+static void count_sets(int change) {
+    static int sets;
+    char path[512];
+    place(path, "", "event_sets");
+    FILE *file = fopen(path, "w");
+    if (!file) return;
+    fprintf(file, "%d\n", sets += change);
+    fclose(file);
+}
 int nvmlEventSetCreate(void **set) {
+    Number error = 0;
+    if (number("", "event_set", &error) > NOT_FOUND) return number("", "event_set", &error);
     *set = calloc(64, sizeof(Device *));
+    count_sets(1);
     return OK;
 }
-int nvmlEventSetFree(void *set) { free(set); return OK; }
+int nvmlEventSetFree(void *set) { free(set); count_sets(-1); return OK; }
 int nvmlDeviceRegisterEvents(Device *of, Number types, void *set) {
     Device **registered = set;
+    Number error = 0;
     (void)types;
+    if (number(of->path, "register", &error) > NOT_FOUND) return number(of->path, "register", &error);
     while (*registered) registered++;
     *registered = of;
     return OK;
