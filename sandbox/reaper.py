@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from sandbox.contract import ContainerUnkillable, EngineUnavailable
 from sandbox.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
 
 OWNER_FILE = "owner"
+RUN_NAME = re.compile(r"[0-9a-f]{16}")
 LIFT_SECONDS = 1.0
 
 
@@ -169,7 +171,20 @@ def sweep_run_directories(run_root: Path) -> list[Path]:
     removed = []
     for directory in sorted(run_root.iterdir()) if run_root.is_dir() else []:
         with contextlib.suppress(OSError):
-            if is_alive((directory / OWNER_FILE).read_text()) is False:
+            if _is_left(directory):
                 shutil.rmtree(directory)
                 removed.append(directory)
     return removed
+
+
+def _is_left(directory: Path) -> bool:
+    """Tell whether a run directory is of a dead session.
+
+    One that was killed before it wrote whose it is has died at the latest with the last boot.
+    """
+    mark = directory / OWNER_FILE
+    owner = mark.read_text(errors="replace") if mark.exists() else ""
+    if owner:
+        return is_alive(owner) is False
+    booted_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return bool(RUN_NAME.fullmatch(directory.name)) and directory.stat().st_mtime < booted_at

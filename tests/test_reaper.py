@@ -114,6 +114,19 @@ def test_only_directories_of_dead_sessions_are_removed(tmp_path: Path) -> None:
     assert {"living", "unknown", "foreign"} == {path.name for path in tmp_path.iterdir()}
 
 
+def test_a_run_directory_without_a_mark_goes_once_the_machine_was_restarted(
+    tmp_path: Path,
+) -> None:
+    for name in ("0" * 16, "1" * 16, "2" * 16, "foreign"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ("1" * 16) / reaper.OWNER_FILE).touch()
+    for name in ("0" * 16, "1" * 16, "foreign"):
+        os.utime(tmp_path / name, (1, 1))
+    removed = reaper.sweep_run_directories(tmp_path)
+    assert ["0" * 16, "1" * 16] == [path.name for path in removed]
+    assert {"2" * 16, "foreign"} == {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.fixture
 def client(engine: Any) -> Iterator[docker.APIClient]:
     client = docker.APIClient(base_url=engine.base_url, version=engine.api_version)
