@@ -138,11 +138,6 @@ def _mapping(path: str) -> dict[str, str]:
     return {"PathOnHost": place, "PathInContainer": place, "CgroupPermissions": "rw"}
 
 
-def podman_arguments(gpus: Sequence[str]) -> list[str]:
-    """Return the request as Podman takes it, whose Docker API drops the other forms."""
-    return [word for gpu in gpus for word in ("--device", _cdi_name(gpu))]
-
-
 def visible_devices(request: GpuRequest) -> str:
     """Return NVIDIA_VISIBLE_DEVICES, always said, since an image may ask for `all` by itself.
 

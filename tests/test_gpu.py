@@ -25,7 +25,6 @@ from sandbox.gpu import (
     chosen,
     device_settings,
     gpu_differences,
-    podman_arguments,
     require_bound,
     strongest_bound,
     visible_devices,
@@ -101,7 +100,6 @@ def test_every_form_of_request_is_that_of_the_golden_file(
         | {"NVIDIA_VISIBLE_DEVICES": visible_devices(request_of(name))}
         for name in REQUESTS
     }
-    requests["podman"] = podman_arguments([GPU_0, MIG_0])
     golden("gpu_requests.json", json.dumps(requests, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Requests by CDI on the engines that can be had: a newer Docker Engine, and Podman in two ways.
+"""Requests by CDI on the engines that can be had: a newer Docker Engine, and Podman's Docker API.
 
 The devices are stand-ins: nodes with NVIDIA's numbers and nothing behind them. What a spec brings
 into a box is done by the engine itself.
@@ -23,7 +23,6 @@ import pytest
 from sandbox import DockerExecutor, RunSpec
 from sandbox.contract import LimitNotEnforced, SandboxError
 from sandbox.engine import Engine
-from sandbox.gpu import podman_arguments
 from sandbox.hardening import Lease, Settings, container_settings, seccomp_profile
 from sandbox.image import ImageRecord
 from tests.boxes import python_spec, wait_until
@@ -31,7 +30,6 @@ from tests.conftest import missing
 from tests.gpu_stand_ins import (
     GPU_0,
     GPU_1,
-    GPU_2,
     Cards,
     CdiEngine,
     cdi_engine,
@@ -139,9 +137,7 @@ class Podman(NamedTuple):
     """Podman with a storage of its own, and an image in it."""
 
     words: tuple[str, ...]
-    specs: Path
     image: str
-    place: Path
 
 
 @pytest.fixture(scope="module")
@@ -167,38 +163,9 @@ def podman(
             loading.stdin.write(piece)
         loading.stdin.close()
         assert 0 == loading.wait(120)
-    specs = place / "cdi"
-    specs.mkdir()
-    Path("/etc/cdi").mkdir(exist_ok=True)  # only to have a place to mount ours on, unseen by others
-    yield Podman(words, specs, image.base.image_id.removeprefix("sha256:"), place)
+    yield Podman(words, image.base.image_id.removeprefix("sha256:"))
     subprocess.run([*words, "rm", "--all", "--force"], check=False, capture_output=True)
     subprocess.run(["umount", "-q", str(place / "root" / "overlay")], check=False)
-
-
-def run_podman(podman: Podman, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run Podman where /etc/cdi is our folder of specs, for it alone."""
-    (podman.specs / "nvidia.json").write_text(json.dumps(cdi_spec({GPU_0: 0, GPU_1: 1})))
-    limits = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
-    argv = [*podman.words, "run", "--rm", "--network", "none", *limits, *words]
-    script = 'mount --bind "$0" /etc/cdi && exec "$@"'
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, podman.specs, *argv],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def test_podman_gives_the_gpu_that_its_own_form_asks_for_and_refuses_an_unknown_one(
-    podman: Podman,
-) -> None:
-    program = ("python3", "-c", SEES)
-    done = run_podman(podman, *podman_arguments([GPU_1]), podman.image, *program)
-    assert "nvidia1 nvidiactl\n" == done.stdout, done.stderr
-    refused = run_podman(podman, *podman_arguments([GPU_2]), podman.image, *program)
-    assert 0 != refused.returncode
-    assert "unresolvable CDI devices" in refused.stderr
 
 
 def test_podman_s_docker_api_drops_the_request_and_the_read_back_finds_out(
