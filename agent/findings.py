@@ -23,7 +23,7 @@ from agent.records import (
 from agent.render import one_line
 from agent.summary import all_scores, direction_of, noise_of, survived_share
 from agent.worth import ReviewTable
-from sandbox.contract import GpuUse, Outcome, Record
+from sandbox.contract import GpuUse, Outcome, Record, Spread
 
 
 class Repeat(Record):
@@ -206,17 +206,34 @@ def _gpus(uses: Sequence[GpuUse]) -> list[tuple[str, str]]:
         return []
     peaks = [use.peak_memory_bytes for use in uses if use.peak_memory_bytes is not None]
     energy = [use.energy_joules for use in uses if use.energy_joules is not None]
+    shares = [use.utilisation for use in uses if use.utilisation is not None]
+    heat = [use.temperature_celsius.max for use in uses if use.temperature_celsius is not None]
+    reasons = {reason for use in uses for reason in use.throttled_by}
     events = Counter(event.kind for use in uses for event in use.events)
     return [
         ("GPUs", ", ".join(sorted({one_line(use.name, 60) for use in uses}))),
         ("largest peak GPU memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
         ("GPU memory held by", ", ".join(sorted({use.memory_bound for use in uses}))),
+        ("use of the GPUs", f"{fmean(shares):.0%} on average" if shares else "unknown"),
+        ("power of the GPUs", _over_runs([use.power_watts for use in uses], "W")),
+        ("clock of the GPUs", _over_runs([use.sm_clock_mhz for use in uses], "MHz")),
+        ("clock of their memory", _over_runs([use.memory_clock_mhz for use in uses], "MHz")),
+        ("hottest GPU", f"{max(heat):.0f} \u00b0C" if heat else "unknown"),
+        ("lower clocks of the GPUs by", ", ".join(sorted(reasons)) or "nothing"),
         ("energy of the GPUs", f"{sum(energy) / 3.6e6:.2f} kWh" if energy else "unknown"),
         (
             "what GPUs reported",
             ", ".join(f"{n} x {k}" for k, n in sorted(events.items())) or "nothing",
         ),
     ]
+
+
+def _over_runs(spreads: Sequence[Spread | None], unit: str) -> str:
+    told = [spread for spread in spreads if spread is not None]
+    if not told:
+        return "unknown"
+    mean, most = fmean(spread.mean for spread in told), max(spread.max for spread in told)
+    return f"{mean:.0f} {unit} on average, {most:.0f} {unit} at most"
 
 
 def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:

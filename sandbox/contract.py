@@ -208,6 +208,13 @@ class GpuEvent(Record):
     """Whether the GPU is to blame and was taken out of use, not the program."""
 
 
+class Spread(Record):
+    """What a reading was over a run."""
+
+    mean: float
+    max: float
+
+
 class GpuUse(Record):
     """What a run made of one of its GPUs, sampled on the host."""
 
@@ -220,6 +227,12 @@ class GpuUse(Record):
     """Mean over the run."""
     energy_joules: Amount | None
     throttled_share: Share | None
+    throttled_by: tuple[str, ...] = ()
+    """Every reason that was seen; the fields from here to `samples` are not in older ledgers."""
+    power_watts: Spread | None = None
+    sm_clock_mhz: Spread | None = None
+    memory_clock_mhz: Spread | None = None
+    temperature_celsius: Spread | None = None
     samples: Annotated[int, Field(ge=0)]
     events: tuple[GpuEvent, ...]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sandbox.contract import GpuEvent, GpuSample, GpuUse, MemoryBound
+from sandbox.contract import GpuEvent, GpuSample, GpuUse, MemoryBound, Spread
 from sandbox.gpu import Gpu
 from sandbox.nvml import Driver, DriverFault, XidWatch
 
@@ -42,6 +42,27 @@ _boxes_lock = threading.Lock()
 
 
 @dataclass
+class Tally:
+    """What a reading was so far."""
+
+    count: int = 0
+    total: float = 0.0
+    most: float = 0.0
+
+    def add(self, reading: float | None) -> None:
+        """Count one reading; none where the driver does not tell."""
+        if reading is not None:
+            self.most = max(self.most, reading) if self.count else reading
+            self.count += 1
+            self.total += reading
+
+    @property
+    def spread(self) -> Spread | None:
+        """Return what goes on record."""
+        return Spread(mean=self.total / self.count, max=self.most) if self.count else None
+
+
+@dataclass
 class Account:
     """What was seen of one GPU while a run had it."""
 
@@ -51,7 +72,11 @@ class Account:
     first_unaccounted_bytes: int = 0
     """What no living process accounted for before the run."""
     peak_bytes: int | None = None
-    utilisation: list[float] = field(default_factory=list)
+    utilisation: Tally = field(default_factory=Tally)
+    power_watts: Tally = field(default_factory=Tally)
+    sm_clock_mhz: Tally = field(default_factory=Tally)
+    memory_clock_mhz: Tally = field(default_factory=Tally)
+    temperature_celsius: Tally = field(default_factory=Tally)
     throttled: dict[str, int] = field(default_factory=dict)
     throttled_samples: int = 0
     samples: int = 0
@@ -64,8 +89,11 @@ class Account:
         self.failures = 0
         if used_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
-        if sample.utilisation is not None:
-            self.utilisation.append(sample.utilisation)
+        self.utilisation.add(sample.utilisation)
+        self.power_watts.add(sample.power_watts)
+        self.sm_clock_mhz.add(sample.sm_clock_mhz)
+        self.memory_clock_mhz.add(sample.memory_clock_mhz)
+        self.temperature_celsius.add(sample.temperature_celsius)
         for reason in sample.throttled_by:
             self.throttled[reason] = self.throttled.get(reason, 0) + 1
         self.throttled_samples += bool(sample.throttled_by)
@@ -90,14 +118,20 @@ class Account:
     def use(self, bound: MemoryBound) -> GpuUse:
         """Return what goes on record."""
         share = self.throttled_samples / self.samples if self.samples else None
+        used = self.utilisation.spread
         return GpuUse(
             uuid=self.gpu.id,
             name=self.gpu.name,
             memory_bound=bound,
             peak_memory_bytes=self.peak_bytes,
-            utilisation=sum(self.utilisation) / len(self.utilisation) if self.utilisation else None,
+            utilisation=None if used is None else min(1.0, used.mean),
             energy_joules=_grown(self.first.energy_joules, self.last.energy_joules),
             throttled_share=share,
+            throttled_by=tuple(sorted(self.throttled)),
+            power_watts=self.power_watts.spread,
+            sm_clock_mhz=self.sm_clock_mhz.spread,
+            memory_clock_mhz=self.memory_clock_mhz.spread,
+            temperature_celsius=self.temperature_celsius.spread,
             samples=self.samples,
             events=(*self.events, *self._throttling(share or 0.0)),
         )

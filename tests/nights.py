@@ -19,7 +19,7 @@ from agent.ledger import Ledger
 from agent.program import Program, load_program
 from agent.records import Entry, Event
 from agent.session import Outfit, begin, bring_back, open_lab
-from sandbox.contract import GpuUse, Log, Outcome, OutputFile, RunResult, RunSpec
+from sandbox.contract import GpuUse, Log, Outcome, OutputFile, RunResult, RunSpec, Spread
 
 TOY = Path(__file__).parent / "toy"
 EVENING = datetime(2026, 3, 7, 21, 0, tzinfo=UTC)
@@ -273,7 +273,12 @@ def _use(gpu: str) -> GpuUse:
         peak_memory_bytes=2**30,
         utilisation=0.9,
         energy_joules=1000.0,
-        throttled_share=0.0,
+        throttled_share=0.05,
+        throttled_by=("heat",),
+        power_watts=Spread(mean=300.0, max=400.0),
+        sm_clock_mhz=Spread(mean=1900.0, max=1980.0),
+        memory_clock_mhz=None,
+        temperature_celsius=Spread(mean=70.0, max=81.0),
         samples=800,
         events=(),
     )

@@ -124,6 +124,16 @@ def test_the_report_s_table_of_the_machine_tells_of_gpus(night: GpuPlace) -> Non
         rows["GPU memory held by"],
         rows["what GPUs reported"],
     )
+    assert ("90% on average", "300 W on average, 400 W at most", "heat") == (
+        rows["use of the GPUs"],
+        rows["power of the GPUs"],
+        rows["lower clocks of the GPUs by"],
+    )
+    assert ("1900 MHz on average, 1980 MHz at most", "unknown", "81 \u00b0C") == (
+        rows["clock of the GPUs"],
+        rows["clock of their memory"],
+        rows["hottest GPU"],
+    )
     assert "GPUs" not in dict(machine_state(histories.night(1).history))
 
 

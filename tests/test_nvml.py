@@ -299,6 +299,30 @@ def test_a_run_s_numbers_are_peak_mean_and_growth(cards: Cards, driver: Driver) 
     assert ([], (), 0.0) == (ended.why, use.events, use.throttled_share)
 
 
+def test_a_run_s_readings_are_kept_as_mean_and_most(cards: Cards, driver: Driver) -> None:
+    cards.forget("0/memory_clock")
+    watch, _ = started(driver)
+    account = watch.accounts[0]
+    assert wait_until(lambda: account.samples >= 2, 5)
+    for field, value in {"power_mw": 350_000, "temperature": 80, "sm_clock": 1000}.items():
+        cards.set(f"0/{field}", value)
+    cards.set("0/throttle", 0x20)
+    assert wait_until(lambda: account.throttled != {}, 5)
+    watch.close()
+    use = account.use("none")
+    assert (350.0, 80.0, 1980.0, None, ("heat",)) == (
+        use.power_watts and use.power_watts.max,
+        use.temperature_celsius and use.temperature_celsius.max,
+        use.sm_clock_mhz and use.sm_clock_mhz.max,
+        use.memory_clock_mhz,
+        use.throttled_by,
+    )
+    assert use.power_watts is not None
+    assert 70.0 < use.power_watts.mean < 350.0
+    assert use.sm_clock_mhz is not None
+    assert 1000.0 < use.sm_clock_mhz.mean < 1980.0
+
+
 def test_memory_of_the_box_s_own_processes_is_counted_and_no_other(
     cards: Cards, driver: Driver, tmp_path: Path
 ) -> None:
