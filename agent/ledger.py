@@ -276,8 +276,8 @@ class Ledger:
     def append(self, event: Event) -> Entry:
         """Write one event, durably: when this returns, it survives a power cut.
 
-        A NaN in an open-ended field, such as a score's details, is stored as null. Broken off, as by
-        Ctrl-C, the event is on record or the next one takes its place.
+        A NaN in an open-ended field, such as a score's details, is stored as null. Broken off,
+        as by Ctrl-C, the event is on record or the next one takes its place.
 
         Raises:
             LedgerError: the event is about an attempt that was never started, or the disk

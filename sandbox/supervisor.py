@@ -624,7 +624,8 @@ def send_output(link: Link, go: Go) -> None:
     """Send the output files, then what was skipped."""
     output = Output(link, go["output_bytes"], go["output_files"])
     if go["collect"]:
-        os.chmod(OUTPUT_PATH, 0o700)  # the directory is the program's own, to lock as well
+        # The directory is the program's own, to lock as well.
+        os.chmod(OUTPUT_PATH, 0o700)  # noqa: PTH101 - PID 1 starts without pathlib
         fd = os.open(OUTPUT_PATH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         output.directory(fd, "", 1)
         os.close(fd)

@@ -20,10 +20,10 @@ from agent.experiment import run_attempt
 from agent.lab import Lab
 from agent.ledger import read_ledger
 from agent.loop import run_session
+from agent.morning import replay_lines
 from agent.night import assemble, open_models
 from agent.program import Budget, Settings
 from agent.records import AttemptFinished, Direction, RunFinished, Verdict
-from agent.morning import replay_lines
 from agent.review import replay, review
 from agent.stopping import (
     WINDOW,
