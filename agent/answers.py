@@ -66,11 +66,9 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     }
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
-    if finished.verdict in FAILURES and is_log_kept_back(attempt):
-        answer["log_tail"] = LOG_KEPT_BACK
-    elif finished.verdict in FAILURES:
+    if finished.verdict in FAILURES:
         room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
-        answer["log_tail"] = _fitting(log_tail(attempt), room)
+        answer["log_tail"] = _shown_log(attempt, lambda text: _fitting(text, room))
     return to_json(answer)
 
 
@@ -144,17 +142,14 @@ def history_answer(
     return to_json({**answer, "attempts": rows, "left_out": len(selected) - len(rows)})
 
 
-def log_tail(attempt: Attempt) -> str:
-    """The end of the log of the run that ended worst: the last bad one, or the last training.
-
-    Empty where that one's log is not for a researcher.
-    """
-    if is_log_kept_back(attempt):
-        return ""
-    return _log_tail([run.result for run in attempt.telling_runs])
+def _shown_log(attempt: Attempt, show: Callable[[str], str]) -> str:
+    """The end of the log that tells the most, as `show` makes it, or why it is not shown."""
+    if _is_log_kept_back(attempt):
+        return LOG_KEPT_BACK
+    return show(_log_tail([run.result for run in attempt.telling_runs]))
 
 
-def is_log_kept_back(attempt: Attempt) -> bool:
+def _is_log_kept_back(attempt: Attempt) -> bool:
     """Whether the log that would tell the most is of a box that has read what is scored.
 
     A program can print what it was sent, and a researcher that reads that can put it into the
@@ -172,6 +167,7 @@ def is_log_kept_back(attempt: Attempt) -> bool:
 
 
 def _log_tail(runs: list[RunResult]) -> str:
+    """The end of the log of the run that ended worst: the last bad one, or the last training."""
     bad = [run for run in runs if run.outcome is not Outcome.OK]
     training = [run for run in runs if run.box == "train"]
     for run in [*bad[-1:], *training[-1:]]:
@@ -201,6 +197,11 @@ def _fitting(text: str, room_bytes: int) -> str:
 
 def _bytes_in_json(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2
+
+
+def _last_characters(text: str) -> str:
+    """As much of the text's end, fenced, as a log may take; nothing of an empty one."""
+    return _fenced_end(text, min(len(text), LOG_CHARACTERS)) if text else ""
 
 
 def _fenced_end(text: str, characters: int) -> str:
@@ -260,15 +261,13 @@ def _details(
 ) -> dict[str, Any]:
     finished, diff = attempt.finished, attempt.started.diff
     diff_text = "" if diff is None else get_blob(diff).decode("utf-8", "replace")
-    tail = log_tail(attempt)[-LOG_CHARACTERS:]
-    shown_tail = _fenced_end(tail, len(tail)) if tail else ""
     return {
         **_row(attempt, history),
         "explanation": one_line(finished.explanation if finished else "", 400),
         "against": attempt.started.parent,
         "runs": _runs(attempt),
         "diff": fenced(diff_text, DIFF_CHARACTERS) if diff_text else "",
-        "log_tail": LOG_KEPT_BACK if is_log_kept_back(attempt) else shown_tail,
+        "log_tail": _shown_log(attempt, _last_characters),
     }
 
 

@@ -306,9 +306,7 @@ class _Auditor:
         match event:
             case SmokeStarted():
                 smokes = self.history.smokes
-                if (
-                    smokes and smokes[-1].finished is None
-                ):  # the sandbox failed, so it is tried again
+                if smokes and smokes[-1].finished is None:  # a fault, after which it is tried again
                     self.runs.forget_open()
                 attempts = self.history.attempts
                 due = len(attempts) - (event.asked_by == "nightlab")

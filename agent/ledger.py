@@ -283,9 +283,9 @@ class Ledger:
             LedgerError: the event is about an attempt that was never started, or the disk
                 refused; the ledger is as it was before.
         """
-        if not self.history.takes(event):
-            raise LedgerError(f"a {event.type} names an attempt that was never started")
         history = self.history
+        if not history.takes(event):
+            raise LedgerError(f"a {event.type} names an attempt that was never started")
         entry = self._log.append(event.model_dump(mode="json"))
         self.entries.append(entry)
         history.apply(entry)

@@ -211,7 +211,8 @@ def _files(settings: Settings, history: History, get_blob: Callable[[str], bytes
     if history.best is None:
         return ""
     files = history.best.started.files
-    shown = [n for n in sorted(files) if _is_editable(n, settings.workspace.editable)]
+    editable = settings.workspace.editable
+    shown = [name for name in sorted(files) if may_be_written(name.split("/"), editable)]
     pieces = [
         f"{one_line(name, 200)}:\n"
         + fenced(get_blob(files[name]).decode(errors="replace").rstrip(), FILE_CHARACTERS)
@@ -219,10 +220,6 @@ def _files(settings: Settings, history: History, get_blob: Callable[[str], bytes
     ]
     pieces.append("The workspace may hold changes that were not run yet; `read` shows them.")
     return "\n".join(pieces)
-
-
-def _is_editable(name: str, patterns: tuple[str, ...]) -> bool:
-    return may_be_written(name.split("/"), patterns)
 
 
 def _tried(settings: Settings, history: History) -> str:

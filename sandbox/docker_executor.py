@@ -544,7 +544,8 @@ class _Box:
             is_gone = error.status_code == 404 and self._is_made
         else:
             is_gone = True
-        self.may_come_late = self.may_come_late and not is_gone
+        if is_gone:
+            self.may_come_late = False
         return True
 
     def _require_dead(self, error: Exception) -> None:
