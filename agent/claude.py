@@ -208,7 +208,7 @@ class ClaudeModel:
             "max_tokens": self._max_output_tokens,
             # Tools come before the system prompt in the cached prefix, so this covers both.
             "system": [{"type": "text", "text": system, "cache_control": CACHE_CONTROL}],
-            "messages": _with_breakpoints(messages),
+            "messages": _with_breakpoints(_without_blanks(messages)),
         }
         if tools:
             request["tools"] = tools
@@ -278,8 +278,7 @@ class ClaudeModel:
     def _whole(self, arrival: _Arrival, seconds: float) -> Reply:
         message = arrival.whole_message()
         usage = _usage(message.usage)
-        blocks = [block.to_dict() for block in message.content]
-        content = [block for block in blocks if not _is_blank(block)]
+        content = [block.to_dict() for block in message.content]
         details = message.stop_details
         self._last_message_id = message.id
         return Reply(
@@ -312,11 +311,6 @@ class ClaudeModel:
                 asking_again=self._reserve(request),
             )
         )
-
-
-def _is_blank(block: dict[str, Any]) -> bool:
-    """Whether it is text without a word: models write it, and the API refuses to read it again."""
-    return block.get("type") == "text" and not str(block.get("text") or "").strip()
 
 
 def _client(
@@ -432,6 +426,22 @@ def _with_breakpoints(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index in user_messages[-2:]:
         marked[index] = _marked(messages[index])
     return marked
+
+
+def _without_blanks(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without text that has no word: models write it, the API refuses to read it."""
+    sent = []
+    for message in messages:
+        if message["role"] == "assistant":
+            blocks = [block for block in message["content"] if not _is_blank(block)]
+            message = {**message, "content": blocks}
+        if message["content"]:
+            sent.append(message)
+    return sent
+
+
+def _is_blank(block: dict[str, Any]) -> bool:
+    return block["type"] == "text" and not block["text"].strip()
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:

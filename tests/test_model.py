@@ -344,7 +344,17 @@ def test_blank_text_in_a_reply_is_not_sent_back() -> None:
     turn = say(text("\n"), text("Why not."), tool("run", hypothesis="x"))
     with MessagesServer([turn, GOOD]) as server:
         messages = converse(server, Night(), 2)
-    assert ["text", "tool_use"] == [block["type"] for block in messages[1]["content"]]
+    assert ["text", "text", "tool_use"] == [block["type"] for block in messages[1]["content"]]
+    sent = server.requests[1]["messages"][1]["content"]
+    assert ["text", "tool_use"] == [block["type"] for block in sent]
+
+
+def test_a_reply_of_nothing_but_blank_text_is_not_sent_back() -> None:
+    with MessagesServer([say(text("\n")), GOOD]) as server, claude(server.url, Night()) as model:
+        blank = {"role": "assistant", "content": model.reply(SYSTEM, TOOLS, OPENING).content}
+        again = {"role": "user", "content": [{"type": "text", "text": "Go on."}]}
+        model.reply(SYSTEM, TOOLS, [*OPENING, blank, again])
+    assert ["user", "user"] == [message["role"] for message in server.requests[1]["messages"]]
 
 
 def test_an_edited_history_is_refused_as_the_service_does() -> None:
