@@ -158,6 +158,16 @@ def final_error(error: BaseException, provider: Provider) -> ModelError:
     )
 
 
+def unreachable(error: APIConnectionError, host: str, provider: Provider) -> ModelError:
+    """What keeps a session from its beginning: nobody is where the model's service should be."""
+    said = describe(error.__cause__ or error)
+    return ModelError(
+        StopReason.API_OUTAGE,
+        f"nobody answers at {one_line(host, 100)} ({said})",
+        f"Check {ADDRESSES[provider]} and this machine's network. {WITHOUT_A_KEY}",
+    )
+
+
 def _hint(error: BaseException, status: int, provider: Provider) -> str:
     if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
         return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from agent.curves import unpacked
 from agent.diffs import patch, unified_diff
-from agent.disturbance import usual_speed
-from agent.history import OF_AN_ATTEMPT, Attempt, History, are_moved
+from agent.disturbance import usual_cores, usual_speed
+from agent.history import BOX_LOST, OF_AN_ATTEMPT, Attempt, History, are_moved
 from agent.judge import (
     Judgement,
     Noise,
@@ -67,6 +67,7 @@ from agent.records import (
 )
 from agent.run_checks import RunChecks
 from agent.stopping import Rule, past
+from agent.waiting import TRIES
 from agent.workspace import may_be_written
 from sandbox.contract import Outcome, Record
 
@@ -75,7 +76,7 @@ BLOB_FIELDS = (
     *("reply", "input", "output", "before", "after", "patch", "sheet"),
 )
 BLOB_TABLES = ("files", "fixed_files")
-MAY_CHANGE_ON_RESUME = ("session", "record")
+MAY_CHANGE_ON_RESUME = ("session", "record", "researcher")
 """Sections of the settings that decide nothing about a verdict."""
 
 
@@ -174,7 +175,6 @@ class _Auditor:
             case SmokeStarted() | SmokeRun() | SmokeFinished():
                 yield from self._smoke(event)
             case AttemptFinished():
-                yield from self.runs.all_ended()
                 yield from self._verdict(event)
             case AttemptInterrupted() | DriftChecked():
                 yield from self._drift(event) if isinstance(event, DriftChecked) else ()
@@ -229,6 +229,7 @@ class _Auditor:
             yield from _changed_on_resume(before, self.settings)
 
     def _start(self, event: AttemptStarted) -> Iterator[str]:
+        self._forget_broken_smoke()
         if event.attempt != len(self.history.attempts):
             yield f"attempt {event.attempt} comes where {len(self.history.attempts)} was due"
         if self.history.attempts and self.history.attempts[-1].open:
@@ -298,16 +299,29 @@ class _Auditor:
         limits = self.settings.disturbance
         if (noise.limit_cores, noise.min_speed) != (limits.max_other_cores, limits.min_speed):
             yield "its limits of disturbance are not those in the settings"
+        if noise.usual_cores not in (0.0, usual_cores(self.history)):
+            yield "what others usually use is not what they used beside the baseline's runs"
+        if noise.idle_cores not in (0.0, self._idle_cores()):
+            yield "the cores that it leaves to others are not those that its limit leaves"
         due = {usual_speed(self.history, with_looks=looks) for looks in (True, False)}
         if noise.usual_speed not in due:
             yield "its usual speed is not that of the baseline's runs"
 
+    def _forget_broken_smoke(self) -> None:
+        """A smoke run without an end was a fault: it was tried again, or given up."""
+        smokes = self.history.smokes
+        if smokes and smokes[-1].finished is None:
+            self.runs.forget_open()
+
+    def _idle_cores(self) -> float:
+        assert self.settings is not None
+        return max(0.0, self.history.cores - self.settings.limits.cpus)
+
     def _smoke(self, event: SmokeStarted | SmokeRun | SmokeFinished) -> Iterator[str]:
         match event:
             case SmokeStarted():
+                self._forget_broken_smoke()
                 smokes = self.history.smokes
-                if smokes and smokes[-1].finished is None:  # a fault, after which it is tried again
-                    self.runs.forget_open()
                 attempts = self.history.attempts
                 due = len(attempts) - (event.asked_by == "nightlab")
                 if (event.smoke, event.attempt) != (len(smokes), due):
@@ -331,6 +345,9 @@ class _Auditor:
     # --- verdicts ---
 
     def _verdict(self, event: AttemptFinished) -> Iterator[str]:
+        if event.reason == BOX_LOST:
+            self.runs.forget_open()
+        yield from self.runs.all_ended()
         attempt = self.history.attempt(event.attempt)
         values = list(attempt.values().values())
         if event.arithmetic is not None:
@@ -338,7 +355,7 @@ class _Auditor:
         elif event.early_stop is not None or event.reason == "stopped_early":
             yield from self._early_stop(event, attempt)
         elif event.verdict is not Verdict.KEPT:
-            if not _is_backed(event, attempt):
+            if not _is_backed(event, attempt, self.history):
                 yield f"{event.verdict} ({event.reason}), and no run or score says so"
         elif attempt.started.kind != "baseline":
             yield "kept without arithmetic"
@@ -622,9 +639,12 @@ def _changed_on_resume(before: Settings, after: Settings) -> Iterator[str]:
             yield f"the resume changed [{name}], which decides what a verdict means"
 
 
-def _is_backed(event: AttemptFinished, attempt: Attempt) -> bool:
+def _is_backed(event: AttemptFinished, attempt: Attempt, history: History) -> bool:
     """Whether the runs or scores of an attempt say why it has no verdict by arithmetic."""
     reason, smoked = event.reason, attempt.smoke and attempt.smoke.finished
+    if reason == BOX_LOST:
+        tries = [a for a in history.attempts if a.started.files == attempt.started.files]
+        return event.verdict is Verdict.FAILED and sum(not a.open for a in tries) >= TRIES - 1
     if smoked and not smoked.passed:
         return (event.verdict, reason) == (Verdict.FAILED, smoked.reason) and not attempt.runs
     if any(score.value is None and score.reason == reason for score in attempt.scores):

@@ -48,19 +48,36 @@ def reason_to_stop(
     """
     return (
         _work_is_done(history, limits)
-        or _time_is_over(history, limits)
+        or time_is_over(history, limits)
         or _calls_are_out(history, limits, reserve)
         or _money_is_out(history, limits.usd, reserve.usd)
     )
 
 
-def seconds_left(history: History, limits: SessionLimits) -> float:
-    """Seconds until the session's time is over, never negative."""
+def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
+    """Seconds until the session's time is over, never negative.
+
+    Args:
+        history: what happened so far.
+        limits: what the person allowed.
+        idle_seconds: how long ago the last event was.
+    """
     left = limits.hours * 3600 - history.active_seconds
     if limits.until is not None and history.last_at:
         stop = stop_time(limits.until, history.working_since)
         left = min(left, (stop - datetime.fromisoformat(history.last_at)).total_seconds())
-    return max(0.0, left)
+    return max(0.0, left - idle_seconds)
+
+
+def time_is_over(
+    history: History, limits: SessionLimits, *, idle_seconds: float = 0.0
+) -> Ending | None:
+    """How a session ends whose time is over, if it is; see `seconds_left`."""
+    if seconds_left(history, limits, idle_seconds=idle_seconds) > 0:
+        return None
+    if history.active_seconds + idle_seconds >= limits.hours * 3600:
+        return StopReason.HOURS, f"{limits.hours:g} hours are over"
+    return StopReason.STOP_TIME, f"it is {limits.until}"
 
 
 def stop_time(until: str, since: str) -> datetime:
@@ -86,14 +103,6 @@ def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
             f"none of the last {history.discards_in_a_row} attempts was kept",
         )
     return None
-
-
-def _time_is_over(history: History, limits: SessionLimits) -> Ending | None:
-    if seconds_left(history, limits) > 0:
-        return None
-    if history.active_seconds >= limits.hours * 3600:
-        return StopReason.HOURS, f"{limits.hours:g} hours are over"
-    return StopReason.STOP_TIME, f"it is {limits.until}"
 
 
 def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import httpx2
 from anthropic import (
+    APIConnectionError,
     APIError,
     AsyncAnthropic,
     AsyncAnthropicBedrock,
@@ -38,9 +39,19 @@ from agent.api_errors import (
     describe,
     final_error,
     is_transient,
+    unreachable,
     wait_seconds,
 )
-from agent.model import WITHOUT_A_KEY, LostCall, ModelError, Provider, Reply, ToolCall, cost_usd
+from agent.model import (
+    WITHOUT_A_KEY,
+    LostCall,
+    ModelError,
+    Provider,
+    Reply,
+    ToolCall,
+    cost_usd,
+    price_known,
+)
 from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
 
@@ -52,6 +63,9 @@ ATTEMPT_SECONDS = 1800.0
 OFFERED_MODELS = 20
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
+THOUGHT_TOKENS_PER_SECOND = 250
+"""Estimates what a cut stream had thought, of which only a summary arrives: no model of this
+family writes faster."""
 RESERVED_BYTES_PER_TOKEN = 2
 """Estimates a request from above: real text has more bytes per token than this."""
 CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
@@ -153,14 +167,18 @@ class ClaudeModel:
         """The most that one call can use: nothing cached, all written, the longest answer."""
         return self._reserve(self._request(system, tools, messages))
 
-    def facts(self) -> dict[str, Any] | None:
+    def facts(self, *, must_be_there: bool = False) -> dict[str, Any] | None:
         """What the service says of the model, such as its limits and when it retires.
 
         None where the service does not answer that question: compatible servers need not, and a
         session does not depend on it.
 
+        Args:
+            must_be_there: whether a service that cannot be reached at all is an error.
+
         Raises:
-            ModelError: the service has no such model, or no longer, or does not know the key.
+            ModelError: the service has no such model, or no longer, does not know the key, or is
+                not there.
         """
         if self._closed or not isinstance(self._client, AsyncAnthropic):
             return None
@@ -168,6 +186,10 @@ class ClaudeModel:
             facts, offered = self._runner.run(_ask_facts(self._client, self._model))
         except AuthenticationError as error:
             raise final_error(error, self._provider) from error
+        except APIConnectionError as error:
+            if must_be_there:
+                raise unreachable(error, self._client.base_url.host, self._provider) from error
+            return None
         except (APIError, httpx2.HTTPError, ValueError):
             return None
         if facts is None and (not offered or self._model in offered):
@@ -234,7 +256,10 @@ class ClaudeModel:
         tokens = worst.output_tokens + worst.cache_write_tokens
         return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst), usage=worst)
 
-    def _cost_usd(self, usage: Usage) -> float | None:
+    def _cost_usd(self, usage: Usage, model: str | None = None) -> float | None:
+        """What `usage` costs with the model that answered, or with the one that was asked."""
+        if model is not None and price_known(model, provider=self._provider):
+            return cost_usd(model, usage, provider=self._provider)
         return cost_usd(self._model, usage, provider=self._provider)
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
@@ -253,7 +278,7 @@ class ClaudeModel:
         self._on_retry(describe(state.outcome.exception()), state.upcoming_sleep)
 
     async def _attempt(self, request: dict[str, Any]) -> Reply:
-        arrival = _Arrival()
+        arrival = _Arrival(self._clock)
         started, seconds_left = self._clock(), self._deadline()
         try:
             async with (
@@ -285,9 +310,9 @@ class ClaudeModel:
             content=content,
             tool_calls=_tool_calls(content) if message.stop_reason == "tool_use" else [],
             stop_reason=str(message.stop_reason),
-            model=message.model,
+            model=message.model or self._model,
             usage=usage,
-            cost_usd=self._cost_usd(usage),
+            cost_usd=self._cost_usd(usage, message.model),
             request_id=arrival.request_id,
             seconds=seconds,
             explanation="" if details is None else _explained(details),
@@ -297,7 +322,7 @@ class ClaudeModel:
     def _charge(
         self, arrival: _Arrival, error: str, seconds: float, request: dict[str, Any]
     ) -> None:
-        usage = arrival.lost_usage()
+        usage = arrival.lost_usage(self._max_output_tokens)
         if usage is None:
             return
         self._on_lost(
@@ -366,10 +391,13 @@ def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError
 class _Arrival:
     """What has come of one stream so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.request_id: str | None = None
+        self._clock = clock
         self._snapshot: Any = None
-        self._received_bytes = 0
+        self._received_bytes = self._summary_bytes = 0
+        self._thought_seconds = 0.0
+        self._thinks_since: float | None = None
         self._stopped = False
 
     async def read(self, stream: AsyncMessageStream[None]) -> None:
@@ -397,22 +425,42 @@ class _Arrival:
             raise StreamBroken("the stream ended before its reply did")
         return self._snapshot
 
-    def lost_usage(self) -> Usage | None:
-        """What a cut stream cost; None when the service had not begun to answer."""
+    def lost_usage(self, most_tokens: int) -> Usage | None:
+        """What a cut stream cost; None when the service had not begun to answer.
+
+        Args:
+            most_tokens: what the whole reply could have had.
+        """
         if self._snapshot is None:
             return None
+        self._stop_thinking()
         counted = _usage(self._snapshot.usage)
-        estimate = -(-self._received_bytes // RECEIVED_BYTES_PER_TOKEN)
-        output_tokens = max(counted.output_tokens, estimate)
+        received = -(-self._received_bytes // RECEIVED_BYTES_PER_TOKEN)
+        thought = int(self._thought_seconds * THOUGHT_TOKENS_PER_SECOND)
+        # What arrives of the thoughts is a part of them: only what it leaves out comes on top.
+        left_out = max(0, thought - self._summary_bytes // RECEIVED_BYTES_PER_TOKEN)
+        output_tokens = max(counted.output_tokens, min(most_tokens, received + left_out))
         return counted.model_copy(update={"output_tokens": output_tokens})
 
     def _take(self, event: Any, stream: AsyncMessageStream[None]) -> None:
         if event.type == "message_start":
             self._snapshot = stream.current_message_snapshot
+        elif event.type == "content_block_start":
+            self._stop_thinking()
+            if event.content_block.type in ("thinking", "redacted_thinking"):
+                self._thinks_since = self._clock()
         elif event.type == "content_block_delta":
             self._received_bytes += _delta_bytes(event.delta)
+            self._summary_bytes += len((getattr(event.delta, "thinking", None) or "").encode())
+        elif event.type == "content_block_stop":
+            self._stop_thinking()
         elif event.type == "message_stop":
             self._stopped = True
+
+    def _stop_thinking(self) -> None:
+        if self._thinks_since is not None:
+            self._thought_seconds += self._clock() - self._thinks_since
+        self._thinks_since = None
 
 
 def _with_breakpoints(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -452,8 +500,11 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
 
 def _tool_calls(content: list[dict[str, Any]]) -> list[ToolCall]:
     calls = [block for block in content if block["type"] == "tool_use"]
-    if not all(isinstance(call["input"], dict) for call in calls):
+    if not all(isinstance(call.get("input"), dict) for call in calls):
         raise StreamBroken("a tool's input is not an object")
+    names = [call.get(key) for call in calls for key in ("id", "name")]
+    if not all(isinstance(name, str) and name for name in names):
+        raise StreamBroken("a tool call has no id or no name")
     return [ToolCall(call["id"], call["name"], call["input"]) for call in calls]
 
 

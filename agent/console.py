@@ -110,6 +110,11 @@ class NightConsole:
         text = Text(f"      {one_line(found.explanation, 300)}", style=style)
         self._out.print(text, soft_wrap=True)
 
+    def waiting(self, words: str) -> None:
+        """Say what it waits for, or that it came."""
+        self._stop_bar()
+        self._out.print(Text(f"      {one_line(words, 300)}", style="yellow"), soft_wrap=True)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._stop_bar()
@@ -177,6 +182,10 @@ class NoteTaker:
         """Pass it on."""
         self._console.drift_checked(found)
 
+    def waiting(self, words: str) -> None:
+        """Pass it on."""
+        self._console.waiting(words)
+
     def close(self) -> None:
         """Leave no note behind."""
         forget_note(self._directory)
@@ -225,6 +234,10 @@ class JsonConsole:
     def drift_checked(self, found: DriftChecked) -> None:
         """Say whether the machine is as it was."""
         self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
+
+    def waiting(self, words: str) -> None:
+        """Say what it waits for, or that it came."""
+        self._say("waiting", words=words)
 
     def close(self) -> None:
         """Nothing to leave behind."""

@@ -69,6 +69,8 @@ def disturbance(
     run_cpu_seconds: float,
     limit_cores: float,
     *,
+    idle_cores: float = 0.0,
+    usual_cores: float = 0.0,
     usual_speed: float | None = None,
     min_speed: float = 0.0,
 ) -> Disturbance:
@@ -78,7 +80,9 @@ def disturbance(
         before: when the run began.
         after: when it was over.
         run_cpu_seconds: used by the run's box.
-        limit_cores: from which on it counts as disturbed.
+        limit_cores: how many more than the next two together they may use.
+        idle_cores: what the run leaves to others.
+        usual_cores: what others used beside the runs that this one is compared with.
         usual_speed: see `speed`; none where nothing was calibrated yet.
         min_speed: share of it below which the run counts as disturbed.
     """
@@ -88,12 +92,29 @@ def disturbance(
     found = Disturbance(
         other_cores=round(others, 4),
         limit_cores=limit_cores,
-        disturbed=others > limit_cores,
+        disturbed=False,
+        idle_cores=idle_cores,
+        usual_cores=usual_cores,
         speed=round((before.speed + after.speed) / 2, 1),
         usual_speed=usual_speed,
         min_speed=min_speed,
     )
-    return found.model_copy(update={"disturbed": found.disturbed or is_slow(found)})
+    return found.model_copy(update={"disturbed": is_crowded(found) or is_slow(found)})
+
+
+def idle_cores(cpus: float) -> float:
+    """Cores of this machine that a run of so many processors leaves to others."""
+    return max(0.0, (os.cpu_count() or 1) - cpus)
+
+
+def allowed_cores(found: Disturbance) -> float:
+    """How many cores others may use until a run counts as disturbed."""
+    return found.limit_cores + found.idle_cores + found.usual_cores
+
+
+def is_crowded(found: Disturbance) -> bool:
+    """Whether others used more of the machine than they may, as far as that is on record."""
+    return found.other_cores > allowed_cores(found)
 
 
 def is_slow(found: Disturbance) -> bool:
@@ -106,8 +127,9 @@ def is_slow(found: Disturbance) -> bool:
 def reasons(noise: Disturbance) -> list[str]:
     """What disturbed a run, a phrase each; nothing when nothing did."""
     said = []
-    if noise.other_cores > noise.limit_cores:
-        said.append(f"others used {noise.other_cores:.2f} cores (limit {noise.limit_cores:g})")
+    if is_crowded(noise):
+        allowed = f"{allowed_cores(noise):.2f}"
+        said.append(f"others used {noise.other_cores:.2f} cores (limit {allowed})")
     if is_slow(noise):
         assert noise.speed is not None
         assert noise.usual_speed is not None
@@ -118,8 +140,23 @@ def reasons(noise: Disturbance) -> list[str]:
 def usual_speed(history: History, *, with_looks: bool = True) -> float | None:
     """The machine's speed beside the trainings that calibrate it; none before there is one.
 
+    Older ledgers were written without the looks after a move.
+    """
+    runs = _calibrating(history, with_looks=with_looks)
+    speeds = [noise.speed for noise in runs if noise.speed]
+    return median(speeds) if speeds else None
+
+
+def usual_cores(history: History) -> float:
+    """What others used beside the same trainings; 0 before there is one."""
+    return round(median([noise.other_cores for noise in _calibrating(history)] or [0.0]), 4)
+
+
+def _calibrating(history: History, *, with_looks: bool = True) -> list[Disturbance]:
+    """What was measured beside the trainings that all others are compared with.
+
     They are the baseline's, or after a move to another machine those of the best there, in looks
-    at the machine and beside close calls. Older ledgers were written without the looks.
+    at the machine and beside close calls.
     """
     if history.moved is not None:
         number, earlier = history.moved
@@ -127,8 +164,7 @@ def usual_speed(history: History, *, with_looks: bool = True) -> float | None:
         runs = [*looks, *history.attempt(number).runs[earlier:]]
     else:
         runs = history.baseline.runs if history.baseline else []
-    speeds = [r.disturbance.speed for r in runs if r.disturbance and r.disturbance.speed]
-    return median(speeds) if speeds else None
+    return [run.disturbance for run in runs if run.disturbance]
 
 
 def _slice(clock: Callable[[], float]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.diffs import unified_diff
-from agent.history import Attempt, Smoke
+from agent.history import BOX_LOST, Attempt, Smoke
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from agent.lab import (
     Lab,
@@ -25,20 +25,28 @@ from agent.records import (
     Verdict,
 )
 from agent.smoke import is_due, smoke
-from sandbox.contract import SandboxError, host_faults
+from agent.waiting import TRIES, SessionOver, patiently
+from sandbox.contract import BoxLost, SandboxError, host_faults
 
 Closing = Callable[[float], AttemptFinished]
 """Makes the closing event once the attempt's duration in seconds is known."""
 
-FAULT_PAUSE_SECONDS = 5.0
-"""Pause after the first sandbox fault, doubled after each further one."""
 
-
-def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
+def run_attempt(
+    lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str, *, is_last_try: bool = False
+) -> Attempt:
     """Train, score and judge the files that lie in the workspace now.
+
+    Args:
+        lab: of the session.
+        kind: whether it is the baseline.
+        hypothesis: what the researcher expects.
+        researcher: who it is.
+        is_last_try: whether a candidate whose box is lost once more has failed.
 
     Raises:
         SandboxError: nightlab or the engine failed; the attempt is recorded as interrupted.
+        SessionOver: the session had to end while the attempt waited; recorded in the same way.
         KeyboardInterrupt: passed on after the attempt was recorded as interrupted.
     """
     candidate = lab.workspace.candidate()
@@ -55,12 +63,19 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
                 verdict = _baseline(lab, number, files)
             else:
                 verdict = _candidate(lab, number, files)
-    except (SandboxError, KeyboardInterrupt) as error:
+    except (SandboxError, SessionOver, KeyboardInterrupt) as error:
+        if isinstance(error, BoxLost) and is_last_try and kind == "candidate":
+            return _closed(lab, _lost(number, error)(time.monotonic() - started))
         reason = "stopped by the person" if isinstance(error, KeyboardInterrupt) else str(error)
         lab.ledger.append(AttemptInterrupted(attempt=number, reason=reason))
         drop(lab, number)
         raise
-    finished = verdict(time.monotonic() - started)
+    return _closed(lab, verdict(time.monotonic() - started))
+
+
+def _closed(lab: Lab, finished: AttemptFinished) -> Attempt:
+    """The attempt with its verdict on record, and the best's files in the workspace."""
+    number = finished.attempt
     lab.ledger.append(finished)
     advance(lab, number) if finished.verdict is Verdict.KEPT else drop(lab, number)
     attempt = lab.ledger.history.attempt(number)
@@ -68,37 +83,32 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
     return attempt
 
 
-def run_patiently(
-    lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str, *, tries: int = 3
-) -> Attempt:
+def run_patiently(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
     """`run_attempt`, tried again with the same files when the sandbox, not the program, failed.
 
     Raises:
-        SandboxError: it failed `tries` times in a row.
+        SandboxError: it failed too often in a row.
+        SessionOver: the session had to end meanwhile.
         KeyboardInterrupt: see `run_attempt`.
     """
     candidate = lab.workspace.candidate()
-    for earlier in range(tries - 1):
-        try:
-            return run_attempt(lab, kind, hypothesis, researcher)
-        except SandboxError:
-            lab.sleep(FAULT_PAUSE_SECONDS * 2**earlier)
-            lab.workspace.restore(candidate)
-    return run_attempt(lab, kind, hypothesis, researcher)
+
+    def work(tries_left: int) -> Attempt:
+        lab.workspace.restore(candidate)
+        last = tries_left == 0
+        return run_attempt(lab, kind, hypothesis, researcher, is_last_try=last)
+
+    return patiently(lab, work)
 
 
-def smoke_patiently(lab: Lab, files: dict[str, bytes], *, tries: int = 3) -> Smoke:
+def smoke_patiently(lab: Lab, files: dict[str, bytes]) -> Smoke:
     """The smoke run that a researcher asks for, tried again when the sandbox failed.
 
     Raises:
-        SandboxError: it failed `tries` times in a row.
+        SandboxError: it failed too often in a row.
+        SessionOver: the session had to end meanwhile.
     """
-    for earlier in range(tries - 1):
-        try:
-            return smoke(lab, files, asked_by_researcher=True)
-        except SandboxError:
-            lab.sleep(FAULT_PAUSE_SECONDS * 2**earlier)
-    return smoke(lab, files, asked_by_researcher=True)
+    return patiently(lab, lambda _: smoke(lab, files, asked_by_researcher=True))
 
 
 def _smoked(lab: Lab, candidate: dict[str, bytes]) -> Failure | None:
@@ -173,6 +183,11 @@ def _give_best_the_same_seeds(lab: Lab, number: int) -> None:
             if failure is not None:
                 text = f"the best (attempt {best.number}) failed at seed {seed}: {failure.reason}"
                 lab.ledger.append(Noticed(kind="best_failed", explanation=text))
+
+
+def _lost(number: int, error: BoxLost) -> Closing:
+    text = f"the box was lost in {TRIES} tries, and the engine answers: {error.message}"
+    return _failed(number, Failure(Verdict.FAILED, BOX_LOST, text))
 
 
 def _judged(number: int, judgement: Judgement) -> Closing:

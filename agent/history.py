@@ -45,6 +45,10 @@ LOOK = "drift-"
 """How the purpose of every run of a look at the machine begins."""
 NOT_JUDGED = frozenset({"disturbed"})
 """Reasons for a missing score that say nothing about the files."""
+BOX_LOST = "box_lost"
+"""Why a candidate failed whose boxes were lost again and again."""
+WAITS = frozenset({"engine_away", "gpu_awaited"})
+"""Kinds of notices that say what the session waits for until the next event."""
 OF_AN_ATTEMPT = (RunStarted, RunFinished, Scored, AttemptFinished, AttemptInterrupted)
 
 
@@ -134,6 +138,8 @@ class History:
 
     session: SessionStarted | None = None
     started_at: str = ""
+    researcher: str = ""
+    """Who proposes, as named at the start or the last resume."""
     last_at: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt | None = None
@@ -169,6 +175,10 @@ class History:
     """Since a resume, until a look at the machine has a result."""
     conversation: int = 0
     """Number of the conversation that goes on; 0 before the first."""
+    waits_for: str = ""
+    """What the session waits for right now, in words."""
+    is_paused: bool = False
+    """Whether the person asked for a pause that goes on."""
     _machine: dict[str, Any] = field(default_factory=dict)
     _cost_since_attempt: float = 0.0
     _scored_meanwhile: list[Attempt] = field(default_factory=list)
@@ -234,6 +244,12 @@ class History:
             if attempt.started.kind == "baseline" and attempt.kept:
                 return attempt
         return None
+
+    @property
+    def cores(self) -> int:
+        """Processor cores of the machine that the session is on; 0 where nobody wrote it down."""
+        cores = self._machine.get("cores")
+        return cores if isinstance(cores, int) else 0
 
     @property
     def is_self_reported(self) -> bool:
@@ -311,13 +327,22 @@ class History:
         return next((a for a in reversed(self.attempts) if a.number == number), None)
 
     def _pass_time(self, entry: Entry) -> None:
-        if self.last_at and not _ends_a_pause(entry.event):
+        if self.last_at and self.ended is None and not _ends_a_pause(entry.event):
             self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
         self.last_at = entry.at
+        self.waits_for = ""
+        if isinstance(entry.event, Noticed):
+            self._notice(entry.event)
         if isinstance(entry.event, ModelAsked):
             self.asked = self.unanswered = entry.event
         elif not isinstance(entry.event, SessionResumed):  # written before the call is charged
             self.unanswered = None
+
+    def _notice(self, event: Noticed) -> None:
+        if event.kind in WAITS:
+            self.waits_for = event.explanation
+        if event.kind in ("paused", "continued"):
+            self.is_paused = event.kind == "paused"
 
     def _score(self, event: Scored) -> None:
         attempt = self.attempt(event.attempt)
@@ -360,11 +385,13 @@ class History:
             self.best = attempt
 
     def _begin(self, event: SessionStarted | SessionResumed, at: str) -> None:
-        self.working_since = at
+        self.working_since, self.is_paused = at, False
         if isinstance(event, SessionStarted):
             self.session, self.started_at = event, at
+            self.researcher = event.researcher
         else:
             self.ended, self.resumes = None, self.resumes + 1
+            self.researcher = event.researcher or self.researcher
             if _is_another(self._machine, event.machine):
                 self.is_on_another_machine, self.looks_in_vain = True, 0
                 self.moved = None if self.best is None else (self.best.number, len(self.best.runs))

@@ -15,7 +15,7 @@ from agent.history import Attempt
 from agent.ledger import Ledger
 from agent.machine_state import ReadMachine, machine_state
 from agent.program import Settings
-from agent.records import AttemptKind, Disturbance, DriftChecked, Event, RunEvent
+from agent.records import AttemptKind, Disturbance, DriftChecked, Event, Noticed, RunEvent
 from agent.workspace import Workspace
 from sandbox.contract import Box, Executor, GpuMemory, GpuSource, NoGpus, RunResult, RunSpec
 
@@ -29,6 +29,7 @@ class Observer(Protocol):
     def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None: ...
     def attempt_finished(self, attempt: Attempt) -> None: ...
     def drift_checked(self, found: DriftChecked) -> None: ...
+    def waiting(self, words: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Lab:
     gpu_memory: GpuMemory | None = None
     """What each run may use of each of its GPUs; None for all."""
     sleep: Callable[[float], None] = time.sleep
+    is_night: bool = False
+    """Whether waits heed the session's limits and what the person asks of it; a review's do not."""
     read_machine: ReadMachine = machine_state
     envelope: Callable[[RunEvent], Event] = lambda event: event
     """What a run's events are put into before they are recorded; a review has its own."""
@@ -67,6 +70,11 @@ class Lab:
     def record(self, event: RunEvent) -> None:
         """Put what happens in the boxes on record."""
         self.ledger.append(self.envelope(event))
+
+    def tell_waiting(self, kind: str, words: str) -> None:
+        """Put on record, and show, what the session waits for, or that it came."""
+        self.ledger.append(Noticed(kind=kind, explanation=words))
+        self.observer.waiting(words)
 
     @property
     def train_data(self) -> Path | None:

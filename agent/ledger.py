@@ -187,6 +187,7 @@ class Ledger:
     def __init__(self, directory: Path, lock: int, file: int, entries: list[Entry], now: Clock):
         self.directory = directory
         self.entries = entries
+        self.now = now
         self._history, self._folded = fold(entries), len(entries)
         self._synced: set[str] = set()
         """Blobs, and folders of blobs, that this process knows to survive a power cut."""

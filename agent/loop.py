@@ -9,7 +9,7 @@ from typing import Any
 
 from opentelemetry.trace import Tracer
 
-from agent.budget import NOTHING, Ending, reason_to_stop, seconds_left
+from agent.budget import NOTHING, Ending, reason_to_stop
 from agent.circles import act, cache_miss
 from agent.conversation import Conversation
 from agent.experiment import run_patiently
@@ -28,13 +28,16 @@ from agent.records import (
     ToolReturned,
     Verdict,
 )
-from agent.steering import is_asked_to_pause, is_asked_to_stop, wait_while_paused
 from agent.tools import Toolbox, ToolResult
 from agent.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.turns import Turns, tool_result
+from agent.waiting import SessionOver, wait_while_paused
 from sandbox.contract import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
+FEWEST_MESSAGES = 9
+"""Of a conversation: who has just begun and is asked anew would never see an answer. A brief, and
+four replies with their answers."""
 
 
 @dataclass
@@ -65,6 +68,8 @@ def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnd
         try:
             try:
                 reason, explanation = _measure_baseline(night) or _research(night, after_attempt)
+            except SessionOver as over:
+                reason, explanation = over.reason, over.message
             except ModelError as error:
                 reason, explanation = error.reason, f"{error.message} {error.hint}".strip()
             _score_holdout(night)
@@ -166,7 +171,8 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
     conversation.add_user([*answers, *({"type": "text", "text": text} for text in words if text)])
     if ending is None and circle:
         return night.turns.out_of_the_circle(circle, conversation)
-    if ending is None and _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens:
+    is_full = _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens
+    if ending is None and is_full and len(conversation.messages) >= FEWEST_MESSAGES:
         return night.turns.start("the conversation reached its token ceiling")
     return ending or conversation
 
@@ -186,14 +192,11 @@ def _do(night: Night, call: ToolCall) -> ToolResult:
 
 def _reason_to_stop(night: Night, reserve: Reserve) -> Ending | None:
     """Why not to go on, once a pause that the person asked for is over."""
-    session, settings = night.lab.directory, night.lab.settings.session
-    if is_asked_to_pause(session) and not is_asked_to_stop(session):
-        night.turns.notice("paused", "the person asked for a pause")
-        wait_while_paused(session, night.lab.sleep, seconds_left(night.history, settings))
-        night.turns.notice("continued", "the pause is over")
-    if is_asked_to_stop(session):
-        return StopReason.STOPPED, "the person asked to stop"
-    return reason_to_stop(night.history, settings, reserve=reserve)
+    try:
+        wait_while_paused(night.lab)
+    except SessionOver as over:
+        return over.reason, over.message
+    return reason_to_stop(night.history, night.lab.settings.session, reserve=reserve)
 
 
 def _score_holdout(night: Night) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from agent.curves import CurveCollector, packed
-from agent.disturbance import Sample, disturbance, reasons, sample, usual_speed
+from agent.disturbance import (
+    Sample,
+    disturbance,
+    idle_cores,
+    is_crowded,
+    reasons,
+    sample,
+    usual_cores,
+    usual_speed,
+)
 from agent.history import Attempt
 from agent.lab import (
     Lab,
@@ -34,7 +43,6 @@ from agent.records import (
     Event,
     LaterRun,
     MachineState,
-    Noticed,
     RunEvent,
     RunFinished,
     RunStarted,
@@ -44,14 +52,15 @@ from agent.records import (
 )
 from agent.reported import read_reported
 from agent.stopping import Rule, Watch, past, told
+from agent.waiting import stand_by
 from sandbox.contract import (
     Box,
+    BoxLost,
     Limits,
     Mount,
     Outcome,
     RunResult,
     RunSpec,
-    SandboxError,
     host_faults,
 )
 from sandbox.scoring import Measurement, finding, parse_sheet
@@ -172,22 +181,27 @@ def refuse_interruption(result: RunResult) -> None:
     """Take no run for the program's that somebody else ended.
 
     Raises:
-        SandboxError: it was.
+        BoxLost: it was.
     """
     if result.was_ended_by_somebody_else:
-        raise SandboxError(
+        raise BoxLost(
             f"run {result.run_id} was ended by somebody else: {evidence_of(result)}",
             "see who stopped the container, then resume the session",
         )
 
 
 def leased(lab: Lab, number: int) -> AbstractContextManager[tuple[str, ...]]:
-    """The GPUs of one box, as soon as there are any; what is waited for is on record."""
+    """The GPUs of one box, as soon as there are any; what is waited for is on record.
+
+    Raises:
+        SessionOver: the session had to end before there were any.
+    """
 
     def note(words: str) -> None:
-        lab.ledger.append(Noticed(kind="gpu_awaited", explanation=words))
+        lab.tell_waiting("gpu_awaited", words)
 
-    return lab.gpus.lease(f"session {lab.session}, attempt {number}", note)
+    purpose = f"session {lab.session}, attempt {number}"
+    return lab.gpus.lease(purpose, note, lambda: stand_by(lab))
 
 
 @dataclass(frozen=True)
@@ -222,7 +236,9 @@ def _train_once(
     watch = None if rule is None else Watch(progress.curve, rule, lab.settings.budget)
     result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress, should_stop=watch)
     is_stopped = watch is not None and result.outcome is Outcome.STOPPED
-    noise = _with_state(_disturbance(lab, before, result), state, lab.read_machine())
+    noise = _with_state(
+        _disturbance(lab, before, result.cpu_seconds or 0.0), state, lab.read_machine()
+    )
     over_seconds = _over_budget_seconds(lab, result)
     session = lab.ledger.history.session
     curve = watch.seen if watch and is_stopped else progress.curve()
@@ -514,28 +530,29 @@ def _label(lab: Lab) -> str:
     return re.sub(r"[^a-z0-9]+", "-", lab.session.lower()).strip("-")[:30] or "session"
 
 
-def _disturbance(lab: Lab, before: Sample, result: RunResult) -> Disturbance:
-    limits = lab.settings.disturbance
+def _disturbance(lab: Lab, before: Sample, run_cpu_seconds: float) -> Disturbance:
+    limits, history = lab.settings.disturbance, lab.ledger.history
     return disturbance(
         before,
         sample(),
-        result.cpu_seconds or 0.0,
+        run_cpu_seconds,
         limits.max_other_cores,
-        usual_speed=usual_speed(lab.ledger.history),
+        idle_cores=idle_cores(lab.settings.limits.cpus),
+        usual_cores=usual_cores(history),
+        usual_speed=usual_speed(history),
         min_speed=limits.min_speed,
     )
 
 
 def _wait_for_quiet(lab: Lab) -> None:
     """Wait until the machine is quiet again, but no longer than a training takes."""
-    limit = lab.settings.disturbance.max_other_cores
     patience_seconds = min(MAX_QUIET_WAIT_SECONDS, lab.settings.budget.seconds)
     waited = 0.0
     while waited < patience_seconds:
         before = sample()
         lab.sleep(QUIET_SAMPLE_SECONDS)
         waited += QUIET_SAMPLE_SECONDS
-        if not disturbance(before, sample(), 0.0, limit).disturbed:
+        if not is_crowded(_disturbance(lab, before, 0.0)):
             return
 
 

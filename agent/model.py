@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ CLOUDS: dict[Provider, tuple[tuple[str, ...], str]] = {
     "vertex": (("CLOUD_ML_REGION",), "google.auth"),
 }
 """Variables that give a region, and the library that the client of that cloud needs."""
+HEADER_VALUE = re.compile(r"[!-~]*")
+"""What a key may consist of: visible ASCII."""
 WITHOUT_A_KEY = "Or go on without a key: --researcher tpe."
 
 
@@ -128,6 +131,18 @@ def check_credentials(
         "The claude researcher needs ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN), "
         f"and neither is set. {WITHOUT_A_KEY}"
     )
+
+
+def unusable_credentials(
+    environ: Mapping[str, str], *, provider: Provider = "anthropic"
+) -> str | None:
+    """What is wrong with credentials that no request could carry; None when nothing is."""
+    if provider != "anthropic":
+        return None
+    name = "ANTHROPIC_API_KEY" if environ.get("ANTHROPIC_API_KEY") else "ANTHROPIC_AUTH_TOKEN"
+    if HEADER_VALUE.fullmatch(environ.get(name, "")):
+        return None
+    return f"{name} holds a blank, a line break or a sign that is not ASCII: copy it once more"
 
 
 def _missing_for_cloud(environ: Mapping[str, str], provider: Provider) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from agent.steering import is_asked_to_pause, is_asked_to_stop
 from agent.tools import Toolbox
 from agent.tracing import attempt_span, usual_tracer
 from agent.turns import Turns
+from agent.waiting import LOOK_AGAIN_SECONDS, is_paused
 
 if TYPE_CHECKING:
     from agent.claude import ClaudeModel
@@ -43,6 +45,7 @@ def assemble(
     lab: Lab, program: Program, models: list[Model], *, tracer: Tracer | None = None
 ) -> Night:
     """A session ready to run, whose researchers stand in for each other in that order."""
+    lab = replace(lab, is_night=True)
     ledger, spans = lab.ledger, tracer or usual_tracer()
     sampler = make_sampler(lab, "tpe")
 
@@ -77,6 +80,7 @@ def open_models(
     *,
     on_warning: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[Model]]:
     """The researcher, and who stands in for it; closed afterwards.
 
@@ -87,6 +91,7 @@ def open_models(
         on_wait: told what failed and for how many seconds it is waited now.
         on_warning: told of a model that is on its way out.
         sleep: waits that many seconds for the service.
+        clock: monotonic seconds.
 
     Raises:
         ModelError: the service has no such model, or no longer.
@@ -96,7 +101,7 @@ def open_models(
         return
     with ExitStack() as stack:
         models = [
-            stack.enter_context(_claude(lab, name, environ, on_wait, sleep))
+            stack.enter_context(_claude(lab, name, environ, on_wait, sleep, clock))
             for name in _model_names(lab.settings)
         ]
         secrets = secrets_in(environ)
@@ -111,7 +116,7 @@ def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
 
     Raises:
         ModelError: it has no such model, or no longer, or does not know the key: better said
-            before an hour of baselines.
+            before an hour of baselines. Or it is not there at all.
     """
     for name in _model_names(settings):
         nothing = {"on_retry": lambda *_: None, "on_lost": lambda _: None}
@@ -119,7 +124,7 @@ def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
             discreet(secrets_in(environ)),
             _connected(settings, name, environ, deadline=lambda: 0.0, **nothing) as model,
         ):
-            model.facts()
+            model.facts(must_be_there=True)
 
 
 def _model_names(settings: Settings) -> list[str]:
@@ -133,6 +138,7 @@ def _claude(
     environ: Mapping[str, str],
     on_wait: Callable[[str, float], None],
     sleep: Callable[[float], Awaitable[None]],
+    clock: Callable[[], float],
 ) -> ClaudeModel:
     settings, ledger = lab.settings, lab.ledger
 
@@ -146,7 +152,12 @@ def _claude(
         on_wait(error, wait_seconds)
 
     async def wait(seconds: float) -> None:
-        await sleep(seconds)
+        left = seconds
+        while left > 0:
+            nap = min(left, LOOK_AGAIN_SECONDS)
+            if not is_paused(lab):
+                left -= nap
+            await sleep(nap)
         assert ledger.history.asked is not None
         ledger.append(ledger.history.asked)  # the same call again; while it waited, none was open
 
@@ -158,6 +169,7 @@ def _claude(
         on_retry=note_wait,
         on_lost=lambda lost: _charge_lost(lab, lost),
         sleep=wait,
+        clock=clock,
     )
 
 
@@ -166,14 +178,16 @@ def _connected(
 ) -> ClaudeModel:
     from agent.claude import ClaudeModel  # its SDK takes a second to load: only who asks it waits
 
+    provider = settings.researcher.provider
     return ClaudeModel(
         model=name,
-        provider=settings.researcher.provider,
+        provider=provider,
         max_output_tokens=settings.researcher.max_output_tokens,
         effort=settings.researcher.effort,
         api_key=environ.get("ANTHROPIC_API_KEY"),
         auth_token=environ.get("ANTHROPIC_AUTH_TOKEN"),
-        base_url=environ.get("ANTHROPIC_BASE_URL"),
+        # The clouds' clients have addresses and variables of their own.
+        base_url=environ.get("ANTHROPIC_BASE_URL") if provider == "anthropic" else None,
         **answers,
     )
 
@@ -226,7 +240,8 @@ class SessionWords:
 
     lab: Lab
     program: Program
-    told_guidance: str = ""
+    told_guidance: str | None = None
+    """None when nobody knows, as in a conversation from before a resume."""
 
     def system(self) -> str:
         """The frozen system prompt."""

@@ -25,6 +25,9 @@ SHOWN_REASONS = 8
 HYPOTHESIS_CHARACTERS = 160
 EXPLANATION_CHARACTERS = 200
 FILE_CHARACTERS = 24_000
+FILES_CHARACTERS = 96_000
+"""Of all files together, and never more than one for each token of a conversation's ceiling."""
+SHOWN_NAMES = 40
 GUIDANCE_CHARACTERS = 4_000
 PROSE_CHARACTERS = 20_000
 
@@ -93,7 +96,7 @@ The person changed the guidance for this session. Follow it from now on, within 
 {fence}
 Now go on with your next tool call."""
 
-NO_GUIDANCE = "The person withdrew the guidance for this session. Go on with your next tool call."
+NO_GUIDANCE = "The person has no guidance for this session now. Go on with your next tool call."
 
 
 def system_prompt(prose: str, settings: Settings) -> str:
@@ -212,12 +215,21 @@ def _files(settings: Settings, history: History, get_blob: Callable[[str], bytes
         return ""
     files = history.best.started.files
     editable = settings.workspace.editable
-    shown = [name for name in sorted(files) if may_be_written(name.split("/"), editable)]
-    pieces = [
-        f"{one_line(name, 200)}:\n"
-        + fenced(get_blob(files[name]).decode(errors="replace").rstrip(), FILE_CHARACTERS)
-        for name in shown
-    ]
+    names = [name for name in sorted(files) if may_be_written(name.split("/"), editable)]
+    room = min(FILES_CHARACTERS, settings.researcher.max_conversation_tokens)
+    pieces: list[str] = []
+    left_out: list[str] = []
+    for name in names:
+        text = get_blob(files[name]).decode(errors="replace").rstrip()
+        piece = f"{one_line(name, 200)}:\n{fenced(text, min(FILE_CHARACTERS, room))}"
+        if pieces and len(piece) > room:
+            left_out.append(f"{one_line(name, 200)} ({len(text)} characters)")
+        else:
+            pieces.append(piece)
+            room -= len(piece)
+    if left_out:
+        shown = left_out[:SHOWN_NAMES] + ["…"] * (len(left_out) > SHOWN_NAMES)
+        pieces.append(f"{len(left_out)} more files; `read` shows them: {', '.join(shown)}")
     pieces.append("The workspace may hold changes that were not run yet; `read` shows them.")
     return "\n".join(pieces)
 

@@ -96,7 +96,12 @@ class Disturbance(Record):
     other_cores: Annotated[float, Field(ge=0)]
     """Mean number of cores used by anything but the run."""
     limit_cores: Annotated[float, Field(ge=0)]
+    """How many more than `idle_cores` and `usual_cores` together they may use."""
     disturbed: bool
+    idle_cores: Annotated[float, Field(ge=0)] = 0.0
+    """Cores of the machine that the run's limit leaves to others; 0 in older ledgers."""
+    usual_cores: Annotated[float, Field(ge=0)] = 0.0
+    """What others used beside the baseline's runs; 0 for these themselves, and in older ledgers."""
     speed: Annotated[float, Field(gt=0)] | None = None
     """How fast one core did a fixed piece of work before and after the run, in MB hashed a second;
     none in ledgers from before it was measured."""
@@ -139,15 +144,16 @@ class EarlyStop(Record):
     loss: float
     """Its loss, as a mean over a part of the budget."""
     expected: float
-    """`median`: the loss of the kept attempts; `predictive`: the score that its loss leads to."""
+    """`median`: the loss of the best's runs; `predictive`: the score that its loss leads to."""
     bound: float
-    """`median`: the loss that noise still explains; `predictive`: the score that luck allows."""
+    """`median`: the loss up to which it goes on; `predictive`: the score that luck allows."""
     best: float | None
     """`predictive`: the score of the best, which the hopeful one does not beat."""
     noise: float
     """`median`: standard deviation of a loss; `predictive`: standard error of the score."""
     degrees_of_freedom: int
-    confidence: float
+    confidence: float | None
+    """`predictive` alone."""
     compared: int
     """How many earlier runs it was compared with."""
 
@@ -208,6 +214,8 @@ class SessionResumed(Record):
     engine: dict[str, Any] | None = None
     """What the session goes on with; none in ledgers from before it was recorded."""
     machine: dict[str, Any] | None = None
+    researcher: str | None = None
+    """Who proposes from here on; none in ledgers from before that could change."""
 
 
 class AttemptStarted(Record):

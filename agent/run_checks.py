@@ -14,7 +14,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from agent.curves import unpacked
-from agent.disturbance import is_slow
+from agent.disturbance import allowed_cores, is_crowded, is_slow
 from agent.ledger import LedgerError
 from agent.logs import excerpt, unpacked_log
 from agent.machine_state import held_back
@@ -183,9 +183,9 @@ class RunChecks:
             held = held_back(noise.before, noise.after)
             if held != noise.held_back:
                 yield "what held it back is not what the machine's states say"
-        is_near = abs(noise.other_cores - noise.limit_cores) <= ROUNDING_CORES
+        is_near = abs(noise.other_cores - allowed_cores(noise)) <= ROUNDING_CORES
         is_held = is_slow(noise) or bool(noise.held_back)
-        due = noise.other_cores > noise.limit_cores or is_held
+        due = is_crowded(noise) or is_held
         if noise.disturbed != due and not (is_near and not is_held):
             yield f"its mark `disturbed` is not what {noise.other_cores:g} cores come to"
 

@@ -53,9 +53,11 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
         return Activity(state="waiting", words="The session has not begun to write its record yet.")
     if history.ended is not None:
         return Activity(state="ended", words=f"Ended: {one_line(history.ended.explanation, 300)}")
-    if not _is_at_work(directory):
+    if not is_at_work(directory):
         words = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
         return Activity(state="cut_off", words=words)
+    if history.waits_for:
+        return Activity(state="working", words=one_line(history.waits_for, 300).capitalize())
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
         return _at_work(directory, history.session, last, entries)
@@ -126,7 +128,7 @@ def _noted_curve(directory: Path, run: RunStarted) -> tuple[dict[str, float], ..
         return ()
 
 
-def _is_at_work(directory: Path) -> bool:
+def is_at_work(directory: Path) -> bool:
     """Whether some process holds the session, as the kernel tells it; yes where it does not tell.
 
     To try the lock would tell too, but could stand in the way of a session that is just beginning.

@@ -232,6 +232,7 @@ def bring_back(
     *,
     version: str,
     removed_containers: tuple[str, ...],
+    researcher: str | None = None,
     engine: dict[str, Any] | None = None,
 ) -> None:
     """Put a session that ended or broke into the state its ledger tells, and record that.
@@ -251,6 +252,7 @@ def bring_back(
             removed_containers=removed_containers,
             engine=engine,
             machine=machine(),
+            researcher=researcher,
         )
     )
     _charge_unanswered(lab.ledger)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 STOP, PAUSE = "stop", "pause"
-LOOK_AGAIN_SECONDS = 1.0
 
 
 def ask_to_stop(session: Path) -> None:
@@ -38,17 +36,3 @@ def forget(session: Path) -> None:
     """Begin without the wishes of an earlier evening: who resumes a session wants it to run."""
     for name in (STOP, PAUSE):
         (session / name).unlink(missing_ok=True)
-
-
-def wait_while_paused(
-    session: Path, sleep: Callable[[float], None], patience_seconds: float
-) -> None:
-    """Return when the pause is over, a stop is asked for, or the patience is at its end."""
-    waited_seconds = 0.0
-    while (
-        is_asked_to_pause(session)
-        and not is_asked_to_stop(session)
-        and waited_seconds < patience_seconds
-    ):
-        sleep(LOOK_AGAIN_SECONDS)
-        waited_seconds += LOOK_AGAIN_SECONDS

@@ -22,8 +22,6 @@ from sandbox.contract import Outcome
 
 WINDOW = 0.25
 """Share of the budget over which a loss is averaged."""
-WINDOWS = tuple(WINDOW * (number + 1) for number in range(round(1 / WINDOW)))
-"""Ends of the windows side by side, from which the noise of a loss is estimated."""
 MIN_SCORED = 6
 """Runs that a line from loss to score needs at least."""
 MIN_STEP = 0.01
@@ -38,7 +36,7 @@ class Past:
     """What this session's earlier runs said on their way, and what they came to."""
 
     kept: tuple[tuple[Progress, ...], ...]
-    """The runs of each kept attempt, the baseline's first."""
+    """The runs of each kept attempt, the baseline's first, the best's last."""
     scored: tuple[tuple[Progress, float], ...]
     """Every measured run with its score."""
     best: float
@@ -62,7 +60,7 @@ class Rule:
             case "off":
                 return None
             case "median":
-                return by_median(own, self.past, self.settings.noise.confidence)
+                return by_median(own, self.past)
             case "predictive":
                 return by_prediction(
                     own, self.past, self.settings.noise.confidence, self.settings.goal.direction
@@ -118,21 +116,19 @@ def past(history: History, get_blob: Callable[[str], bytes], budget: Budget) -> 
     return Past(tuple(kept), tuple(scored), fmean(best))
 
 
-def by_median(own: Progress, past: Past, confidence: float) -> EarlyStop | None:
-    """Stop what is worse than the median of the kept attempts by more than noise.
+def by_median(own: Progress, past: Past) -> EarlyStop | None:
+    """Stop what is behind the median of the best's runs by more than the noise of one loss.
 
-    The median stands for one run: noise counts twice, as between any two.
+    To be kept it would have to end ahead of them, by more than noise.
     """
     at = own[-1][0]
     loss = smoothed(own, at)
-    groups = [_smoothed_all(runs, at) for runs in past.kept]
-    means = [fmean(group) for group in groups if group]
-    noise = noise_of_loss(past.kept)
-    if loss is None or not means or noise is None:
+    best = _smoothed_all(past.kept[-1], at) if past.kept else []
+    noise = noise_of_loss(past.kept, at)
+    if loss is None or not best or noise is None:
         return None
-    expected = median(means)
-    t = student_t_quantile(confidence, noise.degrees_of_freedom)
-    bound = expected + t * noise.sigma * math.sqrt(2)
+    expected = median(best)
+    bound = expected + noise.sigma
     if loss <= bound:
         return None
     return EarlyStop(
@@ -144,8 +140,8 @@ def by_median(own: Progress, past: Past, confidence: float) -> EarlyStop | None:
         best=None,
         noise=noise.sigma,
         degrees_of_freedom=noise.degrees_of_freedom,
-        confidence=confidence,
-        compared=sum(map(len, groups)),
+        confidence=None,
+        compared=len(best),
     )
 
 
@@ -188,15 +184,14 @@ def by_prediction(
 def told(found: EarlyStop) -> str:
     """The decision in a sentence."""
     begin = f"stopped at {found.share:.0%} of the budget: loss {found.loss:.4f}"
-    sure = f"at {found.confidence:.0%} confidence"
-    if found.best is None:
+    if found.best is None or found.confidence is None:
         return (
-            f"{begin}, where kept attempts had {found.expected:.4f}; "
-            f"noise explains up to {found.bound:.4f} {sure}"
+            f"{begin}, where the best had {found.expected:.4f} and noise is {found.noise:.4f}; "
+            "to be kept it would have to end ahead"
         )
     return (
-        f"{begin} means a score of {found.expected:.4f}, {found.bound:.4f} with luck {sure}; "
-        f"the best has {found.best:.4f}"
+        f"{begin} means a score of {found.expected:.4f}, {found.bound:.4f} with luck at "
+        f"{found.confidence:.0%} confidence; the best has {found.best:.4f}"
     )
 
 
@@ -219,20 +214,8 @@ def smoothed(run: Progress, at: float) -> float | None:
     return fmean(losses) if losses else None
 
 
-def noise_of_loss(kept: Sequence[Sequence[Progress]]) -> Noise | None:
-    """How far smoothed losses of equal files lie apart; none when none was run twice.
-
-    Averaged over windows side by side: they share their seeds, so they count as one for the
-    degrees of freedom.
-    """
-    found = [noise for at in WINDOWS if (noise := _noise_at(kept, at)) is not None]
-    if not found:
-        return None
-    sigma = math.sqrt(fmean(noise.sigma**2 for noise in found))
-    return Noise(sigma, min(noise.degrees_of_freedom for noise in found))
-
-
-def _noise_at(kept: Sequence[Sequence[Progress]], at: float) -> Noise | None:
+def noise_of_loss(kept: Sequence[Sequence[Progress]], at: float) -> Noise | None:
+    """How far losses of equal files lie apart at a share; none when none was run twice."""
     groups = [group for runs in kept if len(group := _smoothed_all(runs, at)) > 1]
     return pooled_noise(groups) if groups else None
 

@@ -26,7 +26,7 @@ from agent.records import (
 from agent.render import labelled, one_line
 from sandbox.contract import Outcome, Record
 
-_FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued"})
+_FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued", "engine_back"})
 """Kinds of notices that nobody has to look at."""
 _PLATEAU_ATTEMPTS = 20
 _MUCH_OF_THE_GAIN = 0.5
@@ -111,7 +111,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
     limits = _limits_in_force(session, entries)
     return Summary(
         session=session.session if session else "",
-        researcher=session.researcher if session else "",
+        researcher=history.researcher,
         metric=metric_of(history),
         is_self_reported=history.is_self_reported,
         direction=direction,

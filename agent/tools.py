@@ -33,6 +33,7 @@ from agent.tool_arguments import (
     schemas,
 )
 from agent.workspace import Workspace, WorkspaceError, clean_path
+from sandbox.contract import BoxLost
 
 MAX_READ_LINES = 2000
 MAX_READ_CHARACTERS = 48_000
@@ -140,6 +141,10 @@ class Toolbox:
             case _:
                 raise AssertionError(call)
 
+    def forget_reads(self) -> None:
+        """Let nothing be stale: somebody put other files in place, and nobody works on the old."""
+        self._seen.clear()
+
     def _read(self, call: Read) -> str:
         path = clean_path(call.file_path)
         text = self._workspace.read_text(path)
@@ -243,7 +248,11 @@ class Toolbox:
         if left <= 0:
             message = f"{self._max_smokes} smoke runs since the last attempt are enough"
             raise ToolRefused("too_many_smokes", message, "run without smoke, or change less")
-        smoked = self._run_smoke(candidate)
+        try:
+            smoked = self._run_smoke(candidate)
+        except BoxLost as error:
+            hint = "change what may bring it about"
+            raise ToolRefused("box_lost", error.message, hint) from error
         return smoke_answer(smoked, self._history(), left - 1, repeated=False)
 
     def _show_history(self, call: ShowHistory) -> str:

@@ -80,5 +80,9 @@ class TracedExecutor:
             span.set_attribute("nightlab.wall_seconds", result.wall_seconds)
             return result
 
+    def answers(self) -> bool:
+        """See `sandbox.contract.Executor`."""
+        return self._executor.answers()
+
     def _context(self) -> Context | None:
         return None if self.parent is None else set_span_in_context(self.parent)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from agent.budget import Ending
 from agent.circles import CircleWatch
 from agent.conversation import Conversation
-from agent.lab import Lab
+from agent.lab import Lab, stored_files
 from agent.model import Model, Reply
 from agent.records import (
     SAMPLERS,
@@ -91,7 +91,11 @@ class Turns:
         return conversation
 
     def start(self, reason: str) -> Conversation:
-        """A new conversation, from a brief."""
+        """A new conversation, from a brief; a sampler starts from the best, not from edits."""
+        best = self.lab.ledger.history.best
+        if self.model.name in SAMPLERS and best is not None:
+            self.lab.workspace.restore(stored_files(self.lab, best))
+            self.toolbox.forget_reads()
         return Conversation.start(
             self.lab.ledger,
             researcher=self.model.name,

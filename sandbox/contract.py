@@ -114,6 +114,13 @@ class ContainerUnkillable(SandboxError):
     """A container would not die; its devices must not be used again before someone looks."""
 
 
+class BoxLost(SandboxError):
+    """A box ended and nobody says how its program did: killed from outside, or PID 1 is gone.
+
+    As a rule that is none of the program's doing; a program that brings it about each time is.
+    """
+
+
 class GpuFault(SandboxError):
     """A GPU failed under a run and is out of use now; the run says nothing about its program."""
 
@@ -378,6 +385,10 @@ class Executor(Protocol):
         """
         ...
 
+    def answers(self) -> bool:
+        """Tell within seconds whether the engine is there at all."""
+        ...
+
 
 class GpuSource(Protocol):
     """Where a session's runs get their GPUs from."""
@@ -388,13 +399,17 @@ class GpuSource(Protocol):
         ...
 
     def lease(
-        self, purpose: str, on_wait: Callable[[str], None] = ...
+        self,
+        purpose: str,
+        on_wait: Callable[[str], None] = ...,
+        while_waiting: Callable[[], object] = ...,
     ) -> AbstractContextManager[tuple[str, ...]]:
         """Have the GPUs of one run until the end of the block; wait for them in line.
 
         Args:
             purpose: a few words for others who wait.
             on_wait: told once why this one has to wait.
+            while_waiting: called again and again meanwhile; gives the place up by raising.
 
         Raises:
             SandboxError: there will never be any.
@@ -408,7 +423,10 @@ class NoGpus:
     devices: Devices = "none"
 
     def lease(
-        self, purpose: str, on_wait: Callable[[str], None] = lambda _: None
+        self,
+        purpose: str,
+        on_wait: Callable[[str], None] = lambda _: None,
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> AbstractContextManager[tuple[str, ...]]:
         """Return no GPUs at once."""
         return nullcontext(())

@@ -65,6 +65,8 @@ from sandbox.reaper import OWNER_FILE, lift_cpu_limit, process_owner
 from sandbox.watchdog import MAY_COME_LATE, RUN_IS_OVER
 
 ENGINE_SECONDS = 60
+ANSWER_SECONDS = 5
+"""How long an engine that is there may take to say so."""
 HANDSHAKE_SECONDS = 30.0
 LIFT_GRACE_SECONDS = 0.08
 """How long after PID 1's own deadline the engine is asked to lift the box's CPU limit, so that it
@@ -172,11 +174,21 @@ class DockerExecutor:
                 container = {"asked": settings, "proved": proof.model_dump(mode="json")}
                 return gpus.judged(_result(spec, digest, proof, observed, container, gpus))
 
+    def answers(self) -> bool:
+        """Tell within seconds whether the engine is there; see `contract.Executor.answers`."""
+        try:
+            with self._client(ANSWER_SECONDS) as client:
+                return bool(client.ping())
+        except (requests.RequestException, docker.errors.DockerException):
+            return False
+
     @contextlib.contextmanager
-    def _client(self) -> Iterator[docker.APIClient]:
+    def _client(self, call_seconds: int | None = None) -> Iterator[docker.APIClient]:
         """Give a client of this call's own: the SDK's are not safe to share between threads."""
         client = docker.APIClient(
-            base_url=self._base_url, version=self._api_version, timeout=self._call_seconds
+            base_url=self._base_url,
+            version=self._api_version,
+            timeout=call_seconds or self._call_seconds,
         )
         try:
             yield client

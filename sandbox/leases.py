@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from sandbox.contract import Devices, Record, SandboxError
 from sandbox.gpu import Gpu
@@ -31,7 +31,12 @@ FROZEN_SECONDS = 30.0
 
 
 class Ticket(Record):
-    """What one process wants, and what it was granted."""
+    """What one process wants, and what it was granted.
+
+    Another version's may say more than this one knows.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     pool: tuple[str, ...]
     """Ids of the GPUs that it may have, the preferred ones first."""
@@ -169,6 +174,7 @@ class Leases:
         count: int,
         purpose: str,
         on_wait: Callable[[str], None] = lambda _: None,
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> Iterator[tuple[str, ...]]:
         """Have `count` GPUs of the pool until the end of the block; wait for them in line.
 
@@ -177,6 +183,7 @@ class Leases:
             count: how many of them.
             purpose: a few words for those who ask who holds a GPU.
             on_wait: told once why it has to wait.
+            while_waiting: called after each look in vain; gives the place up by raising.
 
         Raises:
             SandboxError: so many will never be free: the pool is too small, or out of use.
@@ -191,6 +198,7 @@ class Leases:
                 if not told:
                     on_wait(self._why_waiting(number))
                     told = True
+                while_waiting()
                 self._sleep(POLL_SECONDS)
             yield granted
 
@@ -199,8 +207,8 @@ class Leases:
         with self._locked():
             tickets = self._tickets()
             held = dict.fromkeys(self._living(), "a container")
-            held |= {gpu: ticket.purpose for _, ticket in tickets for gpu in ticket.granted}
-            waiting = tuple(t.purpose for _, t in tickets if not t.granted)
+            held |= {gpu: t.purpose for _, t in tickets if t for gpu in t.granted}
+            waiting = tuple(_purpose(t) for _, t in tickets if t is None or not t.granted)
         return Standing(held=held, waiting=waiting, quarantined=self.quarantined())
 
     # --- out of use ---
@@ -257,11 +265,13 @@ class Leases:
             tickets = self._tickets()
             out_of_use = {entry.gpu for entry in self.quarantined()}
             self._refuse_hopeless(wish, out_of_use, parents)
-            taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets))
+            taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets if t))
+            if any(ticket is None for _, ticket in tickets):
+                taken = taken.union(wish.pool)
             waiting = [
                 (n, ticket)
                 for n, ticket in tickets
-                if not ticket.granted and (n == number or not self._is_frozen(n))
+                if ticket and not ticket.granted and (n == number or not self._is_frozen(n))
             ]
             granted = allot(waiting, taken, parents).get(number, ())
             if granted:
@@ -283,13 +293,16 @@ class Leases:
             else "name more GPUs with --gpus, or ask for fewer a run in [hardware]",
         )
 
-    def _tickets(self) -> list[tuple[int, Ticket]]:
-        """Return the tickets of living processes in their order; those of dead ones are removed."""
+    def _tickets(self) -> list[tuple[int, Ticket | None]]:
+        """Return the tickets of living processes in their order; those of dead ones are removed.
+
+        None stands for one that cannot be read: whoever drew it may have any GPU.
+        """
         found = []
         for path in sorted(self._queue.glob("*.json")):
-            with suppress(OSError, ValidationError):
+            with suppress(OSError):
                 if _is_held(path):
-                    found.append((int(path.stem), Ticket.model_validate_json(path.read_text())))
+                    found.append((int(path.stem), _ticket_in(path)))
                 else:
                     path.unlink(missing_ok=True)
         return found
@@ -304,9 +317,7 @@ class Leases:
     def _why_waiting(self, number: int) -> str:
         with self._locked():
             ahead = [t for n, t in self._tickets() if n < number]
-        return (
-            f"waiting for a GPU; before it: {'; '.join(t.purpose for t in ahead) or 'a container'}"
-        )
+        return f"waiting for a GPU; before it: {'; '.join(map(_purpose, ahead)) or 'a container'}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -333,11 +344,14 @@ class Pool:
 
     @contextmanager
     def lease(
-        self, purpose: str, on_wait: Callable[[str], None] = lambda _: None
+        self,
+        purpose: str,
+        on_wait: Callable[[str], None] = lambda _: None,
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> Iterator[tuple[str, ...]]:
         """Have the GPUs of one run until the end of the block; wait for them in line."""
         gpus = named_gpus(self.devices, self.words)
-        with self.leases.lease(gpus, self.count, purpose, on_wait) as granted:
+        with self.leases.lease(gpus, self.count, purpose, on_wait, while_waiting) as granted:
             yield granted
 
 
@@ -346,6 +360,17 @@ def _write(descriptor: int, ticket: Ticket) -> None:
     content = json.dumps(ticket.model_dump(mode="json")).encode()
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, content, 0)
+
+
+def _ticket_in(path: Path) -> Ticket | None:
+    try:
+        return Ticket.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return None
+
+
+def _purpose(ticket: Ticket | None) -> str:
+    return "another version of nightlab" if ticket is None else ticket.purpose
 
 
 def _is_held(path: Path) -> bool:

@@ -3,9 +3,10 @@
 `python -m tests.bench_score [--budget-seconds S] [--scores N] [--plans N] [--json]`: trains the
 shipped workload once, then scores its checkpoint N times in real boxes; a score takes from before
 its first box is made until all are gone. Then the same model's nats are computed in bfloat16 and in
-float32, in batches of several sizes, each of which rounds in its own way, and held against fresh
-secret plans: every row of either box gets its answer from a size drawn at random. Last,
-what a cheat risks that looks ahead only where it gains the most.
+float32, each in several ways (attention by hand or in one kernel, products by oneDNN or without
+it), which round differently everywhere, and held against fresh secret plans: every row of
+either box gets its answer from a way drawn at random. Two boxes of one score differ by less, since
+both compute alike. Last, what a cheat risks that looks ahead only where it gains the most.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from tests.test_evaluate import load_evaluate
 
 ROOT = Path(__file__).parents[1]
 WORKSPACE = ROOT / "workspace"
-BATCHES = (3, 16, 50)
+WAYS = ("by-hand", "one-kernel", "without-onednn")
+"""How an honest model may compute; see `ANSWERS`."""
 GAINS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 MEANS = ("mean_at_cut", "mean_before_cut", "learnt")
 
@@ -52,20 +54,22 @@ from pathlib import Path
 sys.path[:0] = ["/workspace", "/evaluate"]
 import evaluate, numpy as np, torch, train
 split = evaluate.read_split(Path("/data"))
+SIZE = 16
 for dtype in (torch.bfloat16, torch.float32):
-    train.compute_dtype = lambda device: dtype
-    predict = train.load_model("/checkpoint", "cpu")
-    for size in map(int, sys.argv[1:]):
+    for way in sys.argv[1:]:
+        fused, plain_products = way == "one-kernel", way == "without-onednn"
+        train.way_of = lambda device: train.Way(device, dtype, fused=fused, compiled=False)
+        predict = train.load_model("/checkpoint", "cpu")
         nats = np.empty(split.inputs.shape, "<f4")
-        for start in range(0, len(nats), size):
-            ids = torch.from_numpy(split.inputs[start : start + size].astype(np.int64))
-            with torch.inference_mode():
+        for start in range(0, len(nats), SIZE):
+            ids = torch.from_numpy(split.inputs[start : start + SIZE].astype(np.int64))
+            with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=not plain_products):
                 answers = predict(ids).float().numpy()
             for row, logits in enumerate(answers, start):
                 nats[row] = evaluate.nats_of(logits, split.targets[row])
-        np.save(f"/out/{str(dtype)[6:]}-{size}.npy", nats)
+        np.save(f"/out/{str(dtype)[6:]}-{way}.npy", nats)
 """
-"""Runs in a box: the honest model's nats, in each precision and batch size."""
+"""Runs in a box: the honest model's nats, in each precision and each of the ways."""
 
 
 def make_lab(place: Path) -> Lab:
@@ -141,15 +145,19 @@ def score_seconds(lab: Lab, checkpoint: Path, number: int) -> tuple[float, dict[
 
 
 def honest_nats(lab: Lab, checkpoint: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
-    """For each precision the nats of all rows, once for each batch size."""
+    """For each precision the nats of all rows, once for each way."""
     mounts = {lab.directory / "files": "/workspace", lab.fixed_dir: "/evaluate"}
     mounts |= {checkpoint: "/checkpoint", split_of(lab, "val"): "/data"}
     output = lab.directory / "nats"
-    in_a_box(lab, output, mounts, "python3", "-c", ANSWERS, *map(str, BATCHES))
-    return {
-        dtype: [np.load(output / f"{dtype}-{size}.npy").astype(float) for size in BATCHES]
+    in_a_box(lab, output, mounts, "python3", "-c", ANSWERS, *WAYS)
+    found = {
+        dtype: [np.load(output / f"{dtype}-{way}.npy").astype(float) for way in WAYS]
         for dtype in ("bfloat16", "float32")
     }
+    for dtype, tables in found.items():
+        if all((table == tables[0]).all() for table in tables):
+            sys.exit(f"all ways round alike in {dtype}: nothing was varied, so nothing is measured")
+    return found
 
 
 def false_alarms(

@@ -101,6 +101,9 @@ class PretendedBoxes:
             on_log(b'{"step": 1, "seconds": 0.1, "loss": 1.0}\n')
         return _result(spec, outcome, seconds, output_dir, started_at, self.clock.now())
 
+    def answers(self) -> bool:
+        return True
+
     def _train(self, spec: RunSpec, output_dir: Path | None) -> Outcome:
         values = _knobs((_mounted(spec, "/workspace") / "train.py").read_text())
         if values["X"] > 4.5:
@@ -142,6 +145,7 @@ class Quiet:
     def run_finished(self, *_: Any) -> None: ...
     def attempt_finished(self, *_: Any) -> None: ...
     def drift_checked(self, *_: Any) -> None: ...
+    def waiting(self, *_: Any) -> None: ...
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Literal
 from agent.curves import unpacked
 from agent.history import Attempt, History
 from agent.ledger import read_blob, read_ledger
-from agent.records import AttemptFinished, EarlyStop
+from agent.records import AttemptFinished, AttemptStarted, EarlyStop, RunFinished
 from agent.session import settings_in
 from agent.stopping import Rule, past
 from agent.summary import noise_of
@@ -110,19 +110,20 @@ def replay(directory: Path, seed: int, kind: Literal["median", "predictive"]) ->
     def get_blob(sha: str) -> bytes:
         return read_blob(directory, sha)
 
-    history = History()
+    history, seen = History(), None
     trained = saved = 0.0
     stopped, lost = [], []
     for entry in entries:
         event = entry.event
+        if isinstance(event, AttemptStarted):
+            seen = past(history, get_blob, settings.budget)
         if isinstance(event, AttemptFinished):
             attempt = history.attempt(event.attempt)
-            first = next((r for r in attempt.runs if r.result.box == "train"), None)
+            first = first_training(attempt)
             if attempt.started.kind == "candidate" and first is not None:
-                trained += first.result.wall_seconds
-                seen = past(history, get_blob, settings.budget)
                 assert seen is not None
-                stop = stop_of(attempt, Rule(settings, seen), get_blob)
+                trained += first.result.wall_seconds
+                stop = stop_of(first, Rule(settings, seen), get_blob)
                 if stop is not None:
                     stopped.append(event.attempt)
                     saved += max(0.0, first.result.wall_seconds - stop.share * SECONDS)
@@ -147,9 +148,15 @@ def replay(directory: Path, seed: int, kind: Literal["median", "predictive"]) ->
     )
 
 
-def stop_of(attempt: Attempt, rule: Rule, get_blob: Callable[[str], bytes]) -> EarlyStop | None:
-    """Why the rule would have ended an attempt's first training, as early as it could."""
-    first = next(run for run in attempt.runs if run.result.box == "train")
+def first_training(attempt: Attempt) -> RunFinished | None:
+    """The training that is watched: at its first seed, and again when it was disturbed."""
+    trainings = [run for run in attempt.runs if run.result.box == "train"]
+    at_first = [run for run in trainings if run.seed == trainings[0].seed]
+    return at_first[-1] if at_first else None
+
+
+def stop_of(first: RunFinished, rule: Rule, get_blob: Callable[[str], bytes]) -> EarlyStop | None:
+    """Why the rule would have ended a training, as early as it could."""
     curve = [] if first.curve is None else unpacked(get_blob(first.curve))
     stops = (rule(curve[: length + 1]) for length in range(len(curve)))
     return next((stop for stop in stops if stop is not None), None)

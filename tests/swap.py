@@ -178,7 +178,7 @@ def _program(place: Path, tokens: int) -> Path:
     for old, new in (
         ('kind = "wall" ', f'kind = "tokens"\ntokens = {tokens} '),
         ("baseline_repeats = 3", "baseline_repeats = 2"),
-        ("max_other_cores = 0.25", "max_other_cores = 64.0"),
+        ("max_other_cores = 0.06", "max_other_cores = 64.0"),
     ):
         assert old in text
         text = text.replace(old, new)

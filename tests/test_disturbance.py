@@ -1,19 +1,32 @@
 from __future__ import annotations
 
 import io
+import os
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import cast
 
 import pytest
 from rich.console import Console
 
 from agent.console import NightConsole
-from agent.disturbance import Sample, busy_core_seconds, disturbance, is_slow, reasons, speed
+from agent.disturbance import (
+    Sample,
+    busy_core_seconds,
+    disturbance,
+    idle_cores,
+    is_crowded,
+    is_slow,
+    reasons,
+    speed,
+    usual_cores,
+)
 from agent.history import History
 from agent.program import load_program
 from agent.records import Disturbance
 from sandbox.contract import RunResult
+from tests.histories import night
 
 PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
 
@@ -32,6 +45,40 @@ def test_others_are_measured_in_cores() -> None:
     found = disturbance(Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0), 20.0, 0.25)
 
     assert (0.5, True) == (found.other_cores, found.disturbed)
+
+
+@pytest.mark.parametrize(
+    ("idle", "usual", "disturbed"),
+    [(0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.5, False), (0.2, 0.2, True), (0.2, 0.3, False)],
+)
+def test_others_may_use_what_a_run_leaves_free_and_what_they_used_before(
+    idle: float, usual: float, disturbed: bool
+) -> None:
+    before, after = Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0)
+    found = disturbance(before, after, 20.0, 0.06, idle_cores=idle, usual_cores=usual)
+
+    assert (0.5, disturbed) == (found.other_cores, found.disturbed)
+    assert disturbed == is_crowded(found) == bool(reasons(found))
+
+
+def test_a_run_leaves_the_cores_free_that_it_may_not_use() -> None:
+    cores = os.cpu_count()
+    assert cores is not None
+    assert (cores - 0.5, 0.0) == (idle_cores(0.5), idle_cores(cores + 1.0))
+
+
+def test_what_others_usually_use_is_what_they_used_beside_the_baseline() -> None:
+    made = night(2)
+    assert 0.0 == usual_cores(History())
+    runs = [run for run in made.history.attempts[0].runs if run.disturbance]
+    assert runs
+    for run, cores in zip(runs, (0.1, 0.9, 0.2), strict=False):
+        assert run.disturbance is not None
+        told = run.disturbance.model_copy(update={"other_cores": cores})
+        place = made.history.attempts[0].runs.index(run)
+        made.history.attempts[0].runs[place] = run.model_copy(update={"disturbance": told})
+    seen = sorted(r.disturbance.other_cores for r in made.history.attempts[0].runs if r.disturbance)
+    assert median(seen) == usual_cores(made.history)
 
 
 def test_a_clock_that_did_not_move_is_no_division_by_zero() -> None:

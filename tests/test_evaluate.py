@@ -527,7 +527,45 @@ def common_in_the_batch(ids: Array) -> Array:
     return np.asarray(np.log(0.7 * flat + 0.3 * often / often.sum()).astype(np.float32))
 
 
+RARE = 20
+"""A token that few rows have in their second place."""
+
+
+def worse(logits: Array, where: Array, nats: float) -> Array:
+    """The logits, with answers at some places that are worse by so much for any text."""
+    logits[..., :BOS] -= nats * where[..., None]
+    logits[where, BOS] = math.log(-math.expm1(-nats))
+    return logits
+
+
+def at(rows: Array, column: int) -> Array:
+    """One place of some rows."""
+    return np.asarray(rows[:, None] & np.equal(np.arange(CONTEXT), column)[None, :])
+
+
+def now_and_then(ids: Array) -> Array:
+    """The last answer in very few rows depends on where in its batch the row stands."""
+    odd = np.arange(len(ids)) % 2 == 1
+    return worse(bigram(ids), at(odd & np.equal(ids[:, 1], RARE), CONTEXT - 1), 1.2)
+
+
+def now_and_then_the_end(ids: Array) -> Array:
+    """One early answer in very few rows depends on how the row ends."""
+    even = np.equal(ids[:, -1] % 2, 0)
+    return worse(bigram(ids), at(even & np.equal(ids[:, 1], RARE), 2), 1.2)
+
+
 ALONE = {
+    "one answer": (
+        'if found["largest_difference_of_same_rows"] > LARGEST_DIFFERENCE',
+        lambda: now_and_then,
+        "answers_change",
+    ),
+    "one answer before the cut": (
+        'if found["largest_difference_before_cut"] > LARGEST_DIFFERENCE',
+        lambda: now_and_then_the_end,
+        "looks_ahead",
+    ),
     "the mean at the cut": (
         'if is_off(found, "mean_at_cut")', lambda: a_little, "looks_ahead",
     ),
@@ -558,6 +596,21 @@ def test_a_cheat_that_one_wall_stops_passes_without_it(data: Path, name: str) ->
     assert reason == scored(twice(make), data)["reason"]
     without = load_evaluate(wall, "if False")
     assert scored(twice(make), data, scorer=without)["reason"] is None
+
+
+def test_a_mean_before_the_cut_catches_who_knows_the_text_by_heart(data: Path) -> None:
+    """Each answer is a little worse before the place where a row leaves the text."""
+    text = evaluate.read_split(data).inputs
+
+    def by_heart(ids: Array) -> Array:
+        alike = np.cumprod(ids[:, None, :] == text[None, :, :], axis=2).sum(axis=2).max(axis=1)
+        ends = np.where(alike < CONTEXT, alike - 1, 0)
+        return worse(bigram(ids), np.arange(CONTEXT)[None, :] < ends[:, None], 0.02)
+
+    wall = 'if is_off(found, "mean_before_cut")'
+    assert "looks_ahead" == reason_for(answering(by_heart), data)
+    without = load_evaluate(wall, "if False")
+    assert scored(twice(lambda: by_heart), data, scorer=without)["reason"] is None
 
 
 def test_without_the_deadline_a_silent_model_is_waited_for(data: Path) -> None:

@@ -42,10 +42,14 @@ class OneGpu:
 
     @contextmanager
     def lease(
-        self, purpose: str, on_wait: Callable[[str], None] = lambda _: None
+        self,
+        purpose: str,
+        on_wait: Callable[[str], None] = lambda _: None,
+        while_waiting: Callable[[], object] = lambda: None,
     ) -> Iterator[tuple[str, ...]]:
         if not self.purposes:
             on_wait("waiting for a GPU; before it: somebody")
+            while_waiting()
         self.purposes.append(purpose)
         yield (GPU_0,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import os
 import signal
@@ -27,8 +28,8 @@ from opentelemetry.trace import (
     use_span,
 )
 
-from agent.api_errors import ERROR_CHARACTERS, retry_after_seconds
-from agent.claude import ClaudeModel, thinks_adaptively
+from agent.api_errors import ERROR_CHARACTERS, StreamBroken, retry_after_seconds
+from agent.claude import ClaudeModel, _tool_calls, thinks_adaptively
 from agent.model import (
     LostCall,
     ModelError,
@@ -37,6 +38,7 @@ from agent.model import (
     cost_usd,
     price_known,
     retirement,
+    unusable_credentials,
 )
 from agent.records import StopReason, Usage
 from tests.messages_server import (
@@ -409,6 +411,51 @@ def test_costs_equal_the_servers_account_cut_streams_included() -> None:
     assert server.billed_usd == pytest.approx(costs + night.lost_usd, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(2, 250 * 80), (9, 250 * 40)],  # the clock is looked at once more when a stream ends
+    ids=["while it thinks", "once it has thought"],
+)
+def test_a_cut_reply_is_charged_for_the_time_that_it_thought(after: int, expected: int) -> None:
+    """Only a summary of the thoughts arrives, but all of them are paid for."""
+    night, looks = Night(), itertools.count()
+    cut = say(thinking("Hm."), text("Half of it."), cut=Cut(after, "fin"))
+    ask(night, cut, GOOD, clock=lambda: 40.0 * next(looks))
+    (lost,) = night.lost
+    assert expected <= lost.usage.output_tokens < expected + 50
+
+
+def test_a_cut_reply_is_charged_no_more_than_a_whole_one_could_cost() -> None:
+    night, looks = Night(), itertools.count()
+    cut = say(thinking("Hm."), cut=Cut(2, "fin"))
+    ask(night, cut, GOOD, clock=lambda: 400.0 * next(looks), attempt_seconds=1e6)
+    (lost,) = night.lost
+    assert 32_000 == lost.usage.output_tokens
+    assert lost.cost_usd is not None
+    assert lost.asking_again.usd is not None
+    assert lost.cost_usd <= lost.asking_again.usd
+
+
+def test_a_time_without_a_thought_costs_nothing() -> None:
+    night, looks = Night(), itertools.count()
+    cut = say(text("Half of it."), cut=Cut(3, "fin"))
+    ask(night, cut, GOOD, clock=lambda: 40.0 * next(looks))
+    assert night.lost[0].usage.output_tokens < 50
+
+
+@pytest.mark.parametrize("missing", ["id", "name"])
+def test_a_tool_call_without_a_name_or_an_id_is_asked_again(missing: str) -> None:
+    """A compatible server's mistake, which must not end in a traceback."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "run", "input": {}}
+    for broken in (call | {missing: ""}, call | {missing: None}, {**call, missing: 7}):
+        with pytest.raises(StreamBroken, match="no id or no name"):
+            _tool_calls([broken])
+    del call[missing]
+    with pytest.raises(StreamBroken, match="no id or no name"):
+        _tool_calls([call])
+    assert 1 == len(_tool_calls([call | {missing: "x"}]))
+
+
 def test_a_listener_of_losses_can_end_the_call() -> None:
     def enough(call: LostCall) -> None:
         raise ModelError(StopReason.MONEY, "enough", "")
@@ -522,6 +569,17 @@ def test_missing_credentials_are_named_with_a_way_to_go_on() -> None:
 @pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
 def test_either_credential_is_enough(name: str) -> None:
     assert check_credentials({name: "something"}) is None
+
+
+@pytest.mark.parametrize("value", ["sk-a b", "sk-ab\n", "sk-\u201cab\u201d", "sk-\x1b"])
+@pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(name: str, value: str) -> None:
+    sentence = unusable_credentials({name: value})
+    assert sentence is not None
+    assert name in sentence
+    assert "sk-" not in sentence
+    assert unusable_credentials({name: "sk-ant-api03_x-Y"}) is None
+    assert unusable_credentials({name: value}, provider="bedrock") is None
 
 
 def test_a_token_is_sent_when_there_is_no_key() -> None:
@@ -817,6 +875,20 @@ def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
             if address == "server":
                 model.reply(SYSTEM, TOOLS, OPENING)
     assert all("diagnostics" not in request for request in server.requests)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://nobody.invalid"])
+def test_an_address_where_nobody_is_is_found_at_the_start(url: str) -> None:
+    with claude(url, Night()) as model, pytest.raises(ModelError) as caught:
+        model.facts(must_be_there=True)
+    assert f"nobody answers at {url.split('/')[2].split(':')[0]}" in caught.value.message
+    assert "ANTHROPIC_BASE_URL" in caught.value.hint
+
+
+def test_a_service_that_is_overloaded_at_the_start_is_there() -> None:
+    answers = MessagesServer([Status(529, "overloaded_error")], catalogue=None, endless=True)
+    with answers as server, claude(server.url, Night()) as model:
+        assert model.facts(must_be_there=True) is None
 
 
 def refused_at_the_start(name: str, catalogue: dict[str, dict[str, Any]]) -> ModelError:

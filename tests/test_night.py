@@ -137,8 +137,14 @@ def work(
 ) -> SessionEnded:
     """One life of our process."""
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
+    clock = place.clock
     researchers = open_models(
-        lab, "claude", environ, lambda *_: None, sleep=wait or place.clock.wait
+        lab,
+        "claude",
+        environ,
+        lambda *_: None,
+        sleep=wait or clock.wait,
+        clock=clock.monotonic,
     )
     with lab.ledger, researchers as models:
         return run_session(assemble(lab, place.program, models), lambda: None)

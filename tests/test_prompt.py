@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agent.history import History
 from agent.program import Settings, parse_program
 from agent.prompt import (
+    FILES_CHARACTERS,
     GUIDANCE_CHARACTERS,
     SHOWN_ATTEMPTS,
     brief,
@@ -84,6 +85,36 @@ def test_a_brief_does_not_grow_with_the_night() -> None:
     assert len(brief_after(400)) < 1.5 * len(brief_after(60))
 
 
+def test_a_brief_is_bounded_however_many_files_there_are() -> None:
+    made = night(3)
+    history = made.history
+    best = history.best
+    assert best is not None
+    sha = next(iter(best.started.files.values()))
+    many = {f"part_{number:04d}.py": sha for number in range(3000)}
+    best.started = best.started.model_copy(update={"files": best.started.files | many})
+    workspace = SETTINGS.workspace.model_copy(update={"editable": ("*.py",)})
+    sizes = []
+    for ceiling in (16_000, 1_000_000):
+        researcher = SETTINGS.researcher.model_copy(update={"max_conversation_tokens": ceiling})
+        changed = {"workspace": workspace, "researcher": researcher}
+        settings = SETTINGS.model_copy(update=changed)
+        told = brief(settings, history, lambda _: b"x = 1\n" * 300, guidance="")
+        assert "more files; `read` shows them: part_" in told
+        sizes.append(len(told))
+    assert sizes[0] < 16_000 + 8_000
+    assert sizes[0] < sizes[1] < FILES_CHARACTERS + 8_000
+
+
+def test_the_first_file_is_shown_even_where_there_is_little_room() -> None:
+    made = night(3)
+    researcher = SETTINGS.researcher.model_copy(update={"max_conversation_tokens": 16_000})
+    settings = SETTINGS.model_copy(update={"researcher": researcher})
+    told = brief(settings, made.history, lambda _: b"x = 1\n" * 30_000, guidance="")
+    assert "characters left out" in told
+    assert len(told) < 16_000 + 8_000
+
+
 def test_the_newest_attempts_are_shown_one_by_one() -> None:
     text = brief_after(100)
     shown = [line for line in text.splitlines() if line.split(" | ")[0].isdigit()]
@@ -145,7 +176,7 @@ def text_outside_fences(text: str) -> str:
 
 
 def test_withdrawn_guidance_is_told_too() -> None:
-    assert "withdrew" in guidance("  \n")
+    assert "no guidance for this session now" in guidance("  \n")
 
 
 def test_a_cut_reply_is_told_its_limit() -> None:

@@ -64,6 +64,9 @@ class Bare:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def answers(self) -> bool:
+        return True
+
     def run(
         self,
         spec: RunSpec,

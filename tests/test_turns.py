@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from agent.audit import whole_audit
 from agent.cli import app
 from agent.console import attempt_line
 from agent.history import History, fold
 from agent.lab import Lab
-from agent.ledger import read_ledger
+from agent.ledger import read_blob, read_ledger
 from agent.loop import run_session
 from agent.model import ModelError
 from agent.night import assemble, check_models, open_models
 from agent.records import (
     ConversationOpened,
+    FileChanged,
     MessageAdded,
     Noticed,
     SessionEnded,
@@ -29,7 +31,17 @@ from agent.records import (
     ToolCalled,
     ToolReturned,
 )
-from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop, forget, is_asked_to_pause
+from agent.session import bring_back
+from agent.steering import (
+    PAUSE,
+    STOP,
+    ask_to_continue,
+    ask_to_pause,
+    ask_to_stop,
+    forget,
+    is_asked_to_pause,
+)
+from agent.summary import summary
 from tests.messages_server import (
     CATALOGUE,
     Cut,
@@ -157,6 +169,49 @@ def test_a_resumed_session_goes_on_with_the_researcher_that_stood_in(tmp_path: P
     assert 3 == len(scene.history.completed)
 
 
+def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+    change = {"old_string": "import json\n", "new_string": "import json  # untried\n"}
+
+    def edit_and_stop(_: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return say(tool("edit", file_path="train.py", **change))
+
+    assert StopReason.STOPPED is scene.play([READ, edit_and_stop]).reason
+    place, settings = scene.place, scene.place.program.settings
+    place.program = dataclasses.replace(
+        place.program, settings=settings.with_overrides(researcher="tpe")
+    )
+    lab = place.open()
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        bring_back(lab, version="test", removed_containers=(), researcher="tpe")
+        ended = run_session(assemble(lab, place.program, models), lambda: None)
+    assert StopReason.ATTEMPTS is ended.reason
+    assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
+    entries = read_ledger(place.directory)
+    assert "tpe" == summary(entries).researcher
+    assert [] == whole_audit(place.directory, entries)
+    for attempt in scene.history.completed:
+        tried = read_blob(place.directory, attempt.started.files["train.py"])
+        assert b"# untried" not in tried
+
+
+def test_a_sampler_that_stands_in_starts_from_the_best_and_not_from_untried_edits(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    change = {"old_string": "import json\n", "new_string": "import json  # untried\n"}
+    edit = say(tool("edit", file_path="train.py", **change))
+    ended = scene.play([READ, edit, *[REFUSED] * 9])
+    assert StopReason.ATTEMPTS is ended.reason
+    (attempt,) = scene.history.completed
+    assert "tpe" == attempt.started.researcher
+    written = scene.events(FileChanged)[0].after
+    assert b"# untried" in read_blob(scene.place.directory, written)
+    tried = read_blob(scene.place.directory, attempt.started.files["train.py"])
+    assert b"# untried" not in tried
+
+
 def test_circles_are_named_once_then_left_then_end_the_session(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     ended = scene.play([READ] * 12)
@@ -204,8 +259,8 @@ def test_stop_lets_a_reply_end_before_its_next_training(tmp_path: Path) -> None:
     assert scene.events(MessageAdded)[-1].role == "user"  # every call is answered
 
 
-def test_a_pause_waits_and_costs_none_of_the_hours(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, session={"attempts": 1})
+def test_a_pause_waits_longer_than_the_hours_and_costs_none_of_them(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1, "hours": 0.75})
     clock, directory = scene.place.clock, scene.place.directory
 
     def pause(request: Request) -> Turn:
@@ -228,6 +283,37 @@ def test_a_pause_waits_and_costs_none_of_the_hours(tmp_path: Path) -> None:
     assert StopReason.ATTEMPTS is ended.reason
     assert ["paused", "continued"] == [k for k in scene.notices() if k in ("paused", "continued")]
     assert scene.history.active_seconds == pytest.approx(clock.seconds - 3000)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ("Try a wider model.", "Try a deeper model.", "Try a deeper model."),
+        ("Try a wider model.", "", "no guidance for this session now"),
+    ],
+    ids=["changed", "withdrawn"],
+)
+def test_guidance_that_changed_while_nobody_was_at_work_is_told(
+    tmp_path: Path, before: str, now: str, told: str
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 2})
+    path = scene.place.directory / "guidance.md"
+    lab = scene.place.begin("claude")
+    path.write_text(before)
+
+    def stop(_: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return READ
+
+    with MessagesServer(scene.then(stop, READ), endless=True) as server:
+        assert StopReason.STOPPED is work(lab, scene.place, server).reason
+        path.write_text(now)
+        work(scene.place.resume(), scene.place, server)
+    first, resumed, later, last = server.requests[:4]
+    assert before in str(first["messages"][0])
+    assert told not in str(resumed["messages"])
+    assert told in str(later["messages"][-1])
+    assert told not in str(last["messages"][-1])
 
 
 def test_wishes_of_an_earlier_evening_do_not_bind_a_resume(tmp_path: Path) -> None:
@@ -344,6 +430,27 @@ def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}, "nobody answers at 127.0.0.1"),
+        ({"ANTHROPIC_API_KEY": "not a real key"}, "ANTHROPIC_API_KEY holds a blank"),
+    ],
+    ids=["address", "key"],
+)
+def test_a_key_or_an_address_that_cannot_work_begins_no_session(
+    tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    with MessagesServer([]) as server:
+        env = environ(server) | changed
+        command = ["run", "--runs", str(tmp_path / "runs"), "--attempts", "1"]
+        done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=env)
+    assert done.exit_code in (2, 3), done.output
+    assert said in done.output
+    assert "--researcher tpe" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_alert_about_the_cache_carries_the_services_own_diagnosis(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     long_prose = "Look for the bottleneck first. " * 600  # a short prompt is not worth an alert
@@ -416,17 +523,29 @@ def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: in
     assert server.billed_usd <= scene.history.spent_usd + 1e-9
 
 
+COMMANDS = [("pause", "pauses after"), ("continue", "goes on"), ("stop", "ends after")]
+
+
 def test_a_command_stops_only_a_session_that_has_not_ended(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 1})
+    with scene.place.begin("claude").ledger:
+        for command, said in COMMANDS:
+            done = CliRunner().invoke(app, [command, "night", "--runs", str(tmp_path)])
+            assert 0 == done.exit_code, done.output
+            assert said in done.output
+
+
+def test_a_command_for_a_session_that_was_cut_off_says_that_nobody_is_at_work(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
     scene.place.begin("claude").ledger.close()
-    for command, said in [
-        ("pause", "pauses after"),
-        ("continue", "goes on"),
-        ("stop", "ends after"),
-    ]:
+    for command, _ in COMMANDS:
         done = CliRunner().invoke(app, [command, "night", "--runs", str(tmp_path)])
-        assert 0 == done.exit_code, done.output
-        assert said in done.output
+        assert 2 == done.exit_code, done.output
+        assert "nobody is at work on night" in done.output
+        assert "nightlab resume night" in done.output
+    assert [] == [path for path in scene.place.directory.iterdir() if path.name in (PAUSE, STOP)]
 
 
 def test_a_command_for_a_session_that_ended_says_so(tmp_path: Path) -> None:

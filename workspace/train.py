@@ -369,18 +369,20 @@ def report(**facts: float) -> None:
 def train(model: Model, batches: Batches, budget: Budget) -> None:
     """Takes steps until the budget is used, reporting about once a second.
 
-    Only a report waits for the device. A first step that compiles counts, but foretells nothing.
+    Reported is the mean loss since the last report: that of one batch is mostly its luck. Only a
+    report waits for the device. A first step that compiles counts, but foretells nothing.
     """
     muon = Muon([model.qkv, model.mix, model.up, model.down], model.way)
     adam = Adam([model.head, model.embedding, *([model.bigram] if BIGRAM_ROWS else [])])
     pace, flops = pace_of(model.way), model.flops_per_token()
-    step, tokens, step_seconds = 0, 0, 0.0
+    step, tokens, step_seconds, losses = 0, 0, 0.0, []
     seconds = reported_seconds = budget.elapsed_seconds()
     while (used := budget.used(tokens, step_seconds)) < 1:
         left = budget.tokens - tokens if budget.tokens else BATCH * SEQUENCE
         inputs, targets = batches.draw(left)
         loss = model.loss(inputs, targets)
         loss.backward()
+        losses.append(loss.detach())
         scale = rate_scale(used)
         muon.step(MATRIX_RATE * scale)
         adam.step([HEAD_RATE * scale, *[EMBEDDING_RATE * scale] * (len(adam.weights) - 1)])
@@ -390,16 +392,17 @@ def train(model: Model, batches: Batches, budget: Budget) -> None:
         if step == 1 and model.way.compiled:
             step_seconds = 0.0
         if seconds - reported_seconds >= 1 or budget.used(tokens, step_seconds) >= 1:
-            reported_seconds = seconds
+            mean_loss = torch.stack(losses).mean().item()
+            reported_seconds, losses = seconds, []
             report(
                 step=step,
                 tokens=tokens,
                 seconds=seconds,
-                loss=loss.item(),
+                loss=mean_loss,
                 tokens_per_second=tokens / (seconds - budget.first_step_seconds),
                 flops_per_token=flops,
             )
-            if not math.isfinite(loss.item()):
+            if not math.isfinite(mean_loss):
                 sys.exit("the loss is no longer a number: lower the learning rates")
 
 

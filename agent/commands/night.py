@@ -44,12 +44,13 @@ from agent.history import fold
 from agent.lab import Lab
 from agent.ledger import Ledger, LedgerError, read_ledger
 from agent.loop import run_session
-from agent.model import WITHOUT_A_KEY, check_credentials, price_known
+from agent.model import WITHOUT_A_KEY, check_credentials, price_known, unusable_credentials
 from agent.night import assemble, check_models, open_models
 from agent.program import Program, Settings, parse_program
 from agent.records import PLANNED_STOPS, Noticed
 from agent.render import one_line
 from agent.report import Report
+from agent.running import is_at_work
 from agent.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
 from agent.setup import find_outfit, own_workspace, recorded_outfit
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
@@ -113,6 +114,9 @@ def run(
 
 def resume(
     session: SessionArgument,
+    researcher: Annotated[
+        str | None, typer.Option(help="who goes on: claude, tpe or random; as before if left out")
+    ] = None,
     attempts: AttemptsOption = None,
     hours: HoursOption = None,
     usd: UsdOption = None,
@@ -125,12 +129,17 @@ def resume(
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
     with Ledger.open(directory) as ledger:
-        settings = settings_of(ledger).with_overrides(attempts=attempts, hours=hours, usd=usd)
+        settings = settings_of(ledger).with_overrides(
+            attempts=attempts, hours=hours, usd=usd, researcher=researcher
+        )
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
         begun = ledger.history.session
         assert begun is not None
-        name = begun.researcher
-        _require_credentials(name, settings)
+        name = ledger.history.researcher
+        if researcher is None:
+            _require_credentials(name, settings)
+        else:
+            name = _researcher(settings)
         outfit = recorded_outfit(
             begun, settings, directory, state_dir=state_directory(os.environ), environ=os.environ
         )
@@ -141,6 +150,7 @@ def resume(
                 lab,
                 version=distribution_version("nightlab"),
                 removed_containers=removed,
+                researcher=name,
                 engine=outfit.engine,
             )
             _work(lab, content, name, export, as_json=as_json)
@@ -287,6 +297,8 @@ def _require_credentials(name: str, settings: Settings) -> None:
     provider = settings.researcher.provider
     if missing := check_credentials(os.environ, provider=provider):
         raise SessionError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
+    if unusable := unusable_credentials(os.environ, provider=provider):
+        raise SessionError(unusable, WITHOUT_A_KEY)
     models = (settings.researcher.model, settings.researcher.fallback_model)
     unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
     if settings.session.usd is not None and unpriced:
@@ -302,4 +314,7 @@ def _running_session(runs: Path, session: str) -> Path:
     if ended is not None:
         hint = f"go on with it: nightlab resume {session}"
         raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
+    if not is_at_work(directory):
+        hint = f"go on with it: nightlab resume {session}"
+        raise SessionError(f"nobody is at work on {session}: it was cut off", hint)
     return directory
