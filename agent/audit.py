@@ -16,7 +16,15 @@ from pydantic import ValidationError
 from agent.curves import unpacked
 from agent.diffs import patch, unified_diff
 from agent.disturbance import usual_cores, usual_speed
-from agent.history import BOX_LOST, OF_AN_ATTEMPT, Attempt, History, are_moved
+from agent.history import (
+    BOX_LOST,
+    HOLDOUT_MISSING,
+    OF_AN_ATTEMPT,
+    TRIES,
+    Attempt,
+    History,
+    are_moved,
+)
 from agent.judge import (
     Judgement,
     Noise,
@@ -47,6 +55,7 @@ from agent.records import (
     LaterRun,
     MessageAdded,
     ModelCalled,
+    Noticed,
     ReplayFinished,
     ReviewStarted,
     RunFinished,
@@ -67,7 +76,6 @@ from agent.records import (
 )
 from agent.run_checks import RunChecks
 from agent.stopping import Rule, past
-from agent.waiting import TRIES
 from agent.workspace import may_be_written
 from sandbox.contract import Outcome, Record
 
@@ -180,6 +188,7 @@ class _Auditor:
                 yield from self._drift(event) if isinstance(event, DriftChecked) else ()
                 self.runs.forget_open()
             case SessionEnded():
+                self._forget_broken_smoke()
                 if event.reason is not StopReason.SANDBOX_FAULT:
                     yield from self.runs.all_ended()
             case ConversationOpened() | MessageAdded() | ToolCalled() | ToolReturned():
@@ -504,6 +513,8 @@ class _Auditor:
 
     def _morning(self, event: Event) -> Iterator[str]:
         match event:
+            case Noticed(kind=kind) if kind == HOLDOUT_MISSING:
+                self.runs.forget_open()
             case ReviewStarted():
                 self.runs.seeds |= frozenset(event.seeds)
             case LaterRun():
@@ -644,7 +655,8 @@ def _is_backed(event: AttemptFinished, attempt: Attempt, history: History) -> bo
     reason, smoked = event.reason, attempt.smoke and attempt.smoke.finished
     if reason == BOX_LOST:
         tries = [a for a in history.attempts if a.started.files == attempt.started.files]
-        return event.verdict is Verdict.FAILED and sum(not a.open for a in tries) >= TRIES - 1
+        lost = sum(one.interrupted is not None for one in tries)
+        return event.verdict is Verdict.FAILED and lost >= TRIES - 1
     if smoked and not smoked.passed:
         return (event.verdict, reason) == (Verdict.FAILED, smoked.reason) and not attempt.runs
     if any(score.value is None and score.reason == reason for score in attempt.scores):

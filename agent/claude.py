@@ -58,6 +58,9 @@ from agent.render import one_line
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 120.0
 """Silence after which a stream counts as stalled."""
+FACTS_TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+NOBODY_THERE = (httpx2.ConnectError, httpx2.UnsupportedProtocol)
+"""Errors of an address where no service is: no such name, or a port that refuses."""
 ATTEMPT_SECONDS = 1800.0
 """Longest call: a stream that only pings is never silent, and never ends."""
 OFFERED_MODELS = 20
@@ -187,7 +190,7 @@ class ClaudeModel:
         except AuthenticationError as error:
             raise final_error(error, self._provider) from error
         except APIConnectionError as error:
-            if must_be_there:
+            if must_be_there and isinstance(error.__cause__, NOBODY_THERE):
                 raise unreachable(error, self._client.base_url.host, self._provider) from error
             return None
         except (APIError, httpx2.HTTPError, ValueError):
@@ -304,6 +307,7 @@ class ClaudeModel:
         message = arrival.whole_message()
         usage = _usage(message.usage)
         content = [block.to_dict() for block in message.content]
+        _require_names(content)
         details = message.stop_details
         self._last_message_id = message.id
         return Reply(
@@ -365,7 +369,7 @@ def _client(
 async def _ask_facts(client: AsyncAnthropic, model: str) -> tuple[dict[str, Any] | None, list[str]]:
     """What the service says of a model, and what it offers instead if that one is not there."""
     try:
-        found = await client.models.retrieve(model, timeout=READ_SECONDS)
+        found = await client.models.retrieve(model, timeout=FACTS_TIMEOUT)
     except NotFoundError:
         return None, await _offered(client)
     facts: dict[str, Any] = json.loads(found.to_json())
@@ -375,7 +379,7 @@ async def _ask_facts(client: AsyncAnthropic, model: str) -> tuple[dict[str, Any]
 async def _offered(client: AsyncAnthropic) -> list[str]:
     """Models that the service offers; none where it has no such list."""
     try:
-        page = await client.models.list(limit=1000, timeout=READ_SECONDS)
+        page = await client.models.list(limit=1000, timeout=FACTS_TIMEOUT)
     except NotFoundError:
         return []
     return [one_line(str(one.id), 60) for one in page.data if one.lifecycle != "retired"]
@@ -435,6 +439,8 @@ class _Arrival:
             return None
         self._stop_thinking()
         counted = _usage(self._snapshot.usage)
+        if self._stopped:
+            return counted
         received = -(-self._received_bytes // RECEIVED_BYTES_PER_TOKEN)
         thought = int(self._thought_seconds * THOUGHT_TOKENS_PER_SECOND)
         # What arrives of the thoughts is a part of them: only what it leaves out comes on top.
@@ -502,10 +508,15 @@ def _tool_calls(content: list[dict[str, Any]]) -> list[ToolCall]:
     calls = [block for block in content if block["type"] == "tool_use"]
     if not all(isinstance(call.get("input"), dict) for call in calls):
         raise StreamBroken("a tool's input is not an object")
+    return [ToolCall(call["id"], call["name"], call["input"]) for call in calls]
+
+
+def _require_names(content: list[dict[str, Any]]) -> None:
+    """Refuse tool calls that nobody could answer, however the reply ended."""
+    calls = [block for block in content if block["type"] == "tool_use"]
     names = [call.get(key) for call in calls for key in ("id", "name")]
     if not all(isinstance(name, str) and name for name in names):
         raise StreamBroken("a tool call has no id or no name")
-    return [ToolCall(call["id"], call["name"], call["input"]) for call in calls]
 
 
 def _usage(counted: Any) -> Usage:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.diffs import unified_diff
-from agent.history import BOX_LOST, Attempt, Smoke
+from agent.history import BOX_LOST, TRIES, Attempt, Smoke
 from agent.judge import Judgement, Ruling, judge, pooled_noise
 from agent.lab import (
     Lab,
@@ -25,7 +25,7 @@ from agent.records import (
     Verdict,
 )
 from agent.smoke import is_due, smoke
-from agent.waiting import TRIES, SessionOver, patiently
+from agent.waiting import SessionOver, patiently
 from sandbox.contract import BoxLost, SandboxError, host_faults
 
 Closing = Callable[[float], AttemptFinished]
@@ -42,7 +42,8 @@ def run_attempt(
         kind: whether it is the baseline.
         hypothesis: what the researcher expects.
         researcher: who it is.
-        is_last_try: whether a candidate whose box is lost once more has failed.
+        is_last_try: whether a candidate whose box is lost once more, although the engine
+            answers, has failed.
 
     Raises:
         SandboxError: nightlab or the engine failed; the attempt is recorded as interrupted.
@@ -64,7 +65,8 @@ def run_attempt(
             else:
                 verdict = _candidate(lab, number, files)
     except (SandboxError, SessionOver, KeyboardInterrupt) as error:
-        if isinstance(error, BoxLost) and is_last_try and kind == "candidate":
+        is_last = is_last_try and kind == "candidate"
+        if is_last and isinstance(error, BoxLost) and lab.executor.answers():
             return _closed(lab, _lost(number, error)(time.monotonic() - started))
         reason = "stopped by the person" if isinstance(error, KeyboardInterrupt) else str(error)
         lab.ledger.append(AttemptInterrupted(attempt=number, reason=reason))
@@ -91,12 +93,17 @@ def run_patiently(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str)
         SessionOver: the session had to end meanwhile.
         KeyboardInterrupt: see `run_attempt`.
     """
-    candidate = lab.workspace.candidate()
+    candidate, lost = lab.workspace.candidate(), 0
 
-    def work(tries_left: int) -> Attempt:
+    def work(_tries_left: int) -> Attempt:
+        nonlocal lost
         lab.workspace.restore(candidate)
-        last = tries_left == 0
-        return run_attempt(lab, kind, hypothesis, researcher, is_last_try=last)
+        last = lost == TRIES - 1
+        try:
+            return run_attempt(lab, kind, hypothesis, researcher, is_last_try=last)
+        except BoxLost:
+            lost += 1
+            raise
 
     return patiently(lab, work)
 
@@ -179,7 +186,7 @@ def _give_best_the_same_seeds(lab: Lab, number: int) -> None:
         return
     with snapshot(lab, best.number, stored_files(lab, best)) as files:
         for seed in missing:
-            failure = measure(lab, best.number, seed, files)
+            failure = _measure_best(lab, best.number, seed, files)
             if failure is not None:
                 text = f"the best (attempt {best.number}) failed at seed {seed}: {failure.reason}"
                 lab.ledger.append(Noticed(kind="best_failed", explanation=text))
@@ -188,6 +195,13 @@ def _give_best_the_same_seeds(lab: Lab, number: int) -> None:
 def _lost(number: int, error: BoxLost) -> Closing:
     text = f"the box was lost in {TRIES} tries, and the engine answers: {error.message}"
     return _failed(number, Failure(Verdict.FAILED, BOX_LOST, text))
+
+
+def _measure_best(lab: Lab, number: int, seed: int, files: Path) -> Failure | None:
+    try:
+        return measure(lab, number, seed, files)
+    except BoxLost as error:  # which says nothing of the candidate
+        raise SandboxError(error.message, error.hint) from error
 
 
 def _judged(number: int, judgement: Judgement) -> Closing:

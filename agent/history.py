@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -45,6 +46,10 @@ LOOK = "drift-"
 """How the purpose of every run of a look at the machine begins."""
 NOT_JUDGED = frozenset({"disturbed"})
 """Reasons for a missing score that say nothing about the files."""
+TRIES = 3
+"""How often the same files are tried while the sandbox fails."""
+HOLDOUT_MISSING = "holdout_missing"
+"""The notice of a session whose end could not be scored on holdout."""
 BOX_LOST = "box_lost"
 """Why a candidate failed whose boxes were lost again and again."""
 WAITS = frozenset({"engine_away", "gpu_awaited"})
@@ -139,7 +144,9 @@ class History:
     session: SessionStarted | None = None
     started_at: str = ""
     researcher: str = ""
-    """Who proposes, as named at the start or the last resume."""
+    """Who proposes, as named at the start or by a later resume."""
+    is_newly_chosen: bool = False
+    """Whether the last resume named the researcher."""
     last_at: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt | None = None
@@ -286,10 +293,15 @@ class History:
 
     @property
     def smokes_in_a_row(self) -> int:
-        """Smoke runs that the researcher asked for since the last attempt."""
-        due = len(self.attempts)
-        asked = [s for s in self.smokes if s.started.asked_by == "researcher" and s.finished]
-        return sum(1 for smoke in asked if smoke.started.attempt == due)
+        """Smoke runs that the researcher asked for since the last attempt.
+
+        One that the sandbox failed counts once it was tried so often that it was given up.
+        """
+        due = (len(self.attempts), "researcher")
+        mine = [s for s in self.smokes if (s.started.attempt, s.started.asked_by) == due]
+        broken = [smoke.started.files for smoke in mine if smoke.finished is None]
+        tries = [sum(1 for _ in group) for _, group in groupby(broken)]
+        return len(mine) - len(broken) + sum(count // TRIES for count in tries)
 
     def find_smoke(self, files: dict[str, str]) -> Smoke | None:
         """The finished smoke run of files, by their hashes; the last if there are several."""
@@ -330,19 +342,20 @@ class History:
         if self.last_at and self.ended is None and not _ends_a_pause(entry.event):
             self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
         self.last_at = entry.at
-        self.waits_for = ""
         if isinstance(entry.event, Noticed):
             self._notice(entry.event)
+        else:
+            self.waits_for = ""
         if isinstance(entry.event, ModelAsked):
             self.asked = self.unanswered = entry.event
         elif not isinstance(entry.event, SessionResumed):  # written before the call is charged
             self.unanswered = None
 
     def _notice(self, event: Noticed) -> None:
-        if event.kind in WAITS:
-            self.waits_for = event.explanation
         if event.kind in ("paused", "continued"):
             self.is_paused = event.kind == "paused"
+        else:
+            self.waits_for = event.explanation if event.kind in WAITS else ""
 
     def _score(self, event: Scored) -> None:
         attempt = self.attempt(event.attempt)
@@ -392,6 +405,7 @@ class History:
         else:
             self.ended, self.resumes = None, self.resumes + 1
             self.researcher = event.researcher or self.researcher
+            self.is_newly_chosen = event.researcher is not None
             if _is_another(self._machine, event.machine):
                 self.is_on_another_machine, self.looks_in_vain = True, 0
                 self.moved = None if self.best is None else (self.best.number, len(self.best.runs))

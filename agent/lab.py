@@ -72,8 +72,9 @@ class Lab:
         self.ledger.append(self.envelope(event))
 
     def tell_waiting(self, kind: str, words: str) -> None:
-        """Put on record, and show, what the session waits for, or that it came."""
-        self.ledger.append(Noticed(kind=kind, explanation=words))
+        """Show what is waited for, or that it came; in a night it is on record as well."""
+        if self.is_night:
+            self.ledger.append(Noticed(kind=kind, explanation=words))
         self.observer.waiting(words)
 
     @property

@@ -102,6 +102,21 @@ def torn_bytes(directory: Path) -> int:
     return len(torn)
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether some process holds the session, on whatever side of a container's wall it is.
+
+    It takes the lock for a moment: that is for what a person does, not for what looks all the time.
+    """
+    try:
+        with (directory / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Follower:
     """A ledger that somebody else writes: each look verifies and takes in only what is new.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Tracer
@@ -13,7 +14,7 @@ from agent.budget import NOTHING, Ending, reason_to_stop
 from agent.circles import act, cache_miss
 from agent.conversation import Conversation
 from agent.experiment import run_patiently
-from agent.history import History
+from agent.history import HOLDOUT_MISSING, Attempt, History
 from agent.lab import Lab
 from agent.ledger import request_sha
 from agent.measurement import score_holdout
@@ -31,7 +32,7 @@ from agent.records import (
 from agent.tools import Toolbox, ToolResult
 from agent.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.turns import Turns, tool_result
-from agent.waiting import SessionOver, wait_while_paused
+from agent.waiting import SessionOver, patiently, wait_while_paused
 from sandbox.contract import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
@@ -65,20 +66,24 @@ def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnd
         KeyboardInterrupt: passed on; the session can be resumed.
     """
     with night.tracer.start_as_current_span(SESSION) as span:
-        try:
-            try:
-                reason, explanation = _measure_baseline(night) or _research(night, after_attempt)
-            except SessionOver as over:
-                reason, explanation = over.reason, over.message
-            except ModelError as error:
-                reason, explanation = error.reason, f"{error.message} {error.hint}".strip()
+        reason, explanation = _work(night, after_attempt)
+        if reason is not StopReason.SANDBOX_FAULT:
             _score_holdout(night)
-        except SandboxError as error:
-            reason, explanation = StopReason.SANDBOX_FAULT, f"{error.message} {error.hint}".strip()
         ended = SessionEnded(reason=reason, explanation=explanation)
         night.lab.ledger.append(ended)
         span.set_attribute("nightlab.ended", reason.value)
     return ended
+
+
+def _work(night: Night, after_attempt: Callable[[], object]) -> Ending:
+    try:
+        return _measure_baseline(night) or _research(night, after_attempt)
+    except SessionOver as over:
+        return over.reason, over.message
+    except ModelError as error:
+        return error.reason, f"{error.message} {error.hint}".strip()
+    except SandboxError as error:
+        return StopReason.SANDBOX_FAULT, f"{error.message} {error.hint}".strip()
 
 
 def _measure_baseline(night: Night) -> Ending | None:
@@ -206,8 +211,16 @@ def _score_holdout(night: Night) -> None:
         return
     if night.lab.settings.goal.is_reported:
         return
-    for attempt in (baseline, best):
-        score_holdout(night.lab, attempt)
+    try:
+        for attempt in (baseline, best):
+            patiently(night.lab, partial(_score_on_holdout, night.lab, attempt))
+    except (SessionOver, SandboxError) as error:
+        words = f"baseline and best are not scored on holdout, which a resume does: {error.message}"
+        night.turns.notice(HOLDOUT_MISSING, words)
+
+
+def _score_on_holdout(lab: Lab, attempt: Attempt, _tries_left: int) -> None:
+    score_holdout(lab, attempt)
 
 
 def _tokens(reply: Reply) -> int:

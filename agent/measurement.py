@@ -193,15 +193,19 @@ def refuse_interruption(result: RunResult) -> None:
 def leased(lab: Lab, number: int) -> AbstractContextManager[tuple[str, ...]]:
     """The GPUs of one box, as soon as there are any; what is waited for is on record.
 
+    Once an attempt has a run it is brought to its end, however long that takes.
+
     Raises:
         SessionOver: the session had to end before there were any.
     """
+    attempts = lab.ledger.history.attempts
+    is_begun = bool(attempts) and attempts[-1].open and bool(attempts[-1].runs)
 
     def note(words: str) -> None:
         lab.tell_waiting("gpu_awaited", words)
 
     purpose = f"session {lab.session}, attempt {number}"
-    return lab.gpus.lease(purpose, note, lambda: stand_by(lab))
+    return lab.gpus.lease(purpose, note, lambda: None if is_begun else stand_by(lab))
 
 
 @dataclass(frozen=True)

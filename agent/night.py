@@ -154,8 +154,9 @@ def _claude(
     async def wait(seconds: float) -> None:
         left = seconds
         while left > 0:
-            nap = min(left, LOOK_AGAIN_SECONDS)
+            nap = LOOK_AGAIN_SECONDS
             if not is_paused(lab):
+                nap = min(left, nap)
                 left -= nap
             await sleep(nap)
         assert ledger.history.asked is not None

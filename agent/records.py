@@ -215,7 +215,7 @@ class SessionResumed(Record):
     """What the session goes on with; none in ledgers from before it was recorded."""
     machine: dict[str, Any] | None = None
     researcher: str | None = None
-    """Who proposes from here on; none in ledgers from before that could change."""
+    """Who proposes from here on, where the person said so."""
 
 
 class AttemptStarted(Record):

@@ -56,8 +56,11 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
     if not is_at_work(directory):
         words = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
         return Activity(state="cut_off", words=words)
+    if history.is_paused:
+        return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
     if history.waits_for:
-        return Activity(state="working", words=one_line(history.waits_for, 300).capitalize())
+        words = one_line(history.waits_for, 300)
+        return Activity(state="working", words=words[:1].upper() + words[1:])
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
         return _at_work(directory, history.session, last, entries)

@@ -81,7 +81,8 @@ class Turns:
         if ending := self._unfinished_ending():
             return ending
         names = [model.name for model in self.models]
-        if conversation.researcher not in names:
+        is_chosen = self.lab.ledger.history.is_newly_chosen and conversation.researcher != names[0]
+        if is_chosen or conversation.researcher not in names:
             return self.start("another researcher took over")
         del self.models[: names.index(conversation.researcher)]
         if conversation.researcher in SAMPLERS:  # which know the attempts and no conversation

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from agent.budget import time_is_over
+from agent.history import TRIES
 from agent.lab import Lab
 from agent.records import Noticed, StopReason
 from agent.steering import is_asked_to_pause, is_asked_to_stop
@@ -21,7 +22,6 @@ from sandbox.contract import NightlabError, SandboxError
 LOOK_AGAIN_SECONDS = 1.0
 FAULT_PAUSE_SECONDS = 5.0
 """Pause after the first sandbox fault, doubled after each further one."""
-TRIES = 3
 
 T = TypeVar("T")
 
@@ -49,8 +49,9 @@ def is_paused(lab: Lab) -> bool:
     Raises:
         SessionOver: the person asked to stop.
     """
-    is_stopped = is_asked_to_stop(lab.directory)
-    paused = is_asked_to_pause(lab.directory) and not is_stopped
+    session = lab.ledger.directory  # a look at the machine has a scratch directory of its own
+    is_stopped = is_asked_to_stop(session)
+    paused = is_asked_to_pause(session) and not is_stopped
     if paused != lab.ledger.history.is_paused:
         words = "the person asked for a pause" if paused else "the pause is over"
         kind = "paused" if paused else "continued"

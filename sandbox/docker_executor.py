@@ -31,6 +31,7 @@ import requests
 
 from sandbox.causes import decide, gather, tried_bytes
 from sandbox.contract import (
+    BoxLost,
     ContainerUnkillable,
     EngineUnavailable,
     ImageMissing,
@@ -390,6 +391,8 @@ class _Box:
             killed_by_host = report is None
         except LinkEnded:
             pass  # PID 1 died without a word: the engine's view must do
+        except LinkBroken as error:
+            raise BoxLost(error.message) from error
         wall_seconds, finished_at = time.monotonic() - started, datetime.now(UTC)
         self._on_step("reported")
         log, output, skipped = self._collect(report, receiver)
@@ -483,8 +486,8 @@ class _Box:
             head = self._link.expect(b"T", give_up)
             tail = self._link.expect(b"T", give_up)
             skipped = self._receive_output(receiver, give_up) if report.all_dead else {}
-        except LinkEnded as error:
-            raise LinkBroken(f"while it sent the output: {error.message}") from error
+        except (LinkBroken, LinkEnded) as error:
+            raise BoxLost(f"while it sent the output: {error.message}") from error
         return (
             _log(head, tail, report.log_omitted_bytes),
             receiver.finish(),

@@ -266,8 +266,8 @@ class Leases:
             out_of_use = {entry.gpu for entry in self.quarantined()}
             self._refuse_hopeless(wish, out_of_use, parents)
             taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets if t))
-            if any(ticket is None for _, ticket in tickets):
-                taken = taken.union(wish.pool)
+            if any(ticket is None and n < number for n, ticket in tickets):
+                taken = taken.union(wish.pool)  # those behind wait for us in the same way
             waiting = [
                 (n, ticket)
                 for n, ticket in tickets

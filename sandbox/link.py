@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sandbox.contract import BoxLost, LimitNotEnforced, Record, RunSpec
+from sandbox.contract import LimitNotEnforced, Record, RunSpec, SandboxError
 from sandbox.gpu import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
 from sandbox.hardening import (
     LINK_DIRECTORY,
@@ -156,11 +156,11 @@ class Go(Record):
     channel: bool
 
 
-class LinkEnded(BoxLost):
+class LinkEnded(SandboxError):
     """PID 1 closed the link, or died; after go that is the end of a run like any other."""
 
 
-class LinkBroken(BoxLost):
+class LinkBroken(SandboxError):
     """PID 1 sent what it never sends."""
 
 

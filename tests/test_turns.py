@@ -196,6 +196,24 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
         assert b"# untried" not in tried
 
 
+def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    place = scene.place
+    lab = place.begin("tpe")
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+    more = place.program.settings.with_overrides(attempts=2)
+    place.program = dataclasses.replace(place.program, settings=more)
+    lab = place.open()
+    bring_back(lab, version="test", removed_containers=(), researcher="claude")
+    with MessagesServer(scene.then(), endless=True) as server:
+        assert StopReason.ATTEMPTS is work(lab, place, server).reason
+    assert server.requests
+    first, second = (attempt.started.researcher for attempt in scene.history.completed)
+    assert "tpe" == first != second
+    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+
 def test_a_sampler_that_stands_in_starts_from_the_best_and_not_from_untried_edits(
     tmp_path: Path,
 ) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.audit import whole_audit
-from agent.history import History, fold
+from agent.history import TRIES, History, fold
 from agent.lab import Lab
 from agent.ledger import read_ledger
 from agent.loop import run_session
 from agent.night import assemble, open_models
-from agent.records import Noticed, RetryWaited, SessionEnded, StopReason, Verdict
+from agent.records import (
+    Noticed,
+    RetryWaited,
+    SessionEnded,
+    SmokeStarted,
+    StopReason,
+    Verdict,
+)
 from agent.review import review
 from agent.running import activity
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
-from agent.waiting import TRIES
+from agent.waiting import SessionOver, is_paused
 from sandbox.contract import BoxLost, EngineUnavailable, RunResult, RunSpec, SandboxError
 from tests.messages_server import MessagesServer, Status
 from tests.nights import Clock, Place, PretendedBoxes
@@ -36,14 +43,13 @@ class TroubledBoxes(PretendedBoxes):
     away_seconds: float = 0.0
     fails_while_it_answers: Callable[[RunSpec], SandboxError | None] = lambda _: None
     back_at: float | None = None
-    asked: int = 0
 
     def answers(self) -> bool:
-        self.asked += 1
         return self.back_at is None or self.clock.seconds >= self.back_at
 
     def run(self, spec: RunSpec, **options: Any) -> RunResult:
-        if self.back_at is None and len(self.runs) == self.away_from_run:
+        is_due = self.away_from_run is not None and len(self.runs) >= self.away_from_run
+        if self.back_at is None and is_due:
             self.back_at = self.clock.seconds + self.away_seconds
         if not self.answers():
             raise EngineUnavailable("the engine does not answer: connection refused")
@@ -57,7 +63,6 @@ class TroubledPlace(Place):
     """A toy session in such boxes."""
 
     boxes_type: type[PretendedBoxes] = TroubledBoxes
-    told: list[str] = field(default_factory=list)
 
     @property
     def troubled(self) -> TroubledBoxes:
@@ -149,6 +154,39 @@ def test_an_engine_that_answers_and_fails_ends_the_session(tmp_path: Path) -> No
     assert [] == notices(place)
 
 
+def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Path) -> None:
+    place = trouble(tmp_path, attempts=8)
+    place.troubled.away_from_run, place.troubled.away_seconds = (
+        15,
+        1e9,
+    )  # something was kept by then
+
+    def sleep(seconds: float) -> None:
+        place.clock.advance(seconds)
+        if "engine_away" in notices(place):
+            ask_to_stop(place.directory)
+
+    place.sleep = sleep
+    assert StopReason.STOPPED is place.play().reason
+    assert place.history.best is not place.history.baseline
+    assert ["engine_away", "holdout_missing"] == notices(place)
+    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+    place.troubled.back_at, place.sleep = 0.0, None
+    assert StopReason.ATTEMPTS is work(place, place.resume()).reason
+    assert place.history.best is not None
+    assert place.history.best.values("holdout")
+    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+
+def test_a_look_at_the_machine_heeds_a_stop(tmp_path: Path) -> None:
+    """It works in a scratch directory, where nobody asks for anything."""
+    lab = trouble(tmp_path).begin("tpe")
+    ask_to_stop(lab.directory)
+    with lab.ledger, pytest.raises(SessionOver, match="asked to stop"):
+        is_paused(replace(lab, directory=tmp_path / "scratch"))
+
+
 # --- boxes that are lost ------------------------------------------------------------------------
 
 
@@ -171,6 +209,35 @@ def test_a_candidate_whose_box_is_lost_each_time_fails_and_the_night_goes_on(
     assert [Verdict.FAILED] == [a.finished.verdict for a in failed if a.finished]
     assert TRIES - 1 == sum(a.interrupted is not None for a in place.history.attempts)
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+
+def test_a_candidate_is_not_blamed_unless_its_box_was_lost_each_time(tmp_path: Path) -> None:
+    place = trouble(tmp_path)
+    faults = [SandboxError("the engine refused"), BoxLost("PID 1 is gone"), BoxLost("and again")]
+
+    def faulty(spec: RunSpec) -> SandboxError | None:
+        is_candidate = spec.box == "train" and len(place.boxes.runs) >= 9
+        return faults.pop(0) if is_candidate and faults else None
+
+    place.troubled.fails_while_it_answers = faulty
+    assert StopReason.SANDBOX_FAULT is place.play().reason
+    assert "box_lost" not in {a.finished.reason for a in place.history.completed if a.finished}
+
+
+def test_smokes_that_lose_their_box_come_to_an_end(tmp_path: Path) -> None:
+    lab = trouble(tmp_path).begin("tpe")
+    files = lab.workspace.candidate()
+    with lab.ledger:
+        for tries in range(1, 2 * TRIES + 1):
+            lab.ledger.append(
+                SmokeStarted(
+                    smoke=tries - 1,
+                    attempt=0,
+                    asked_by="researcher",
+                    files={name: lab.ledger.put_blob(data) for name, data in files.items()},
+                )
+            )
+            assert tries // TRIES == lab.ledger.history.smokes_in_a_row
 
 
 def test_a_baseline_whose_box_is_lost_each_time_ends_the_session(tmp_path: Path) -> None:
@@ -226,6 +293,7 @@ def test_a_pause_is_heeded_while_the_service_is_away_and_costs_no_hours(tmp_path
     kinds = [k for k in scene.notices() if k in ("paused", "continued")]
     assert ["paused", "continued"] == kinds
     assert 1 == len(scene.events(RetryWaited))
+    assert away.waits < 4 * 3600  # once a second, and not more often
     assert scene.history.active_seconds < 3600 < 3 * 3600 < clock.seconds
 
 
@@ -243,7 +311,7 @@ def test_a_review_waits_for_a_gpu_whatever_the_night_was_asked(tmp_path: Path) -
     with lab.ledger:
         review(lab, 1, "test", lambda _: None)
     assert [] == [k for k in notices(place) if k in ("paused", "continued")]
-    assert 2 == notices(place).count("gpu_awaited")
+    assert 1 == notices(place).count("gpu_awaited")  # the night's own
     assert worked == fold(read_ledger(place.directory)).active_seconds  # hours are the night's
 
 
@@ -253,5 +321,6 @@ def test_a_stop_is_heeded_while_a_gpu_is_waited_for(tmp_path: Path) -> None:
     ask_to_stop(place.directory)
     ended = work(place, lab)
     assert StopReason.STOPPED is ended.reason
+    assert ["gpu_awaited"] == notices(place)
     history = fold(read_ledger(place.directory))
     assert [True] == [attempt.interrupted is not None for attempt in history.attempts]

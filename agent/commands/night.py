@@ -42,7 +42,7 @@ from agent.commands.shared import (
 from agent.console import closing_lines
 from agent.history import fold
 from agent.lab import Lab
-from agent.ledger import Ledger, LedgerError, read_ledger
+from agent.ledger import Ledger, LedgerError, is_locked, read_ledger
 from agent.loop import run_session
 from agent.model import WITHOUT_A_KEY, check_credentials, price_known, unusable_credentials
 from agent.night import assemble, check_models, open_models
@@ -150,7 +150,7 @@ def resume(
                 lab,
                 version=distribution_version("nightlab"),
                 removed_containers=removed,
-                researcher=name,
+                researcher=None if researcher is None else name,
                 engine=outfit.engine,
             )
             _work(lab, content, name, export, as_json=as_json)
@@ -314,7 +314,7 @@ def _running_session(runs: Path, session: str) -> Path:
     if ended is not None:
         hint = f"go on with it: nightlab resume {session}"
         raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
-    if not is_at_work(directory):
+    if not (is_at_work(directory) or is_locked(directory)):
         hint = f"go on with it: nightlab resume {session}"
         raise SessionError(f"nobody is at work on {session}: it was cut off", hint)
     return directory
