@@ -95,7 +95,7 @@ def run_patiently(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str)
     """
     candidate, lost = lab.workspace.candidate(), 0
 
-    def work(_tries_left: int) -> Attempt:
+    def work() -> Attempt:
         nonlocal lost
         lab.workspace.restore(candidate)
         last = lost == TRIES - 1
@@ -115,7 +115,7 @@ def smoke_patiently(lab: Lab, files: dict[str, bytes]) -> Smoke:
         SandboxError: it failed too often in a row.
         SessionOver: the session had to end meanwhile.
     """
-    return patiently(lab, lambda _: smoke(lab, files, asked_by_researcher=True))
+    return patiently(lab, lambda: smoke(lab, files, asked_by_researcher=True))
 
 
 def _smoked(lab: Lab, candidate: dict[str, bytes]) -> Failure | None:

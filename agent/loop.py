@@ -14,7 +14,7 @@ from agent.budget import NOTHING, Ending, reason_to_stop
 from agent.circles import act, cache_miss
 from agent.conversation import Conversation
 from agent.experiment import run_patiently
-from agent.history import HOLDOUT_MISSING, Attempt, History
+from agent.history import HOLDOUT_MISSING, History
 from agent.lab import Lab
 from agent.ledger import request_sha
 from agent.measurement import score_holdout
@@ -213,14 +213,10 @@ def _score_holdout(night: Night) -> None:
         return
     try:
         for attempt in (baseline, best):
-            patiently(night.lab, partial(_score_on_holdout, night.lab, attempt))
+            patiently(night.lab, partial(score_holdout, night.lab, attempt))
     except (SessionOver, SandboxError) as error:
         words = f"baseline and best are not scored on holdout, which a resume does: {error.message}"
         night.turns.notice(HOLDOUT_MISSING, words)
-
-
-def _score_on_holdout(lab: Lab, attempt: Attempt, _tries_left: int) -> None:
-    score_holdout(lab, attempt)
 
 
 def _tokens(reply: Reply) -> int:

@@ -87,25 +87,25 @@ def stand_by(lab: Lab) -> None:
         raise SessionOver(*ending)
 
 
-def patiently(lab: Lab, work: Callable[[int], T]) -> T:
+def patiently(lab: Lab, work: Callable[[], T]) -> T:
     """Do work that needs the engine, again when the sandbox failed, once the engine answers.
 
     Args:
         lab: of the session.
-        work: told how many tries are left after this one.
+        work: what is tried.
 
     Raises:
         SandboxError: it failed `TRIES` times in a row.
         SessionOver: the session had to end while it waited.
         KeyboardInterrupt: passed on.
     """
-    for left in range(TRIES - 1, 0, -1):
+    for faults in range(TRIES - 1):
         try:
-            return work(left)
+            return work()
         except SandboxError as error:
-            _wait(lab, FAULT_PAUSE_SECONDS * 2 ** (TRIES - 1 - left))
+            _wait(lab, FAULT_PAUSE_SECONDS * 2**faults)
             _wait_for_engine(lab, error)
-    return work(0)
+    return work()
 
 
 def _wait(lab: Lab, seconds: float) -> None:

@@ -132,7 +132,9 @@ class Stage:
             if self.reports:
                 write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
 
-        wait = self.place.clock.wait
+        async def wait(seconds: float) -> None:
+            lab.sleep(seconds)  # which also ends a pause
+
         with open_models(lab, self.researcher, environ, lambda *_: None, sleep=wait) as models:
             run_session(assemble(lab, self.place.program, models), refresh)
 
