@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from agent.history import History
-from agent.records import Disturbance
+from agent.records import Disturbance, RunFinished
 
 _BLOCK = bytes(64 * 1024)
 _SLICES, _SLICE_SECONDS = 4, 0.01
@@ -80,7 +80,7 @@ def disturbance(
         before: when the run began.
         after: when it was over.
         run_cpu_seconds: used by the run's box.
-        limit_cores: how many more than the next two together they may use.
+        limit_cores: how many they may use, see `allowed_cores`.
         idle_cores: what the run leaves to others.
         usual_cores: what others used beside the runs that this one is compared with.
         usual_speed: see `speed`; none where nothing was calibrated yet.
@@ -109,7 +109,8 @@ def idle_cores(cpus: float) -> float:
 
 def allowed_cores(found: Disturbance) -> float:
     """How many cores others may use until a run counts as disturbed."""
-    return found.limit_cores + found.idle_cores + found.usual_cores
+    at_all, beyond_the_usual = found.limit_cores, found.usual_cores + found.limit_cores / 2
+    return found.idle_cores + max(at_all, beyond_the_usual)
 
 
 def is_crowded(found: Disturbance) -> bool:
@@ -143,17 +144,21 @@ def usual_speed(history: History, *, with_looks: bool = True) -> float | None:
     Older ledgers were written without the looks after a move.
     """
     runs = _calibrating(history, with_looks=with_looks)
-    speeds = [noise.speed for noise in runs if noise.speed]
+    speeds = [run.disturbance.speed for run in runs if run.disturbance and run.disturbance.speed]
     return median(speeds) if speeds else None
 
 
 def usual_cores(history: History) -> float:
-    """What others used beside the same trainings; 0 before there is one."""
-    return round(median([noise.other_cores for noise in _calibrating(history)] or [0.0]), 4)
+    """What others used beside the same trainings, of each seed the one that counts.
+
+    0 before there is one.
+    """
+    counted = {run.seed: run.disturbance for run in _calibrating(history) if run.disturbance}
+    return round(median([noise.other_cores for noise in counted.values()] or [0.0]), 4)
 
 
-def _calibrating(history: History, *, with_looks: bool = True) -> list[Disturbance]:
-    """What was measured beside the trainings that all others are compared with.
+def _calibrating(history: History, *, with_looks: bool = True) -> list[RunFinished]:
+    """The runs that all others are compared with.
 
     They are the baseline's, or after a move to another machine those of the best there, in looks
     at the machine and beside close calls.
@@ -164,7 +169,7 @@ def _calibrating(history: History, *, with_looks: bool = True) -> list[Disturban
         runs = [*looks, *history.attempt(number).runs[earlier:]]
     else:
         runs = history.baseline.runs if history.baseline else []
-    return [run.disturbance for run in runs if run.disturbance]
+    return runs
 
 
 def _slice(clock: Callable[[], float]) -> float:

@@ -49,7 +49,7 @@ NOT_JUDGED = frozenset({"disturbed"})
 TRIES = 3
 """How often the same files are tried while the sandbox fails."""
 HOLDOUT_MISSING = "holdout_missing"
-"""The notice of a session whose end could not be scored on holdout."""
+"""The notice of a try in vain to score a session's end on holdout."""
 BOX_LOST = "box_lost"
 """Why a candidate failed whose boxes were lost again and again."""
 WAITS = frozenset({"engine_away", "gpu_awaited"})
@@ -103,6 +103,8 @@ class Attempt:
     """Scores on val from after the machine changed: they count instead of all before them."""
     counted_from: int = 0
     """How many scores there were when it was noticed that the machine had changed."""
+    curves_from: int = 0
+    """How many runs there were at that time: the curves of those are another machine's."""
     cost_usd: float = 0.0
     """What the model calls since the attempt before cost."""
 
@@ -146,7 +148,7 @@ class History:
     researcher: str = ""
     """Who proposes, as named at the start or by a later resume."""
     is_newly_chosen: bool = False
-    """Whether the last resume named the researcher."""
+    """Whether a resume named the researcher since the last conversation was opened."""
     last_at: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt | None = None
@@ -405,7 +407,7 @@ class History:
         else:
             self.ended, self.resumes = None, self.resumes + 1
             self.researcher = event.researcher or self.researcher
-            self.is_newly_chosen = event.researcher is not None
+            self.is_newly_chosen |= event.researcher is not None
             if _is_another(self._machine, event.machine):
                 self.is_on_another_machine, self.looks_in_vain = True, 0
                 self.moved = None if self.best is None else (self.best.number, len(self.best.runs))
@@ -422,7 +424,7 @@ class History:
         if event.changed:
             best = self.attempt(event.attempt)
             best.remeasured = {event.seed: fmean(event.today)}
-            best.counted_from = len(best.scores)
+            best.counted_from, best.curves_from = len(best.scores), len(best.runs)
 
     def _see(self, event: Event) -> None:
         """What a look's trainings say of a machine's speed; their scores are in its result."""
@@ -434,7 +436,7 @@ class History:
 
     def _talk(self, event: ConversationOpened | ModelCalled) -> None:
         if isinstance(event, ConversationOpened):
-            self.conversation = event.conversation
+            self.conversation, self.is_newly_chosen = event.conversation, False
             return
         self.calls += 1
         self.input_tokens += (

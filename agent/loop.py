@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Tracer
@@ -14,7 +13,7 @@ from agent.budget import NOTHING, Ending, reason_to_stop
 from agent.circles import act, cache_miss
 from agent.conversation import Conversation
 from agent.experiment import run_patiently
-from agent.history import HOLDOUT_MISSING, History
+from agent.history import HOLDOUT_MISSING, TRIES, Attempt, History
 from agent.lab import Lab
 from agent.ledger import request_sha
 from agent.measurement import score_holdout
@@ -32,7 +31,7 @@ from agent.records import (
 from agent.tools import Toolbox, ToolResult
 from agent.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.turns import Turns, tool_result
-from agent.waiting import SessionOver, patiently, wait_while_paused
+from agent.waiting import FAULT_PAUSE_SECONDS, SessionOver, wait_while_paused
 from sandbox.contract import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
@@ -211,12 +210,26 @@ def _score_holdout(night: Night) -> None:
         return
     if night.lab.settings.goal.is_reported:
         return
-    try:
-        for attempt in (baseline, best):
-            patiently(night.lab, partial(score_holdout, night.lab, attempt))
-    except (SessionOver, SandboxError) as error:
-        words = f"baseline and best are not scored on holdout, which a resume does: {error.message}"
-        night.turns.notice(HOLDOUT_MISSING, words)
+    for attempt in (baseline, best):
+        if not _score_on_holdout(night, attempt):
+            return
+
+
+def _score_on_holdout(night: Night, attempt: Attempt) -> bool:
+    """Whether an attempt is scored, after a few tries; the session ends as it was to end anyway."""
+    for faults in range(TRIES):
+        try:
+            score_holdout(night.lab, attempt)
+        except (SessionOver, SandboxError) as error:
+            later = "a resume with hours left does it, and a review measures anew"
+            words = f"attempt {attempt.number} is not scored on holdout: {error.message}; {later}"
+            night.turns.notice(HOLDOUT_MISSING, words)
+            if isinstance(error, SessionOver):
+                return False
+            night.lab.sleep(FAULT_PAUSE_SECONDS * 2**faults)
+        else:
+            return True
+    return False
 
 
 def _tokens(reply: Reply) -> int:

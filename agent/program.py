@@ -204,7 +204,7 @@ class DisturbanceSettings(Section):
     """When the rest of the machine spoils a run."""
 
     max_other_cores: Annotated[float, Field(ge=0)] = Field(0.06, examples=[0.06])
-    """Beyond those that a run leaves free, and beyond what others used beside the baseline."""
+    """Beside those that a run leaves free; or half of it more than beside the baseline."""
     min_speed: Annotated[float, Field(ge=0, le=1)] = Field(0.8, examples=[0.8])
     """Share of the speed that the machine had beside the baseline's runs."""
     max_repeats: Annotated[int, Field(ge=0, le=100)] = Field(2, examples=[2])

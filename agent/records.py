@@ -96,7 +96,7 @@ class Disturbance(Record):
     other_cores: Annotated[float, Field(ge=0)]
     """Mean number of cores used by anything but the run."""
     limit_cores: Annotated[float, Field(ge=0)]
-    """How many more than `idle_cores` and `usual_cores` together they may use."""
+    """How many they may use beside `idle_cores`: so many, or half of it more than `usual_cores`."""
     disturbed: bool
     idle_cores: Annotated[float, Field(ge=0)] = 0.0
     """Cores of the machine that the run's limit leaves to others; 0 in older ledgers."""

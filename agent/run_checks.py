@@ -89,6 +89,9 @@ class RunChecks:
         """What broke off may have left runs without an end, and boxes without a score."""
         self._open.clear()
         self._models.clear()
+        for ends in self._ends.values():  # a score is made of boxes that ran for it
+            ends.pop("model", None)
+            ends.pop("scorer", None)
 
     def _start(self, event: RunStarted) -> Iterator[str]:
         spec = event.spec

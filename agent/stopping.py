@@ -247,14 +247,17 @@ def _line(pairs: Sequence[tuple[float, float]], at: float) -> _Line | None:
 def _runs(
     attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget
 ) -> Iterator[tuple[Progress, float]]:
-    """Progress and score at each seed, of runs that nobody disturbed."""
-    trainings = {run.seed: run for run in attempt.runs if _is_whole(run)}
+    """Progress and score at each seed, of runs that count on the machine as it is now."""
+    is_baseline = attempt.started.kind == "baseline"  # measured on the machine as it is
+    runs = attempt.runs[attempt.curves_from :]
+    trainings = {run.seed: run for run in runs if _is_whole(run, may_be_noisy=is_baseline)}
     for seed, value in attempt.values().items():
         run = trainings.get(seed)
         if run is not None and run.curve is not None:
             yield progress(unpacked(get_blob(run.curve)), budget), value
 
 
-def _is_whole(run: RunFinished) -> bool:
+def _is_whole(run: RunFinished, *, may_be_noisy: bool) -> bool:
     is_quiet = run.disturbance is None or not run.disturbance.disturbed
-    return run.result.box == "train" and run.result.outcome is Outcome.OK and is_quiet
+    is_done = run.result.box == "train" and run.result.outcome is Outcome.OK
+    return is_done and (is_quiet or may_be_noisy)

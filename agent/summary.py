@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from agent.history import Attempt, History, fold, gain
+from agent.history import HOLDOUT_MISSING, Attempt, History, fold, gain
 from agent.judge import pooled_noise
 from agent.ledger import FIRST_PREVIOUS
 from agent.records import (
@@ -221,11 +221,17 @@ def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention
     yield from _about_attempts(history)
     yield from _about_the_service(history, entries)
     events = (entry.event for entry in entries)
-    notices = [e for e in events if isinstance(e, Noticed) and e.kind not in _FOR_THE_RECORD]
+    done = _FOR_THE_RECORD | ({HOLDOUT_MISSING} if _has_holdout(history) else set())
+    notices = [e for e in events if isinstance(e, Noticed) and e.kind not in done]
     for kind, count in Counter(notice.kind for notice in notices).items():
         latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
         times = "" if count == 1 else f" ({count} times; this is the last)"
         yield Attention(kind=one_line(kind, 60), text=one_line(latest, 300) + times)
+
+
+def _has_holdout(history: History) -> bool:
+    ends = (history.baseline, history.best)
+    return all(attempt is not None and attempt.values("holdout") for attempt in ends)
 
 
 def _about_the_end(history: History) -> Iterator[Attention]:

@@ -12,14 +12,14 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from sandbox.contract import Executor, Outcome, Record, RunResult, RunSpec, SandboxError
+from sandbox.contract import BoxLost, Executor, Outcome, Record, RunResult, RunSpec, SandboxError
 
 SHEET_NAME = "score.json"
 MAX_SHEET_BYTES = 256 * 1024
@@ -114,7 +114,7 @@ def measure(
                 for spec, end in zip(models, ends, strict=True)
             ]
             model_results = tuple(one.result() for one in modelling)
-            scorer_result = scoring.result()
+            scorer_result = _ours(scoring)
         except BaseException:
             interrupted.set()
             raise
@@ -128,6 +128,14 @@ def measure(
             "look at evaluate.py and at [scoring] in program.md",
         )
     return Measurement(model_results, scorer_result, sheet)
+
+
+def _ours(scoring: Future[RunResult]) -> RunResult:
+    """What became of the scorer box; that it was lost says nothing of the candidate."""
+    try:
+        return scoring.result()
+    except BoxLost as error:
+        raise SandboxError(error.message, error.hint) from error
 
 
 def _channels(count: int) -> tuple[socket.socket, list[socket.socket]]:

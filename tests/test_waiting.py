@@ -26,6 +26,7 @@ from agent.records import (
 from agent.review import review
 from agent.running import activity
 from agent.steering import ask_to_continue, ask_to_pause, ask_to_stop
+from agent.summary import summary
 from agent.waiting import SessionOver, is_paused
 from sandbox.contract import BoxLost, EngineUnavailable, RunResult, RunSpec, SandboxError
 from tests.messages_server import MessagesServer, Status
@@ -169,7 +170,7 @@ def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Pa
     place.sleep = sleep
     assert StopReason.STOPPED is place.play().reason
     assert place.history.best is not place.history.baseline
-    assert ["engine_away", "holdout_missing"] == notices(place)
+    assert ["engine_away", *["holdout_missing"] * TRIES] == notices(place)
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
 
     place.troubled.back_at, place.sleep = 0.0, None
@@ -177,6 +178,28 @@ def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Pa
     assert place.history.best is not None
     assert place.history.best.values("holdout")
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+
+@pytest.mark.parametrize("fault", [SandboxError("the engine refused"), BoxLost("gone")])
+@pytest.mark.parametrize("tries", [1, TRIES])
+def test_a_holdout_that_fails_is_tried_again_and_the_record_holds(
+    tmp_path: Path, fault: SandboxError, tries: int
+) -> None:
+    place, faults = trouble(tmp_path, attempts=8), [fault] * tries
+
+    def on_holdout(spec: RunSpec) -> SandboxError | None:
+        is_over = spec.box == "model" and len(place.history.completed) == 8
+        return faults.pop() if is_over and faults else None
+
+    place.troubled.fails_while_it_answers = on_holdout
+    assert StopReason.ATTEMPTS is place.play().reason
+    assert ["holdout_missing"] * tries == notices(place)
+    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert StopReason.ATTEMPTS is work(place, place.resume()).reason
+    entries = read_ledger(place.directory)
+    assert fold(entries).best is not None
+    assert [] == [a for a in summary(entries).attention if a.kind == "holdout_missing"]
+    assert [] == whole_audit(place.directory, entries)
 
 
 def test_a_look_at_the_machine_heeds_a_stop(tmp_path: Path) -> None:
