@@ -4,7 +4,7 @@
 twenty candidates on the shipped workload without early stopping. Then each rule goes through the
 stored curves, point by point, as if it had been there: which runs it would have ended and when,
 whether it would have ended one that was kept, and what the best would have been. So the sampler's
-luck does not enter. A rule has nothing that was fitted: its confidence is the judge's.
+luck does not enter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 from agent.curves import unpacked
 from agent.history import Attempt, History
 from agent.ledger import read_blob, read_ledger
+from agent.program import load_program
 from agent.records import AttemptFinished, AttemptStarted, EarlyStop, RunFinished
 from agent.session import settings_in
 from agent.stopping import Rule, past
@@ -104,7 +105,8 @@ def replay(directory: Path, seed: int, kind: Literal["median", "predictive"]) ->
     """Go through a session's attempts with a rule in force."""
     entries = read_ledger(directory)
     settings = settings_in(entries)
-    economy = settings.economy.model_copy(update={"early_stopping": kind})
+    shipped = load_program(ROOT / "program.md").settings.economy
+    economy = shipped.model_copy(update={"early_stopping": kind})
     settings = settings.model_copy(update={"economy": economy})
 
     def get_blob(sha: str) -> bytes:
@@ -179,6 +181,14 @@ def table(replays: list[Replay]) -> str:
             f"{one.saved_seconds:.0f} of {one.trained_seconds:.0f} s "
             f"({one.saved_seconds / one.trained_seconds:.0%}) | {one.best:.4f} | "
             f"{one.best_with_rule:.4f} | {worse:+.1f} |"
+        )
+    for kind in RULES:
+        mine = [one for one in replays if one.rule == kind]
+        saved, trained = sum(r.saved_seconds for r in mine), sum(r.trained_seconds for r in mine)
+        stopped, kept = sum(len(r.stopped) for r in mine), sum(len(r.lost) for r in mine)
+        lines.append(
+            f"| all | {kind} | {stopped} of {ATTEMPTS * len(mine)} | {kept or 'none'} | "
+            f"{saved:.0f} of {trained:.0f} s ({saved / trained:.0%}) | | | |"
         )
     return "\n".join(lines) + "\n"
 

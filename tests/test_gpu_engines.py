@@ -151,7 +151,8 @@ def podman(
         missing(pytestconfig, "engines", "no Podman here: `make engines` as root")
     place = tmp_path_factory.mktemp("podman")
     words = (
-        *("podman", "--cgroup-manager=cgroupfs", "--events-backend=file"),
+        # crun refuses a machine whose kernel has a controller that only the unified hierarchy took.
+        *("podman", "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=file"),
         *("--root", str(place / "root"), "--runroot", str(place / "run")),
     )
     with contextlib.closing(

@@ -367,10 +367,9 @@ def report(**facts: float) -> None:
 
 
 def train(model: Model, batches: Batches, budget: Budget) -> None:
-    """Takes steps until the budget is used, reporting about once a second.
+    """Takes steps until the budget is used, reporting the mean loss about once a second.
 
-    Reported is the mean loss since the last report: that of one batch is mostly its luck. Only a
-    report waits for the device. A first step that compiles counts, but foretells nothing.
+    Only a report waits for the device. A first step that compiles counts, but foretells nothing.
     """
     muon = Muon([model.qkv, model.mix, model.up, model.down], model.way)
     adam = Adam([model.head, model.embedding, *([model.bigram] if BIGRAM_ROWS else [])])
@@ -424,10 +423,5 @@ def run(way: Way) -> None:
     report(done=1, parameters=parameters, seconds=budget.elapsed_seconds())
 
 
-def main() -> None:
-    """Trains on the device that nightlab names."""
-    run(way_of(setting("NIGHTLAB_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")))
-
-
 if __name__ == "__main__":
-    main()
+    run(way_of(setting("NIGHTLAB_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")))
