@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from agent.curves import unpacked
 from agent.diffs import patch, unified_diff
-from agent.disturbance import usual_cores, usual_speed
+from agent.disturbance import idle_cores, usual_cores, usual_speed
 from agent.history import (
     BOX_LOST,
     HOLDOUT_MISSING,
@@ -310,7 +310,7 @@ class _Auditor:
             yield "its limits of disturbance are not those in the settings"
         if noise.usual_cores not in (0.0, usual_cores(self.history)):
             yield "what others usually use is not what they used beside the baseline's runs"
-        if noise.idle_cores not in (0.0, self._idle_cores()):
+        if noise.idle_cores not in (0.0, idle_cores(self.settings.limits.cpus, self.history.cores)):
             yield "the cores that it leaves to others are not those that its limit leaves"
         due = {usual_speed(self.history, with_looks=looks) for looks in (True, False)}
         if noise.usual_speed not in due:
@@ -321,10 +321,6 @@ class _Auditor:
         smokes = self.history.smokes
         if smokes and smokes[-1].finished is None:
             self.runs.forget_open()
-
-    def _idle_cores(self) -> float:
-        assert self.settings is not None
-        return max(0.0, self.history.cores - self.settings.limits.cpus)
 
     def _smoke(self, event: SmokeStarted | SmokeRun | SmokeFinished) -> Iterator[str]:
         match event:

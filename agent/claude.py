@@ -50,7 +50,6 @@ from agent.model import (
     Reply,
     ToolCall,
     cost_usd,
-    price_known,
 )
 from agent.records import Reserve, StopReason, Usage
 from agent.render import one_line
@@ -261,9 +260,8 @@ class ClaudeModel:
 
     def _cost_usd(self, usage: Usage, model: str | None = None) -> float | None:
         """What `usage` costs with the model that answered, or with the one that was asked."""
-        if model is not None and price_known(model, provider=self._provider):
-            return cost_usd(model, usage, provider=self._provider)
-        return cost_usd(self._model, usage, provider=self._provider)
+        priced = None if model is None else cost_usd(model, usage, provider=self._provider)
+        return cost_usd(self._model, usage, provider=self._provider) if priced is None else priced
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
         retrying = AsyncRetrying(

@@ -102,9 +102,9 @@ def disturbance(
     return found.model_copy(update={"disturbed": is_crowded(found) or is_slow(found)})
 
 
-def idle_cores(cpus: float) -> float:
-    """Cores of this machine that a run of so many processors leaves to others."""
-    return max(0.0, (os.cpu_count() or 1) - cpus)
+def idle_cores(cpus: float, cores: int | None = None) -> float:
+    """Cores of a machine, of this one if not given, that a run of so many leaves to others."""
+    return max(0.0, ((os.cpu_count() or 1) if cores is None else cores) - cpus)
 
 
 def allowed_cores(found: Disturbance) -> float:

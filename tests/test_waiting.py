@@ -157,10 +157,8 @@ def test_an_engine_that_answers_and_fails_ends_the_session(tmp_path: Path) -> No
 
 def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Path) -> None:
     place = trouble(tmp_path, attempts=8)
-    place.troubled.away_from_run, place.troubled.away_seconds = (
-        15,
-        1e9,
-    )  # something was kept by then
+    place.troubled.away_from_run = 15  # something was kept by then
+    place.troubled.away_seconds = 1e9
 
     def sleep(seconds: float) -> None:
         place.clock.advance(seconds)

@@ -311,10 +311,9 @@ def _require_credentials(name: str, settings: Settings) -> None:
 def _running_session(runs: Path, session: str) -> Path:
     directory = session_directory(runs, session)
     ended = fold(read_ledger(directory)).ended
+    hint = f"go on with it: nightlab resume {session}"
     if ended is not None:
-        hint = f"go on with it: nightlab resume {session}"
         raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
     if not (is_at_work(directory) or is_locked(directory)):
-        hint = f"go on with it: nightlab resume {session}"
         raise SessionError(f"nobody is at work on {session}: it was cut off", hint)
     return directory
