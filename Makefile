@@ -25,7 +25,7 @@ test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing w
 
 test-cgroup2: .venv/.developed ## the walls' tests on cgroup v2 and a current engine, in an emulated machine (an hour)
 	$(BIN)/nightlab setup
-	$(BIN)/python -m tests.cgroup2
+	$(BIN)/python -m tests.bench.cgroup2
 
 check: .venv/.developed ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -35,22 +35,22 @@ check: .venv/.developed ## format, lint, types, import contracts
 
 bench: .venv/.developed ## what a box and a score cost, and how far honest models are from a false alarm
 	$(BIN)/nightlab setup
-	$(BIN)/python -m tests.bench_overhead
-	$(BIN)/python -m tests.bench_kill
-	$(BIN)/python -m tests.bench_score
+	$(BIN)/python -m tests.bench.bench_overhead
+	$(BIN)/python -m tests.bench.bench_kill
+	$(BIN)/python -m tests.bench.bench_score
 
 soak: .venv/.developed ## hundreds of random hostile runs: no wrong cause, nothing left (about 5 minutes)
 	$(BIN)/nightlab setup
-	$(BIN)/python -m tests.soak --runs 500
+	$(BIN)/python -m tests.bench.soak --runs 500
 
 compare: .venv/.developed ## random, tpe and a scripted model on the workload: 45 trainings of 20 s
 	$(BIN)/nightlab setup
-	$(BIN)/python -m tests.compare --seeds 1 2 3 --attempts 15 --budget-seconds 20
+	$(BIN)/python -m tests.bench.compare --seeds 1 2 3 --attempts 15 --budget-seconds 20
 
 swap: .venv/.developed ## one program on three base images, made from Debian's packages (about 10 minutes)
 	@command -v mmdebstrap >/dev/null || { [ -n "$(ROOT)" ] && apt-get install -y -qq --no-install-recommends mmdebstrap; }
 	$(BIN)/nightlab setup
-	$(BIN)/python -m tests.swap
+	$(BIN)/python -m tests.bench.swap
 
 build: .venv/.developed ## sdist and wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
@@ -88,5 +88,5 @@ engines:  # only root can start engines of its own; without them the tests that 
 	  { apt-get update -qq && \
 	    apt-get install -y -qq --no-install-recommends podman gcc libc6-dev >/dev/null; } || \
 	  { echo "the GPU tests need podman and gcc; install them and try again"; exit 2; }
-	@[ -z "$(ROOT)" ] || sh tests/gpu/cdi-engine.sh .engines || \
+	@[ -z "$(ROOT)" ] || sh tests/support/gpu/cdi-engine.sh .engines || \
 	  { echo "the GPU tests need a Docker Engine of 25.0 or later; install one"; exit 2; }

@@ -22,9 +22,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from agent.records import Direction, Source
-from agent.render import labelled
-from sandbox.contract import GpuMemory, Limits, MemoryBound, NightlabError, Record
+from agent.record.events import Direction, Source
+from agent.text import labelled
+from sandbox.contract.run import GpuMemory, Limits, MemoryBound, NightlabError, Record
 
 MAX_PROGRAM_BYTES = 256 * 1024
 FIXED_FILES = ("prepare.py", "evaluate.py")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandbox.contract import (
+from sandbox.contract.run import (
     Executor,
     Limits,
     Log,
@@ -17,8 +17,8 @@ from sandbox.contract import (
 )
 
 if TYPE_CHECKING:
-    from sandbox.docker_executor import DockerExecutor
-    from sandbox.library import box
+    from sandbox.box.executor import DockerExecutor
+    from sandbox.machine import box
 
 __all__ = [
     "DockerExecutor",
@@ -38,11 +38,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Load what runs boxes when it is asked for: the contract alone needs no engine's SDK."""
     if name == "DockerExecutor":
-        from sandbox.docker_executor import DockerExecutor
+        from sandbox.box.executor import DockerExecutor
 
         return DockerExecutor
     if name == "box":
-        from sandbox.library import box
+        from sandbox.machine import box
 
         return box
     raise AttributeError(name)

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import pytest
 
-from sandbox.contract import SandboxError
-from sandbox.engine import Engine, find_engine
-from sandbox.image import ImageRecord, find_image
-from sandbox.library import state_directory
-from tests.boxes import shipped_recipe
-from tests.gpu_stand_ins import (
+from sandbox.contract.run import SandboxError
+from sandbox.engine.find import Engine, find_engine
+from sandbox.image.image import ImageRecord, find_image
+from sandbox.machine import state_directory
+from tests.support.boxes import shipped_recipe
+from tests.support.gpu_stand_ins import (
     GPU_0,
     GPU_1,
     Cards,

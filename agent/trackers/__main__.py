@@ -1,6 +1,6 @@
 """Brings one tracker up to date with one session's ledger.
 
-It runs as a process of its own (see `agent/tracking.py`): what these libraries do to an
+It runs as a process of its own (see `agent/trackers/tracking.py`): what these libraries do to an
 interpreter, and how long they take, is then nothing that a night has to fear.
 """
 
@@ -13,10 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from agent.ledger import read_blob, read_ledger
-from agent.render import one_line
-from agent.tracked import Content, TrackedRun, content_of, tracked_runs
-from agent.tracking import Tracker
+from agent.record.ledger import read_blob, read_ledger
+from agent.text import one_line
+from agent.trackers.attempts import Content, TrackedRun, content_of, tracked_runs
+from agent.trackers.tracking import Tracker
 
 LOCK_NAME = ".nightlab-lock"
 MAX_ERROR_CHARACTERS = 300

@@ -12,8 +12,8 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.tracking import MlflowClient
 from sqlalchemy import URL
 
-from agent.render import for_markdown
-from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedRun
+from agent.text import for_markdown
+from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedRun
 
 STORE_NAME = "mlflow.db"
 KEY, FINGERPRINT = "nightlab.key", "nightlab.fingerprint"

@@ -17,8 +17,8 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from agent.render import for_markdown
-from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+from agent.text import for_markdown
+from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
 
 
 class TensorBoardFiles:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import wandb
 
-from agent.render import for_markdown
-from agent.tracked import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+from agent.text import for_markdown
+from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
 
 PROJECT = "nightlab"
 

@@ -1,0 +1,134 @@
+"""Says when a session has to stop."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from agent.record.events import Reserve, StopReason
+from agent.record.history import History
+
+Ending = tuple[StopReason, str]
+
+
+class SessionLimits(Protocol):
+    """The settings that bound a session; see `[session]` in program.md."""
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def hours(self) -> float: ...
+    @property
+    def usd(self) -> float | None: ...
+    @property
+    def tokens(self) -> int | None: ...
+    @property
+    def calls(self) -> int | None: ...
+    @property
+    def until(self) -> str | None: ...
+    @property
+    def max_failures_in_a_row(self) -> int: ...
+    @property
+    def max_discards_in_a_row(self) -> int | None: ...
+
+
+NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
+"""What a step reserves that asks no paid model."""
+
+
+def reason_to_stop(
+    history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
+) -> Ending | None:
+    """Why the session must not go on, if it must not.
+
+    Args:
+        history: what happened so far.
+        limits: what the person allowed.
+        reserve: the worst that the next step can use.
+    """
+    return (
+        _work_is_done(history, limits)
+        or time_is_over(history, limits)
+        or _calls_are_out(history, limits, reserve)
+        or _money_is_out(history, limits.usd, reserve.usd)
+    )
+
+
+def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
+    """Seconds until the session's time is over, never negative.
+
+    Args:
+        history: what happened so far.
+        limits: what the person allowed.
+        idle_seconds: how long ago the last event was.
+    """
+    left = limits.hours * 3600 - history.active_seconds
+    if limits.until is not None and history.last_at:
+        stop = stop_time(limits.until, history.working_since)
+        left = min(left, (stop - datetime.fromisoformat(history.last_at)).total_seconds())
+    return max(0.0, left - idle_seconds)
+
+
+def time_is_over(
+    history: History, limits: SessionLimits, *, idle_seconds: float = 0.0
+) -> Ending | None:
+    """How a session ends whose time is over, if it is; see `seconds_left`."""
+    if seconds_left(history, limits, idle_seconds=idle_seconds) > 0:
+        return None
+    if history.active_seconds + idle_seconds >= limits.hours * 3600:
+        return StopReason.HOURS, f"{limits.hours:g} hours are over"
+    return StopReason.STOP_TIME, f"it is {limits.until}"
+
+
+def stop_time(until: str, since: str) -> datetime:
+    """The first local time `until` after `since`, whatever a change of clocks lies between."""
+    begun = datetime.fromisoformat(since).astimezone().replace(tzinfo=None)
+    hour, minute = map(int, until.split(":"))
+    stop = begun.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return (stop if stop > begun else stop + timedelta(days=1)).astimezone()
+
+
+def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
+    if len(history.completed) >= limits.attempts:
+        return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
+    if history.failures_in_a_row >= limits.max_failures_in_a_row:
+        return (
+            StopReason.FAILURES_IN_A_ROW,
+            f"the last {history.failures_in_a_row} attempts failed or were invalid",
+        )
+    discards = limits.max_discards_in_a_row
+    if discards is not None and history.discards_in_a_row >= discards:
+        return (
+            StopReason.DISCARDS_IN_A_ROW,
+            f"none of the last {history.discards_in_a_row} attempts was kept",
+        )
+    return None
+
+
+def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
+    if limits.calls is not None and history.calls + reserve.calls > limits.calls:
+        return StopReason.CALLS, f"{history.calls} of {limits.calls} calls are made"
+    used = history.input_tokens + history.output_tokens
+    if limits.tokens is not None and used + reserve.tokens > limits.tokens:
+        return (
+            StopReason.TOKENS,
+            f"{used} of {limits.tokens} tokens are used and the next call could need "
+            f"{reserve.tokens}",
+        )
+    return None
+
+
+def _money_is_out(
+    history: History, limit_usd: float | None, reserve_usd: float | None
+) -> Ending | None:
+    if limit_usd is None:
+        return None
+    if reserve_usd is None or history.unpriced_calls:
+        return StopReason.MONEY, "a call has no known price, so a money limit cannot be kept"
+    if history.spent_usd + reserve_usd > limit_usd:
+        return (
+            StopReason.MONEY,
+            f"${history.spent_usd:.2f} of ${limit_usd:.2f} are spent and the next call could cost "
+            f"${reserve_usd:.2f}",
+        )
+    return None

@@ -1,0 +1,547 @@
+"""The agent's only way to files, confined by the kernel.
+
+Every path is opened relative to the workspace's own directory with `openat2(2)`: beneath it,
+through no symbolic link and no magic link. Where the kernel has no `openat2`, each component is
+opened on its own, relative to the one before, and links are refused. Either way the check and the
+use are one file descriptor, so nothing can be exchanged between them. Only regular files with one
+name are read (a second name may lie outside), and a write replaces a file as a whole or not at all.
+
+Not covered: whoever can already write the workspace as this user needs no help from here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from agent.program import FIXED_FILES
+from sandbox.contract.run import MAKE_ROOM, NightlabError, SandboxError
+
+MAX_FILE_BYTES = 256 * 1024
+MAX_CANDIDATE_BYTES = 16 * 2**20
+MAX_FILES = 500
+MAX_DEPTH = 8
+MAX_PATH_BYTES = 1024
+MAX_NAME_BYTES = 200
+"""Leaves room for what a temporary name adds below the 255 bytes of common file systems."""
+MAX_MATCHES = 100
+MAX_MATCH_CHARACTERS = 200
+SEARCH_SECONDS = 2.0
+
+OPENAT2 = 437  # one number on every architecture Linux runs Python on, Alpha excepted
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RACE_RETRIES = 16  # openat2 answers EAGAIN when the tree changes under it
+
+OpenBeneath = Callable[[int, str, int], int]
+"""Opens a path beneath a directory: (the directory's descriptor, path, flags) -> descriptor."""
+
+# A pattern of the agent's may need exponential time, and `re` cannot be interrupted: so it is
+# compiled and matched in a child that is killed, which gives back line numbers or a complaint.
+REGEX_SCRIPT = """
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+pattern, files, limit = json.load(sys.stdin)
+found = []
+try:
+    compiled = re.compile(pattern)
+except re.error as error:
+    sys.exit(json.dump(error.msg, sys.stdout))
+for path, text in files:
+    for number, line in enumerate(text.split("\\n"), start=1):
+        if len(found) < limit and compiled.search(line):
+            found.append((path, number))
+json.dump(found, sys.stdout)
+"""
+
+
+class WorkspaceError(NightlabError):
+    """A file operation that is refused or cannot be done.
+
+    Args:
+        code: short snake_case name of the case.
+        message: what is wrong; names nothing of the host.
+        hint: what to do next.
+    """
+
+    usual_hint = "list shows the files that there are"
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the workspace."""
+
+    path: str
+    bytes: int
+    editable: bool
+
+
+@dataclass(frozen=True)
+class Match:
+    """One line that a search found."""
+
+    path: str
+    line: int
+    text: str
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_by_kernel(directory: int, path: str, flags: int) -> int:
+    """Open `path` beneath `directory` with openat2; see `OpenBeneath`.
+
+    Raises:
+        OSError: ELOOP for a link, EXDEV for a way out, ENOSYS where there is no openat2.
+    """
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    code = errno.EAGAIN
+    for _ in range(RACE_RETRIES):
+        descriptor: int = _libc.syscall(
+            ctypes.c_long(OPENAT2),
+            ctypes.c_int(directory),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        if descriptor >= 0:
+            return descriptor
+        code = ctypes.get_errno()
+        if code not in (errno.EAGAIN, errno.EINTR):
+            break
+    raise OSError(code, os.strerror(code))
+
+
+def open_by_walking(directory: int, path: str, flags: int) -> int:
+    """Open `path` beneath `directory` one component at a time; see `OpenBeneath`.
+
+    Raises:
+        OSError: ELOOP or ENOTDIR for a link.
+    """
+    *parents, name = path.split("/")
+    current = os.dup(directory)
+    try:
+        for parent in parents:
+            step = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
+            os.close(current)
+            current = step
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def choose_opener(root: Path) -> OpenBeneath:
+    """The kernel's own confinement where it answers, the walk where it does not."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.close(open_by_kernel(directory, ".", os.O_PATH | os.O_DIRECTORY))
+    except OSError as error:
+        # Old seccomp profiles answer EPERM to a system call that they do not know.
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return open_by_walking
+        raise
+    finally:
+        os.close(directory)
+    return open_by_kernel
+
+
+class Workspace:
+    """Files below `root`, of which those that match `editable` may be written.
+
+    Args:
+        root: the workspace's directory; it must exist.
+        editable: paths, or patterns whose `*` stays within one name, such as "src/*.py".
+        opener: how paths are opened; without it the strongest way that this kernel has.
+        left_out: files at its top that no snapshot holds, since they decide the score.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        editable: tuple[str, ...],
+        opener: OpenBeneath | None = None,
+        *,
+        left_out: tuple[str, ...] = FIXED_FILES,
+    ) -> None:
+        self._root = root
+        self._editable = editable
+        self._left_out = left_out
+        self._open_beneath = opener or choose_opener(root)
+
+    def is_editable(self, path: str) -> bool:
+        """Whether the agent may write `path`."""
+        return may_be_written(_parts(path), self._editable)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            WorkspaceError: there is none, or it is not one the agent may have.
+        """
+        parts = _parts(path)
+        with self._root_descriptor() as root, _told(path):
+            return self._read(root, "/".join(parts), MAX_FILE_BYTES)
+
+    def read_text(self, path: str) -> str:
+        """Content of a UTF-8 file, line ends as they are.
+
+        Raises:
+            WorkspaceError: as `read_bytes`, and for a file that is no text.
+        """
+        try:
+            text = self.read_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            raise WorkspaceError("not_text", f"{path} is not UTF-8 text") from None
+        if "\0" in text:
+            raise WorkspaceError("not_text", f"{path} is binary")
+        return text
+
+    def write_text(self, path: str, text: str) -> None:
+        """Replace an editable file, or make one that matches an editable pattern.
+
+        Raises:
+            WorkspaceError: the path is not editable, the text too large or no text.
+        """
+        try:
+            self._write(path, text.encode("utf-8"))
+        except UnicodeEncodeError:
+            message = "the text holds half of a surrogate pair"
+            raise WorkspaceError("not_text", message, "send plain UTF-8") from None
+
+    def list_files(self, path: str = "") -> list[FileEntry]:
+        """Regular files in `path` and below, sorted; hidden names and links are left out.
+
+        Raises:
+            WorkspaceError: there is no such directory, or too much in it.
+        """
+        below = "/".join(_parts(path)) if path not in ("", ".", "./") else ""
+        with self._root_descriptor() as root, _told(path or "the workspace"):
+            found = [
+                FileEntry(name, size, self.is_editable(name))
+                for name, size in self._walk(root, below, MAX_DEPTH)
+            ]
+        if len(found) > MAX_FILES:
+            raise WorkspaceError("too_many_files", f"more than {MAX_FILES} files")
+        return sorted(found, key=lambda entry: entry.path)
+
+    def search(self, pattern: str, path: str = "", *, regex: bool = False) -> list[Match]:
+        """Lines that hold `pattern`, in a file or below a directory; the first 100.
+
+        Raises:
+            WorkspaceError: no such path, not a pattern, or one that takes too long.
+        """
+        texts = self._texts(path)
+        places = _regex_places(pattern, texts) if regex else _literal_places(pattern, texts)
+        lines = {name: text.split("\n") for name, text in texts}
+        return [
+            Match(name, number, lines[name][number - 1][:MAX_MATCH_CHARACTERS])
+            for name, number in places
+        ]
+
+    def candidate(self) -> dict[str, bytes]:
+        """All files of a snapshot by path: everything but what is left out of it.
+
+        Raises:
+            WorkspaceError: together they are larger than a snapshot may be.
+        """
+        files: dict[str, bytes] = {}
+        entries = [entry for entry in self.list_files() if entry.path not in self._left_out]
+        with self._root_descriptor() as root:
+            for entry in entries:
+                with _told(entry.path):
+                    files[entry.path] = self._read(root, entry.path, MAX_CANDIDATE_BYTES)
+        if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
+            limit = MAX_CANDIDATE_BYTES // 2**20
+            raise WorkspaceError("too_large", f"the workspace holds more than {limit} MiB")
+        return files
+
+    def editable_files(self) -> dict[str, bytes]:
+        """The files of the candidate that the agent may write."""
+        return {path: data for path, data in self.candidate().items() if self.is_editable(path)}
+
+    def restore(self, files: dict[str, bytes]) -> None:
+        """Make the editable files equal to those in `files`; all others stay as they are.
+
+        Raises:
+            WorkspaceError: a file cannot be written.
+        """
+        wanted = {path: data for path, data in files.items() if self.is_editable(path)}
+        present = self.editable_files()
+        for path in present.keys() - wanted.keys():
+            self._remove(path)
+        for path, content in sorted(wanted.items()):
+            if present.get(path) != content:
+                self._write(path, content)
+
+    @contextmanager
+    def _root_descriptor(self) -> Iterator[int]:
+        descriptor = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _read(self, root: int, path: str, limit: int) -> bytes:
+        # Looked at first without opening it: to open a FIFO or a device already is to use it.
+        looked_at = self._open_beneath(root, path, os.O_PATH)
+        try:
+            _refuse_all_but_plain_files(os.fstat(looked_at), path)
+        finally:
+            os.close(looked_at)
+        descriptor = self._open_beneath(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+            _refuse_all_but_plain_files(os.fstat(descriptor), path)
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            hint = "keep files small; large data does not belong into the workspace"
+            raise WorkspaceError("too_large", f"{path} is over {limit // 1024} KiB", hint)
+        return content
+
+    def _write(self, path: str, content: bytes) -> None:
+        parts = _parts(path)
+        if not self.is_editable(path):
+            hint = f"editable: {', '.join(self._editable)}"
+            raise WorkspaceError("not_editable", f"{path} may not be written", hint)
+        if len(content) > MAX_FILE_BYTES:
+            limit = MAX_FILE_BYTES // 1024
+            raise WorkspaceError("too_large", f"{path} would be over {limit} KiB", "write less")
+        with self._root_descriptor() as root, _told(path):
+            parent = self._parent(root, parts[:-1])
+            try:
+                _replace(parent, parts[-1], content, path)
+            finally:
+                os.close(parent)
+
+    def _remove(self, path: str) -> None:
+        *parents, name = _parts(path)
+        with self._root_descriptor() as root, _told(path):
+            parent = self._directory(root, "/".join(parents))
+            try:
+                os.unlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+
+    def _directory(self, root: int, path: str) -> int:
+        return self._open_beneath(root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
+
+    def _parent(self, root: int, parents: list[str]) -> int:
+        """The directory a file goes into; missing ones are made, since a pattern allows them."""
+        current = self._directory(root, "")
+        for depth, name in enumerate(parents, start=1):
+            try:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=current)
+            finally:
+                os.close(current)
+            current = self._directory(root, "/".join(parents[:depth]))
+        return current
+
+    def _walk(self, root: int, below: str, depth: int) -> Iterator[tuple[str, int]]:
+        directory = self._directory(root, below)
+        try:
+            found = _entries(directory)
+        finally:
+            os.close(directory)
+        for name, status in found:
+            path = f"{below}/{name}" if below else name
+            if stat.S_ISDIR(status.st_mode) and depth > 1:
+                yield from self._walk(root, path, depth - 1)
+            elif stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                yield path, status.st_size
+
+    def _texts(self, path: str) -> list[tuple[str, str]]:
+        if path not in ("", ".", "./"):
+            try:
+                return [(path, self.read_text(path))]
+            except WorkspaceError as error:
+                if error.code != "is_directory":
+                    raise
+        texts = []
+        for entry in self.list_files(path):
+            if entry.bytes <= MAX_FILE_BYTES:
+                content = self.read_bytes(entry.path)
+                texts.append((entry.path, content.decode("utf-8", "replace")))
+        return texts
+
+
+def clean_path(path: str) -> str:
+    """The one spelling of a path of the workspace.
+
+    Raises:
+        WorkspaceError: it is not a plain relative path.
+    """
+    return "/".join(_parts(path))
+
+
+def may_be_written(parts: Sequence[str], editable: Iterable[str]) -> bool:
+    """Whether a path of these components is one that the agent may write."""
+    if parts[-1] in FIXED_FILES:
+        return False
+    return any(_matches(parts, pattern.split("/")) for pattern in editable)
+
+
+def _parts(path: str) -> list[str]:
+    """Components of a path, cleaned of "." and "//".
+
+    Raises:
+        WorkspaceError: it is not a plain relative path.
+    """
+    hint = "use a plain path relative to the workspace, such as train.py"
+    if not isinstance(path, str) or not path.isprintable() or "\\" in path or path.startswith("/"):
+        raise WorkspaceError("bad_path", "not a plain relative path", hint)
+    if len(path.encode("utf-8", "replace")) > MAX_PATH_BYTES:
+        raise WorkspaceError("bad_path", "the path is too long", hint)
+    # Two spellings of one name would be two files here and one file on other file systems.
+    if unicodedata.normalize("NFC", path) != path:
+        raise WorkspaceError("bad_path", "the path is not in Unicode normal form C", hint)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or len(parts) > MAX_DEPTH:
+        raise WorkspaceError("bad_path", "the path names no file", hint)
+    for part in parts:
+        if part.startswith(".") or len(part.encode()) > MAX_NAME_BYTES:
+            raise WorkspaceError("bad_path", "hidden, '..' or overlong names are refused", hint)
+    return parts
+
+
+def _entries(directory: int) -> list[tuple[str, os.stat_result]]:
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if _is_presentable(entry.name):
+                with suppress(FileNotFoundError):
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def _is_presentable(name: str) -> bool:
+    try:
+        return name != "__pycache__" and len(_parts(name)) == 1
+    except WorkspaceError:
+        return False
+
+
+def _matches(parts: Sequence[str], pattern: list[str]) -> bool:
+    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+
+
+def _refuse_all_but_plain_files(status: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise WorkspaceError("is_directory", f"{path} is a directory", "list it instead")
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "link")
+    if not stat.S_ISREG(status.st_mode):
+        raise WorkspaceError("not_a_file", f"{path} is not a regular file")
+    if status.st_nlink > 1:
+        raise WorkspaceError("hard_link", f"{path} has a second name elsewhere")
+
+
+def _replace(parent: int, name: str, content: bytes, path: str) -> None:
+    """Put `content` in the place of `name`, whole or not at all."""
+    with suppress(FileNotFoundError):
+        _refuse_all_but_plain_files(os.stat(name, dir_fd=parent, follow_symlinks=False), path)
+    temporary = f".{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o644, dir_fd=parent)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        # Renaming replaces the entry itself: a link put there meanwhile is not followed.
+        os.replace(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        os.unlink(temporary, dir_fd=parent)
+        raise
+    os.fsync(parent)
+
+
+OS_ERRORS = {
+    errno.ENOENT: ("not_found", "does not exist", "list the files"),
+    errno.ELOOP: ("outside_workspace", "goes through a link", "use the file's own path"),
+    errno.EXDEV: ("outside_workspace", "leaves the workspace", "use a path inside it"),
+    errno.ENOTDIR: (
+        "not_found",
+        "goes through something that is not a directory",
+        "list the files",
+    ),
+    errno.EISDIR: ("is_directory", "is a directory", "list it instead"),
+    errno.EACCES: ("not_permitted", "may not be opened", ""),
+    errno.ENAMETOOLONG: ("bad_path", "is too long a name", "use a shorter one"),
+    errno.ENXIO: ("not_a_file", "is not a regular file", ""),
+}
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Tell an operating system's error in words that name nothing of the host.
+
+    Raises:
+        WorkspaceError: the path cannot be used so.
+        SandboxError: the disk is full, which is no answer for a researcher.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SandboxError(f"{path} cannot be written: {error.strerror}", MAKE_ROOM) from error
+        name = errno.errorcode.get(error.errno or 0, "unknown")
+        fallback = ("cannot_access", f"cannot be accessed ({name})", "")
+        code, what, hint = OS_ERRORS.get(error.errno or 0, fallback)
+        raise WorkspaceError(code, f"{path} {what}", hint) from None
+
+
+def _literal_places(pattern: str, texts: list[tuple[str, str]]) -> list[tuple[str, int]]:
+    places = [
+        (name, number)
+        for name, text in texts
+        for number, line in enumerate(text.split("\n"), start=1)
+        if pattern in line
+    ]
+    return places[:MAX_MATCHES]
+
+
+def _regex_places(pattern: str, texts: list[tuple[str, str]]) -> list[tuple[str, int]]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", REGEX_SCRIPT],
+            input=json.dumps([pattern, texts, MAX_MATCHES]).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=SEARCH_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError:
+        message = f"the pattern took more than {SEARCH_SECONDS:g} s or 1 GiB"
+        hint = "avoid nested repetition, or search for plain text"
+        raise WorkspaceError("search_too_costly", message, hint) from None
+    answer = json.loads(done.stdout)
+    if isinstance(answer, str):
+        message = f"not a regular expression: {answer}"
+        raise WorkspaceError("bad_pattern", message, "leave regex out to search for plain text")
+    return [(str(name), int(number)) for name, number in answer]

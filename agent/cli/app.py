@@ -1,0 +1,105 @@
+"""The command line: every command, its errors, its exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import FrameType
+from typing import ParamSpec
+
+import typer
+
+from agent.cli import image
+from agent.cli.calibrate import calibrate_
+from agent.cli.machine import box, check, gpus, init, setup
+from agent.cli.morning import approve, audit, reject, replay, report, review
+from agent.cli.night import continue_, pause, resume, run, stop
+from agent.cli.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
+from agent.cli.terminal import outlive_hang_up, outlive_readers
+from agent.cli.watch import watch
+from agent.record.ledger import LedgerError
+from agent.researcher.base import ModelError
+from agent.text import one_line
+from sandbox.contract.run import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError
+
+P = ParamSpec("P")
+
+NIGHT_LONG = (run, resume, review)
+"""Commands that go on when the terminal that they were started from hangs up."""
+
+app = typer.Typer(
+    name="nightlab",
+    help="A safe, unattended night of experiments. Containers share the kernel and the GPU driver "
+    "with the host: see SECURITY.md for what is not promised.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def guarded(function: Callable[P, None]) -> Callable[P, None]:
+    """The command, with errors that are one sentence, a hint and an exit code."""
+
+    @functools.wraps(function)
+    def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with outlive_hang_up() if function in NIGHT_LONG else nullcontext():
+                function(*args, **kwargs)
+        except (SandboxError, LedgerError, ModelError) as error:
+            _fail(error.message, error.hint, SERVICE_FAILED)
+        except NightlabError as error:
+            _fail(error.message, error.hint, WRONG_SETTINGS)
+        except OSError as error:
+            if error.errno in DISK_REFUSES and error.errno != errno.EROFS:
+                _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
+            path = error.filename
+            if not isinstance(path, str | bytes | os.PathLike):  # of no file: a fault of ours
+                raise
+            place = one_line(os.fsdecode(path), 200)
+            hint = "look at that path and its permissions, then try again"
+            _fail(f"{place}: {error.strerror}", hint, SERVICE_FAILED)
+        except KeyboardInterrupt:
+            err.print("interrupted", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guard
+
+
+for function in (
+    *(init, setup, check, gpus, box, calibrate_),
+    *(run, resume, watch, stop, pause, continue_),
+    *(report, audit, review, replay, approve, reject),
+):
+    app.command(function.__name__.rstrip("_"))(guarded(function))
+
+images = typer.Typer(no_args_is_help=True, help="Images of the boxes: build, list, show, verify.")
+images.command("build")(guarded(image.build))
+images.command("list")(guarded(image.list_))
+images.command("show")(guarded(image.show))
+images.command("verify")(guarded(image.verify))
+app.add_typer(images, name="image")
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _interrupt)
+    outlive_readers()
+    app()
+
+
+def _fail(message: str, hint: str, code: int) -> None:
+    warn(f"error: {message}", "red")
+    if hint:
+        warn(hint, "")
+    raise typer.Exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,143 @@
+"""The command that measures this machine: calibrate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from agent.attempt.lab import Observer, hashes_of
+from agent.candidate.workspace import Workspace
+from agent.cli.shared import (
+    BaseImageOption,
+    JsonOption,
+    ProgramOption,
+    err,
+    load,
+    open_observer,
+    out,
+    print_line,
+    say,
+    sweep_now,
+)
+from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
+from agent.machine.calibration import Calibration
+from agent.machine.setup import calibration_path, find_outfit, own_workspace
+from agent.night.session import Outfit, SessionError
+from agent.program import Settings
+from agent.record.ledger import Ledger
+from agent.text import one_line
+from sandbox.engine.find import exclusive
+from sandbox.machine import state_directory
+
+MAX_BUDGETS = 6
+
+
+def calibrate_(
+    program: ProgramOption = Path("program.md"),
+    base_image: BaseImageOption = None,
+    budgets: Annotated[
+        str, typer.Option("--budgets", help="seconds of a training, commas between")
+    ] = "20,60",
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=2, max=MOST_REPEATS, help="seeds at each budget")
+    ] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine; propose budget, batch and repeats.
+
+    Ctrl-C loses nothing: the same command goes on with what is not measured yet.
+    """
+    content, state_dir = load(program), state_directory(os.environ)
+    settings = content.settings.with_overrides(base_image=base_image)
+    wanted = _budgets(budgets)
+    outfit = find_outfit(settings, program.parent, state_dir=state_dir, environ=os.environ)
+    source = own_workspace(settings, program.parent)
+    path = calibration_path(state_dir, outfit.image, settings)
+    tell = (lambda line: print_line(_event("progress", line))) if as_json else say
+
+    @contextmanager
+    def watched(settings: Settings, ledger: Ledger) -> Iterator[Observer]:
+        with open_observer(settings, ledger, as_json=as_json) as observer:
+            yield observer
+
+    bench = Bench(
+        root=path.with_suffix("") / _digits(source, settings, outfit),
+        program=content,
+        settings=settings,
+        source=source,
+        outfit=outfit,
+        version=distribution_version("nightlab"),
+        watched=watched,
+        say=tell,
+    )
+    bench.root.mkdir(parents=True, exist_ok=True)
+    with exclusive(bench.root / "lock"):
+        sweep_now()
+        minutes = seconds_left(bench, wanted, repeats) / 60
+        tell(f"{repeats} trainings at {' and '.join(f'{b:g} s' for b in wanted)}, then batches: "
+             f"about {minutes:.0f} minutes")  # fmt: skip
+        try:
+            found = calibrate(bench, wanted, repeats)
+        except KeyboardInterrupt:
+            err.print("stopped; the same command goes on where this was", style="yellow")
+            raise
+        path.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    if as_json:
+        print_line(json.dumps({"event": "calibration", **found.model_dump(mode="json")}))
+    else:
+        _show(found)
+
+
+def _event(name: str, text: str) -> str:
+    return json.dumps({"event": name, "text": text})
+
+
+def _digits(source: Path, settings: Settings, outfit: Outfit) -> str:
+    """Of what is trained and scored: another baseline, scorer or data is measured anew."""
+    told = hashes_of(Workspace(source, settings.workspace.editable).candidate())
+    scorer = source / "evaluate.py"
+    fixed = scorer.read_bytes() if scorer.is_file() else b""
+    facts = [told, outfit.data, settings.workspace.model_dump(), hashlib.sha256(fixed).hexdigest()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        budgets = []
+    if not 1 <= len(budgets) <= MAX_BUDGETS or not all(1 <= b <= 86_400 for b in budgets):
+        raise SessionError(
+            f"--budgets {text[:60]}: not one to {MAX_BUDGETS} numbers of seconds",
+            "write it like --budgets 20,60,300",
+        )
+    return budgets
+
+
+def _show(found: Calibration) -> None:
+    rates = found.rates
+    if rates is not None:
+        moved = rates.memory_bytes_per_second / 1e9
+        say(f"{one_line(rates.device, 80)}: {rates.matmul_flops / 1e9:,.0f} GFLOP/s in "
+            f"{one_line(rates.dtype, 20)} products, {moved:,.1f} GB/s in copies")  # fmt: skip
+    if found.rate_share is not None:
+        say(f"the baseline says that it uses {100 * found.rate_share:.1f} % of that product rate")
+    table = Table("batch", "", "memory", "tokens a second", box=None, pad_edge=False)
+    for tried in found.batches.tried:
+        memory = f"{(tried.peak_memory_bytes or 0) / 2**20:,.0f} MiB"
+        rate = f"{tried.tokens_per_second:,.0f}" if tried.tokens_per_second else ""
+        table.add_row(str(tried.batch), tried.outcome.value, memory, rate)
+    out.print(table)
+    say(found.batches.ended)
+    say("\nproposed, for you to decide:")
+    for proposal in found.proposals:
+        say(f"  {proposal.setting} = {proposal.value}: {proposal.reason}")

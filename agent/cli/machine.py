@@ -1,0 +1,261 @@
+"""Commands about this machine: init, setup, check, box."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent.cli.shared import (
+    DEFAULT_PROGRAM,
+    BaseImageOption,
+    GpusOption,
+    JsonOption,
+    ProgramOption,
+    TorchIndexOption,
+    load,
+    out,
+    print_line,
+    say,
+    torch_index_of,
+)
+from agent.machine.setup import copy_template, image_recipe, set_up
+from agent.night.session import SessionError
+from agent.program import parse_size
+from agent.text import one_line
+from sandbox.check.escapes import installed, version_rows
+from sandbox.check.self_check import CheckResult, timed_check
+from sandbox.engine.find import find_engine, stop_own_engine
+from sandbox.gpu.inventory import find_gpus
+from sandbox.gpu.leases import GpuRow, gpu_rows
+from sandbox.image.image import find_image
+from sandbox.machine import box as run_box
+from sandbox.machine import executor, gpu_leases, gpu_source, named_limits, state_directory
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="where to put the files")] = Path(),
+    profile: Annotated[
+        str, typer.Option("--profile", help="the hardware it is for; see `nightlab image list`")
+    ] = "cpu",
+) -> None:
+    """Copy program.md, Dockerfile.train and workspace/ to start from."""
+    copied = copy_template(directory, profile)
+    out.print(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
+
+
+def setup(
+    program: ProgramOption = DEFAULT_PROGRAM,
+    base_image: BaseImageOption = None,
+    torch_index: TorchIndexOption = "",
+    stop_engine: Annotated[
+        bool, typer.Option("--stop-engine", help="end the engine that nightlab started, only that")
+    ] = False,
+) -> None:
+    """Make engine, image and data ready, as far as they are not."""
+    state_dir = state_directory(os.environ)
+    if stop_engine:
+        stopped = stop_own_engine(state_dir)
+        out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
+        return
+    set_up(
+        load(program).settings.with_overrides(base_image=base_image),
+        program.parent,
+        state_dir=state_dir,
+        environ=os.environ,
+        torch_index=torch_index_of(torch_index),
+        say=say,
+    )
+    out.print("ready")
+    if base_image:
+        _say_once_more(base_image)
+
+
+def _say_once_more(base_image: str) -> None:
+    words = f'say so to the other commands too, or write base_image = "{base_image}" in program.md'
+    say(words)
+
+
+def check(
+    program: ProgramOption = DEFAULT_PROGRAM,
+    base_image: BaseImageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try to break every wall here; exit 1 if one gave way."""
+    settings = load(program).settings.with_overrides(base_image=base_image)
+    state_dir = state_directory(os.environ)
+    engine = find_engine(state_dir, environ=os.environ)
+    recipe = image_recipe(settings, program.parent)
+    image = find_image(engine, recipe, state_dir=state_dir)
+    components = installed(engine, os.environ)
+    devices = recipe.profile.devices
+    source = gpu_source(engine, state_dir, devices, settings.hardware.gpus, 1)
+    found = timed_check(
+        executor(engine, state_dir),
+        image.image_id,
+        state_dir / "run",
+        os.environ,
+        components,
+        version_rows(components),
+        source,
+        gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).standing()),
+    )
+    if as_json:
+        print_line(found.model_dump_json())
+    else:
+        show_check(out, found)
+    if found.gave_way:
+        raise typer.Exit(1)
+
+
+def box(
+    argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
+    program: ProgramOption = DEFAULT_PROGRAM,
+    base_image: BaseImageOption = None,
+    gpus: GpusOption = None,
+    wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
+    memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
+    cpus: Annotated[float | None, typer.Option(help="such as 1.5")] = None,
+    pids: Annotated[int | None, typer.Option(help="processes and threads")] = None,
+    output: Annotated[str | None, typer.Option(help="size of /out, such as 64m")] = None,
+    mount_ro: Annotated[
+        list[str] | None, typer.Option("--mount-ro", help="HOST:BOX, read-only; may be repeated")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="an empty directory that receives the files of /out")
+    ] = None,
+) -> None:
+    """Run one command in a train box; print its RunResult as JSON.
+
+    Limits that are not given come from the [limits] of program.md. With --gpus it gets all those.
+    """
+    settings = load(program).settings.with_overrides(base_image=base_image, gpus=gpus)
+    given = {
+        "wall_seconds": wall_seconds,
+        "memory_bytes": _size("--memory", memory),
+        "cpus": cpus,
+        "pids": pids,
+        "output_bytes": _size("--output", output),
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    result = run_box(
+        argv,
+        named_limits(settings.train_limits(), changed),
+        mounts=dict(_mount(text) for text in mount_ro or []),
+        output_dir=output_dir,
+        recipe=(recipe := image_recipe(settings, program.parent)),
+        gpus=settings.hardware.gpus,
+        gpu_memory=settings.hardware.gpu_memory(recipe.profile.allocator_variable),
+        environ=os.environ,
+    )
+    sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+
+
+def gpus(
+    program: ProgramOption = Path("program.md"),
+    lift: Annotated[
+        str | None, typer.Option("--lift", help="put this one back into use, by its id")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the GPUs for runs, who has them, which are out of use."""
+    state_dir = state_directory(os.environ)
+    leases = gpu_leases(find_engine(state_dir, environ=os.environ), state_dir)
+    if lift is not None:
+        if not leases.lift(lift):
+            raise SessionError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")
+        say(f"{lift} is back in use")
+        return
+    devices = image_recipe(load(program).settings, program.parent).profile.devices
+    rows = gpu_rows(find_gpus(devices), leases.standing())
+    if as_json:
+        print_line(json.dumps([row.model_dump() for row in rows]))
+        return
+    if not rows:
+        say("the profile's boxes have no GPUs" if devices == "none" else "there are no GPUs here")
+    show_gpus(out, rows)
+
+
+def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
+    """A table of GPUs, then how each that is out of use comes back."""
+    if not rows:
+        return
+    table = Table("index", "id", "name", "memory", "", box=None, pad_edge=False)
+    for row in rows:
+        size = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.0f} GiB"
+        style = "bold red" if row.standing == "out of use" else ""
+        words = Text(one_line(f"{row.standing}: {row.words}" if row.words else row.standing, 100))
+        table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, words, style=style)
+    console.print(table)
+    for row in rows:
+        if row.standing == "out of use":
+            advice = f"once you know why: nightlab gpus --lift {row.id}"
+            console.print(advice, markup=False, highlight=False)
+
+
+def show_check(console: Console, found: CheckResult) -> None:
+    """A table of what was tried and what held, then the versions a box rests on."""
+    table = Table("wall", "what was tried", "", "what was seen", box=None, pad_edge=False)
+    for finding in found.findings:
+        style = "" if finding.standing == "held" else "bold red"
+        seen = Text(one_line(finding.seen, 60))
+        table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
+    console.print(table)
+    console.print()
+    show_gpus(console, found.gpus)
+    console.print(_version_table(found))
+    for row in found.versions:
+        if row.standing != "ok":
+            words = f"{row.standing}: {row.escape} ({row.component} {row.version}): {row.words}"
+            console.print(words, markup=False, highlight=False)
+    console.print(f"\n{_counts(found)} in {found.seconds:.0f} s", highlight=False)
+
+
+def _version_table(found: CheckResult) -> Table:
+    """Each part of the machine, and how many of its known ways out are closed."""
+    table = Table("part", "version", "known ways out of a container", box=None, pad_edge=False)
+    for part in found.components:
+        rows = [row for row in found.versions if row.component == part.name]
+        closed = sum(row.standing == "ok" for row in rows)
+        told = f"{closed} of {len(rows)} closed or avoided" if rows else "none on record here"
+        table.add_row(part.name, Text(one_line(part.version, 60)), told)
+    return table
+
+
+def _counts(found: CheckResult) -> str:
+    """How many attempts held, and what else there is to know."""
+    standings = [finding.standing for finding in found.findings]
+    told = [f"{standings.count('held')} of {len(standings)} attempts held"]
+    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := standings.count(s))]
+    doubtful = sum(row.standing == "warning" for row in found.versions)
+    broken = sum(row.standing == "gave way" for row in found.versions)
+    told += [f"{doubtful} known ways out to look up"] if doubtful else []
+    told += [f"{broken} known ways out stand open"] if broken else []
+    return ", ".join(told)
+
+
+def _size(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise SessionError(f"{flag} {text}: {error}", "write it like 512m or 8g") from None
+    assert isinstance(size, int)
+    return size
+
+
+def _mount(text: str) -> tuple[Path, str]:
+    source, separator, target = text.partition(":")
+    if not separator or not Path(source).exists():
+        message = f"--mount-ro {text}: not HOST:BOX with an existing host path"
+        raise SessionError(message, "write it like data:/data")
+    return Path(source), target

@@ -1,0 +1,353 @@
+"""Commands of the morning: report, audit, review, replay, decide."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.attempt.lab import Lab
+from agent.candidate.diffs import patch
+from agent.cli.shared import (
+    SERVICE_FAILED,
+    JsonOption,
+    RunsOption,
+    SessionArgument,
+    TrackDirOption,
+    TrackOption,
+    anchor_of,
+    err,
+    exporter,
+    open_observer,
+    out,
+    print_line,
+    say,
+    session_directory,
+    sweep_now,
+    warn,
+)
+from agent.machine.setup import recorded_outfit
+from agent.morning.anchor import anchor_path, ask_witnesses, head_of, sign
+from agent.morning.audit import whole_audit
+from agent.morning.export import (
+    APPROVED,
+    PATCH_NAME,
+    Git,
+    approval,
+    find_person,
+    make_branch,
+    original_files,
+    refuse_inside,
+    rejection,
+    result_diff,
+    result_files,
+    write_approved,
+)
+from agent.morning.listing import check_hash, lines, make_filter, sentence
+from agent.morning.review import replay as run_again
+from agent.morning.review import review as check_by_daylight
+from agent.morning.worth import ReviewTable, reviews, worth
+from agent.night.session import SessionError, open_lab, settings_in, settings_of
+from agent.record.events import Entry
+from agent.record.history import fold
+from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger, utc_now
+from agent.report.report import write_report
+from agent.report.summary import summary
+from agent.report.worth_table import notes, replay_lines, result_lines, worth_table
+from agent.text import for_terminal
+from sandbox.machine import state_directory
+
+MAX_DIFF_CHARACTERS = 12_000
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("say why; it is recorded")
+    return text
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", callback=_reason, help="why; it is recorded")
+]
+RepoOption = Annotated[
+    Path, typer.Option("--repo", help="your own directory with the workspace, in a repository")
+]
+
+
+def report(
+    session: SessionArgument,
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a session anew and say where it lies."""
+    directory = session_directory(runs, session)
+    export = exporter(track, track_dir, runs)
+    entries = read_ledger(directory)
+    paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
+    if as_json:
+        sys.stdout.write(summary(entries).model_dump_json() + "\n")
+    else:
+        out.print(f"report: {paths.html}", soft_wrap=True)
+    if export is not None and (problem := export(directory)):
+        text = f"error: {export.tracker.value} was not brought up to date: {problem}"
+        warn(text, "red")
+        raise typer.Exit(SERVICE_FAILED)
+
+
+def audit(
+    session: SessionArgument,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="show the events of this attempt")
+    ] = None,
+    types: Annotated[
+        str | None, typer.Option("--type", help="show events of these types, commas between")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="show events from a time on, or of the last 1h30m")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="a head that you noted: is it in the chain?")
+    ] = None,
+    anchor: Annotated[
+        Path | None, typer.Option("--anchor", help="a file of heads, if not the one in program.md")
+    ] = None,
+    sign_with: Annotated[
+        Path | None, typer.Option("--sign", help="sign the head with this SSH key, if all is well")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Verify chain and blobs; recompute every verdict and price."""
+    directory = session_directory(runs, session)
+    with _without_collections():
+        entries = read_ledger(directory)
+        wanted = make_filter(entries, attempt, types, since)
+        check_hash(head)
+        place = anchor or _anchor_on_record(directory, entries)
+        heard = ask_witnesses(directory, entries, noted=head, anchor=place)
+        found = whole_audit(directory, entries, heard.differences)
+    for line in lines(entries, wanted, as_json=as_json):
+        print_line(line)
+    for difference in found:
+        print_line(difference.model_dump_json() if as_json else sentence(difference))
+    if sign_with is not None and not found:
+        seal = sign(directory, head_of(session, entries, utc_now), sign_with)
+        heard.notes.append(f"signed now with {seal.fingerprint}")
+    _tell_audit(entries, len(found), heard.notes, as_json=as_json)
+    if found:
+        raise typer.Exit(1)
+
+
+def review(
+    session: SessionArgument,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="fresh seeds; as many as the baseline had if left out")
+    ] = None,
+    no_runs: Annotated[
+        bool, typer.Option("--no-runs", help="show the last review, run nothing")
+    ] = False,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Check the result: fresh seeds, holdout, each change left out."""
+    directory = session_directory(runs, session)
+    if no_runs:
+        entries = read_ledger(directory)
+        if not (found := reviews(entries)):
+            raise SessionError("there is no review yet", f"nightlab review {session}")
+        _tell_review(worth(found[-1], fold(entries)), directory, as_json=as_json)
+        return
+    try:
+        with _recorded_lab(directory, as_json=as_json) as lab:
+            version = distribution_version("nightlab")
+            table = check_by_daylight(lab, repeats, version, _progress(as_json=as_json))
+            _keep_head(lab.ledger)
+            write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
+    except KeyboardInterrupt:
+        err.print(f"stopped; go on with: nightlab review {session}", style="yellow")
+        raise
+    _tell_review(table, directory, as_json=as_json)
+
+
+def replay(
+    session: SessionArgument,
+    attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run one attempt again from the record alone, and compare.
+
+    Exit code 0 once it has run, whatever comes of the comparison.
+    """
+    directory = session_directory(runs, session)
+    with _recorded_lab(directory, as_json=as_json) as lab:
+        replayed = run_again(lab, attempt, _progress(as_json=as_json))
+        _keep_head(lab.ledger)
+    if as_json:
+        print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
+        return
+    for line in replay_lines(replayed, is_self_reported=lab.settings.goal.is_reported):
+        say(line)
+
+
+def approve(
+    session: SessionArgument,
+    reason: ReasonOption,
+    smaller: Annotated[
+        bool, typer.Option("--smaller", help="take the review's smaller equal model")
+    ] = False,
+    branch: Annotated[str | None, typer.Option(help="make this branch in --repo")] = None,
+    repo: RepoOption = Path(),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Take the result: files, a patch and, if asked, a branch.
+
+    The decision is recorded with your git name.
+    """
+    directory = session_directory(runs, session)
+    refuse_inside(repo, runs)
+    person = find_person(repo, os.environ)
+    with Ledger.open(directory) as ledger:
+        files, old = result_files(ledger, smaller=smaller), original_files(ledger)
+        folder = settings_of(ledger).workspace.path
+        difference = patch(old, files, folder)
+        commit = None
+        if branch is not None:
+            git, message = Git(repo, os.environ), f"{session}: {reason}"
+            commit = make_branch(git, branch, old, files, person, message, folder)
+        approved = write_approved(directory, files, difference)
+        ledger.append(
+            approval(
+                ledger,
+                person,
+                reason,
+                files,
+                smaller=smaller,
+                difference=difference,
+                branch=branch,
+                commit=commit,
+            )
+        )
+        _keep_head(ledger)
+        write_report(directory, ledger.entries, ledger.get_blob)
+    say(f"approved by {person.name}: {approved}")
+    say(f"apply it with: git apply {approved / PATCH_NAME}")
+    if commit is not None:
+        say(f"branch {branch} is {commit}")
+
+
+def reject(
+    session: SessionArgument,
+    reason: ReasonOption,
+    repo: RepoOption = Path(),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Turn the result down; recorded with your git name."""
+    directory = session_directory(runs, session)
+    refuse_inside(repo, runs)
+    person = find_person(repo, os.environ)
+    with Ledger.open(directory) as ledger:
+        ledger.append(rejection(ledger, person, reason))
+        _keep_head(ledger)
+        write_report(directory, ledger.entries, ledger.get_blob)
+    say(f"rejected by {person.name}")
+    if (directory / APPROVED).exists():
+        say(f"what was approved before stays where it is: {directory / APPROVED}")
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Events come by the hundred thousand and hold no cycles; looking for some takes an eighth of
+    the whole audit."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _tell_audit(
+    entries: Sequence[Entry], differences: int, notes: Sequence[str], *, as_json: bool
+) -> None:
+    if as_json:
+        told = {"events": len(entries), "differences": differences, "head": entries[-1].hash}
+        print_line(json.dumps({"event": "audited", **told, "notes": notes}))
+    elif not differences:
+        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
+        if fold(entries).is_self_reported:
+            print_line("the scores are self-reported: they are what the logs say, no more")
+        for note in notes:
+            print_line(note)
+
+
+def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
+    """The anchor that the settings name, if it is on this machine."""
+    if not entries:
+        return None
+    path = anchor_path(settings_in(entries).record.anchor, directory)
+    if path is None or path.is_file():
+        return path
+    warn(f"there is no {path} here, where heads were anchored", "")
+    return None
+
+
+def _keep_head(ledger: Ledger) -> None:
+    """Anchor the head after a decision; where that fails the decision stands."""
+    try:
+        if anchor := anchor_of(ledger.directory, settings_of(ledger)):
+            anchor.add(ledger.entries)
+    except LedgerError as error:
+        warn(error.message)
+
+
+@contextmanager
+def _recorded_lab(directory: Path, *, as_json: bool) -> Iterator[Lab]:
+    """The lab of a session as it was recorded: its image, its data, its settings."""
+    with Ledger.open(directory) as ledger:
+        session, settings = ledger.history.session, settings_of(ledger)
+        assert session is not None
+        outfit = recorded_outfit(
+            session,
+            settings,
+            directory,
+            state_dir=state_directory(os.environ),
+            environ=os.environ,
+        )
+        sweep_now()
+        with open_observer(settings, ledger, as_json=as_json) as observer:
+            yield open_lab(ledger, settings, outfit, observer)
+
+
+def _progress(*, as_json: bool) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if as_json:
+            print_line(json.dumps({"event": "progress", "text": line}))
+        else:
+            say(line)
+
+    return tell
+
+
+def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_line(json.dumps({"event": "review", **table.model_dump(mode="json")}))
+        return
+    for line in result_lines(table):
+        say(line)
+    out.print(worth_table(table))
+    for line in notes(table):
+        say(line)
+    difference = result_diff(directory, read_ledger(directory))
+    say(for_terminal(difference, MAX_DIFF_CHARACTERS))

@@ -1,0 +1,324 @@
+"""Commands of the night: run, resume, stop, pause, continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from datetime import datetime
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.attempt.lab import Lab
+from agent.attempt.steering import ask_to_continue, ask_to_pause, ask_to_stop
+from agent.cli.shared import (
+    DEFAULT_PROGRAM,
+    SERVICE_FAILED,
+    AttemptsOption,
+    BaseImageOption,
+    GpusOption,
+    HoursOption,
+    JsonOption,
+    ProgramOption,
+    RunsOption,
+    SessionArgument,
+    TrackDirOption,
+    TrackOption,
+    UsdOption,
+    anchor_of,
+    err,
+    exporter,
+    load,
+    open_observer,
+    out,
+    print_line,
+    say,
+    session_directory,
+    sweep_now,
+    warn,
+)
+from agent.machine.setup import find_outfit, own_workspace, recorded_outfit
+from agent.morning.anchor import Anchor, anchor_path
+from agent.night.assemble import assemble, check_models, open_models
+from agent.night.loop import run_session
+from agent.night.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
+from agent.program import Program, Settings, parse_program
+from agent.record.events import PLANNED_STOPS, Noticed
+from agent.record.history import fold
+from agent.record.ledger import Ledger, LedgerError, is_locked, read_ledger
+from agent.report.activity import is_at_work
+from agent.report.console import closing_lines
+from agent.report.report import Report
+from agent.report.summary import summary
+from agent.researcher.base import (
+    WITHOUT_A_KEY,
+    check_credentials,
+    price_known,
+    unusable_credentials,
+)
+from agent.text import one_line
+from agent.trackers.tracking import DEADLINE_SECONDS, Export
+from sandbox.machine import state_directory
+
+
+def run(
+    program: ProgramOption = DEFAULT_PROGRAM,
+    researcher: Annotated[
+        str | None, typer.Option(help="auto (claude with a key, else tpe), claude, tpe or random")
+    ] = None,
+    attempts: AttemptsOption = None,
+    hours: HoursOption = None,
+    usd: UsdOption = None,
+    budget_seconds: Annotated[float | None, typer.Option(help="seconds for each training")] = None,
+    base_image: BaseImageOption = None,
+    gpus: GpusOption = None,
+    session: Annotated[str | None, typer.Option(help="name of the session")] = None,
+    seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run a session: baseline, then attempt after attempt."""
+    content = load(program)
+    settings = content.settings.with_overrides(
+        attempts=attempts,
+        hours=hours,
+        usd=usd,
+        budget_seconds=budget_seconds,
+        researcher=researcher,
+        base_image=base_image,
+        gpus=gpus,
+    )
+    session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
+    check_name(session)
+    name, export = _researcher(settings), exporter(track, track_dir, runs)
+    outfit = find_outfit(
+        settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
+    )
+    sweep_now()
+    directory = runs / session
+    anchor_path(settings.record.anchor, directory)  # refused before anything is made
+    ledger = begin(
+        directory.absolute(),
+        content,
+        settings,
+        own_workspace(settings, program.parent),
+        outfit,
+        researcher=name,
+        version=distribution_version("nightlab"),
+        seed=secrets.randbits(31) if seed is None else seed,
+    )
+    with ledger, open_observer(settings, ledger, as_json=as_json) as observer:
+        lab = open_lab(ledger, settings, outfit, observer)
+        _work(lab, content, name, export, as_json=as_json)
+
+
+def resume(
+    session: SessionArgument,
+    researcher: Annotated[
+        str | None, typer.Option(help="who goes on: claude, tpe or random; as before if left out")
+    ] = None,
+    attempts: AttemptsOption = None,
+    hours: HoursOption = None,
+    usd: UsdOption = None,
+    track: TrackOption = None,
+    track_dir: TrackDirOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a session that was stopped, killed or may do more."""
+    directory = session_directory(runs, session)
+    export = exporter(track, track_dir, runs)
+    with Ledger.open(directory) as ledger:
+        settings = settings_of(ledger).with_overrides(
+            attempts=attempts, hours=hours, usd=usd, researcher=researcher
+        )
+        content = parse_program((directory / "program.md").read_bytes(), "program.md")
+        begun = ledger.history.session
+        assert begun is not None
+        name = ledger.history.researcher
+        if researcher is None:
+            _require_credentials(name, settings)
+        else:
+            name = _researcher(settings)
+        outfit = recorded_outfit(
+            begun, settings, directory, state_dir=state_directory(os.environ), environ=os.environ
+        )
+        removed = sweep_now()
+        with open_observer(settings, ledger, as_json=as_json) as observer:
+            lab = open_lab(ledger, settings, outfit, observer)
+            bring_back(
+                lab,
+                version=distribution_version("nightlab"),
+                removed_containers=removed,
+                researcher=None if researcher is None else name,
+                engine=outfit.engine,
+            )
+            _work(lab, content, name, export, as_json=as_json)
+
+
+def stop(
+    session: SessionArgument,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a session finish its present attempt, then end."""
+    ask_to_stop(_running_session(runs, session))
+    out.print(f"{session} ends after its present attempt")
+
+
+def pause(
+    session: SessionArgument,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a session wait after its present attempt; costs no hours."""
+    ask_to_pause(_running_session(runs, session))
+    out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
+
+
+def continue_(
+    session: SessionArgument,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Let a paused session go on."""
+    if not ask_to_continue(_running_session(runs, session)):
+        raise SessionError(f"{session} is not paused", "see nightlab pause --help")
+    out.print(f"{session} goes on")
+
+
+def _work(
+    lab: Lab, program: Program, researcher: str, export: Export | None, *, as_json: bool
+) -> None:
+    """Run the session in `lab` to its end, and tell how it ended."""
+    ledger = lab.ledger
+    report = Report(ledger.get_blob)
+
+    anchor = anchor_of(lab.directory, lab.settings)
+
+    def refresh() -> None:
+        keep_head(ledger, anchor)
+        _refresh_report(lab, report)
+        if export is not None:
+            _track(lab, export)
+
+    _tell_beginning(lab.session, researcher, as_json=as_json)
+    try:
+        keep_head(ledger, anchor)
+        with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
+            ended = run_session(assemble(lab, program, models), refresh)
+    except KeyboardInterrupt:
+        _refresh_report(lab, report)
+        err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
+        raise
+    refresh()
+    _tell_end(ledger, as_json=as_json)
+    if ended.reason not in PLANNED_STOPS:
+        raise typer.Exit(SERVICE_FAILED)
+
+
+def _tell_beginning(session: str, researcher: str, *, as_json: bool) -> None:
+    """The name, which nightlab may have chosen, before anything takes its time."""
+    if as_json:
+        told = {"event": "session_begun", "session": session, "researcher": researcher}
+        print_line(json.dumps(told))
+    else:
+        say(f"{session} with {researcher}; in a second terminal: nightlab watch {session}")
+
+
+def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
+    """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
+    if anchor is None:
+        return
+    try:
+        anchor.add(ledger.entries)
+    except LedgerError as error:
+        if not anchor.has_failed:
+            ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
+            warn(one_line(error.message, 300))
+        anchor.has_failed = True
+
+
+def _refresh_report(lab: Lab, report: Report) -> None:
+    """Write the report; one that cannot be drawn must not end a night that goes well."""
+    try:
+        report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
+    except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
+        text = f"the report could not be written: {type(error).__name__}: {error}"
+        warn(one_line(text, 300))
+
+
+def _track(lab: Lab, export: Export) -> None:
+    """Bring the tracker up to date; one that fails is told once and must not end a night."""
+    if export.is_stuck:
+        return
+    told, problem = export.problem, export(lab.directory, DEADLINE_SECONDS)
+    if not problem or problem == told:
+        return
+    tracker = export.tracker.value
+    later = f"nightlab report {lab.session} --track {tracker}"
+    text = f"{tracker} was not brought up to date: {problem}; try it later: {later}"
+    warn(text)
+    if lab.ledger.history.ended is None:
+        lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
+
+
+def _warn(warning: str) -> None:
+    warn(f"warning: {warning}")
+
+
+def _say_waiting(error: str, wait_seconds: float) -> None:
+    text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
+    warn(text)
+
+
+def _tell_end(ledger: Ledger, *, as_json: bool) -> None:
+    """The last lines: best, baseline, noise, what survived, where the report lies."""
+    numbers = summary(ledger.entries)
+    if as_json:
+        print_line(json.dumps({"event": "session_ended", **numbers.model_dump(mode="json")}))
+        return
+    for line in closing_lines(numbers, ledger.directory):
+        say(line)
+
+
+def _researcher(settings: Settings) -> str:
+    """Who proposes candidates; claude must have a key before anything runs."""
+    name = settings.researcher.name
+    if name == "auto":
+        missing = check_credentials(os.environ, provider=settings.researcher.provider)
+        name = "tpe" if missing else "claude"
+    _require_credentials(name, settings)
+    if name == "claude":
+        check_models(settings, os.environ)
+    return name
+
+
+def _require_credentials(name: str, settings: Settings) -> None:
+    if name != "claude":
+        return
+    provider = settings.researcher.provider
+    if missing := check_credentials(os.environ, provider=provider):
+        raise SessionError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
+    if unusable := unusable_credentials(os.environ, provider=provider):
+        raise SessionError(unusable, WITHOUT_A_KEY)
+    models = (settings.researcher.model, settings.researcher.fallback_model)
+    unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
+    if settings.session.usd is not None and unpriced:
+        raise SessionError(
+            f"the price of {unpriced[0]} is not known, so usd cannot be kept",
+            "leave usd out of program.md and --usd, or choose a model with a known price",
+        )
+
+
+def _running_session(runs: Path, session: str) -> Path:
+    directory = session_directory(runs, session)
+    ended = fold(read_ledger(directory)).ended
+    hint = f"go on with it: nightlab resume {session}"
+    if ended is not None:
+        raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
+    if not (is_at_work(directory) or is_locked(directory)):
+        raise SessionError(f"nobody is at work on {session}: it was cut off", hint)
+    return directory

@@ -1,0 +1,146 @@
+"""What the commands share: flags, output, where a session lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from agent.attempt.lab import Observer
+from agent.machine.setup import template
+from agent.morning.anchor import Anchor, anchor_path
+from agent.night.session import SessionError, has_begun
+from agent.program import Program, Settings, load_program
+from agent.record.ledger import Ledger
+from agent.report.console import JsonConsole, NightConsole, NoteTaker
+from agent.trackers.tracking import Export, Tracker, missing
+from sandbox.engine.find import find_engine
+from sandbox.machine import clean_up, state_directory
+
+WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
+
+DEFAULT_PROGRAM = Path("program.md")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ProgramOption = Annotated[Path, typer.Option("--program", help="the person's file")]
+AttemptsOption = Annotated[int | None, typer.Option("--attempts", help="stop after so many")]
+HoursOption = Annotated[float | None, typer.Option("--hours", help="stop after so many hours")]
+UsdOption = Annotated[float | None, typer.Option("--usd", help="stop before spending more")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
+TrackOption = Annotated[
+    Tracker | None, typer.Option("--track", help="also write metrics into this tracker's files")
+]
+TrackDirOption = Annotated[
+    Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
+SessionArgument = Annotated[str, typer.Argument(help="name of the session")]
+BaseImageOption = Annotated[
+    str | None, typer.Option("--base-image", help="build on this image instead")
+]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", help="those to use, such as 0,2: indices or ids")
+]
+TorchIndexOption = Annotated[
+    str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
+]
+
+
+def torch_index_of(flag: str) -> str:
+    """The wheel index to ask for torch: the flag's, else the environment's, else none."""
+    return flag or os.environ.get("NIGHTLAB_TORCH_INDEX", "")
+
+
+def print_line(line: str) -> None:
+    """Print a line as it is, at once: for scripts."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Print a line for a person; what looks like markup is text, and long lines stay whole."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def warn(line: str, style: str = "yellow") -> None:
+    """The same, for what a person should notice, beside the output."""
+    err.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def load(program: Path) -> Program:
+    """The person's program; the shipped one where they have none and named none."""
+    is_named = program != DEFAULT_PROGRAM
+    return load_program(program if is_named else template(program.name, program.parent))
+
+
+def sweep_now() -> tuple[str, ...]:
+    state_dir = state_directory(os.environ)
+    return clean_up(find_engine(state_dir, environ=os.environ), state_dir)
+
+
+def session_directory(runs: Path, session: str) -> Path:
+    """Where a session lies.
+
+    Raises:
+        SessionError: there is none of that name, or its beginning was cut off.
+    """
+    if Path(session).name != session:
+        raise SessionError(
+            f"{session} is a path, not the name of a session",
+            f"name it {Path(session).name or 'as'} and, unless it lies in {runs}, its directory "
+            "with --runs",
+        )
+    directory = runs / session
+    if not (directory / "ledger.jsonl").is_file():
+        known = sorted(path.parent.name for path in runs.glob("*/ledger.jsonl"))
+        raise SessionError(
+            f"there is no session {session!r} in {runs}",
+            f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
+        )
+    if not has_begun(directory):
+        raise SessionError(
+            f"session {session!r} holds nothing: its beginning was cut off",
+            f"remove {directory} and start anew: nightlab run --session {session}",
+        )
+    return directory.absolute()
+
+
+def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Export | None:
+    """What keeps the tracker's files up to date; none when no tracker was asked for.
+
+    Raises:
+        SessionError: its library is not installed.
+    """
+    if tracker is None:
+        return None
+    if lacking := missing(tracker):
+        raise SessionError(*lacking)
+    return Export(tracker, directory or runs / tracker.folder, os.environ)
+
+
+def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
+    """Where the settings want the ledger's head written a second time; none for nowhere."""
+    path = anchor_path(settings.record.anchor, directory)
+    return None if path is None else Anchor(path, directory.name)
+
+
+@contextmanager
+def open_observer(settings: Settings, ledger: Ledger, *, as_json: bool) -> Iterator[Observer]:
+    """What shows the session while it runs; leaves the terminal as it was."""
+    console = (
+        JsonConsole(print_line) if as_json else NightConsole(out, settings, lambda: ledger.history)
+    )
+    observer = NoteTaker(console, ledger.directory, time.monotonic)
+    try:
+        yield observer
+    finally:
+        observer.close()

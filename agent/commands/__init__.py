@@ -1,1 +1,0 @@
-"""What a person types, by part of the night."""

@@ -1,0 +1,315 @@
+"""Measures a machine by its baseline, in the night's boxes.
+
+Each budget has a small session of its own, and each score is on its ledger as soon as it is there:
+what was measured before an interruption is not measured again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.attempt.lab import Lab, Observer, hashes_of, snapshot
+from agent.attempt.measurement import box_spec, leased, measure, train_spec
+from agent.candidate.knobs import Knob, find_knobs, turn
+from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
+from agent.machine.rates import PROGRAM, Rates, read_rates
+from agent.night.session import Outfit, begin, bring_back, has_begun, machine, open_lab
+from agent.program import Program, Settings
+from agent.record.curves import Curve, Point, curve_of, unpacked
+from agent.record.events import AttemptFinished, AttemptStarted, RunFinished, Verdict
+from agent.record.ledger import Ledger
+from sandbox.contract.run import Outcome, RunResult, host_faults
+
+SEED = 0
+MOST_REPEATS = 10
+SCORING_SECONDS = 10.0
+"""A guess of what scoring takes after a training, to say beforehand how long all of it will."""
+BATCH_SECONDS = 4.0
+"""How long one size of batch trains, start-up not counted."""
+MIN_STEPS = 3
+MAX_BATCH_SECONDS = 300.0
+MAX_BATCHES = 12
+FEWEST_STEPS = 100
+"""A batch that leaves fewer steps in the longest budget is of no use, however well it fits."""
+
+Say = Callable[[str], None]
+Watched = Callable[[Settings, Ledger], AbstractContextManager[Observer]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is calibrated, and where its sessions lie."""
+
+    root: Path
+    program: Program
+    settings: Settings
+    source: Path
+    outfit: Outfit
+    version: str
+    watched: Watched
+    say: Say
+
+
+def calibrate(bench: Bench, budgets: Sequence[float], repeats: int) -> Calibration:
+    """Measure rates, the baseline at each budget, and how large a batch may be.
+
+    Raises:
+        SandboxError: nightlab or the engine failed; what was measured is kept.
+        KeyboardInterrupt: passed on; the same call goes on where it was.
+    """
+    at_budgets = []
+    rates = None
+    for budget_seconds in sorted(budgets):
+        with _lab(bench, budget_seconds) as lab:
+            rates = rates or _rates(lab)
+            at_budgets.append(_at_budget(lab, budget_seconds, repeats))
+        bench.say(_line(at_budgets[-1]))
+    with _lab(bench, max(budgets)) as lab:
+        batches = _batches(lab, at_budgets[-1])
+        files = hashes_of(lab.workspace.candidate())
+    confidence = bench.settings.noise.confidence
+    return Calibration(
+        measured_at=datetime.now(UTC),
+        profile=bench.settings.hardware.profile,
+        image_id=bench.outfit.image_id,
+        limits=bench.settings.train_limits().model_dump(exclude={"wall_seconds"}),
+        files=files,
+        machine=machine(),
+        confidence=confidence,
+        rates=rates,
+        at_budgets=tuple(at_budgets),
+        batches=batches,
+        proposals=proposals(at_budgets, batches, confidence),
+    )
+
+
+def seconds_left(bench: Bench, budgets: Sequence[float], repeats: int) -> float:
+    """About how long `calibrate` will take, without what an earlier call measured."""
+    seconds = MAX_BATCHES / 2 * (BATCH_SECONDS + 4)
+    for budget_seconds in budgets:
+        directory = _directory(bench, budget_seconds)
+        done = 0
+        if has_begun(directory):
+            with Ledger.open(directory) as ledger:
+                done = len(_scores(ledger))
+        seconds += max(0, repeats - done) * (budget_seconds + SCORING_SECONDS)
+    return seconds
+
+
+def _directory(bench: Bench, budget_seconds: float) -> Path:
+    return bench.root / f"calibrate-{budget_seconds:g}s".replace(".", "-")
+
+
+@contextmanager
+def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
+    """The lab of one budget's session, begun or gone on with."""
+    directory, settings = _directory(bench, budget_seconds), _settings(bench, budget_seconds)
+    if was_there := has_begun(directory):
+        ledger = Ledger.open(directory)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)  # a beginning that was cut off holds nothing
+        ledger = begin(
+            directory,
+            bench.program,
+            settings,
+            bench.source,
+            bench.outfit,
+            researcher="calibrate",
+            version=bench.version,
+            seed=SEED,
+        )
+    with ledger, bench.watched(settings, ledger) as observer:
+        lab = open_lab(ledger, settings, bench.outfit, observer)
+        if was_there and any(attempt.open for attempt in ledger.history.attempts):
+            bring_back(lab, version=bench.version, removed_containers=())
+        yield lab
+
+
+def _settings(bench: Bench, budget_seconds: float) -> Settings:
+    """The program's, with that wall budget and seeds enough for every number of repeats."""
+    tables = bench.settings.model_dump()
+    tables["budget"] |= {"kind": "wall", "seconds": budget_seconds, "tokens": None}
+    tables["noise"]["baseline_repeats"] = MOST_REPEATS
+    return Settings.model_validate(tables)
+
+
+def _rates(lab: Lab) -> Rates | None:
+    argv = ("python3", "-I", "-c", PROGRAM)
+    limits = lab.settings.train_limits().model_copy(update={"wall_seconds": 120.0})
+    spec = box_spec(lab, f"{lab.session}-rates", "train", argv, lab.environment, {}, limits)
+    with leased(lab, 0) as gpus:
+        given = lab.with_gpus(spec, gpus)
+        result = lab.executor.run(given.model_copy(update={"working_directory": "/"}))
+    return read_rates(result.log.head + result.log.tail) if result.outcome is Outcome.OK else None
+
+
+def _at_budget(lab: Lab, budget_seconds: float, repeats: int) -> AtBudget:
+    """Train and score the baseline at the seeds that lack a score."""
+    missing = [seed for seed in lab.seeds[:repeats] if seed not in _scores(lab.ledger)]
+    problem = _train_and_score(lab, missing) if missing else ""
+    scores = _scores(lab.ledger)
+    said = _last_points(lab.ledger)
+    last = said[-1] if said else {}
+    noise = [run.disturbance for run in _trainings(lab.ledger) if run.disturbance]
+    return AtBudget(
+        budget_seconds=budget_seconds,
+        values=tuple(scores[seed] for seed in lab.seeds[:repeats] if seed in scores),
+        tokens_per_second=said_of(last, "tokens_per_second"),
+        start_seconds=_start_seconds(last),
+        flops_per_token=said_of(last, "flops_per_token"),
+        disturbed=sum(disturbance.disturbed for disturbance in noise),
+        problem=problem,
+    )
+
+
+def _train_and_score(lab: Lab, seeds: Sequence[int]) -> str:
+    """Measure at each seed, on record; why it could not be, or nothing."""
+    number, candidate = len(lab.ledger.history.attempts), lab.workspace.candidate()
+    lab.ledger.append(
+        AttemptStarted(
+            attempt=number,
+            kind="baseline",
+            hypothesis=f"calibration at {lab.settings.budget.seconds:g} s",
+            researcher="calibrate",
+            files={name: lab.ledger.put_blob(content) for name, content in candidate.items()},
+            diff=None,
+            parent=None,
+        )
+    )
+    lab.observer.attempt_started(number, "baseline", "calibration")
+    failure = None
+    with host_faults(), snapshot(lab, number, candidate) as files:
+        for seed in seeds:
+            failure = failure or measure(lab, number, seed, files)
+    values = list(lab.ledger.history.attempt(number).values().values())
+    lab.ledger.append(
+        AttemptFinished(
+            attempt=number,
+            verdict=failure.verdict if failure else Verdict.KEPT,
+            reason=failure.reason if failure else "baseline",
+            explanation=failure.explanation if failure else "calibration",
+            value=None if failure else sum(values) / len(values),
+            arithmetic=None,
+            seconds=0.0,
+        )
+    )
+    return f"{failure.reason}: {failure.explanation}"[:300] if failure else ""
+
+
+def _scores(ledger: Ledger) -> dict[int, float]:
+    """Every score on val so far, by seed."""
+    return {
+        score.seed: score.value
+        for attempt in ledger.history.attempts
+        for score in attempt.scores
+        if score.split == "val" and score.value is not None
+    }
+
+
+def _trainings(ledger: Ledger) -> list[RunFinished]:
+    return [
+        entry.event
+        for entry in ledger.entries
+        if isinstance(entry.event, RunFinished) and entry.event.result.box == "train"
+    ]
+
+
+def _last_points(ledger: Ledger) -> list[Point]:
+    """What each training said last."""
+    curves = [run.curve for run in _trainings(ledger) if run.curve is not None]
+    return [unpacked(ledger.get_blob(curve))[-1] for curve in curves]
+
+
+def said_of(point: Point, name: str) -> float | None:
+    """What a progress line says of an amount; less than nothing is nothing said."""
+    said = point.get(name, 0.0)
+    return said if said > 0 else None
+
+
+def _start_seconds(point: Point) -> float | None:
+    """When the first step began, from what the last one says of tokens and seconds."""
+    rate, tokens = said_of(point, "tokens_per_second"), said_of(point, "tokens")
+    if rate is None or tokens is None:
+        return None
+    return max(0.0, point["seconds"] - tokens / rate)
+
+
+def _batches(lab: Lab, at: AtBudget) -> Batches:
+    """Double the batch until it no longer fits, or leaves too few steps."""
+    files = lab.workspace.candidate()
+    batch, sequence = _knob(files, "BATCH"), _knob(files, "SEQUENCE")
+    rate = at.tokens_per_second
+    if batch is None or sequence is None or not rate:
+        return Batches(present=None, tried=(), ended="train.py names no BATCH and no SEQUENCE")
+    size, length = int(batch.value), int(sequence.value)
+    tried: list[BatchTried] = []
+    while True:
+        tried.append(_try_batch(lab, files, batch, size, length, rate))
+        if tried[-1].outcome is not Outcome.OK:
+            ended = f"{size} ends with {tried[-1].outcome.value}"
+        elif len(tried) == MAX_BATCHES:
+            ended = f"{MAX_BATCHES} sizes were tried"
+        elif 2 * size * length * FEWEST_STEPS > rate * at.budget_seconds:
+            ended = (
+                f"twice as much leaves fewer than {FEWEST_STEPS} steps in {at.budget_seconds:g} s"
+            )
+        else:
+            size *= 2
+            continue
+        return Batches(present=int(batch.value), tried=tuple(tried), ended=ended)
+
+
+def _knob(files: dict[str, bytes], name: str) -> Knob | None:
+    """The only knob of that name, if it is a whole number."""
+    found = [k for file, text in files.items() for k in find_knobs(file, text) if k.name == name]
+    return found[0] if len(found) == 1 and type(found[0].value) is int else None
+
+
+def _try_batch(
+    lab: Lab, files: dict[str, bytes], knob: Knob, size: int, length: int, rate: float
+) -> BatchTried:
+    """A short training with that batch; nothing of it is scored or kept."""
+    steps = max(MIN_STEPS, round(BATCH_SECONDS * rate / (size * length)))
+    tokens = steps * size * length
+    budget = lab.settings.budget.model_copy(update={"kind": "tokens", "tokens": tokens})
+    limits = lab.settings.train_limits().model_copy(update={"wall_seconds": MAX_BATCH_SECONDS})
+    changed = files | {knob.file: turn(files[knob.file], knob, size)}
+    run_id = f"{lab.session}-batch-{size}"
+    with host_faults(), leased(lab, 0) as gpus, snapshot(lab, 0, changed) as root:
+        spec = train_spec(lab, run_id, lab.seeds[0], root, budget, limits)
+        result = lab.executor.run(lab.with_gpus(spec, gpus))
+    return BatchTried(
+        batch=size,
+        outcome=result.outcome,
+        peak_memory_bytes=result.peak_memory_bytes,
+        tokens_per_second=_steady_rate(curve_of(result.log.head + result.log.tail), result),
+    )
+
+
+def _steady_rate(curve: Curve, result: RunResult) -> float | None:
+    """Tokens a second between the first report and the last: compiling comes before the first."""
+    if result.outcome is not Outcome.OK or not curve:
+        return None
+    first, last = curve[0], curve[-1]
+    seconds = last["seconds"] - first["seconds"]
+    tokens = last.get("tokens", 0.0) - first.get("tokens", 0.0)
+    if seconds < 1 or tokens <= 0:
+        return said_of(last, "tokens_per_second")
+    return tokens / seconds
+
+
+def _line(at: AtBudget) -> str:
+    if at.problem:
+        return f"{at.budget_seconds:g} s: {at.problem}"
+    sigma = "not known" if at.sigma is None else f"{at.sigma:.4f}"
+    rate = f", {at.tokens_per_second:,.0f} tokens a second" if at.tokens_per_second else ""
+    disturbed = f", {at.disturbed} disturbed" if at.disturbed else ""
+    scores = (
+        f"{at.mean:.4f} from {len(at.values)} seeds, noise {sigma}" if at.values else "no score"
+    )
+    return f"{at.budget_seconds:g} s: {scores}{rate}{disturbed}"

@@ -1,0 +1,188 @@
+"""What a machine was measured to do; settings that follow.
+
+Nothing here runs anything: measurements come in, proposals come out, each with the numbers that it
+was made from. A person decides; nightlab changes no setting by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from statistics import fmean
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from agent.attempt.judge import pooled_noise, student_t_quantile
+from agent.machine.rates import Rates
+from sandbox.contract.run import Outcome, Record, Sha256
+
+MAX_START_SHARE = 0.1
+"""A budget of which more goes into starting up is too short."""
+WORTH_FINDING = 0.01
+"""Share of the score that one change should gain to be worth finding at night."""
+GOOD_ENOUGH_RATE = 0.9
+"""Share of the best tokens a second at which a smaller batch is the better one: more steps."""
+MAX_REPEATS = 5
+
+
+class AtBudget(Record):
+    """The baseline at one budget: its scores at several seeds, how fast it was, how it began."""
+
+    budget_seconds: Annotated[float, Field(gt=0)]
+    values: tuple[float, ...]
+    tokens_per_second: Annotated[float, Field(ge=0)] | None
+    """By the program's own word, as are the two below; None where it said nothing."""
+    start_seconds: Annotated[float, Field(ge=0)] | None
+    """Until the first step began."""
+    flops_per_token: Annotated[float, Field(ge=0)] | None
+    disturbed: int
+    """Trainings during which others used the machine."""
+    problem: str = ""
+    """Why there are no scores."""
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def sigma(self) -> float | None:
+        """Standard deviation of one score; None from fewer than two."""
+        return pooled_noise([self.values]).sigma if len(self.values) > 1 else None
+
+    @property
+    def start_share(self) -> float:
+        """Of the budget, before the first step."""
+        return (self.start_seconds or 0.0) / self.budget_seconds
+
+
+class BatchTried(Record):
+    """One size of batch in one short training."""
+
+    batch: Annotated[int, Field(ge=1)]
+    outcome: Outcome
+    peak_memory_bytes: int | None
+    tokens_per_second: Annotated[float, Field(ge=0)] | None
+
+
+class Batches(Record):
+    """How large a batch may become within the memory limit."""
+
+    present: int | None
+    """The one that train.py has now; None where it has no such knob."""
+    tried: tuple[BatchTried, ...]
+    ended: str
+    """Why no larger one was tried."""
+
+    @property
+    def largest(self) -> int | None:
+        """The largest that trained to the end."""
+        return max((t.batch for t in self.tried if t.outcome is Outcome.OK), default=None)
+
+
+class Proposal(Record):
+    """One setting, and why."""
+
+    setting: str
+    value: str
+    reason: str
+
+
+class Calibration(Record):
+    """One machine, one image, one baseline: measured."""
+
+    measured_at: datetime
+    profile: str
+    image_id: str
+    limits: dict[str, Any]
+    files: dict[str, Sha256]
+    """The baseline's, by name."""
+    machine: dict[str, Any]
+    confidence: float
+    rates: Rates | None
+    at_budgets: tuple[AtBudget, ...]
+    batches: Batches
+    proposals: tuple[Proposal, ...]
+
+    @property
+    def rate_share(self) -> float | None:
+        """Share of the measured matmul rate that the longest baseline used."""
+        last = next((a for a in reversed(self.at_budgets) if a.flops_per_token), None)
+        if self.rates is None or last is None or last.tokens_per_second is None:
+            return None
+        assert last.flops_per_token is not None
+        return last.flops_per_token * last.tokens_per_second / self.rates.matmul_flops
+
+
+def proposals(
+    at_budgets: Sequence[AtBudget], batches: Batches, confidence: float
+) -> tuple[Proposal, ...]:
+    """Budget, batch and repeats that the measurements speak for; nothing without a measurement."""
+    chosen = _budget(at_budgets, confidence)
+    found = [] if chosen is None else [_told(chosen, confidence), *_repeats(chosen, confidence)]
+    batch = _batch(batches)
+    return tuple(found if batch is None else [*found, batch])
+
+
+def findable(at: AtBudget, confidence: float) -> float | None:
+    """The gain of one run over another that is beyond noise; None where noise is not known."""
+    if at.sigma is None:
+        return None
+    quantile = student_t_quantile(confidence, len(at.values) - 1)
+    return quantile * math.sqrt(2) * at.sigma
+
+
+def _budget(at_budgets: Sequence[AtBudget], confidence: float) -> AtBudget | None:
+    """The shortest that starts quickly and shows what is worth finding; else the longest."""
+    usable = sorted((a for a in at_budgets if a.sigma is not None), key=lambda a: a.budget_seconds)
+    for at in usable:
+        gain = findable(at, confidence)
+        assert gain is not None
+        if at.start_share <= MAX_START_SHARE and gain <= WORTH_FINDING * abs(at.mean):
+            return at
+    return usable[-1] if usable else None
+
+
+def _told(at: AtBudget, confidence: float) -> Proposal:
+    gain = findable(at, confidence)
+    assert gain is not None
+    start = f"starting up takes {100 * at.start_share:.0f} % of it" if at.start_seconds else ""
+    share = f"one run against one shows gains from {gain:.4f}, {100 * gain / abs(at.mean):.1f} %"
+    return Proposal(
+        setting="[budget] seconds",
+        value=f"{at.budget_seconds:g}",
+        reason="; ".join(part for part in (start, f"{share} of the score") if part),
+    )
+
+
+def _repeats(at: AtBudget, confidence: float) -> list[Proposal]:
+    """So many seeds that a gain worth finding is beyond noise, within reason."""
+    gain = findable(at, confidence)
+    assert gain is not None
+    worth = WORTH_FINDING * abs(at.mean)
+    needed = math.ceil((gain / worth) ** 2) if worth else 1
+    seeds = min(MAX_REPEATS, max(1, needed))
+    why = f"a gain of {100 * WORTH_FINDING:g} % ({worth:.4f}) needs {needed} paired seed(s)"
+    capped = f", more than {MAX_REPEATS} are not worth their hours" if needed > seeds else ""
+    return [
+        Proposal(setting="[noise] max_repeats", value=str(seeds), reason=why + capped),
+        Proposal(
+            setting="[noise] baseline_repeats",
+            value=str(max(3, seeds)),
+            reason=f"noise from {len(at.values)} scores is itself uncertain by a factor of two",
+        ),
+    ]
+
+
+def _batch(batches: Batches) -> Proposal | None:
+    rates = {t.batch: t.tokens_per_second for t in batches.tried if t.tokens_per_second}
+    if not rates:
+        return None
+    best = max(rates.values())
+    smallest = min(batch for batch, rate in rates.items() if rate >= GOOD_ENOUGH_RATE * best)
+    reason = (
+        f"{rates[smallest]:,.0f} tokens a second, the smallest within a tenth of the best "
+        f"({best:,.0f}); the largest that ran is {batches.largest} ({batches.ended})"
+    )
+    return Proposal(setting="BATCH in train.py", value=str(smallest), reason=reason)

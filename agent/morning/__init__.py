@@ -1,0 +1,1 @@
+"""Checks by daylight: audit, review, replay, approval."""

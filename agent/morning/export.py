@@ -1,0 +1,327 @@
+"""Hands the result over: patch, files, a branch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.attempt.lab import fresh_directory
+from agent.candidate.diffs import WORKSPACE, beneath, patch
+from agent.candidate.merge import Conflict, merge_files
+from agent.morning.worth import BEST, SMALLER, kept_chain, reviews, worth
+from agent.night.session import SessionError
+from agent.record.events import Entry, HumanDecided
+from agent.record.history import fold
+from agent.record.ledger import Ledger, read_blob
+from agent.text import one_line
+
+APPROVED, PATCH_NAME = "approved", "nightlab.patch"
+GIT_SECONDS = 60
+PLAIN, EXECUTABLE = "100644", "100755"
+HARMLESS = (
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.fsmonitor=false"),
+    *("-c", "commit.gpgSign=false"),
+)
+"""Whatever a repository's configuration says, git runs no program of its choice here."""
+_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who decides, as git knows them."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True)
+class Git:
+    """git in the person's own repository, with nothing in it able to run code.
+
+    Args:
+        place: where it is started; never in a tree that an agent writes.
+        environ: PATH, HOME and the like.
+    """
+
+    place: Path
+    environ: Mapping[str, str]
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
+        """What git writes.
+
+        Raises:
+            SessionError: git is not there, took too long, or failed.
+        """
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(self.place), *HARMLESS, *arguments],
+                input=stdin,
+                env=self._environment() | variables,
+                capture_output=True,
+                timeout=GIT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            hint = "install git; a decision is recorded with the name that git knows"
+            raise SessionError(f"git did not work: {error}", hint) from None
+        if done.returncode != 0:
+            said = one_line(done.stderr.decode(errors="replace"), 300)
+            hint = "look at --repo and --branch; without --branch git only tells who you are"
+            raise SessionError(f"git {arguments[0]} failed in {self.place}: {said}", hint)
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in self.environ.items() if name not in _POINTERS}
+        return kept | {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_NO_LAZY_FETCH": "1",
+        }
+
+
+def find_person(place: Path, environ: Mapping[str, str]) -> Person:
+    """The git identity in force at `place`.
+
+    Raises:
+        SessionError: none is set; the hint says how to set one.
+    """
+    git = Git(place, environ)
+    found = [_setting(git, name) for name in ("user.name", "user.email")]
+    if not all(found):
+        raise SessionError(
+            "git does not know who you are, and a decision is recorded with a name",
+            'git config --global user.name "Your Name" and '
+            "git config --global user.email you@example.org",
+        )
+    return Person(*found)
+
+
+def result_files(ledger: Ledger, *, smaller: bool) -> Files:
+    """The files that a person takes: the best's, or those of the review's smaller model.
+
+    Raises:
+        SessionError: nothing was kept, or no review offers a smaller model.
+    """
+    history = ledger.history
+    if history.best is None or not kept_chain(history):
+        raise SessionError(
+            "this session kept no change: there is nothing to approve",
+            "go on with `nightlab resume NAME --attempts N`, or record that with `nightlab reject`",
+        )
+    shas = history.best.started.files if not smaller else _smaller_files(ledger)
+    return {name: ledger.get_blob(sha) for name, sha in shas.items()}
+
+
+def original_files(ledger: Ledger) -> Files:
+    """The files that the session began with."""
+    assert ledger.history.session is not None
+    return {name: ledger.get_blob(sha) for name, sha in ledger.history.session.files.items()}
+
+
+def result_diff(directory: Path, entries: Sequence[Entry]) -> str:
+    """What the best's files changed in those that the session began with, as text."""
+    history = fold(entries)
+    if history.session is None or history.best is None:
+        return ""
+    old, new = (
+        {name: read_blob(directory, sha) for name, sha in files.items()}
+        for files in (history.session.files, history.best.started.files)
+    )
+    return patch(old, new).decode(errors="replace")
+
+
+def write_approved(directory: Path, files: Files, difference: bytes) -> Path:
+    """Put files and patch into the session's directory; an earlier export is replaced."""
+    target = fresh_directory(directory / APPROVED)
+    for name, content in files.items():
+        path = target / WORKSPACE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (target / PATCH_NAME).write_bytes(difference)
+    return target
+
+
+def make_branch(
+    git: Git,
+    name: str,
+    old: Files,
+    new: Files,
+    person: Person,
+    message: str,
+    folder: str = WORKSPACE,
+) -> str:
+    """A new branch on top of HEAD that has the result; neither work tree nor index is touched.
+
+    What the person committed since the session began is kept: the change is merged into it.
+
+    Returns:
+        The commit.
+
+    Raises:
+        SessionError: the branch exists, or the person changed the same lines meanwhile.
+    """
+    git("check-ref-format", "--branch", name)
+    head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+    prefix = git("rev-parse", "--show-prefix").decode().rstrip("\n")
+    changed = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    paths = {name: prefix + beneath(folder, name) for name in changed}
+    theirs, modes = _committed(git, head, paths)
+    if missing := sorted(_only(old, changed).keys() - theirs.keys()):
+        raise SessionError(
+            f"HEAD has no {beneath(folder, missing[0])}",
+            "name the directory that program.md lies in with --repo, and commit its files first",
+        )
+    merged = _merged(_only(old, changed), theirs, _only(new, changed))
+    with _temporary_index() as index:
+        git("read-tree", head, GIT_INDEX_FILE=index)
+        for path in changed:
+            _stage(git, paths[path], merged.get(path), modes.get(path, PLAIN), index)
+        tree = git("write-tree", GIT_INDEX_FILE=index).decode().strip()
+    commit = git(
+        "commit-tree", tree, "-p", head, stdin=message.encode(), **_signature(person)
+    ).decode().strip()  # fmt: skip
+    git("update-ref", "-m", "nightlab approve", f"refs/heads/{name}", commit, "0" * len(commit))
+    return commit
+
+
+def refuse_inside(place: Path, runs: Path) -> None:
+    """No git where an agent writes: its hooks and settings would run on the host.
+
+    Raises:
+        SessionError: `place` lies in the directory of the sessions.
+    """
+    if place.resolve().is_relative_to(runs.resolve()):
+        raise SessionError(
+            f"{place} lies inside {runs}, where agents write", "name your own repository"
+        )
+
+
+def approval(
+    ledger: Ledger,
+    person: Person,
+    reason: str,
+    files: Files,
+    *,
+    smaller: bool,
+    difference: bytes,
+    branch: str | None,
+    commit: str | None,
+) -> HumanDecided:
+    """The event of an approval."""
+    assert ledger.history.best is not None
+    return HumanDecided(
+        decision="approve",
+        reason=reason,
+        person=person.name,
+        email=person.email,
+        attempt=ledger.history.best.number,
+        variant=SMALLER if smaller else BEST,
+        files={name: ledger.put_blob(content) for name, content in files.items()},
+        patch=ledger.put_blob(difference),
+        branch=branch,
+        commit=commit,
+    )
+
+
+def rejection(ledger: Ledger, person: Person, reason: str) -> HumanDecided:
+    """The event of a rejection."""
+    best = ledger.history.best
+    if best is None:
+        raise SessionError("this session has no result yet", "wait for its baseline")
+    return HumanDecided(
+        decision="reject",
+        reason=reason,
+        person=person.name,
+        email=person.email,
+        attempt=best.number,
+        variant=BEST,
+        files=best.started.files,
+        patch=None,
+        branch=None,
+        commit=None,
+    )
+
+
+def _smaller_files(ledger: Ledger) -> dict[str, str]:
+    found = reviews(ledger.entries)
+    last = found[-1] if found else None
+    table = worth(last, ledger.history) if last else None
+    is_current = ledger.history.best is not None and (
+        last is not None and last.started.best == ledger.history.best.number
+    )
+    if last is None or table is None or table.smaller is None or not is_current:
+        raise SessionError("no review offers a smaller equal model", "run `nightlab review` first")
+    files = last.variants[SMALLER].files
+    if files is None or not table.smaller.is_equal:
+        raise SessionError(
+            "the smaller model is not equal to the best", "approve without --smaller"
+        )
+    return files
+
+
+def _setting(git: Git, name: str) -> str:
+    return git("config", "--default", "", "--get", name).decode(errors="replace").strip()
+
+
+def _only(files: Files, names: list[str]) -> Files:
+    return {name: files[name] for name in names if name in files}
+
+
+def _committed(git: Git, head: str, paths: Mapping[str, str]) -> tuple[Files, dict[str, str]]:
+    """The person's own version of the files, and their modes; what HEAD lacks is left out."""
+    found: Files = {}
+    modes: dict[str, str] = {}
+    for name, path in paths.items():
+        listed = git("ls-tree", "--full-tree", head, "--", path).decode(errors="surrogateescape")
+        if not listed:
+            continue
+        modes[name], _, sha = listed.split("\t", 1)[0].split(" ")
+        if modes[name] not in (PLAIN, EXECUTABLE):
+            raise SessionError(f"{path} is not a plain file in the repository", "take the patch")
+        found[name] = git("cat-file", "blob", sha)
+    return found, modes
+
+
+def _merged(old: Files, theirs: Files, new: Files) -> Files:
+    try:
+        return merge_files(old, theirs, new)
+    except Conflict as conflict:
+        raise SessionError(
+            f"the repository changed since the session began, at the same place: {conflict}",
+            "take the patch over by hand; approve without --branch writes it",
+        ) from None
+
+
+def _stage(git: Git, path: str, content: bytes | None, mode: str, index: str) -> None:
+    if content is None:
+        entry = f"0 {'0' * 40}\t{path}"
+    else:
+        blob = git("hash-object", "-w", "--no-filters", "--stdin", stdin=content).decode().strip()
+        entry = f"{mode} {blob}\t{path}"
+    git("update-index", "-z", "--index-info", stdin=f"{entry}\0".encode(), GIT_INDEX_FILE=index)
+
+
+def _signature(person: Person) -> dict[str, str]:
+    return {
+        f"GIT_{role}_{kind}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for kind, value in (("NAME", person.name), ("EMAIL", person.email))
+    }
+
+
+@contextmanager
+def _temporary_index() -> Iterator[str]:
+    directory = tempfile.mkdtemp(prefix="nightlab-")
+    try:
+        yield os.path.join(directory, "index")  # noqa: PTH118 - git wants a string
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,295 @@
+"""What each kept change is worth, folded from a review."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import fmean
+from typing import Literal
+
+from agent.attempt.judge import Noise, judge, pooled_noise
+from agent.record.events import (
+    Arithmetic,
+    Entry,
+    HumanDecided,
+    ReviewFinished,
+    ReviewStarted,
+    VariantMeasured,
+    VariantPlanned,
+)
+from agent.record.history import NOT_JUDGED, Attempt, History, direction_of, gain, label_of
+from sandbox.contract.run import Record
+
+BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
+
+
+class Fate(StrEnum):
+    """What a kept change turned out to be."""
+
+    REAL = "real"
+    LUCK = "luck"
+    HARMFUL = "harmful"
+    NEEDED = "needed"
+    UNKNOWN = "unknown"
+
+
+MEANING = {
+    Fate.REAL: "worth it beyond noise",
+    Fate.LUCK: "luck: not beyond noise",
+    Fate.HARMFUL: "better without it",
+    Fate.NEEDED: "needed: it does not run without it",
+    Fate.UNKNOWN: "not measured",
+}
+
+
+class ChangeWorth(Record):
+    """One kept change: what it gained when it was kept, and what it is worth today."""
+
+    attempt: int
+    hypothesis: str
+    gain_then: float | None
+    how: Literal["left_out", "step"]
+    """Against the best without it; or, where it cannot be left out alone, against what was before
+    it at the time."""
+    arithmetic: Arithmetic | None
+    """With the change as candidate, without it as best."""
+    fate: Fate
+    note: str
+
+
+class SmallerModel(Record):
+    """The best without the changes that were luck."""
+
+    left_out: tuple[int, ...]
+    arithmetic: Arithmetic | None
+    """The best as candidate, the smaller model as best."""
+    is_equal: bool
+    """Not worse beyond noise."""
+    note: str
+
+
+class ReviewTable(Record):
+    """All of a review, as far as it is measured."""
+
+    review: int
+    is_finished: bool
+    metric: str
+    seeds: tuple[int, ...]
+    baseline: int
+    best: int
+    baseline_values: tuple[float, ...]
+    best_values: tuple[float, ...]
+    arithmetic: Arithmetic | None
+    """The best as candidate, the baseline as best."""
+    holdout_gain: float | None
+    noise: float | None
+    changes: tuple[ChangeWorth, ...]
+    smaller: SmallerModel | None
+
+
+@dataclass
+class Review:
+    """One review with everything that was recorded of it."""
+
+    started: ReviewStarted
+    variants: dict[str, VariantPlanned] = field(default_factory=dict)
+    measured: list[VariantMeasured] = field(default_factory=list)
+    is_finished: bool = False
+
+    def scores(self, variant: VariantPlanned) -> list[VariantMeasured]:
+        """What was measured of the variant's files, under whatever name."""
+        same = {name for name, v in self.variants.items() if v.files == variant.files}
+        return [m for m in self.measured if m.variant in same]
+
+    def values(self, name: str, split: str = "val") -> list[float]:
+        """The valid scores of a variant, in the order of the seeds; none if it was not planned."""
+        if name not in self.variants:
+            return []
+        found = {
+            m.seed: m.value if split == "val" else m.holdout
+            for m in self.scores(self.variants[name])
+        }
+        ordered = [found.get(seed) for seed in self.started.seeds]
+        return [value for value in ordered if value is not None]
+
+    def failure(self, name: str) -> VariantMeasured | None:
+        """Why a variant has no score at a seed, if that is so."""
+        if name not in self.variants:
+            return None
+        return next((m for m in self.scores(self.variants[name]) if m.value is None), None)
+
+
+def reviews(entries: Sequence[Entry]) -> list[Review]:
+    """Every review of a session, oldest first."""
+    found: list[Review] = []
+    for entry in entries:
+        match entry.event:
+            case ReviewStarted():
+                found.append(Review(entry.event))
+            case VariantPlanned():
+                found[-1].variants[entry.event.variant] = entry.event
+            case VariantMeasured():
+                found[-1].measured.append(entry.event)
+            case ReviewFinished():
+                found[-1].is_finished = True
+            case _:
+                pass
+    return found
+
+
+def decision(entries: Sequence[Entry]) -> HumanDecided | None:
+    """The last word of a person, if there is one."""
+    events = (entry.event for entry in reversed(entries))
+    return next((event for event in events if isinstance(event, HumanDecided)), None)
+
+
+def kept_chain(history: History) -> list[Attempt]:
+    """The kept changes from the baseline to the best, oldest first."""
+    chain: list[Attempt] = []
+    attempt = history.best
+    while attempt is not None and attempt.started.parent is not None:
+        chain.append(attempt)
+        attempt = history.attempt(attempt.started.parent)
+    return chain[::-1]
+
+
+def worth(review: Review, history: History) -> ReviewTable:
+    """The table of a review, with the judge's arithmetic."""
+    scale = _Scale(review, history)
+    after = list(review.values(BEST, "holdout"))
+    before = list(review.values(BASELINE, "holdout"))
+    direction = direction_of(history)
+    return ReviewTable(
+        review=review.started.review,
+        is_finished=review.is_finished,
+        metric=label_of(history),
+        seeds=review.started.seeds,
+        baseline=review.started.baseline,
+        best=review.started.best,
+        baseline_values=tuple(review.values(BASELINE)),
+        best_values=tuple(review.values(BEST)),
+        arithmetic=scale.compare(BEST, BASELINE),
+        holdout_gain=gain(direction, fmean(after), fmean(before)) if after and before else None,
+        noise=scale.noise.sigma if scale.noise else None,
+        changes=tuple(_change(attempt, scale) for attempt in _reviewed_chain(review, history)),
+        smaller=_smaller(scale),
+    )
+
+
+def without(attempt: int) -> str:
+    """The name of the best's files without that attempt's change."""
+    return f"without-{attempt}"
+
+
+def before(attempt: int) -> str:
+    """The name of the files that the attempt built on."""
+    return f"before-{attempt}"
+
+
+def after(attempt: int) -> str:
+    """The name of the attempt's own files."""
+    return f"after-{attempt}"
+
+
+def dispensable(table: ReviewTable) -> tuple[int, ...]:
+    """The changes that can be left out alone and were luck, or worse."""
+    return tuple(
+        change.attempt
+        for change in table.changes
+        if change.how == "left_out" and change.fate in (Fate.LUCK, Fate.HARMFUL)
+    )
+
+
+class _Scale:
+    """Weighs variants of one review against each other."""
+
+    def __init__(self, review: Review, history: History) -> None:
+        self.review = review
+        self.noise = _noise(review, history)
+        self._direction = direction_of(history)
+        assert history.session is not None
+        self._confidence = float(history.session.settings["noise"]["confidence"])
+
+    def compare(self, candidate: str, best: str) -> Arithmetic | None:
+        """The arithmetic of one variant against another; none unless both are measured."""
+        left, right = self.review.values(candidate), self.review.values(best)
+        if not left or not right or self.noise is None:
+            return None
+        return judge(
+            left,
+            right,
+            self.noise,
+            direction=self._direction,
+            confidence=self._confidence,
+            max_repeats=len(left),
+            is_by_the_look=False,  # a review looks once
+        ).arithmetic
+
+
+def fate(numbers: Arithmetic) -> Fate:
+    """What the difference that a change makes says about it."""
+    if numbers.gain > numbers.required_gain:
+        return Fate.REAL
+    return Fate.HARMFUL if -numbers.gain > numbers.required_gain else Fate.LUCK
+
+
+def _noise(review: Review, history: History) -> Noise | None:
+    """Pooled over the night's repeats and the review's, each file set counted once."""
+    names: dict[str, str] = {}
+    for name, variant in review.variants.items():
+        if variant.files is not None:
+            names.setdefault(repr(sorted(variant.files.items())), name)
+    groups = [*history.repeats(), *(review.values(name) for name in names.values())]
+    groups = [group for group in groups if len(group) > 1]
+    return pooled_noise(groups) if groups else None
+
+
+def _reviewed_chain(review: Review, history: History) -> list[Attempt]:
+    planned = {v.attempt for name, v in review.variants.items() if name == without(v.attempt)}
+    return [a for a in history.attempts if a.number in planned]
+
+
+def _change(attempt: Attempt, scale: _Scale) -> ChangeWorth:
+    number, review = attempt.number, scale.review
+    planned = review.variants[without(number)]
+    is_step = planned.files is None
+    numbers = (
+        scale.compare(after(number), before(number))
+        if is_step
+        else scale.compare(BEST, without(number))
+    )
+    failed = None if is_step else review.failure(without(number))
+    then = attempt.finished.arithmetic if attempt.finished else None
+    return ChangeWorth(
+        attempt=number,
+        hypothesis=attempt.started.hypothesis,
+        gain_then=then.gain if then else None,
+        how="step" if is_step else "left_out",
+        arithmetic=None if failed else numbers,
+        fate=_fate(numbers, failed),
+        note=_note(planned, failed),
+    )
+
+
+def _fate(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Fate:
+    if failed is not None:
+        return Fate.UNKNOWN if failed.reason in NOT_JUDGED else Fate.NEEDED
+    return Fate.UNKNOWN if numbers is None else fate(numbers)
+
+
+def _note(planned: VariantPlanned, failed: VariantMeasured | None) -> str:
+    if planned.files is None:
+        return f"cannot be left out alone ({planned.problem}); measured as the step it was"
+    return "" if failed is None else f"{failed.reason}: {failed.explanation}"
+
+
+def _smaller(scale: _Scale) -> SmallerModel | None:
+    planned = scale.review.variants.get(SMALLER)
+    if planned is None:
+        return None
+    failed = scale.review.failure(SMALLER)
+    numbers = None if failed or planned.files is None else scale.compare(BEST, SMALLER)
+    is_equal = numbers is not None and fate(numbers) is not Fate.REAL
+    note = planned.problem if failed is None else f"{failed.reason}: {failed.explanation}"
+    return SmallerModel(left_out=planned.left_out, arithmetic=numbers, is_equal=is_equal, note=note)

@@ -1,0 +1,1 @@
+"""A session: begins, loops, waits, comes back."""

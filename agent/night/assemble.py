@@ -1,0 +1,339 @@
+"""Puts a session's parts together: model, tools, words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import Tracer
+
+from agent.attempt.budget import reason_to_stop, seconds_left
+from agent.attempt.drift import check_for_drift
+from agent.attempt.experiment import run_patiently, smoke_patiently
+from agent.attempt.lab import Lab, find_known
+from agent.attempt.steering import is_asked_to_pause, is_asked_to_stop
+from agent.attempt.waiting import LOOK_AGAIN_SECONDS, is_paused
+from agent.candidate.diffs import unified_diff
+from agent.night.loop import Night
+from agent.night.tracing import attempt_span, usual_tracer
+from agent.night.turns import Turns
+from agent.program import Program, Settings
+from agent.record.events import FileChanged, Method, ModelCalled, Noticed, RetryWaited
+from agent.record.history import Attempt
+from agent.record.ledger import Ledger
+from agent.researcher.base import LostCall, Model, ModelError, retirement
+from agent.researcher.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
+from agent.researcher.redaction import DiscreetModel, discreet, hidden, secrets_in
+from agent.researcher.tools import Toolbox
+from agent.text import one_line
+
+if TYPE_CHECKING:
+    from agent.researcher.claude import ClaudeModel
+    from agent.researcher.tpe import TpeModel
+
+MAX_GUIDANCE_BYTES = 32 * 1024
+MAX_FACT_CHARACTERS = 4000
+
+
+def assemble(
+    lab: Lab, program: Program, models: list[Model], *, tracer: Tracer | None = None
+) -> Night:
+    """A session ready to run, whose researchers stand in for each other in that order."""
+    lab = replace(lab, is_night=True)
+    ledger, spans = lab.ledger, tracer or usual_tracer()
+    sampler = make_sampler(lab, "tpe")
+
+    def attempt(hypothesis: str, researcher: str) -> Attempt:
+        check_for_drift(lab)
+        with attempt_span(spans, lab.executor, "candidate"):
+            return run_patiently(lab, "candidate", hypothesis, researcher)
+
+    toolbox = Toolbox(
+        workspace=lab.workspace,
+        history=lambda: ledger.history,
+        get_blob=ledger.get_blob,
+        run_attempt=lambda hypothesis: attempt(hypothesis, models[0].name),
+        run_smoke=lambda files: smoke_patiently(lab, files),
+        max_smokes=lab.settings.economy.max_smokes,
+        find_known=lambda files: find_known(lab, files),
+        suggest=sampler.suggestion,
+        sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),
+        goal=lab.settings.goal,
+        on_change=lambda path, old, new: _note_change(ledger, path, old, new),
+    )
+    turns = Turns(lab, models, toolbox, SessionWords(lab, program))
+    return Night(lab, toolbox, turns, spans)
+
+
+@contextmanager
+def open_models(
+    lab: Lab,
+    researcher: str,
+    environ: Mapping[str, str],
+    on_wait: Callable[[str, float], None],
+    *,
+    on_warning: Callable[[str], None] = lambda _: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[Model]]:
+    """The researcher, and who stands in for it; closed afterwards.
+
+    Args:
+        lab: of the session.
+        researcher: `claude`, `tpe` or `random`.
+        environ: holds credentials and maybe the address of a compatible server.
+        on_wait: told what failed and for how many seconds it is waited now.
+        on_warning: told of a model that is on its way out.
+        sleep: waits that many seconds for the service.
+        clock: monotonic seconds.
+
+    Raises:
+        ModelError: the service has no such model, or no longer.
+    """
+    if researcher != "claude":
+        yield [make_sampler(lab, "random" if researcher == "random" else "tpe")]
+        return
+    with ExitStack() as stack:
+        models = [
+            stack.enter_context(_claude(lab, name, environ, on_wait, sleep, clock))
+            for name in _model_names(lab.settings)
+        ]
+        secrets = secrets_in(environ)
+        with discreet(secrets):
+            for model in models:
+                _note_facts(lab, model, on_warning)
+        yield [*(DiscreetModel(model, secrets) for model in models), make_sampler(lab, "tpe")]
+
+
+def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Ask the service for the models of a session that has not begun.
+
+    Raises:
+        ModelError: it has no such model, or no longer, or does not know the key: better said
+            before an hour of baselines. Or it is not there at all.
+    """
+    for name in _model_names(settings):
+        nothing = {"on_retry": lambda *_: None, "on_lost": lambda _: None}
+        with (
+            discreet(secrets_in(environ)),
+            _connected(settings, name, environ, deadline=lambda: 0.0, **nothing) as model,
+        ):
+            model.facts(must_be_there=True)
+
+
+def _model_names(settings: Settings) -> list[str]:
+    fallback = settings.researcher.fallback_model
+    return [settings.researcher.model, *([fallback] if fallback else [])]
+
+
+def _claude(
+    lab: Lab,
+    name: str,
+    environ: Mapping[str, str],
+    on_wait: Callable[[str, float], None],
+    sleep: Callable[[float], Awaitable[None]],
+    clock: Callable[[], float],
+) -> ClaudeModel:
+    settings, ledger = lab.settings, lab.ledger
+
+    def note_wait(error: str, wait_seconds: float) -> None:
+        error = hidden(error, secrets_in(environ))
+        ledger.append(
+            RetryWaited(
+                conversation=ledger.history.conversation, error=error, wait_seconds=wait_seconds
+            )
+        )
+        on_wait(error, wait_seconds)
+
+    async def wait(seconds: float) -> None:
+        left = seconds
+        while left > 0:
+            nap = LOOK_AGAIN_SECONDS
+            if not is_paused(lab):
+                nap = min(left, nap)
+                left -= nap
+            await sleep(nap)
+        assert ledger.history.asked is not None
+        ledger.append(ledger.history.asked)  # the same call again; while it waited, none was open
+
+    return _connected(
+        settings,
+        name,
+        environ,
+        deadline=lambda: seconds_left(ledger.history, settings.session),
+        on_retry=note_wait,
+        on_lost=lambda lost: _charge_lost(lab, lost),
+        sleep=wait,
+        clock=clock,
+    )
+
+
+def _connected(
+    settings: Settings, name: str, environ: Mapping[str, str], **answers: Any
+) -> ClaudeModel:
+    from agent.researcher.claude import ClaudeModel
+
+    provider = settings.researcher.provider
+    return ClaudeModel(
+        model=name,
+        provider=provider,
+        max_output_tokens=settings.researcher.max_output_tokens,
+        effort=settings.researcher.effort,
+        api_key=environ.get("ANTHROPIC_API_KEY"),
+        auth_token=environ.get("ANTHROPIC_AUTH_TOKEN"),
+        # The clouds' clients have addresses and variables of their own.
+        base_url=environ.get("ANTHROPIC_BASE_URL") if provider == "anthropic" else None,
+        **answers,
+    )
+
+
+def _note_change(ledger: Ledger, path: str, old: str | None, new: str) -> None:
+    before = {} if old is None else {path: old.encode()}
+    after = {path: new.encode()}
+    ledger.append(
+        FileChanged(
+            path=path,
+            before=None if old is None else ledger.put_blob(before[path]),
+            after=ledger.put_blob(after[path]),
+            diff=ledger.put_blob(unified_diff(before, after)),
+        )
+    )
+
+
+@dataclass
+class Sweep:
+    """Hands a few attempts to the sampler; see the tool of that name."""
+
+    lab: Lab
+    sampler: TpeModel
+    attempt: Callable[[str], Attempt]
+
+    def __call__(self, knobs: tuple[str, ...], attempts: int) -> tuple[list[Attempt], str]:
+        """The judged attempts, and why there are not more of them."""
+        done: list[Attempt] = []
+        while len(done) < attempts:
+            if self._has_to_stop():
+                return done, "the session has to stop"
+            turned = self.sampler.turned(knobs)
+            if turned is None:
+                return done, "no point is left to try with these knobs"
+            files, hypothesis = turned
+            self.lab.workspace.restore(files)
+            done.append(self.attempt(hypothesis))
+        return done, "all done"
+
+    def _has_to_stop(self) -> bool:
+        directory = self.lab.directory
+        if is_asked_to_stop(directory) or is_asked_to_pause(directory):
+            return True
+        return reason_to_stop(self.lab.ledger.history, self.lab.settings.session) is not None
+
+
+@dataclass
+class SessionWords:
+    """What nightlab says in one session; see `loop.Words`."""
+
+    lab: Lab
+    program: Program
+    told_guidance: str | None = None
+    """None when nobody knows, as in a conversation from before a resume."""
+
+    def system(self) -> str:
+        """The frozen system prompt."""
+        return system_prompt(self.program.prose, self.lab.settings)
+
+    def brief(self) -> str:
+        """The first message of a conversation, from the ledger alone."""
+        self.told_guidance = self._guidance()
+        return brief(
+            self.lab.settings,
+            self.lab.ledger.history,
+            self.lab.ledger.get_blob,
+            guidance=self.told_guidance,
+        )
+
+    def nudge(self) -> str:
+        """A reminder to use a tool."""
+        return nudge()
+
+    def cut_reply(self) -> str:
+        """What to do after a reply that was cut at its limit."""
+        return cut_reply(self.lab.settings.researcher.max_output_tokens)
+
+    def stuck(self, circle: str) -> str:
+        """What to do instead of the same thing again."""
+        return stuck(circle)
+
+    def new_guidance(self) -> str | None:
+        """The person's guidance.md when it changed since it was last told."""
+        text = self._guidance()
+        if text == self.told_guidance:
+            return None
+        self.told_guidance = text
+        return guidance(text)
+
+    def _guidance(self) -> str:
+        path = self.lab.directory / "guidance.md"
+        try:
+            return path.read_bytes()[:MAX_GUIDANCE_BYTES].decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+
+def make_sampler(lab: Lab, method: Method) -> TpeModel:
+    """The sampler over the knobs of a session's files."""
+    from agent.researcher.tpe import TpeModel
+
+    ledger = lab.ledger
+    session = ledger.history.session
+    assert session is not None
+    return TpeModel(
+        history=lambda: ledger.history,
+        get_blob=ledger.get_blob,
+        best_files=lab.workspace.editable_files,
+        seed=session.seeds[0],
+        direction=lab.settings.goal.direction,
+        method=method,
+    )
+
+
+def _note_facts(lab: Lab, model: ClaudeModel, on_warning: Callable[[str], None]) -> None:
+    ledger, facts = lab.ledger, model.facts()
+    if facts is None:
+        return
+    text = one_line(json.dumps(facts, ensure_ascii=False, sort_keys=True), MAX_FACT_CHARACTERS)
+    ledger.append(Noticed(kind="model_facts", explanation=text))
+    now = datetime.fromisoformat(ledger.history.last_at)
+    end = now + timedelta(seconds=seconds_left(ledger.history, lab.settings.session))
+    if warning := retirement(facts, end):
+        ledger.append(Noticed(kind="model_retires", explanation=warning))
+        on_warning(warning)
+
+
+def _charge_lost(lab: Lab, lost: LostCall) -> None:
+    """Put a cut stream on the bill, and end the call if another try could exceed a limit.
+
+    Raises:
+        ModelError: it could.
+    """
+    ledger = lab.ledger
+    ledger.append(
+        ModelCalled(
+            conversation=ledger.history.conversation,
+            model=lost.model,
+            request_id=lost.request_id,
+            stop_reason="lost",
+            usage=lost.usage,
+            cost_usd=lost.cost_usd,
+            seconds=lost.seconds,
+        )
+    )
+    stop = reason_to_stop(ledger.history, lab.settings.session, reserve=lost.asking_again)
+    if stop is not None:
+        raise ModelError(*stop, "")

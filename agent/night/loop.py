@@ -1,0 +1,237 @@
+"""The session: while nothing says stop, reply, act, persist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.trace import Tracer
+
+from agent.attempt.budget import NOTHING, Ending, reason_to_stop
+from agent.attempt.experiment import run_patiently
+from agent.attempt.lab import Lab
+from agent.attempt.measurement import score_holdout
+from agent.attempt.waiting import FAULT_PAUSE_SECONDS, SessionOver, wait_while_paused
+from agent.night.circles import act, cache_miss
+from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
+from agent.night.turns import Turns, tool_result
+from agent.record.events import (
+    ModelAsked,
+    ModelCalled,
+    Reserve,
+    SessionEnded,
+    StopReason,
+    ToolCalled,
+    ToolReturned,
+    Verdict,
+)
+from agent.record.history import HOLDOUT_MISSING, TRIES, Attempt, History
+from agent.record.ledger import request_sha
+from agent.researcher.base import ModelError, Reply, ToolCall
+from agent.researcher.conversation import Conversation
+from agent.researcher.tools import Toolbox, ToolResult
+from sandbox.contract.run import SandboxError
+
+TRAINING_TOOLS = ("run", "sweep")
+FEWEST_MESSAGES = 9
+"""Of a conversation: who has just begun and is asked anew would never see an answer. A brief, and
+four replies with their answers."""
+
+
+@dataclass
+class Night:
+    """One session at work."""
+
+    lab: Lab
+    toolbox: Toolbox
+    turns: Turns
+    tracer: Tracer
+
+    @property
+    def history(self) -> History:
+        return self.lab.ledger.history
+
+
+def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnded:
+    """Work until there is a reason to stop, and record it.
+
+    Args:
+        night: what to work with; its ledger holds a started or resumed session.
+        after_attempt: called after the baseline and after every reply that led to a verdict.
+
+    Raises:
+        KeyboardInterrupt: passed on; the session can be resumed.
+    """
+    with night.tracer.start_as_current_span(SESSION) as span:
+        reason, explanation = _work(night, after_attempt)
+        if reason is not StopReason.SANDBOX_FAULT:
+            _score_holdout(night)
+        ended = SessionEnded(reason=reason, explanation=explanation)
+        night.lab.ledger.append(ended)
+        span.set_attribute("nightlab.ended", reason.value)
+    return ended
+
+
+def _work(night: Night, after_attempt: Callable[[], object]) -> Ending:
+    try:
+        return _measure_baseline(night) or _research(night, after_attempt)
+    except SessionOver as over:
+        return over.reason, over.message
+    except ModelError as error:
+        return error.reason, f"{error.message} {error.hint}".strip()
+    except SandboxError as error:
+        return StopReason.SANDBOX_FAULT, f"{error.message} {error.hint}".strip()
+
+
+def _measure_baseline(night: Night) -> Ending | None:
+    if night.history.baseline is not None:
+        return None
+    with attempt_span(night.tracer, night.lab.executor, "baseline"):
+        attempt = run_patiently(night.lab, "baseline", "the files as they are", "nightlab")
+    assert attempt.finished is not None
+    if attempt.finished.verdict is Verdict.KEPT:
+        return None
+    return StopReason.BASELINE_FAILED, attempt.finished.explanation
+
+
+def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
+    after_attempt()
+    following: Conversation | Ending = night.turns.begin()
+    while isinstance(following, Conversation):
+        conversation, attempts = following, len(night.history.completed)
+        reserve = night.turns.model.worst_case(
+            conversation.system, conversation.tools, conversation.messages
+        )
+        if stop := _reason_to_stop(night, reserve):
+            return stop
+        reply = _reply(night, conversation, reserve)
+        if reply is None:
+            following = night.turns.start("the service no longer accepts the conversation")
+        elif reply.tool_calls:
+            following = _act(night, conversation, reply)
+            night.turns.acted(attempts)
+        else:
+            following = night.turns.after(reply, conversation)
+        if len(night.history.completed) > attempts:
+            after_attempt()
+    return following
+
+
+def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply | None:
+    """The model's reply, on record; none when the service rejects this history for good."""
+    model, ledger = night.turns.model, night.lab.ledger
+    if reserve.calls:
+        asked = ModelAsked(conversation=conversation.number, model=model.name, reserve=reserve)
+        ledger.append(asked)
+    try:
+        with night.tracer.start_as_current_span(f"{CALL} {model.name}"):
+            reply = model.reply(conversation.system, conversation.tools, conversation.messages)
+    except ModelError as error:
+        if error.history_rejected and len(conversation.messages) > 1:
+            night.turns.notice("history_rejected", error.message)
+            if night.turns.may_start_over():
+                return None
+        raise
+    ledger.append(
+        ModelCalled(
+            conversation=conversation.number,
+            model=reply.model,
+            request_id=reply.request_id,
+            stop_reason=reply.stop_reason,
+            usage=reply.usage,
+            cost_usd=reply.cost_usd,
+            seconds=reply.seconds,
+            request=request_sha(conversation.shas),
+            reply=conversation.store_reply(reply.content),
+        )
+    )
+    if odd := cache_miss(reversed(ledger.entries)):
+        said = reply.cache_diagnosis and f"; the service says: {reply.cache_diagnosis}"
+        night.turns.notice("cache_miss", odd + said)
+    return reply
+
+
+def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation | Ending:
+    """Do what a reply asks for, in its order, and answer every call."""
+    conversation.add_assistant(reply.content)
+    answers: list[dict[str, Any]] = []
+    done = []
+    ending: Ending | None = None
+    for call in reply.tool_calls:
+        if ending is None and call.name in TRAINING_TOOLS:
+            ending = _reason_to_stop(night, NOTHING)
+        if ending is not None:
+            answers.append(tool_result(call.id, "not done: the session is over", is_error=True))
+            continue
+        result = _do(night, call)
+        answers.append(tool_result(call.id, result.text, is_error=result.is_error))
+        done.append(act(call.name, call.input, result.text, is_error=result.is_error))
+        if result.finished is not None:
+            ending = StopReason.FINISHED, result.finished
+    circle = night.turns.watch.circle(done, len(night.history.completed))
+    words = (night.turns.words.new_guidance(), circle and night.turns.words.stuck(circle))
+    conversation.add_user([*answers, *({"type": "text", "text": text} for text in words if text)])
+    if ending is None and circle:
+        return night.turns.out_of_the_circle(circle, conversation)
+    is_full = _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens
+    if ending is None and is_full and len(conversation.messages) >= FEWEST_MESSAGES:
+        return night.turns.start("the conversation reached its token ceiling")
+    return ending or conversation
+
+
+def _do(night: Night, call: ToolCall) -> ToolResult:
+    ledger = night.lab.ledger
+    arguments = ledger.put_blob(json.dumps(call.input, ensure_ascii=False).encode())
+    ledger.append(ToolCalled(call_id=call.id, name=call.name, input=arguments))
+    with night.tracer.start_as_current_span(tool_span(call.name)):
+        result = night.toolbox.call(call.name, call.input)
+    output = ledger.put_blob(result.text.encode())
+    ledger.append(
+        ToolReturned(call_id=call.id, name=call.name, is_error=result.is_error, output=output)
+    )
+    return result
+
+
+def _reason_to_stop(night: Night, reserve: Reserve) -> Ending | None:
+    """Why not to go on, once a pause that the person asked for is over."""
+    try:
+        wait_while_paused(night.lab)
+    except SessionOver as over:
+        return over.reason, over.message
+    return reason_to_stop(night.history, night.lab.settings.session, reserve=reserve)
+
+
+def _score_holdout(night: Night) -> None:
+    """Score baseline and best on the split that decided nothing, once, when there is a gain."""
+    baseline, best = night.history.baseline, night.history.best
+    if baseline is None or best is None or best is baseline:
+        return
+    if night.lab.settings.goal.is_reported:
+        return
+    for attempt in (baseline, best):
+        if not _score_on_holdout(night, attempt):
+            return
+
+
+def _score_on_holdout(night: Night, attempt: Attempt) -> bool:
+    """Whether an attempt is scored, after a few tries; the session ends as it was to end anyway."""
+    for faults in range(TRIES):
+        try:
+            score_holdout(night.lab, attempt)
+        except (SessionOver, SandboxError) as error:
+            later = "a resume with hours left does it, and a review measures anew"
+            words = f"attempt {attempt.number} is not scored on holdout: {error.message}; {later}"
+            night.turns.notice(HOLDOUT_MISSING, words)
+            if isinstance(error, SessionOver):
+                return False
+            night.lab.sleep(FAULT_PAUSE_SECONDS * 2**faults)
+        else:
+            return True
+    return False
+
+
+def _tokens(reply: Reply) -> int:
+    usage = reply.usage
+    return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens

@@ -1,0 +1,405 @@
+"""Begins a session, and brings a broken one back."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.attempt.experiment import advance
+from agent.attempt.lab import Lab, Observer, stored_files
+from agent.attempt.machine_state import machine_state
+from agent.attempt.steering import forget
+from agent.candidate.own_files import copy_workspace
+from agent.candidate.workspace import Workspace, WorkspaceError
+from agent.night.tracing import TracedExecutor, usual_tracer
+from agent.program import FIXED_FILES, Program, Settings
+from agent.record.events import (
+    SAMPLERS,
+    AttemptFinished,
+    AttemptInterrupted,
+    AttemptStarted,
+    Entry,
+    ModelCalled,
+    SessionResumed,
+    SessionStarted,
+    ToolCalled,
+    Usage,
+)
+from agent.record.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
+from agent.researcher.conversation import Conversation
+from agent.text import one_line
+from sandbox.contract.run import (
+    Executor,
+    GpuMemory,
+    GpuSource,
+    NightlabError,
+    NoGpus,
+    SandboxError,
+    first_problem,
+    host_faults,
+)
+
+SCORERS = ("evaluate.py",)
+"""The person's files that score a run; a program that reports its own score needs none."""
+RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
+"""What a night's calls, prices, points and records come from."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class SessionError(NightlabError):
+    """A session cannot begin or go on as asked."""
+
+    usual_hint = "see the command's --help"
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """What this machine offers a session: engine, image, data."""
+
+    executor: Executor
+    engine: dict[str, Any]
+    image: dict[str, Any]
+    image_id: str
+    device: str
+    environment: dict[str, str]
+    data_dir: Path | None
+    data: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    gpus: GpuSource = field(default_factory=NoGpus)
+    gpu_memory: GpuMemory | None = None
+
+
+def begin(
+    directory: Path,
+    program: Program,
+    settings: Settings,
+    source: Path,
+    outfit: Outfit,
+    *,
+    researcher: str,
+    version: str,
+    seed: int,
+    now: Clock = utc_now,
+) -> Ledger:
+    """Make the session's directory, with its own copy of the workspace, and open its ledger.
+
+    Args:
+        directory: of the session; must not exist.
+        program: what the person wrote.
+        settings: the program's settings with the flags' overrides.
+        source: the person's workspace.
+        outfit: see `Outfit`.
+        researcher: who proposes candidates.
+        version: of nightlab.
+        seed: what the seeds of all runs are drawn from.
+        now: the ledger's clock.
+
+    Raises:
+        SessionError: the session exists, or the workspace lacks a file or holds too much.
+    """
+    if directory.exists():
+        hint = f"go on with `nightlab resume {directory.name}` or choose another --session"
+        if not has_begun(directory):
+            hint = f"its beginning was cut off: remove {directory}, or choose another --session"
+        raise SessionError(f"there is a session {directory.name} already", hint)
+    for name in _scorers(settings):
+        if not (source / name).is_file():
+            raise SessionError(
+                f"{source / name} is missing",
+                "it decides the score; put it there. For a program that prints its own score: "
+                '[goal] source = "reported"',
+            )
+    with _nothing_left_of_a_failure(directory):
+        ledger = Ledger.create(directory, now)
+        try:
+            _start(ledger, program, settings, source, outfit, researcher, version, seed)
+        except BaseException:
+            ledger.close()
+            raise
+    return ledger
+
+
+def check_name(session: str) -> None:
+    """Refuse what cannot be the name of a new session.
+
+    Raises:
+        SessionError: it could lead out of the directory of sessions, or hide there.
+    """
+    if not NAME.fullmatch(session):
+        raise SessionError(
+            f"a session cannot be called {one_line(session, 80)!r}",
+            "letters, digits, dots, dashes and underscores, a letter or digit first, 80 at most",
+        )
+
+
+def _start(
+    ledger: Ledger,
+    program: Program,
+    settings: Settings,
+    source: Path,
+    outfit: Outfit,
+    researcher: str,
+    version: str,
+    seed: int,
+) -> None:
+    directory = ledger.directory
+    scorers = _scorers(settings)
+    _lay_out(directory, program, source, scorers)
+    candidate = _first_candidate(_workspace(directory, settings))
+    count = max(settings.noise.baseline_repeats, settings.noise.max_repeats)
+    ledger.append(
+        SessionStarted(
+            session=directory.name,
+            nightlab_version=version,
+            program=ledger.put_blob(program.source),
+            settings=settings.model_dump(mode="json", by_alias=False),
+            researcher=researcher,
+            image=outfit.image,
+            engine=outfit.engine,
+            data=outfit.data,
+            machine=machine(),
+            files={name: ledger.put_blob(content) for name, content in candidate.items()},
+            fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
+            seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
+            calibration=outfit.calibration,
+        )
+    )
+
+
+@contextmanager
+def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
+    """Remove a session's new directory when it cannot be filled, so that its name stays free."""
+    try:
+        with host_faults():
+            yield
+    except (SandboxError, LedgerError, SessionError):
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether a session's first event is on record; a crash may come before it."""
+    try:
+        with (directory / LEDGER_NAME).open("rb") as ledger:
+            return ledger.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
+
+
+def open_lab(
+    ledger: Ledger,
+    settings: Settings,
+    outfit: Outfit,
+    observer: Observer,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Lab:
+    """The lab of a session whose ledger is open."""
+    directory = ledger.directory
+    return Lab(
+        session=directory.name,
+        directory=directory,
+        ledger=ledger,
+        workspace=_workspace(directory, settings),
+        settings=settings,
+        executor=TracedExecutor(outfit.executor, usual_tracer()),
+        image_id=outfit.image_id,
+        device=outfit.device,
+        environment=outfit.environment,
+        data_dir=outfit.data_dir,
+        fixed_dir=directory / "fixed",
+        observer=observer,
+        gpus=outfit.gpus,
+        gpu_memory=outfit.gpu_memory,
+        sleep=sleep,
+    )
+
+
+def bring_back(
+    lab: Lab,
+    *,
+    version: str,
+    removed_containers: tuple[str, ...],
+    researcher: str | None = None,
+    engine: dict[str, Any] | None = None,
+) -> None:
+    """Put a session that ended or broke into the state its ledger tells, and record that.
+
+    The attempt that was open is closed as interrupted; half-made files go; the workspace keeps a
+    language model's edits that were not tried yet and loses all others.
+    """
+    history = lab.ledger.history
+    forget(lab.directory)
+    open_attempt = next((a for a in history.attempts if a.open), None)
+    # First of all: what is written before it counts the time until now as hours of the session.
+    lab.ledger.append(
+        SessionResumed(
+            nightlab_version=version,
+            settings=lab.settings.model_dump(mode="json", by_alias=False),
+            interrupted_attempt=None if open_attempt is None else open_attempt.number,
+            removed_containers=removed_containers,
+            engine=engine,
+            machine=machine(),
+            researcher=researcher,
+        )
+    )
+    _charge_unanswered(lab.ledger)
+    if open_attempt is not None:
+        lab.ledger.append(
+            AttemptInterrupted(attempt=open_attempt.number, reason="nightlab stopped during it")
+        )
+    _remove_half_made_files(lab.directory)
+    if history.best is not None:
+        advance(lab, history.best.number)
+        if not _holds_untried_edits(lab.ledger):
+            lab.workspace.restore(stored_files(lab, history.best))
+
+
+def settings_of(ledger: Ledger) -> Settings:
+    """The settings in force: those of the last resume, else those of the start."""
+    return settings_in(ledger.entries)
+
+
+def settings_in(entries: Sequence[Entry]) -> Settings:
+    """The settings in force at the end of these entries.
+
+    Raises:
+        SessionError: there are none.
+    """
+    for entry in reversed(entries):
+        if isinstance(entry.event, SessionResumed | SessionStarted):
+            return _settings(entry.event)
+    raise SessionError("the ledger names no settings", "it is empty; start a new session")
+
+
+def _settings(event: SessionStarted | SessionResumed) -> Settings:
+    try:
+        return Settings.on_record(event.settings)
+    except ValidationError as error:
+        raise SessionError(
+            f"this nightlab cannot use the settings on record: {first_problem(error)}",
+            f"they were written by nightlab {event.nightlab_version}: go on with that version",
+        ) from error
+
+
+def machine() -> dict[str, Any]:
+    """What the runs happen on, and in which state, as far as the host can read it."""
+    return {
+        "platform": platform.platform(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: distribution_version(name) for name in RECORDED_PACKAGES},
+        "cpu": _first_value("/proc/cpuinfo", "model name"),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "load": list(os.getloadavg()),
+        "state": machine_state().model_dump(mode="json"),
+    }
+
+
+def _charge_unanswered(ledger: Ledger) -> None:
+    """Put the call that a crash cut off on the bill, at its worst: nobody knows what it cost."""
+    asked = ledger.history.unanswered
+    if asked is None:
+        return
+    usage = asked.reserve.usage or Usage(
+        input_tokens=asked.reserve.tokens,
+        output_tokens=0,
+        cache_read_tokens=0,
+        cache_write_tokens=0,
+    )
+    ledger.append(
+        ModelCalled(
+            conversation=asked.conversation,
+            model=asked.model,
+            request_id=None,
+            stop_reason="lost",
+            usage=usage,
+            cost_usd=asked.reserve.usd,
+            seconds=0.0,
+        )
+    )
+
+
+def _scorers(settings: Settings) -> tuple[str, ...]:
+    return () if settings.goal.is_reported else SCORERS
+
+
+def _workspace(directory: Path, settings: Settings) -> Workspace:
+    """The session's files; a program that reports its own score has them all in its box."""
+    left_out = () if settings.goal.is_reported else FIXED_FILES
+    return Workspace(directory / "workspace", settings.workspace.editable, left_out=left_out)
+
+
+def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
+    """The files as they are, which must be usable before anything runs.
+
+    Raises:
+        SessionError: there are too many, or none that may be edited.
+    """
+    try:
+        candidate = workspace.candidate()
+    except WorkspaceError as error:
+        hint = error.hint or "keep data out of the workspace: name it in .gitignore, or move it"
+        raise SessionError(f"the workspace cannot be used: {error.message}", hint) from error
+    if not any(map(workspace.is_editable, candidate)):
+        hint = "see `path` and `editable` under [workspace] in program.md"
+        raise SessionError("the workspace holds no file that may be edited", hint)
+    return candidate
+
+
+def _lay_out(directory: Path, program: Program, source: Path, scorers: tuple[str, ...]) -> None:
+    (directory / "program.md").write_bytes(program.source)
+    (directory / "guidance.md").touch()
+    copy_workspace(source, directory / "workspace", directory.parent.resolve())
+    fixed = directory / "fixed"
+    fixed.mkdir(mode=0o755)
+    for name in scorers:
+        shutil.copyfile(source / name, fixed / name)
+        (fixed / name).chmod(0o644)
+    fixed.chmod(0o755)
+
+
+def _remove_half_made_files(directory: Path) -> None:
+    shutil.rmtree(directory / "boxes", ignore_errors=True)
+    for half_made in ("blobs/*/.*.tmp", "workspace/**/.*.tmp", ".*.tmp"):
+        for path in directory.glob(half_made):
+            path.unlink(missing_ok=True)
+
+
+def _holds_untried_edits(ledger: Ledger) -> bool:
+    """Whether a language model began to change files after the last attempt was closed.
+
+    Until then the best's files are put in place, and a crash may come in the middle of that. What
+    a sampler changed means nothing without the rest of its point, which it proposes again.
+    """
+    conversation = Conversation.last_opening(ledger)
+    if conversation is None or conversation.researcher in SAMPLERS:
+        return False
+    for entry in reversed(ledger.entries):
+        match entry.event:
+            case AttemptStarted() | AttemptFinished() | AttemptInterrupted():
+                return False
+            case ToolCalled(name="edit" | "write"):
+                return True
+    return False
+
+
+def _first_value(path: str, key: str) -> str | None:
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

@@ -1,0 +1,213 @@
+"""Replies without a tool call, and who speaks next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agent.attempt.budget import Ending
+from agent.attempt.lab import Lab, stored_files
+from agent.night.circles import CircleWatch
+from agent.record.events import (
+    SAMPLERS,
+    MessageAdded,
+    Noticed,
+    SessionEnded,
+    StopReason,
+    ToolCalled,
+    ToolReturned,
+)
+from agent.researcher.base import Model, Reply
+from agent.researcher.conversation import Conversation
+from agent.researcher.tools import Toolbox
+from agent.text import one_line
+
+MAX_IDLE_REPLIES = 3
+MAX_REJECTIONS = 3
+
+INTERRUPTED_CALL = (
+    "interrupted: nightlab stopped during this call, and a part of it may be done; "
+    "see history and read the files, then go on"
+)
+
+
+class Words(Protocol):
+    """What nightlab says to a researcher."""
+
+    def system(self) -> str: ...
+    def brief(self) -> str: ...
+    def nudge(self) -> str: ...
+    def cut_reply(self) -> str: ...
+    def stuck(self, circle: str) -> str: ...
+    def new_guidance(self) -> str | None: ...
+
+
+@dataclass
+class Turns:
+    """Whose turn it is in one session, and in which conversation.
+
+    Args:
+        lab: of the session.
+        models: who proposes; each one stands in for the one before, should that refuse.
+        toolbox: what they act through.
+        words: what they are told.
+    """
+
+    lab: Lab
+    models: list[Model]
+    toolbox: Toolbox
+    words: Words
+    idle_replies: int = 0
+    refusals: int = 0
+    """Since the last judged attempt."""
+    rejections: int = 0
+    """How many conversations the service would not go on with, since the last judged attempt."""
+    watch: CircleWatch = field(default_factory=CircleWatch)
+
+    @property
+    def model(self) -> Model:
+        """Who speaks now."""
+        return self.models[0]
+
+    def begin(self) -> Conversation | Ending:
+        """What a crash or a stop cut off: an ending or a conversation; else a new one."""
+        conversation = Conversation.last(self.lab.ledger)
+        if conversation is None:
+            return self.start("the session began")
+        if conversation.messages and conversation.messages[-1]["role"] == "assistant":
+            conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
+        if ending := self._unfinished_ending():
+            return ending
+        names = [model.name for model in self.models]
+        is_chosen = self.lab.ledger.history.is_newly_chosen and conversation.researcher != names[0]
+        if is_chosen or conversation.researcher not in names:
+            return self.start("another researcher took over")
+        del self.models[: names.index(conversation.researcher)]
+        if conversation.researcher in SAMPLERS:  # which know the attempts and no conversation
+            return self.start("nightlab was stopped")
+        if not conversation.messages:
+            return self.start("nightlab stopped before the conversation began")
+        return conversation
+
+    def start(self, reason: str) -> Conversation:
+        """A new conversation, from a brief; a sampler starts from the best, not from edits."""
+        best = self.lab.ledger.history.best
+        if self.model.name in SAMPLERS and best is not None:
+            self.lab.workspace.restore(stored_files(self.lab, best))
+            self.toolbox.forget_reads()
+        return Conversation.start(
+            self.lab.ledger,
+            researcher=self.model.name,
+            system=self.words.system(),
+            tools=self.toolbox.schemas(),
+            brief=self.words.brief(),
+            reason=reason,
+        )
+
+    def acted(self, attempts_before: int) -> None:
+        """Take note of a reply that called tools."""
+        self.idle_replies = 0
+        if len(self.lab.ledger.history.completed) > attempts_before:
+            self.refusals = self.rejections = 0
+
+    def may_start_over(self) -> bool:
+        """Whether a rejected conversation is worth another one; not when they all are rejected."""
+        self.rejections += 1
+        return self.rejections <= MAX_REJECTIONS
+
+    def after(self, reply: Reply, conversation: Conversation) -> Conversation | Ending:
+        """Go on after a reply that asks for nothing; see the stop reasons of the Messages API."""
+        match reply.stop_reason:
+            case "refusal":
+                return self._after_refusal(reply)
+            case "model_context_window_exceeded":
+                return self.start("the context window was full")
+            case "max_tokens":
+                words = self.words.cut_reply()
+            case _:
+                if reply.content:
+                    conversation.add_assistant(reply.content)
+                words = self.words.nudge()
+        return self._nudged(reply, conversation, words)
+
+    def out_of_the_circle(self, circle: str, conversation: Conversation) -> Conversation | Ending:
+        """A new conversation for a researcher that was told already; then it is enough."""
+        self.notice("stuck", circle)
+        if self.watch.warnings > 2:
+            return StopReason.STUCK, f"{circle}, and neither words nor a new conversation helped"
+        if self.watch.warnings > 1:
+            return self.start(f"the researcher went in circles: {circle}")
+        return conversation
+
+    def notice(self, kind: str, explanation: str) -> None:
+        """Put something on record that a person may look for."""
+        self.lab.ledger.append(Noticed(kind=kind, explanation=explanation))
+
+    def _nudged(
+        self, reply: Reply, conversation: Conversation, words: str
+    ) -> Conversation | Ending:
+        self.idle_replies += 1
+        if self.idle_replies > MAX_IDLE_REPLIES:
+            return StopReason.AGENT_IDLE, f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
+        ended = one_line(reply.stop_reason, 60)
+        self.notice("nudge", f"reply ended with {ended} and no tool call that counts")
+        # What a reply asks for is done only where it ends with `tool_use`; it is answered anyway.
+        undone = f"not done: the reply ended with {ended}"
+        answers = [tool_result(i, undone, is_error=True) for i in conversation.orphans()]
+        conversation.add_user([*answers, {"type": "text", "text": words}])
+        return conversation
+
+    def _after_refusal(self, reply: Reply) -> Conversation | Ending:
+        """Ask anew in a conversation without what was refused; then ask somebody else."""
+        self.refusals += 1
+        self.notice("refusal", reply.explanation or "the model refused without a reason")
+        if self.refusals == 1:
+            return self.start("the model refused")
+        if len(self.models) == 1:
+            text = f"{self.model.name} refused {self.refusals} times and nobody stands in"
+            return StopReason.REFUSED, f"{text}; go on with --researcher tpe"
+        refuser = self.models.pop(0)
+        self.notice("stand_in", f"{self.model.name} goes on where {refuser.name} refused")
+        return self.start(f"{refuser.name} refused")
+
+    def _answers_after_a_crash(self, orphans: list[str]) -> list[dict[str, Any]]:
+        """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
+        ledger = self.lab.ledger
+        returned = {event.call_id: event for event in self._returned_since_the_reply()}
+        answers = []
+        for call_id in orphans:
+            if (done := returned.get(call_id)) is not None:
+                text, is_error = ledger.get_blob(done.output).decode(), done.is_error
+            else:
+                text, is_error = INTERRUPTED_CALL, True
+            answers.append(tool_result(call_id, text, is_error=is_error))
+        return answers or [{"type": "text", "text": self.words.nudge()}]
+
+    def _returned_since_the_reply(self) -> Iterator[ToolReturned]:
+        """Results younger than the last message: servers may use an id again in later replies."""
+        for entry in reversed(self.lab.ledger.entries):
+            if isinstance(entry.event, MessageAdded):
+                return
+            if isinstance(entry.event, ToolReturned):
+                yield entry.event
+
+    def _unfinished_ending(self) -> Ending | None:
+        """The end that the researcher asked for, if a crash came before it was on record."""
+        for entry in reversed(self.lab.ledger.entries):
+            match entry.event:
+                case SessionEnded():
+                    return None
+                case ToolCalled(name="finish", input=sha):
+                    wish = json.loads(self.lab.ledger.get_blob(sha))
+                    result = self.toolbox.call("finish", wish)
+                    return (
+                        None if result.finished is None else (StopReason.FINISHED, result.finished)
+                    )
+        return None
+
+
+def tool_result(call_id: str, text: str, *, is_error: bool) -> dict[str, Any]:
+    """An answer to one tool call, as the Messages API wants it."""
+    return {"type": "tool_result", "tool_use_id": call_id, "content": text, "is_error": is_error}

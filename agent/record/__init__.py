@@ -1,0 +1,1 @@
+"""The only truth of a session: its events, their ledger, and folds over them."""

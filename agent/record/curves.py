@@ -1,0 +1,151 @@
+"""Per-step curves from a run's own progress lines, bounded.
+
+A program may print one JSON object a line. What it says there is its own word: shown, never judged.
+Only known names and finite numbers are taken, and a curve has an end whatever the program prints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import TypeGuard
+
+from agent.record.ledger import canonical
+
+NAMES = (
+    "step",
+    "seconds",
+    "loss",
+    "tokens",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "flops_per_token",
+)
+MAX_POINTS = 500
+MAX_LINES = 500_000
+"""Progress lines that are read of one run; what comes after them costs nothing."""
+
+_REQUIRED = ("seconds", "loss")
+_MAX_MAGNITUDE = 1e15
+_MAX_LINE_BYTES = 1000
+
+Point = dict[str, float]
+Curve = list[Point]
+
+
+class CurveCollector:
+    """Takes a run's log as it comes and keeps at most `MAX_POINTS` points, evenly spread.
+
+    When it is full every other point goes, and from then on only every second one comes in: so
+    the memory is bounded, whatever the length of the run, and the first point always stays.
+    """
+
+    def __init__(self, forward: Callable[[bytes], None], max_lines: int = MAX_LINES) -> None:
+        self._forward = forward
+        self._max_lines = max_lines
+        self._partial = b""
+        self._is_line_too_long = False
+        self._points: Curve = []
+        self._last: Point | None = None
+        self._stride = 1
+        self._seen = 0
+        self._lines = 0
+
+    def __call__(self, piece: bytes) -> None:
+        """Read one piece of the log, and hand it on."""
+        self._forward(piece)
+        for number, part in enumerate(piece.split(b"\n")):
+            if number:
+                self._end_line()
+            self._is_line_too_long |= len(self._partial) + len(part) > _MAX_LINE_BYTES
+            self._partial = b"" if self._is_line_too_long else self._partial + part
+
+    def curve(self) -> Curve:
+        """The points so far, the last one among them."""
+        if self._last is None or (self._points and self._points[-1] is self._last):
+            return list(self._points)
+        return [*self._points[: MAX_POINTS - 1], self._last]
+
+    def _end_line(self) -> None:
+        line, self._partial = self._partial, b""
+        if self._is_line_too_long:
+            self._is_line_too_long = False
+        elif line.startswith(b"{") and self._lines < self._max_lines:
+            self._lines += 1
+            if (point := read_point(line)) is not None:
+                self._take(point)
+
+    def _take(self, point: Point) -> None:
+        self._last = point
+        if self._seen % self._stride == 0:
+            if len(self._points) == MAX_POINTS:
+                self._points = self._points[::2]
+                self._stride *= 2
+            if self._seen % self._stride == 0:
+                self._points.append(point)
+        self._seen += 1
+
+
+def curve_of(text: str) -> Curve:
+    """The curve of a whole log."""
+    collector = CurveCollector(lambda _piece: None)
+    collector(text.encode(errors="replace") + b"\n")
+    return collector.curve()
+
+
+def read_point(line: bytes) -> Point | None:
+    """What one progress line says; none unless it names finite seconds and a finite loss."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    point = {name: _short(float(row[name])) for name in NAMES if is_storable(row.get(name))}
+    return point if _is_point(point) else None
+
+
+def packed(curve: Curve) -> bytes:
+    """A curve as it is stored: names once, then rows; a number that a row lacks is null."""
+    names = [name for name in NAMES if any(name in point for point in curve)]
+    rows = [[point.get(name) for name in names] for point in curve]
+    return canonical({"names": names, "rows": rows}).encode()
+
+
+def unpacked(stored: bytes) -> Curve:
+    """The curve that `packed` stored.
+
+    Raises:
+        ValueError: the bytes are no curve.
+    """
+    content = json.loads(stored)
+    try:
+        curve = [_row(content["names"], row) for row in content["rows"][:MAX_POINTS]]
+    except (TypeError, KeyError) as error:
+        raise ValueError("not a stored curve") from error
+    if not all(_is_point(point) for point in curve):
+        raise ValueError("not a stored curve: a point is not what a run can have said")
+    return curve
+
+
+def _row(names: Iterable[str], row: Iterable[float | None]) -> Point:
+    pairs = zip(names, row, strict=True)
+    return {name: float(number) for name, number in pairs if number is not None}
+
+
+def _is_point(point: Point) -> bool:
+    known = all(name in NAMES and is_storable(number) for name, number in point.items())
+    return known and all(name in point for name in _REQUIRED) and point["seconds"] >= 0
+
+
+def is_storable(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that can be stored and drawn; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _MAX_MAGNITUDE  # NaN is not, and infinity is not
+
+
+def _short(number: float) -> float:
+    """What is stored of a number: what is decided from a curve can be decided from it again."""
+    return float(f"{number:.7g}")

@@ -1,0 +1,625 @@
+"""Every event that a ledger can hold, one model each.
+
+Events are born complete: what is not known when an event is written does not belong in it. Large
+bodies (files, diffs, messages) are named here by the SHA-256 of their blob.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, TypeAdapter
+
+from sandbox.contract.run import Box, Record, RunResult, Sha256
+
+SCHEMA_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What became of an attempt."""
+
+    KEPT = "kept"
+    DISCARDED = "discarded"
+    FAILED = "failed"
+    INVALID = "invalid"
+
+
+class StopReason(StrEnum):
+    """Why a session ended."""
+
+    ATTEMPTS = "attempts"
+    HOURS = "hours"
+    MONEY = "money"
+    TOKENS = "tokens"
+    CALLS = "calls"
+    FAILURES_IN_A_ROW = "failures_in_a_row"
+    DISCARDS_IN_A_ROW = "discards_in_a_row"
+    STOP_TIME = "stop_time"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    AGENT_IDLE = "agent_idle"
+    STUCK = "stuck"
+    API_OUTAGE = "api_outage"
+    API_REFUSED = "api_refused"
+    REFUSED = "refused"
+    BASELINE_FAILED = "baseline_failed"
+    SANDBOX_FAULT = "sandbox_fault"
+    EXHAUSTED = "exhausted"
+
+
+PLANNED_STOPS = frozenset(
+    {
+        StopReason.ATTEMPTS,
+        StopReason.HOURS,
+        StopReason.MONEY,
+        StopReason.TOKENS,
+        StopReason.CALLS,
+        StopReason.FAILURES_IN_A_ROW,
+        StopReason.DISCARDS_IN_A_ROW,
+        StopReason.STOP_TIME,
+        StopReason.STOPPED,
+        StopReason.FINISHED,
+        StopReason.EXHAUSTED,
+    }
+)
+
+Method = Literal["tpe", "random"]
+SAMPLERS = ("tpe", "random")
+"""Researchers that know the attempts and no conversation."""
+Split = Literal["val", "holdout"]
+AttemptKind = Literal["baseline", "candidate"]
+Direction = Literal["minimize", "maximize"]
+Source = Literal["scored", "reported"]
+"""Where a score comes from: boxes that the candidate cannot reach, or its own word."""
+
+
+class MachineState(Record):
+    """The machine at one moment; None for what it does not tell."""
+
+    load: Annotated[float, Field(ge=0)]
+    """Processes that ran or waited for a core, mean of the last minute."""
+    memory_available_bytes: int | None
+    cpu_mhz: int | None
+    """Mean over the cores."""
+    cpu_max_mhz: int | None
+    governor: str | None
+    temperature_celsius: float | None
+    """Of the hottest sensor."""
+    throttle_events: int | None
+    """How often heat held a core or the whole processor back since the machine was started."""
+
+
+class Disturbance(Record):
+    """What the rest of the machine did while a run went on."""
+
+    other_cores: Annotated[float, Field(ge=0)]
+    """Mean number of cores used by anything but the run."""
+    limit_cores: Annotated[float, Field(ge=0)]
+    """How many they may use beside `idle_cores`: so many, or half of it more than `usual_cores`."""
+    disturbed: bool
+    idle_cores: Annotated[float, Field(ge=0)] = 0.0
+    """Cores of the machine that the run's limit leaves to others; 0 in older ledgers."""
+    usual_cores: Annotated[float, Field(ge=0)] = 0.0
+    """What others used beside the baseline's runs; 0 for these themselves, and in older ledgers."""
+    speed: Annotated[float, Field(gt=0)] | None = None
+    """How fast one core did a fixed piece of work before and after the run, in MB hashed a second;
+    none in ledgers from before it was measured."""
+    usual_speed: Annotated[float, Field(gt=0)] | None = None
+    """The same beside the baseline's runs; none for these themselves."""
+    min_speed: Annotated[float, Field(ge=0)] = 0.0
+    """Share of the usual speed below which the run counts as disturbed."""
+    before: MachineState | None = None
+    """None in ledgers from before machines were looked at."""
+    after: MachineState | None = None
+    held_back: tuple[str, ...] = ()
+    """Why the run had less of the machine than it should have had, such as heat."""
+
+
+class Arithmetic(Record):
+    """The numbers a verdict was decided from; values are means of the goal's metric."""
+
+    candidate_mean: float
+    candidate_values: tuple[float, ...]
+    best_mean: float
+    best_values: tuple[float, ...]
+    gain: float
+    """How much better than the best, positive when better, whatever the metric's direction."""
+    noise: float
+    """Standard deviation of one score, pooled over every repeat of the session."""
+    degrees_of_freedom: int
+    confidence: float
+    required_gain: float
+    confidence_of_a_look: float | None = None
+    """How sure each single look must be, so that all of them are as sure as configured; none in
+    ledgers from before several looks were allowed for."""
+
+
+class EarlyStop(Record):
+    """Why a training was ended before its time, from what it said of its loss."""
+
+    rule: Literal["median", "predictive"]
+    share: float
+    """Share of the budget that it said to have used; all losses are those at this share."""
+    loss: float
+    """Its loss, as a mean over a part of the budget."""
+    expected: float
+    """`median`: the loss of the best's runs; `predictive`: the score that its loss leads to."""
+    bound: float
+    """`median`: the loss up to which it goes on; `predictive`: the score that luck allows."""
+    best: float | None
+    """`predictive`: the score of the best, which the hopeful one does not beat."""
+    noise: float
+    """`median`: standard deviation of a loss; `predictive`: standard error of the score."""
+    degrees_of_freedom: int
+    confidence: float | None
+    """`predictive` alone."""
+    compared: int
+    """How many earlier runs it was compared with."""
+
+
+class Usage(Record):
+    """Tokens of one model call, as the service counted them."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+
+
+class Reserve(Record):
+    """The worst that the next step can use."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+    """None where no price is known."""
+    usage: Usage | None = None
+    """The same tokens by kind; none in older ledgers and where nothing is asked."""
+
+
+class SessionStarted(Record):
+    """Everything that a session begins with: program, settings, image, engine, machine, files."""
+
+    type: Literal["session_started"] = "session_started"
+    schema_version: Literal[1] = 1
+    session: str
+    nightlab_version: str
+    program: Sha256
+    settings: dict[str, Any]
+    researcher: str
+    image: dict[str, Any]
+    engine: dict[str, Any]
+    data: dict[str, Any]
+    machine: dict[str, Any]
+    files: dict[str, Sha256]
+    """The baseline's files by path."""
+    fixed_files: dict[str, Sha256]
+    """The person's own files that score a run, by path."""
+    seeds: tuple[int, ...]
+    """Seeds in the order in which repeats use them; the first also serves single runs."""
+    calibration: dict[str, Any] | None = None
+    """What `nightlab calibrate` found on this machine with this image; none if it was not run."""
+
+
+class SessionResumed(Record):
+    """A session goes on: what broke off, what was swept, the settings from here on."""
+
+    type: Literal["session_resumed"] = "session_resumed"
+    nightlab_version: str
+    settings: dict[str, Any]
+    """The settings from here on; a resume may allow more attempts, hours or money."""
+    interrupted_attempt: int | None
+    removed_containers: tuple[str, ...]
+    engine: dict[str, Any] | None = None
+    """What the session goes on with; none in ledgers from before it was recorded."""
+    machine: dict[str, Any] | None = None
+    researcher: str | None = None
+    """Who proposes from here on, where the person said so."""
+
+
+class AttemptStarted(Record):
+    """A candidate is tried: its files, its diff against the best, its hypothesis."""
+
+    type: Literal["attempt_started"] = "attempt_started"
+    attempt: int
+    kind: AttemptKind
+    hypothesis: str
+    researcher: str
+    files: dict[str, Sha256]
+    diff: Sha256 | None
+    """Unified diff against the best at that time; none for the baseline."""
+    parent: int | None
+    """The attempt whose files were the best at that time."""
+
+
+class RunStarted(Record):
+    """A box is asked for, with everything that bounds it."""
+
+    type: Literal["run_started"] = "run_started"
+    attempt: int
+    run_id: str
+    box: Box
+    seed: int
+    spec: dict[str, Any]
+
+
+class RunFinished(Record):
+    """What became of a box, as the watchers saw it."""
+
+    type: Literal["run_finished"] = "run_finished"
+    attempt: int
+    seed: int
+    result: RunResult
+    """Its log is an excerpt: the first KB and the last three, what lies between them counted."""
+    log: Sha256
+    """The log as the box kept it: JSON with head, tail and omitted_bytes."""
+    disturbance: Disturbance | None
+    over_budget_seconds: float
+    """Seconds past the budget; 0 when within it."""
+    curve: Sha256 | None = None
+    """What a training said of its progress, thinned out; none when it said nothing, and in
+    ledgers from before curves were kept."""
+    container: Sha256 | None = None
+    """JSON with the settings that the engine was asked for and what PID 1 saw of them; none from
+    an executor without an engine, and in ledgers from before they were kept."""
+    mfu: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the device's peak arithmetic that a training used, by its own word on tokens and
+    operations; none where either is not known."""
+
+
+class SmokeStarted(Record):
+    """A short training, to see whether files run at all before a whole budget is spent on them."""
+
+    type: Literal["smoke_started"] = "smoke_started"
+    smoke: int
+    attempt: int
+    """The attempt that it belongs to, or that would come next."""
+    asked_by: Literal["nightlab", "researcher"]
+    files: dict[str, Sha256]
+
+
+class SmokeRun(Record):
+    """What happened in the boxes of a smoke run; it belongs to no attempt's score."""
+
+    type: Literal["smoke_run"] = "smoke_run"
+    smoke: int
+    run: Annotated[RunStarted | RunFinished, Field(discriminator="type")]
+
+
+class SmokeFinished(Record):
+    """Whether files passed their smoke run: exactly one of `passed` and `reason`."""
+
+    type: Literal["smoke_finished"] = "smoke_finished"
+    smoke: int
+    passed: bool
+    reason: str | None
+    explanation: str
+    answered: bool
+    """Whether the model box, with the checkpoint loaded, said a word on its channel."""
+    seconds: float
+
+
+class Scored(Record):
+    """A measurement, or the reason why there is none: exactly one of `value` and `reason`."""
+
+    type: Literal["scored"] = "scored"
+    attempt: int
+    seed: int
+    split: Split
+    value: float | None
+    reason: str | None
+    explanation: str
+    details: dict[str, Any]
+    source: Source = "scored"
+    """`reported`: read from the log of the training itself, as `agent/attempt/reported.py` says."""
+    sheet: Sha256 | None = None
+    """What the scorer wrote, byte for byte; none when it wrote nothing, and in ledgers from before
+    it was kept."""
+
+
+class AttemptFinished(Record):
+    """The verdict about an attempt, with its arithmetic."""
+
+    type: Literal["attempt_finished"] = "attempt_finished"
+    attempt: int
+    verdict: Verdict
+    reason: str
+    """Short snake_case code."""
+    explanation: str
+    value: float | None
+    """Mean score on val; none unless the attempt was measured."""
+    arithmetic: Arithmetic | None
+    seconds: float
+    early_stop: EarlyStop | None = None
+    """Why its training was ended before its time; then, and only then, `stopped_early`."""
+
+
+class AttemptInterrupted(Record):
+    """An attempt that nightlab itself could not finish: killed, stopped or a sandbox fault."""
+
+    type: Literal["attempt_interrupted"] = "attempt_interrupted"
+    attempt: int
+    reason: str
+
+
+class DriftChecked(Record):
+    """The best was measured again at a seed that it has: did the machine change?"""
+
+    type: Literal["drift_checked"] = "drift_checked"
+    check: int
+    """Number of the look, from 1."""
+    attempt: int
+    """The best at that time."""
+    seed: int
+    recorded: float
+    """What counted as its score at that seed until now."""
+    today: tuple[float, ...]
+    """One score, or two where the first was beyond noise; none where it could not be measured."""
+    tolerance: float
+    """The largest difference that noise explains."""
+    changed: bool
+    """If so, the mean of today's scores is what later candidates are compared with."""
+    explanation: str
+
+
+class ConversationOpened(Record):
+    """A conversation with a researcher begins, from a brief."""
+
+    type: Literal["conversation_opened"] = "conversation_opened"
+    conversation: int
+    researcher: str
+    system: Sha256
+    tools: Sha256
+    reason: str
+
+
+class MessageAdded(Record):
+    """One message of a conversation, stored byte for byte; the blob is a JSON message object."""
+
+    type: Literal["message_added"] = "message_added"
+    conversation: int
+    role: Literal["user", "assistant"]
+    message: Sha256
+
+
+class ModelAsked(Record):
+    """Written before a call, so that one that a crash cut off is not forgotten on the bill."""
+
+    type: Literal["model_asked"] = "model_asked"
+    conversation: int
+    model: str
+    reserve: Reserve
+
+
+class ModelCalled(Record):
+    """A model answered, or its answer was lost: usage, cost, request and reply by hash."""
+
+    type: Literal["model_called"] = "model_called"
+    conversation: int
+    model: str
+    request_id: str | None
+    stop_reason: str
+    usage: Usage
+    cost_usd: float | None
+    seconds: float
+    request: Sha256 | None = None
+    """See `ledger.request_sha`; none for a lost call, and in ledgers from before it was kept."""
+    reply: Sha256 | None = None
+    """The blob of the reply as a message, also of one that was not made part of the conversation;
+    none for a lost call, and in ledgers from before it was kept."""
+
+
+class RetryWaited(Record):
+    """The service failed and is asked again after a pause."""
+
+    type: Literal["retry_waited"] = "retry_waited"
+    conversation: int
+    error: str
+    wait_seconds: float
+
+
+class ToolCalled(Record):
+    """A researcher asks for a tool; written before it is done."""
+
+    type: Literal["tool_called"] = "tool_called"
+    call_id: str
+    name: str
+    input: Sha256
+
+
+class ToolReturned(Record):
+    """What a tool answered."""
+
+    type: Literal["tool_returned"] = "tool_returned"
+    call_id: str
+    name: str
+    is_error: bool
+    output: Sha256
+
+
+class FileChanged(Record):
+    """A researcher wrote a file of the workspace; whole contents are blobs."""
+
+    type: Literal["file_changed"] = "file_changed"
+    path: str
+    before: Sha256 | None
+    """None for a new file."""
+    after: Sha256
+    diff: Sha256
+
+
+class Noticed(Record):
+    """Something a person should be able to find later: a nudge, a refusal, a change of machine."""
+
+    type: Literal["noticed"] = "noticed"
+    kind: str
+    explanation: str
+
+
+class SessionEnded(Record):
+    """The session is over, with its reason; a resume may follow."""
+
+    type: Literal["session_ended"] = "session_ended"
+    reason: StopReason
+    explanation: str
+
+
+class ReviewStarted(Record):
+    """A person begins to check a session: baseline, best and every variant at fresh seeds."""
+
+    type: Literal["review_started"] = "review_started"
+    review: int
+    nightlab_version: str
+    baseline: int
+    best: int
+    seeds: tuple[int, ...]
+    """None of them was used before in this session."""
+
+
+class VariantPlanned(Record):
+    """Files that a review measures, or the reason why they cannot be made."""
+
+    type: Literal["variant_planned"] = "variant_planned"
+    review: int
+    variant: str
+    attempt: int
+    """The attempt that the variant is about."""
+    left_out: tuple[int, ...]
+    """The kept attempts whose changes were taken out of the best's files."""
+    files: dict[str, Sha256] | None
+    problem: str
+
+
+class VariantMeasured(Record):
+    """One seed of a variant: a score on val, or the reason why there is none."""
+
+    type: Literal["variant_measured"] = "variant_measured"
+    review: int
+    variant: str
+    seed: int
+    value: float | None
+    holdout: float | None
+    reason: str | None
+    explanation: str
+
+
+class ReviewFinished(Record):
+    """Every variant of a review is measured."""
+
+    type: Literal["review_finished"] = "review_finished"
+    review: int
+
+
+class LaterRun(Record):
+    """What happened in the boxes after or beside the night; it belongs to no attempt's score."""
+
+    type: Literal["later_run"] = "later_run"
+    purpose: str
+    run: Annotated[RunStarted | RunFinished | Scored, Field(discriminator="type")]
+
+
+class ReplayedSeed(Record):
+    """A score as it was recorded and as it came out again."""
+
+    seed: int
+    recorded: float | None
+    today: float | None
+
+
+class ReplayFinished(Record):
+    """An attempt was run again from the record, and how its scores compare."""
+
+    type: Literal["replay_finished"] = "replay_finished"
+    attempt: int
+    recorded_outcome: str
+    """`measured`, or the recorded reason of a failure."""
+    outcome: str
+    scores: tuple[ReplayedSeed, ...]
+    noise: float | None
+    largest_difference: float | None
+    """Between a recorded score and today's at the same seed."""
+    agrees: bool
+    explanation: str
+    is_comparable: bool = True
+    """Whether both outcomes are the program's own doing; if not, it agrees by no means."""
+
+
+class HumanDecided(Record):
+    """A person took the result or turned it down."""
+
+    type: Literal["human_decided"] = "human_decided"
+    decision: Literal["approve", "reject"]
+    reason: str
+    person: str
+    email: str
+    attempt: int
+    """The best at that time."""
+    variant: str
+    """`best`, or the review's smaller equal model."""
+    files: dict[str, Sha256]
+    patch: Sha256 | None
+    branch: str | None
+    commit: str | None
+
+
+Event = Annotated[
+    SessionStarted
+    | SessionResumed
+    | AttemptStarted
+    | RunStarted
+    | RunFinished
+    | SmokeStarted
+    | SmokeRun
+    | SmokeFinished
+    | Scored
+    | AttemptFinished
+    | AttemptInterrupted
+    | DriftChecked
+    | ConversationOpened
+    | MessageAdded
+    | ModelAsked
+    | ModelCalled
+    | RetryWaited
+    | ToolCalled
+    | ToolReturned
+    | FileChanged
+    | Noticed
+    | SessionEnded
+    | ReviewStarted
+    | VariantPlanned
+    | VariantMeasured
+    | ReviewFinished
+    | LaterRun
+    | ReplayFinished
+    | HumanDecided,
+    Field(discriminator="type"),
+]
+
+RunEvent = RunStarted | RunFinished | Scored
+AFTERWARDS = (
+    ReviewStarted,
+    VariantPlanned,
+    VariantMeasured,
+    ReviewFinished,
+    LaterRun,
+    ReplayFinished,
+    HumanDecided,
+)
+"""Events of the morning: they change neither attempts, best and noise nor the hours used."""
+
+EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+EVENT_TYPES: tuple[str, ...] = tuple(
+    kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])
+)
+
+
+class Entry(Record):
+    """One line of the ledger: an event in its place in the chain."""
+
+    seq: Annotated[int, Field(ge=0)]
+    at: str
+    """UTC time of writing, ISO 8601."""
+    previous: Sha256
+    hash: Sha256
+    event: Event

@@ -1,0 +1,152 @@
+"""What a session is at right now: attempt, box, curve.
+
+The ledger says which run has begun. Its progress so far is in a note beside the ledger, which the
+night writes every few seconds: a hint for whoever watches, never a result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from agent.attempt.steering import is_asked_to_pause
+from agent.record.curves import Curve, packed, unpacked
+from agent.record.events import (
+    AttemptStarted,
+    Entry,
+    LaterRun,
+    RunFinished,
+    RunStarted,
+    SessionStarted,
+)
+from agent.record.files import replace_file
+from agent.record.history import Attempt, History
+from agent.record.ledger import LOCK_NAME
+from agent.text import one_line
+from sandbox.contract.run import Box, Record
+
+NOTE_NAME = "running.json"
+
+_MAX_NOTE_BYTES = 200_000
+_DOING: dict[Box, str] = {"train": "Training", "model": "Scoring", "scorer": "Scoring"}
+
+State = Literal["waiting", "working", "paused", "cut_off", "ended"]
+
+
+class Activity(Record):
+    """What a session is at, as far as anybody outside can tell."""
+
+    state: State
+    words: str
+    attempt: int | None = None
+    hypothesis: str = ""
+    attempt_since: datetime | None = None
+    seed: int | None = None
+    run_since: datetime | None = None
+    budget_seconds: float | None = None
+    """What a training may take; none for other runs."""
+    curve: tuple[dict[str, float], ...] = ()
+    """What the training said of itself so far."""
+
+
+def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Activity:
+    """What the session in `directory` is at."""
+    name = one_line(directory.name, 64)
+    if history.session is None:
+        return Activity(state="waiting", words="The session has not begun to write its record yet.")
+    if history.ended is not None:
+        return Activity(state="ended", words=f"Ended: {one_line(history.ended.explanation, 300)}")
+    if not is_at_work(directory):
+        words = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
+        return Activity(state="cut_off", words=words)
+    if history.is_paused:
+        return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
+    if history.waits_for:
+        words = one_line(history.waits_for, 300)
+        return Activity(state="working", words=words[:1].upper() + words[1:])
+    last = history.attempts[-1] if history.attempts else None
+    if last is not None and last.open:
+        return _at_work(directory, history.session, last, entries)
+    if isinstance(entries[-1].event, LaterRun):
+        words = "Measuring the best again, to see whether the machine changed."
+        return Activity(state="working", words=words)
+    if is_asked_to_pause(directory):
+        return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
+    return Activity(state="working", words="Between two attempts: the researcher is at work.")
+
+
+def write_note(directory: Path, box: Box, seed: int, curve: Curve) -> None:
+    """Note how far the present run is. A disk that refuses costs the note, not the night."""
+    note = {"box": box, "seed": seed, "curve": json.loads(packed(curve))}
+    with suppress(OSError):
+        replace_file(directory / NOTE_NAME, json.dumps(note).encode())
+
+
+def forget_note(directory: Path) -> None:
+    """The run is over."""
+    with suppress(OSError):
+        (directory / NOTE_NAME).unlink(missing_ok=True)
+
+
+def _at_work(
+    directory: Path, session: SessionStarted, attempt: Attempt, entries: Sequence[Entry]
+) -> Activity:
+    run, since = _running(entries) or (None, None)
+    name = "the baseline" if attempt.started.kind == "baseline" else f"attempt #{attempt.number}"
+    is_training = run is not None and run.box == "train"
+    seconds = session.settings.get("budget", {}).get("seconds")
+    return Activity(
+        state="working",
+        words=f"{_DOING[run.box]} {name}" if run else f"At work on {name}",
+        attempt=attempt.number,
+        hypothesis=one_line(attempt.started.hypothesis, 300),
+        attempt_since=datetime.fromisoformat(attempt.started_at),
+        seed=run.seed if run else None,
+        run_since=datetime.fromisoformat(since) if since else None,
+        budget_seconds=seconds if is_training and isinstance(seconds, int | float) else None,
+        curve=_noted_curve(directory, run) if run is not None and is_training else (),
+    )
+
+
+def _running(entries: Sequence[Entry]) -> tuple[RunStarted, str] | None:
+    """The latest run that was begun and is not over, and when it began."""
+    over = set()
+    for entry in reversed(entries):
+        event = entry.event
+        if isinstance(event, AttemptStarted):
+            return None
+        if isinstance(event, RunFinished):
+            over.add(event.result.run_id)
+        elif isinstance(event, RunStarted) and event.run_id not in over:
+            return event, entry.at
+    return None
+
+
+def _noted_curve(directory: Path, run: RunStarted) -> tuple[dict[str, float], ...]:
+    """The curve in the note, if it is about that run."""
+    try:
+        with (directory / NOTE_NAME).open("rb") as file:
+            note = json.loads(file.read(_MAX_NOTE_BYTES))
+        if (note["box"], note["seed"]) != (run.box, run.seed):
+            return ()
+        return tuple(unpacked(json.dumps(note["curve"]).encode()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether some process holds the session, as the kernel tells it; yes where it does not tell.
+
+    To try the lock would tell too, but could stand in the way of a session that is just beginning.
+    """
+    try:
+        inode = (directory / LOCK_NAME).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return True
+    held = [line.split() for line in locks if " -> " not in line]
+    return any(f[1] == "FLOCK" and f[5].endswith(f":{inode}") for f in held)

@@ -1,0 +1,312 @@
+"""Geometry of the report's charts, and the progress picture.
+
+The HTML report draws its charts as SVG from the numbers made here; `progress_png` draws the same
+facts with matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+from agent.record.curves import Curve
+from agent.record.events import Direction, Verdict
+from agent.record.history import Attempt, History, gain
+from agent.report.summary import value_of
+from agent.text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_CURVE_POINTS = 60
+_RAIL_STEP = 14
+_DRAWN_LAST = ("discarded", "failed", "interrupted", "invalid", "running", "kept", "baseline")
+_MAX_CURVES = 5
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing's size and its margins, in SVG units."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+WIDE = Frame(width=960, height=410, left=66, right=16, top=14, bottom=76)
+NARROW = Frame(width=400, height=370, left=62, right=10, top=12, bottom=72)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One attempt on the chart."""
+
+    number: int
+    x: float
+    y: float
+    mark: str
+    is_off_scale: bool
+
+
+@dataclass(frozen=True)
+class ProgressChart:
+    """All attempts with the running best and the noise around it."""
+
+    frame: Frame
+    dots: tuple[Dot, ...]
+    best_line: str
+    noise_band: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Training loss over time, one line a run."""
+
+    lines: tuple[str, ...]
+    highest: str
+    lowest: str
+    seconds: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from values to places."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def mark_of(attempt: Attempt) -> str:
+    """What an attempt is to a reader: its verdict, or why it has none."""
+    if attempt.interrupted is not None:
+        return "interrupted"
+    if attempt.finished is None:
+        return "running"
+    if attempt.started.kind == "baseline" and attempt.kept:
+        return "baseline"
+    return attempt.finished.verdict.value
+
+
+def best_steps(history: History) -> list[tuple[int, float]]:
+    """Number and score of each attempt that became the best, the baseline first."""
+    return [
+        (attempt.number, attempt.finished.value)
+        for attempt in history.attempts
+        if attempt.kept and attempt.finished is not None and attempt.finished.value is not None
+    ]
+
+
+def progress_chart(
+    history: History, direction: Direction, noise: float, frame: Frame
+) -> ProgressChart | None:
+    """The chart's geometry; none while nothing has been measured."""
+    steps = best_steps(history)
+    if not steps:
+        return None
+    numbers = [attempt.number for attempt in history.attempts]
+    last = max(numbers)
+    low, high = value_range(history, direction, noise)
+    x = Scale(min(numbers), max(last, min(numbers) + 1), frame.left + 8, frame.width - frame.right)
+    y = Scale(low, high, frame.height - frame.bottom, frame.top)
+    rail_y = frame.height - frame.bottom + 14
+    dots = [_dot(attempt, x, y, rail_y) for attempt in history.attempts]
+    return ProgressChart(
+        frame=frame,
+        dots=tuple(sorted(dots, key=lambda dot: _DRAWN_LAST.index(dot.mark))),
+        best_line="M" + "L".join(_staircase(steps, last, 0.0, x, y)),
+        noise_band=_band(steps, last, noise, x, y),
+        x_ticks=tuple(Tick(x(n), str(n)) for n in _whole_numbers(min(numbers), last, frame.width)),
+        y_ticks=tuple(Tick(y(value), label) for value, label in axis_ticks(low, high)),
+    )
+
+
+def value_range(history: History, direction: Direction, noise: float) -> tuple[float, float]:
+    """Lowest and highest value to draw.
+
+    Attempts far worse than the baseline would flatten all the rest: they are drawn at the edge.
+    """
+    steps = best_steps(history)
+    first, best = steps[0][1], steps[-1][1]
+    values = [v for a in history.attempts if (v := value_of(a)) is not None]
+    span = max(abs(gain(direction, best, first)), 6 * noise, 1e-3 * abs(first), 1e-9)
+    worse = min(max(gain(direction, first, value) for value in values), span)
+    better = max(gain(direction, value, first) for value in values)
+    down, up = (better, worse) if direction == "minimize" else (worse, better)
+    pad = max(0.06 * span, 1.5 * noise)
+    return first - max(down, 0.0) - pad, first + max(up, 0.0) + pad
+
+
+def axis_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:
+    """About `count` round values between two numbers, with their labels."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    first = math.ceil(low / step)
+    ticks = range(first, math.floor(high / step) + 1)
+    return [(n * step, f"{n * step:.{decimals}f}") for n in ticks]
+
+
+def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
+    """The loss that runs reported; their own word, drawn and never judged."""
+    shown = islice(curves, _MAX_CURVES)
+    runs = [points for curve in shown if len(points := _thinned(curve)) > 1]
+    if not runs:
+        return None
+    losses = [loss for points in runs for _, loss in points]
+    low, high = min(losses), max(losses)
+    last = max(seconds for points in runs for seconds, _ in points)
+    x = Scale(0, last or 1, 0, 300)
+    y = Scale(low, high if high > low else low + 1, 78, 2)
+    return LossCurve(
+        lines=tuple(" ".join(f"{x(s):g},{y(v):g}" for s, v in points) for points in runs),
+        highest=f"{high:.3g}",
+        lowest=f"{low:.3g}",
+        seconds=f"{last:.0f} s",
+    )
+
+
+def progress_png(history: History, direction: Direction, metric: str, noise: float) -> bytes:
+    """The night as a picture: dots, running best, noise band."""
+    # matplotlib takes half a second to import; a command that draws nothing need not pay it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel("attempt")
+    axes.set_ylabel(f"{metric} ({'lower' if direction == 'minimize' else 'higher'} is better)")
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    steps = best_steps(history)
+    if steps:
+        low, high = value_range(history, direction, noise)
+        axes.set_ylim(low, high)
+        _plot_best(axes, steps, max(a.number for a in history.attempts), noise)
+        _plot_dots(axes, history, low, high)
+        axes.legend(loc="upper right" if direction == "minimize" else "lower right", frameon=False)
+    kept = history.count(Verdict.KEPT)
+    axes.set_title(f"{len(history.completed)} attempts, {kept} kept", loc="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "nightlab"})
+    return buffer.getvalue()
+
+
+_LOOKS = {
+    "baseline": ("s", "#2b5f9e", 52),
+    "kept": ("o", "#1a7f4b", 52),
+    "discarded": ("o", "#9aa3ab", 20),
+    "failed": ("x", "#b3382c", 30),
+    "invalid": ("D", "#a86500", 24),
+}
+
+
+def _plot_best(axes: Axes, steps: Sequence[tuple[int, float]], last: int, noise: float) -> None:
+    numbers = [*(number for number, _ in steps), last + 0.5]
+    values = [*(value for _, value in steps), steps[-1][1]]
+    low, high = [v - noise for v in values], [v + noise for v in values]
+    look: dict[str, Any] = {"step": "post", "color": "#1a7f4b", "alpha": 0.15, "linewidth": 0}
+    axes.fill_between(numbers, low, high, **look, label=f"noise ±{noise:.4f}")
+    axes.step(numbers, values, where="post", color="#1a7f4b", linewidth=1.8, label="best so far")
+
+
+def _plot_dots(axes: Axes, history: History, low: float, high: float) -> None:
+    for mark, (shape, color, size) in _LOOKS.items():
+        attempts = [a for a in history.attempts if mark_of(a) == mark]
+        if not attempts:
+            continue
+        bottom = low + 0.02 * (high - low)
+        values = [
+            bottom if (v := value_of(a)) is None else min(max(v, low), high) for a in attempts
+        ]
+        label = f"{mark} ({len(attempts)})"
+        look: dict[str, Any] = {
+            "marker": shape,
+            "color": color,
+            "s": size,
+            "zorder": 3,
+            "clip_on": False,
+        }
+        axes.scatter([a.number for a in attempts], values, label=label, **look)
+    for attempt in history.candidates:
+        value = value_of(attempt)
+        if attempt.kept and value is not None:
+            text = _label(attempt.started.hypothesis)
+            place: dict[str, Any] = {
+                "xytext": (6, 6),
+                "textcoords": "offset points",
+                "rotation": 25,
+            }
+            axes.annotate(text, (attempt.number, value), fontsize=7, color="#12633a", **place)
+
+
+def _label(hypothesis: str) -> str:
+    """What the picture's font can show of a hypothesis; dollar signs would begin a formula."""
+    text = one_line(hypothesis, 44)
+    shown = "".join(c if ord(c) < 0x100 or c == "…" else "?" for c in text)
+    return shown.replace("$", r"\$")
+
+
+def _dot(attempt: Attempt, x: Scale, y: Scale, rail_y: float) -> Dot:
+    value = value_of(attempt)
+    if value is None:
+        mark = mark_of(attempt)
+        row = 0 if mark == "failed" else _RAIL_STEP
+        return Dot(attempt.number, x(attempt.number), rail_y + row, mark, is_off_scale=False)
+    shown = min(max(value, y.low), y.high)
+    return Dot(attempt.number, x(attempt.number), y(shown), mark_of(attempt), shown != value)
+
+
+def _staircase(
+    steps: Sequence[tuple[int, float]], last: int, offset: float, x: Scale, y: Scale
+) -> list[str]:
+    """Corners of the running best, moved by `offset`, up to the last attempt."""
+    corners = [f"{x(steps[0][0]):g} {y(steps[0][1] + offset):g}"]
+    for (_, before), (number, value) in pairwise(steps):
+        corners.append(f"{x(number):g} {y(before + offset):g}")
+        corners.append(f"{x(number):g} {y(value + offset):g}")
+    return [*corners, f"{x(max(last, steps[0][0] + 1)):g} {y(steps[-1][1] + offset):g}"]
+
+
+def _band(steps: Sequence[tuple[int, float]], last: int, noise: float, x: Scale, y: Scale) -> str:
+    upper = _staircase(steps, last, noise, x, y)
+    lower = _staircase(steps, last, -noise, x, y)
+    return "M" + "L".join([*upper, *reversed(lower)]) + "Z"
+
+
+def _whole_numbers(first: int, last: int, width: float) -> list[int]:
+    room = max(2, int(width // 90))
+    step = max(1, math.ceil((last - first) / room))
+    step = next(n for p in range(9) for n in (10**p, 2 * 10**p, 5 * 10**p) if n >= step)
+    return [n for n in range(first, last + 1) if n % step == 0]
+
+
+def _thinned(curve: Curve) -> list[tuple[float, float]]:
+    """Seconds and loss, thinned out to what a small chart can show; the last point stays."""
+    stride = max(1, math.ceil(len(curve) / MAX_CURVE_POINTS))
+    chosen = curve[::stride] + curve[-1:] if stride > 1 else curve
+    return [(point["seconds"], point["loss"]) for point in chosen]

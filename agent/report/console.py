@@ -1,0 +1,330 @@
+"""What a person sees while the night goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from agent.attempt.budget import seconds_left
+from agent.attempt.disturbance import reasons
+from agent.attempt.judge import pooled_noise
+from agent.program import Settings
+from agent.record.curves import CurveCollector, is_storable
+from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
+from agent.record.history import Attempt, History, gain
+from agent.report.activity import forget_note, write_note
+from agent.report.summary import Summary
+from agent.text import one_line
+from sandbox.contract.run import Box, RunResult
+
+STYLES = {
+    Verdict.KEPT: "bold green",
+    Verdict.DISCARDED: "default",
+    Verdict.FAILED: "red",
+    Verdict.INVALID: "magenta",
+}
+BOX_NAMES: dict[Box, str] = {"train": "training", "model": "scoring", "scorer": "scoring"}
+MORE = {
+    StopReason.ATTEMPTS: "--attempts N",
+    StopReason.HOURS: "--hours H",
+    StopReason.MONEY: "--usd X",
+}
+"""What a session that reached a limit is allowed more of."""
+HYPOTHESIS_CHARACTERS = 70
+PARTIAL_LINE_BYTES = 4096
+SECONDS_BETWEEN_NOTES = 2.0
+
+
+class NightConsole:
+    """One line an attempt, and a bar for the running one where there is a terminal."""
+
+    def __init__(self, out: Console, settings: Settings, history: Callable[[], History]) -> None:
+        self._out = out
+        self._settings = settings
+        self._history = history
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+        self._partial = b""
+
+    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
+        """Name the attempt in the bar."""
+        self._title = "baseline" if kind == "baseline" else f"#{number}"
+
+    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
+        """Show a fresh bar for the run."""
+        if not self._out.is_terminal:
+            return
+        self._stop_bar()
+        self._partial = b""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._out,
+            transient=True,
+        )
+        self._task = self._progress.add_task(
+            f"{self._title} {BOX_NAMES[box]}",
+            total=budget_seconds if box == "train" else None,
+            note=self._standing(),
+        )
+        self._progress.start()
+
+    def log(self, piece: bytes) -> None:
+        """Move the bar by the run's own progress lines; they are evidence, no more."""
+        if self._progress is None or self._task is None:
+            return
+        *lines, self._partial = (self._partial + piece)[-PARTIAL_LINE_BYTES:].split(b"\n")
+        for line in lines:
+            seconds = progress_seconds(line)
+            if seconds is not None:
+                self._progress.update(self._task, completed=seconds)
+
+    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+        """Take the bar away; say so when the machine was not quiet."""
+        self._stop_bar()
+        if disturbance is not None and disturbance.disturbed:
+            why = "; ".join(reasons(disturbance))
+            line = f"      disturbed: {why}; see [disturbance] in program.md"
+            self._out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Print the attempt's line."""
+        self._stop_bar()
+        assert attempt.finished is not None
+        line = attempt_line(attempt, self._history(), self._settings)
+        self._out.print(Text(line, style=STYLES[attempt.finished.verdict]), soft_wrap=True)
+
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Say whether the machine is as it was."""
+        self._stop_bar()
+        style = "bold yellow" if found.changed else "dim"
+        text = Text(f"      {one_line(found.explanation, 300)}", style=style)
+        self._out.print(text, soft_wrap=True)
+
+    def waiting(self, words: str) -> None:
+        """Say what it waits for, or that it came."""
+        self._stop_bar()
+        self._out.print(Text(f"      {one_line(words, 300)}", style="yellow"), soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._stop_bar()
+
+    def _standing(self) -> str:
+        history = self._history()
+        pieces = []
+        if history.best is not None and history.best.finished is not None:
+            pieces.append(f"best {history.best.finished.value:.4f}")
+        session = self._settings.session
+        pieces.append(f"{len(history.completed)}/{session.attempts} attempts")
+        pieces.append(f"{seconds_left(history, session) / 3600:.1f} h left")
+        if session.usd is not None:
+            pieces.append(f"${max(0.0, session.usd - history.spent_usd):.2f} left")
+        return " · ".join(pieces)
+
+    def _stop_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task = None, None
+
+
+class NoteTaker:
+    """Passes on what happens, and notes every few seconds how far the present run is."""
+
+    def __init__(
+        self, console: NightConsole | JsonConsole, directory: Path, clock: Callable[[], float]
+    ) -> None:
+        self._console = console
+        self._directory = directory
+        self._clock = clock
+        self._box: Box = "train"
+        self._seed = 0
+        self._progress = CurveCollector(lambda _piece: None)
+        self._noted_at = 0.0
+
+    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
+        """Pass it on."""
+        self._console.attempt_started(number, kind, hypothesis)
+
+    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
+        """Begin a note."""
+        self._box, self._seed = box, seed
+        self._progress = CurveCollector(lambda _piece: None)
+        self._note()
+        self._console.run_started(box, seed, budget_seconds)
+
+    def log(self, piece: bytes) -> None:
+        """Note the progress, unless that was just done."""
+        self._progress(piece)
+        if self._clock() - self._noted_at >= SECONDS_BETWEEN_NOTES:
+            self._note()
+        self._console.log(piece)
+
+    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+        """Take the note away: from here on the ledger tells it."""
+        forget_note(self._directory)
+        self._console.run_finished(result, disturbance)
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Pass it on."""
+        self._console.attempt_finished(attempt)
+
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Pass it on."""
+        self._console.drift_checked(found)
+
+    def waiting(self, words: str) -> None:
+        """Pass it on."""
+        self._console.waiting(words)
+
+    def close(self) -> None:
+        """Leave no note behind."""
+        forget_note(self._directory)
+        self._console.close()
+
+    def _note(self) -> None:
+        write_note(self._directory, self._box, self._seed, self._progress.curve())
+        self._noted_at = self._clock()
+
+
+class JsonConsole:
+    """One JSON object a line, for scripts."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
+        """Say which attempt began."""
+        self._say("attempt_started", attempt=number, kind=kind, hypothesis=hypothesis)
+
+    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
+        """Say which run began."""
+        self._say("run_started", box=box, seed=seed, budget_seconds=budget_seconds)
+
+    def log(self, piece: bytes) -> None:
+        """Leave logs to the ledger."""
+
+    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+        """Say how the run ended."""
+        self._say(
+            "run_finished",
+            run_id=result.run_id,
+            box=result.box,
+            outcome=result.outcome.value,
+            wall_seconds=result.wall_seconds,
+            other_cores=None if disturbance is None else disturbance.other_cores,
+        )
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Say what became of the attempt."""
+        assert attempt.finished is not None
+        finished = attempt.finished.model_dump(mode="json", exclude={"type"})
+        source = attempt.scores[-1].source if attempt.scores else None
+        self._say("attempt_finished", **finished, source=source, cost_usd=attempt.cost_usd)
+
+    def drift_checked(self, found: DriftChecked) -> None:
+        """Say whether the machine is as it was."""
+        self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
+
+    def waiting(self, words: str) -> None:
+        """Say what it waits for, or that it came."""
+        self._say("waiting", words=words)
+
+    def close(self) -> None:
+        """Nothing to leave behind."""
+
+    def _say(self, event: str, **fields: Any) -> None:
+        self._write(json.dumps({"event": event, **fields}, ensure_ascii=False))
+
+
+def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
+    """Number, verdict, score, difference to the best in units of noise, seconds, money, idea."""
+    finished = attempt.finished
+    assert finished is not None
+    if finished.value is None:
+        score = f"{'':<8}  {finished.reason:<16}"
+    else:
+        score = f"{finished.value:<8.4f}  {_difference(attempt, history, settings):<16}"
+    if settings.goal.is_reported and finished.value is not None:
+        score += " self-reported"
+    hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
+    cost = f"  ${attempt.cost_usd:.3f}" if attempt.cost_usd else ""
+    return (
+        f"#{attempt.number:<4} {finished.verdict.value:<9} {score} "
+        f"{finished.seconds:>5.0f} s{cost}  {hypothesis}"
+    )
+
+
+def progress_seconds(line: bytes) -> float | None:
+    """The seconds that a progress line of the workload names, if it is one."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    seconds = content.get("seconds") if isinstance(content, dict) else None
+    return float(seconds) if is_storable(seconds) and seconds >= 0 else None
+
+
+def _difference(attempt: Attempt, history: History, settings: Settings) -> str:
+    finished = attempt.finished
+    assert finished is not None
+    if finished.arithmetic is None:
+        noise = pooled_noise(history.repeats())
+        return f"noise {noise.sigma:.4f}"
+    better = gain(
+        settings.goal.direction, finished.arithmetic.candidate_mean, finished.arithmetic.best_mean
+    )
+    if finished.arithmetic.noise == 0:
+        return f"{better:+.4f}"
+    return f"{better:+.4f} ({better / finished.arithmetic.noise:+.1f} noise)"
+
+
+def closing_lines(numbers: Summary, directory: Path) -> list[str]:
+    """What a person reads when a session is over: result, honesty, cost, where to look."""
+    lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
+    if numbers.baseline is not None and numbers.noise is not None:
+        lines.append(f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}")
+    if numbers.kept and numbers.best is not None and numbers.gain is not None:
+        in_noise = f" ({numbers.gain_in_noise:.1f} x noise)" if numbers.gain_in_noise else ""
+        lines.append(
+            f"best     {numbers.label} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "
+            f"better by {numbers.gain:.4f}{in_noise}"
+        )
+        if numbers.holdout_gain is not None and numbers.survived is not None:
+            lines.append(
+                f"holdout  better by {numbers.holdout_gain:.4f}: {numbers.survived:.0%} of the gain"
+            )
+    else:
+        lines.append("no attempt was better than the baseline beyond noise")
+    if numbers.is_self_reported:
+        lines.append("holdout  none: the program printed these scores, and nothing checked them")
+    lines.append(
+        f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
+        f"{numbers.failed} failed, {numbers.invalid} invalid"
+    )
+    if numbers.stopped_early:
+        lines.append(
+            f"saved    {numbers.saved_seconds:.0f} s of training: "
+            f"{numbers.stopped_early} stopped early"
+        )
+    if numbers.input_tokens:
+        lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
+    lines += [f"look at  {item.text}" for item in numbers.attention]
+    lines += [
+        f"report   {directory / 'report.html'}",
+        f"ledger   {directory / 'ledger.jsonl'}",
+        f"head     {numbers.head} after {numbers.events} events; keep it to find a cut tail",
+        f"files    {directory / 'workspace'}",
+    ]
+    if numbers.ended is not None and numbers.ended in MORE:
+        lines.append(f"more     nightlab resume {directory.name} {MORE[numbers.ended]}")
+    return lines

@@ -1,0 +1,334 @@
+"""What a session came to: its first screen's numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean, median
+from typing import Any
+
+from agent.attempt.judge import pooled_noise
+from agent.record.events import (
+    PLANNED_STOPS,
+    Direction,
+    Entry,
+    ModelCalled,
+    Noticed,
+    RunFinished,
+    SessionResumed,
+    SessionStarted,
+    Split,
+    StopReason,
+    Verdict,
+)
+from agent.record.history import (
+    HOLDOUT_MISSING,
+    Attempt,
+    History,
+    direction_of,
+    fold,
+    gain,
+    metric_of,
+    section_of,
+)
+from agent.record.ledger import FIRST_PREVIOUS
+from agent.text import labelled, one_line
+from sandbox.contract.run import Outcome, Record
+
+_FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued", "engine_back"})
+"""Kinds of notices that nobody has to look at."""
+_PLATEAU_ATTEMPTS = 20
+_MUCH_OF_THE_GAIN = 0.5
+
+
+class Attention(Record):
+    """One thing that a person should look at, in a sentence, with the attempts it is about."""
+
+    kind: str
+    text: str
+    attempts: tuple[int, ...] = ()
+
+
+class Summary(Record):
+    """The numbers of the first screen."""
+
+    session: str
+    researcher: str
+    metric: str
+    is_self_reported: bool
+    """The scores are the program's own word: no scorer, no holdout, no probes."""
+    direction: Direction
+    started_at: str
+    is_running: bool
+    """No end is recorded: still at work, or cut off."""
+    ended: StopReason | None
+    ended_explanation: str
+    baseline: float | None
+    best: float | None
+    best_attempt: int | None
+    noise: float | None
+    """Standard deviation of one score; none before anything was repeated."""
+    gain: float | None
+    """How much better the best is than the baseline, positive when better."""
+    gain_in_noise: float | None
+    holdout_gain: float | None
+    """The same gain on text that decided nothing; none until both were scored on it."""
+    survived: float | None
+    """See `survived_share`."""
+    attempts: int
+    kept: int
+    discarded: int
+    failed: int
+    invalid: int
+    interrupted: int
+    stopped_early: int
+    """How many of the discarded were ended before their time."""
+    saved_seconds: float
+    """Training that they did not use, against what a whole training takes."""
+    attempts_limit: int | None
+    hours: float
+    hours_limit: float | None
+    spent_usd: float
+    usd_limit: float | None
+    unpriced_calls: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    attention: tuple[Attention, ...]
+    events: int
+    head: str
+    """The last entry's hash: keep it elsewhere, and a cut-off tail can be found."""
+
+    @property
+    def label(self) -> str:
+        """The metric, and whose word it is where nobody checked it."""
+        return labelled(self.metric, is_self_reported=self.is_self_reported)
+
+
+def summary(entries: Sequence[Entry]) -> Summary:
+    """What the session came to, as far as its ledger goes."""
+    return summary_of(fold(entries), entries)
+
+
+def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
+    """The same, where the fold over the entries is at hand."""
+    session = history.session
+    direction = direction_of(history)
+    baseline, best = value_of(history.baseline), value_of(history.best)
+    noise = noise_of(history)
+    better = None if baseline is None or best is None else gain(direction, best, baseline)
+    limits = _limits_in_force(session, entries)
+    return Summary(
+        session=session.session if session else "",
+        researcher=history.researcher,
+        metric=metric_of(history),
+        is_self_reported=history.is_self_reported,
+        direction=direction,
+        started_at=history.started_at,
+        is_running=history.ended is None,
+        ended=history.ended.reason if history.ended else None,
+        ended_explanation=history.ended.explanation if history.ended else "",
+        baseline=baseline,
+        best=best,
+        best_attempt=history.best.number if history.best else None,
+        noise=noise,
+        gain=better,
+        gain_in_noise=better / noise if better is not None and noise else None,
+        holdout_gain=split_gain(history, "holdout"),
+        survived=survived_share(history),
+        attempts=len(history.completed),
+        kept=history.count(Verdict.KEPT),
+        discarded=history.count(Verdict.DISCARDED),
+        failed=history.count(Verdict.FAILED),
+        invalid=history.count(Verdict.INVALID),
+        interrupted=sum(1 for a in history.attempts if a.interrupted is not None),
+        stopped_early=sum(_is_stopped_early(a) for a in history.completed),
+        saved_seconds=saved_seconds(history),
+        attempts_limit=limits.get("attempts"),
+        hours=history.active_seconds / 3600,
+        hours_limit=limits.get("hours"),
+        spent_usd=history.spent_usd,
+        usd_limit=limits.get("usd"),
+        unpriced_calls=history.unpriced_calls,
+        calls=history.calls,
+        input_tokens=history.input_tokens,
+        output_tokens=history.output_tokens,
+        attention=tuple(_attention(history, entries)),
+        events=len(entries),
+        head=entries[-1].hash if entries else FIRST_PREVIOUS,
+    )
+
+
+def noise_of(history: History) -> float | None:
+    """Standard deviation of one score, pooled over all repeats; none before there are any."""
+    groups = history.repeats()
+    return pooled_noise(groups).sigma if groups else None
+
+
+def saved_seconds(history: History) -> float:
+    """How much training early stops saved: what whole trainings take, less what they took."""
+    trainings = [r.result for a in history.attempts for r in a.runs if r.result.box == "train"]
+    whole = [run.wall_seconds for run in trainings if run.outcome is Outcome.OK]
+    stopped = [run.wall_seconds for run in trainings if run.outcome is Outcome.STOPPED]
+    return sum(max(0.0, median(whole) - seconds) for seconds in stopped) if whole else 0.0
+
+
+def all_scores(attempt: Attempt, split: Split) -> dict[int, float]:
+    """Valid scores by seed, also those that came after the verdict, or before the machine changed.
+
+    Who wins was lucky at the scores that it won by; those on holdout are of the same trainings.
+    """
+    scores = attempt.scores
+    return {s.seed: s.value for s in scores if s.split == split and s.value is not None}
+
+
+def split_gain(history: History, split: Split) -> float | None:
+    """How much better the best is than the baseline by all their scores on a split.
+
+    None unless both are scored there.
+    """
+    if history.baseline is None or history.best is None:
+        return None
+    before, after = all_scores(history.baseline, split), all_scores(history.best, split)
+    if not before or not after:
+        return None
+    return gain(direction_of(history), fmean(after.values()), fmean(before.values()))
+
+
+def survived_share(history: History) -> float | None:
+    """What share of the gain on val came back on holdout; none without a gain or a holdout."""
+    on_val, on_holdout = split_gain(history, "val"), split_gain(history, "holdout")
+    if on_val is None or on_holdout is None or on_val <= 0:
+        return None
+    return on_holdout / on_val
+
+
+def value_of(attempt: Attempt | None) -> float | None:
+    """The mean score of an attempt; none unless it was measured."""
+    return attempt.finished.value if attempt is not None and attempt.finished else None
+
+
+def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+    yield from _about_the_end(history)
+    yield from _about_the_result(history)
+    yield from _about_attempts(history)
+    yield from _about_the_service(history, entries)
+    events = (entry.event for entry in entries)
+    done = _FOR_THE_RECORD | ({HOLDOUT_MISSING} if _has_holdout(history) else set())
+    notices = [e for e in events if isinstance(e, Noticed) and e.kind not in done]
+    for kind, count in Counter(notice.kind for notice in notices).items():
+        latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
+        times = "" if count == 1 else f" ({count} times; this is the last)"
+        yield Attention(kind=one_line(kind, 60), text=one_line(latest, 300) + times)
+
+
+def _has_holdout(history: History) -> bool:
+    ends = (history.baseline, history.best)
+    return all(attempt is not None and attempt.values("holdout") for attempt in ends)
+
+
+def _about_the_end(history: History) -> Iterator[Attention]:
+    if history.session is None:
+        return
+    name = history.session.session
+    if history.ended is None:
+        text = "No end is recorded: the session is at work, or it was cut off and"
+        yield Attention(kind="not_ended", text=f"{text} nightlab resume {name} goes on with it.")
+    elif history.ended.reason not in PLANNED_STOPS:
+        text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
+        yield Attention(kind="ended_early", text=one_line(text, 400))
+
+
+def _about_the_result(history: History) -> Iterator[Attention]:
+    if history.is_self_reported:
+        text = "The scores are self-reported: the program printed them, and nothing checked them."
+        yield Attention(kind="self_reported", text=text)
+    first = list(history.baseline.values().values()) if history.baseline else []
+    if len(first) > 1 and len(set(first)) == 1:
+        text = (
+            "Every repeat of the baseline had the same score, so the noise is not known: does "
+            "the program use NIGHTLAB_SEED? A change may be kept for its luck."
+        )
+        yield Attention(kind="no_noise", text=text)
+    share = survived_share(history)
+    if share is not None and share < _MUCH_OF_THE_GAIN:
+        text = f"Only {share:.0%} of the gain came back on the holdout."
+        yield Attention(kind="holdout", text=text)
+    if history.discards_in_a_row >= _PLATEAU_ATTEMPTS:
+        text = f"None of the last {history.discards_in_a_row} attempts was kept: a plateau."
+        yield Attention(kind="plateau", text=text)
+
+
+def _about_attempts(history: History) -> Iterator[Attention]:
+    invalid = _numbers(
+        history, lambda a: a.finished is not None and a.finished.verdict is Verdict.INVALID
+    )
+    if invalid:
+        text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
+        yield Attention(kind="invalid", text=text, attempts=invalid)
+    changed = [check for check in history.drift_checks if check.changed]
+    if changed:
+        last, times = changed[-1], "" if len(changed) == 1 else f" {len(changed)} times"
+        text = (
+            f"The machine changed during the session{times}: the best then had "
+            f"{last.recorded:.4f}, and {fmean(last.today):.4f} when it was measured again. Gains "
+            "from before and after do not add up; nightlab review measures baseline and best side "
+            "by side."
+        )
+        numbers = tuple(check.attempt for check in changed)
+        yield Attention(kind="drift", text=one_line(text, 500), attempts=numbers)
+    disturbed = _numbers(history, lambda a: any(_was_disturbed(run) for run in a.runs))
+    if disturbed:
+        count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
+        text = f"{_count(count, 'run was', 'runs were')} disturbed by other work, heat or power."
+        yield Attention(kind="disturbed", text=text, attempts=disturbed)
+    unjudged = _numbers(
+        history, lambda a: a.finished is not None and a.finished.reason == "disturbed"
+    )
+    if unjudged:
+        text = (
+            f"{_count(len(unjudged), 'attempt', 'attempts')} could not be judged: the machine was "
+            "never quiet meanwhile. Keep it free, or allow more in [disturbance] of program.md."
+        )
+        yield Attention(kind="unjudged", text=text, attempts=unjudged)
+    interrupted = _numbers(history, lambda a: a.interrupted is not None)
+    if interrupted:
+        text = (
+            f"{_count(len(interrupted), 'attempt was', 'attempts were')} interrupted, not judged."
+        )
+        yield Attention(kind="interrupted", text=text, attempts=interrupted)
+
+
+def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+    events = [entry.event for entry in entries]
+    refusals = sum(isinstance(e, ModelCalled) and e.stop_reason == "refusal" for e in events)
+    if refusals:
+        text = f"The model refused {_count(refusals, 'time', 'times')}."
+        yield Attention(kind="refusals", text=text)
+    if history.unpriced_calls:
+        calls = _count(history.unpriced_calls, "call has", "calls have")
+        text = f"{calls} no known price: the money shown is less than what was spent."
+        yield Attention(kind="unpriced", text=text)
+
+
+def _is_stopped_early(attempt: Attempt) -> bool:
+    return attempt.finished is not None and attempt.finished.early_stop is not None
+
+
+def _numbers(history: History, is_meant: Callable[[Attempt], bool]) -> tuple[int, ...]:
+    return tuple(attempt.number for attempt in history.attempts if is_meant(attempt))
+
+
+def _was_disturbed(run: RunFinished) -> bool:
+    return run.disturbance is not None and run.disturbance.disturbed
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _limits_in_force(session: SessionStarted | None, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Those of the last resume, which may allow more than the start did."""
+    resumes = [e.event.settings for e in entries if isinstance(e.event, SessionResumed)]
+    found = resumes[-1].get("session") if resumes else None
+    return found if isinstance(found, dict) else section_of(session, "session")

@@ -1,0 +1,285 @@
+"""Tables of the report: repeats, money, time, machine."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+
+from agent.morning.worth import ReviewTable
+from agent.record.events import (
+    Disturbance,
+    DriftChecked,
+    Entry,
+    Event,
+    LaterRun,
+    ModelCalled,
+    RetryWaited,
+    RunFinished,
+    Split,
+    Usage,
+)
+from agent.record.history import LOOK, Attempt, History, direction_of, gain
+from agent.report.summary import all_scores, noise_of, survived_share
+from agent.text import one_line
+from sandbox.contract.run import GpuUse, Outcome, Record, Spread
+
+
+class Repeat(Record):
+    """One attempt that was measured more than once."""
+
+    attempt: int
+    scores: tuple[tuple[int, float], ...]
+    """Seed and score."""
+    mean: float
+    spread: float
+    """Sample standard deviation."""
+
+
+class ModelSpend(Record):
+    """What one model was asked, and what it cost."""
+
+    model: str
+    calls: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    usd: float
+    unpriced_calls: int
+
+
+class SplitGain(Record):
+    """Best against baseline on one split, or at other seeds."""
+
+    name: str
+    baseline: float
+    best: float
+    gain: float
+    seeds: int
+    """How often the best was scored."""
+    error: float | None
+    """Standard error of the gain; none where the noise is not known."""
+
+
+class Survival(Record):
+    """What is left of the gain where nothing was chosen."""
+
+    rows: tuple[SplitGain, ...]
+    share: float | None
+    """See `summary.survived_share`."""
+    tries: int
+    """Attempts that were judged: the best of more of them owes more to luck."""
+
+
+def survival(history: History, review: ReviewTable | None) -> Survival | None:
+    """What survived of the gain; none where nothing was kept."""
+    baseline, best = history.baseline, history.best
+    if baseline is None or best is None or best is baseline:
+        return None
+    names: dict[Split, str] = {
+        "val": "val, which decided",
+        "holdout": "holdout, which decided nothing",
+    }
+    found = [
+        _split_gain(history, name, all_scores(baseline, split), all_scores(best, split))
+        for split, name in names.items()
+    ]
+    if review is not None and review.baseline_values and review.best_values:
+        before, after = (dict(enumerate(v)) for v in (review.baseline_values, review.best_values))
+        found.append(_split_gain(history, "val at fresh seeds, in review", before, after))
+    rows = tuple(row for row in found if row is not None)
+    return Survival(rows=rows, share=survived_share(history), tries=len(history.completed))
+
+
+def _split_gain(
+    history: History, name: str, before: Mapping[int, float], after: Mapping[int, float]
+) -> SplitGain | None:
+    if not before or not after:
+        return None
+    baseline, best, noise = fmean(before.values()), fmean(after.values()), noise_of(history)
+    return SplitGain(
+        name=name,
+        baseline=baseline,
+        best=best,
+        gain=gain(direction_of(history), best, baseline),
+        seeds=len(after),
+        error=noise * math.sqrt(1 / len(before) + 1 / len(after)) if noise else None,
+    )
+
+
+def repeats(history: History) -> list[Repeat]:
+    """Attempts with several seeds, in order: what the noise was measured from."""
+    return [
+        Repeat(
+            attempt=attempt.number,
+            scores=tuple(values.items()),
+            mean=fmean(values.values()),
+            spread=stdev(values.values()),
+        )
+        for attempt in history.attempts
+        if len(values := attempt.values()) > 1
+    ]
+
+
+def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, float]]:
+    """Where the hours went, in seconds."""
+    events = [entry.event for entry in entries]
+    runs = [run.result for attempt in history.attempts for run in attempt.runs]
+    smokes = [run.result for smoke in history.smokes for run in smoke.runs]
+    thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
+    waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
+    return [
+        ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
+        ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
+        ("smoke runs", sum(run.wall_seconds for run in smokes)),
+        ("measuring the best again", sum(map(_look_seconds, events))),
+        ("the model's replies", thinking),
+        ("waiting for the service", waiting),
+    ]
+
+
+def _look_seconds(event: Event) -> float:
+    """What a look at the machine took in boxes; the model box runs beside the scorer."""
+    if not isinstance(event, LaterRun) or not event.purpose.startswith(LOOK):
+        return 0.0
+    run = event.run
+    is_counted = isinstance(run, RunFinished) and run.result.box != "model"
+    return run.result.wall_seconds if is_counted and isinstance(run, RunFinished) else 0.0
+
+
+def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
+    """Calls, tokens and money of each model that was asked; a sampler uses neither."""
+    calls: dict[str, list[ModelCalled]] = defaultdict(list)
+    for entry in entries:
+        if isinstance(entry.event, ModelCalled):
+            calls[entry.event.model].append(entry.event)
+    spends = [_spend(model, group) for model, group in calls.items()]
+    return [s for s in spends if s.input_tokens or s.output_tokens or s.usd or s.unpriced_calls]
+
+
+def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:
+    """Verdict, attempts, and the money of the model calls that led to them."""
+    groups: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in history.candidates:
+        verdict = attempt.finished.verdict.value if attempt.finished else "not judged"
+        groups[verdict].append(attempt)
+    return [
+        (name, len(groups[name]), sum(attempt.cost_usd for attempt in groups[name]))
+        for name in ("kept", "discarded", "failed", "invalid", "not judged")
+        if name in groups
+    ]
+
+
+def machine_state(history: History) -> list[tuple[str, str]]:
+    """How quiet and how healthy the machine was while it measured."""
+    runs = [run for attempt in history.attempts for run in attempt.runs]
+    quiet = [run.disturbance for run in runs if run.disturbance is not None]
+    results = [run.result for run in runs]
+    peaks = [r.peak_memory_bytes for r in results if r.peak_memory_bytes is not None]
+    return [
+        ("runs in boxes", f"{len(runs):,}"),
+        *_quietness(quiet),
+        *_states(quiet),
+        *_looks(history.drift_checks),
+        ("runs over their budget", str(sum(run.over_budget_seconds > 0 for run in runs))),
+        ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
+        ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
+        ("largest peak memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
+        *_use_of_peak([run.mfu for run in runs if run.mfu is not None]),
+        *_gpus([use for result in results for use in result.gpu]),
+        ("times the session was taken up again", str(history.resumes)),
+    ]
+
+
+def _use_of_peak(shares: Sequence[float]) -> list[tuple[str, str]]:
+    if not shares:
+        return []
+    words = f"{100 * fmean(shares):.1f} % on average, {100 * max(shares):.1f} % at most"
+    return [("share of the peak arithmetic (MFU, self-reported)", words)]
+
+
+def _gpus(uses: Sequence[GpuUse]) -> list[tuple[str, str]]:
+    """What the runs made of their GPUs; nothing where they had none."""
+    if not uses:
+        return []
+    peaks = [use.peak_memory_bytes for use in uses if use.peak_memory_bytes is not None]
+    energy = [use.energy_joules for use in uses if use.energy_joules is not None]
+    shares = [use.utilisation for use in uses if use.utilisation is not None]
+    heat = [use.temperature_celsius.max for use in uses if use.temperature_celsius is not None]
+    reasons = {reason for use in uses for reason in use.throttled_by}
+    events = Counter(event.kind for use in uses for event in use.events)
+    return [
+        ("GPUs", ", ".join(sorted({one_line(use.name, 60) for use in uses}))),
+        ("largest peak GPU memory", f"{max(peaks) / 2**30:.2f} GiB" if peaks else "unknown"),
+        ("GPU memory held by", ", ".join(sorted({use.memory_bound for use in uses}))),
+        ("use of the GPUs", f"{fmean(shares):.0%} on average" if shares else "unknown"),
+        ("power of the GPUs", _over_runs([use.power_watts for use in uses], "W")),
+        ("clock of the GPUs", _over_runs([use.sm_clock_mhz for use in uses], "MHz")),
+        ("clock of their memory", _over_runs([use.memory_clock_mhz for use in uses], "MHz")),
+        ("hottest GPU", f"{max(heat):.0f} \u00b0C" if heat else "unknown"),
+        ("lower clocks of the GPUs by", ", ".join(sorted(reasons)) or "nothing"),
+        ("energy of the GPUs", f"{sum(energy) / 3.6e6:.2f} kWh" if energy else "unknown"),
+        (
+            "what GPUs reported",
+            ", ".join(f"{n} x {k}" for k, n in sorted(events.items())) or "nothing",
+        ),
+    ]
+
+
+def _over_runs(spreads: Sequence[Spread | None], unit: str) -> str:
+    told = [spread for spread in spreads if spread is not None]
+    if not told:
+        return "unknown"
+    mean, most = fmean(spread.mean for spread in told), max(spread.max for spread in told)
+    return f"{mean:.0f} {unit} on average, {most:.0f} {unit} at most"
+
+
+def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:
+    if not measured:
+        return []
+    others = [disturbance.other_cores for disturbance in measured]
+    disturbed = sum(disturbance.disturbed for disturbance in measured)
+    return [
+        ("cores used by others", f"{fmean(others):.2f} on average, {max(others):.2f} at most"),
+        ("trainings disturbed", f"{disturbed} of {len(measured)}"),
+    ]
+
+
+def _states(measured: Sequence[Disturbance]) -> Iterator[tuple[str, str]]:
+    """Clocks, heat and load beside the trainings, as far as the machine told them."""
+    states = [s for d in measured for s in (d.before, d.after) if s is not None]
+    if not states:
+        return
+    yield "load before and after trainings", _range([s.load for s in states], "")
+    clocks = [s.cpu_mhz for s in states if s.cpu_mhz is not None]
+    yield "processor clock", _range(clocks, " MHz") if clocks else "not told by this machine"
+    heat = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
+    yield "hottest sensor", _range(heat, " \u00b0C") if heat else "not told by this machine"
+    held = sum(bool(disturbance.held_back) for disturbance in measured)
+    yield "trainings held back by heat or power", f"{held} of {len(measured)}"
+
+
+def _looks(checks: Sequence[DriftChecked]) -> list[tuple[str, str]]:
+    changed = sum(check.changed for check in checks)
+    return [("looks at the machine", f"{len(checks)}, changed {changed} times")] if checks else []
+
+
+def _range(numbers: Sequence[float], unit: str) -> str:
+    return f"{min(numbers):.4g} to {max(numbers):.4g}{unit}"
+
+
+def _spend(model: str, calls: Sequence[ModelCalled]) -> ModelSpend:
+    def total(field: str) -> int:
+        return sum(getattr(call.usage, field) for call in calls)
+
+    fields = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+    assert set(fields) == set(Usage.model_fields)
+    return ModelSpend(
+        model=one_line(model, 60),
+        calls=len(calls),
+        usd=sum(call.cost_usd or 0.0 for call in calls),
+        unpriced_calls=sum(call.cost_usd is None for call in calls),
+        **{field: total(field) for field in fields},
+    )

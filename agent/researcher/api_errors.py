@@ -1,0 +1,205 @@
+"""What a service error means: wait, or stop, and why.
+
+Errors before a stream begins come from the SDK; after its first byte they reach us raw, and a
+cloud's client raises errors of that cloud's own library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx2
+from anthropic import APIConnectionError, APIStatusError
+from tenacity import RetryCallState, wait_exponential_jitter
+
+from agent.record.events import StopReason
+from agent.researcher.base import WITHOUT_A_KEY, ModelError, Provider
+from agent.text import one_line
+
+LONGEST_BACKOFF_SECONDS = 120.0
+ERROR_CHARACTERS = 300
+TRANSIENT_STATUSES = frozenset({408, 409, 429})
+TRANSIENT_TYPES = frozenset(
+    {
+        *("overloaded_error", "api_error", "rate_limit_error", "timeout_error"),
+        # What Bedrock calls them inside its streams.
+        *("throttlingException", "serviceUnavailableException", "internalServerException"),
+        *("modelTimeoutException", "modelStreamErrorException"),
+    }
+)
+SPEND_CAPS = frozenset(
+    {
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "linked_organization_spend_limit_reached",
+    }
+)
+"""Error codes that only the next month or a person changes, whatever their status says."""
+CREDENTIALS: dict[Provider, str] = {
+    "anthropic": "ANTHROPIC_API_KEY",
+    "bedrock": "the AWS credentials and AWS_REGION",
+    "vertex": "Google's application default credentials, CLOUD_ML_REGION and "
+    "ANTHROPIC_VERTEX_PROJECT_ID",
+}
+ADDRESSES: dict[Provider, str] = {
+    "anthropic": "ANTHROPIC_BASE_URL",
+    "bedrock": "AWS_REGION",
+    "vertex": "CLOUD_ML_REGION",
+}
+
+
+class StreamBroken(Exception):
+    """A stream ended, stalled or turned to nonsense before its reply was whole."""
+
+
+class CredentialsFailed(Exception):
+    """A cloud's client found no credentials, or could not renew them.
+
+    Args:
+        explanation: what that client says.
+        passes: whether it may find them later, as after an outage of whoever renews them.
+    """
+
+    def __init__(self, explanation: str, *, passes: bool) -> None:
+        super().__init__(explanation)
+        self.passes = passes
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same request may pass later."""
+    if isinstance(error, APIStatusError):
+        return _is_transient_status(error)
+    if isinstance(error, APIConnectionError):
+        return not isinstance(error.__cause__, httpx2.UnsupportedProtocol)
+    if isinstance(error, CredentialsFailed):
+        return error.passes
+    # Errors after the first byte of a stream reach us raw.
+    return isinstance(error, (StreamBroken, httpx2.RequestError))
+
+
+def _is_transient_status(error: APIStatusError) -> bool:
+    if error.error_code in SPEND_CAPS:
+        return False
+    verdict = error.response.headers.get("x-should-retry")
+    if verdict in ("true", "false"):
+        return bool(verdict == "true")
+    if error.status_code == 200:  # an error event inside a stream that had begun
+        return error.type is None or error.type in TRANSIENT_TYPES
+    if error.status_code == 400:  # our upload was cut
+        return "unexpected end of data" in (error.api_message or "")
+    return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
+
+
+def describe(error: BaseException | None) -> str:
+    """One bounded line about an error, fit for a record; a server's text is not trusted."""
+    if isinstance(error, APIStatusError):
+        detail = error.api_message or error.message or "no message"
+        name = error.error_code or error.type or "error"
+        return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
+    if isinstance(error, StreamBroken):
+        return str(error)
+    if isinstance(error, CredentialsFailed):
+        return one_line(str(error), ERROR_CHARACTERS)
+    return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
+    """How long a response asks to be left alone; 0 when it does not say."""
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+_backoff_seconds = wait_exponential_jitter(multiplier=1, max=LONGEST_BACKOFF_SECONDS, jitter=1)
+
+
+def wait_seconds(state: RetryCallState) -> float:
+    """How long to wait now: longer each time, and at least as long as the service asks."""
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    asked = 0.0
+    if isinstance(error, APIStatusError):
+        asked = retry_after_seconds(error.response.headers, datetime.now(UTC))
+    return max(_backoff_seconds(state), asked)
+
+
+def _number(text: str) -> float | None:
+    """A non-negative finite number, if that is what `text` says."""
+    digits = text.strip()  # which takes more off than float() does
+    return float(digits) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", digits) else None
+
+
+def final_error(error: BaseException, provider: Provider) -> ModelError:
+    """What a session ends with once asking again does not help."""
+    said = describe(error)
+    if is_transient(error):
+        return ModelError(
+            StopReason.API_OUTAGE,
+            f"the model's service did not come back in time ({said})",
+            "Go on with `nightlab resume` when it answers again.",
+        )
+    status = error.status_code if isinstance(error, APIStatusError) else 0
+    return ModelError(
+        StopReason.API_REFUSED,
+        f"the model's service refused the request ({said})",
+        _hint(error, status, provider),
+        history_rejected=status in (200, 400, 413, 422),
+    )
+
+
+def unreachable(error: APIConnectionError, host: str, provider: Provider) -> ModelError:
+    """What keeps a session from its beginning: nobody is where the model's service should be."""
+    said = describe(error.__cause__ or error)
+    return ModelError(
+        StopReason.API_OUTAGE,
+        f"nobody answers at {one_line(host, 100)} ({said})",
+        f"Check {ADDRESSES[provider]} and this machine's network. {WITHOUT_A_KEY}",
+    )
+
+
+def _hint(error: BaseException, status: int, provider: Provider) -> str:
+    if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
+        return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
+    check = f"Check {CREDENTIALS[provider]}."
+    if isinstance(error, CredentialsFailed):
+        return f"{check} {WITHOUT_A_KEY}"
+    hints = {
+        0: f"Check {ADDRESSES[provider]}.",
+        401: f"{check} {WITHOUT_A_KEY}",
+        402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
+        403: f"The account may not use this model. {check} {WITHOUT_A_KEY}",
+        404: f"Check the model's id in program.md, and {ADDRESSES[provider]}.",
+    }
+    return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
+
+
+def credential_errors(provider: Provider) -> tuple[type[BaseException], ...]:
+    """What a cloud's client raises before it asks; only that cloud's library knows its own."""
+    if provider == "bedrock":
+        from botocore.exceptions import BotoCoreError
+
+        return RuntimeError, ValueError, BotoCoreError
+    if provider == "vertex":
+        from google.auth.exceptions import GoogleAuthError
+
+        return RuntimeError, ValueError, GoogleAuthError
+    return ()
+
+
+def credentials_failed(error: BaseException) -> CredentialsFailed:
+    """One of `credential_errors` in words of ours."""
+    # google-auth says what may pass; of botocore's errors it is those of the connection.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    passes = bool(getattr(error, "retryable", False)) or "HTTPClientError" in kinds
+    return CredentialsFailed(f"{type(error).__name__}: {error}", passes=passes)

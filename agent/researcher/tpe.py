@@ -1,0 +1,535 @@
+"""The researcher without a key: Optuna turns the knobs.
+
+A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
+verdicts give the same reply: an attempt that was interrupted, or disturbed by others and so never
+judged, is proposed again. Attempts of any researcher teach it, as far as their files still have the
+knobs; those that failed count as a little worse than the worst that was measured, and those that
+were stopped early as pruned trials, with the loss that they had when they were stopped.
+
+Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
+measured: the first attempts move one to four knobs a step away from it, and later ones take a few
+knobs of the sampler's point and leave the others. That point may be better without proof: small
+gains then add up until the judge can tell them from noise. This is our own choice; the tests hold
+it against uniform sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from agent.attempt.lab import hashes_of
+from agent.candidate.knobs import (
+    Change,
+    Choices,
+    Domain,
+    Knob,
+    KnobValue,
+    Span,
+    Suggestion,
+    current_literal,
+    find_knobs,
+    literal,
+    replacement,
+    turn,
+)
+from agent.record.events import (
+    SAMPLERS,
+    AttemptFinished,
+    Direction,
+    EarlyStop,
+    Method,
+    Reserve,
+    StopReason,
+    Usage,
+    Verdict,
+)
+from agent.record.history import Attempt, History
+from agent.researcher.base import ModelError, Reply, ToolCall
+from agent.text import one_line
+
+Files = dict[str, bytes]
+Parameter = float | int | bool | str
+Point = dict[str, Parameter]
+"""A parameter for each knob, by the knob's key; of ordered choices their index."""
+
+RAN_OUT = frozenset(
+    {
+        *("timed_out", "out_of_memory", "out_of_gpu_memory", "disk_full", "over_budget"),
+        *("model_box_timed_out", "model_box_out_of_memory", "model_box_out_of_gpu_memory"),
+    }
+)
+"""Reasons of a verdict that knobs such as depth and batch size answer for."""
+STARTUP_ATTEMPTS = 6
+MAX_STEP_KNOBS = 4
+STEP = 0.2
+"""Standard deviation of a step, as a share of the knob's range."""
+MAX_DRAWS = 64
+MAX_REPLIES_PER_ATTEMPT = 3
+MAX_TRIALS = 200
+"""More would make every attempt of a long session dearer than the one before."""
+BEST_TRIALS = 50
+"""How many of them are the best of all; the rest are the newest."""
+HYPOTHESIS_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one attempt teaches: where it was, and what came of it."""
+
+    point: Point
+    value: float
+    early_stop: EarlyStop | None
+    """Why it has no score; the value is then a stand-in that is worse than all."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next point: what changes, against which files, and why."""
+
+    changes: tuple[tuple[Knob, KnobValue], ...]
+    reason: str
+
+
+class TpeModel:
+    """Proposes with a tree-structured Parzen estimator, through the same tools as a language model.
+
+    Args:
+        history: the ledger's fold, as it is now.
+        get_blob: content of a blob of the ledger.
+        best_files: the editable files as they lie in the workspace; between attempts the best's.
+        seed: of every random choice.
+        direction: of the goal's metric.
+        method: `random` draws every knob evenly from its range and learns nothing: the floor.
+    """
+
+    def __init__(
+        self,
+        history: Callable[[], History],
+        get_blob: Callable[[str], bytes],
+        best_files: Callable[[], Files],
+        seed: int,
+        direction: Direction,
+        method: Method = "tpe",
+    ) -> None:
+        self._method: Method = method
+        self._history = history
+        self._get_blob = get_blob
+        self._best_files = best_files
+        self._seed = seed
+        self._direction = direction
+        self._found: dict[tuple[str, str], list[Knob]] = {}
+
+    @property
+    def name(self) -> str:
+        """Name for the record."""
+        return self._method
+
+    def worst_case(
+        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
+    ) -> Reserve:
+        """What one more reply can cost at most: nothing."""
+        del system, tools, messages
+        return Reserve(calls=0, tokens=0, usd=0.0)
+
+    def reply(
+        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
+    ) -> Reply:
+        """Edits that make the next candidate, then its run.
+
+        Raises:
+            ModelError: no knob is left, or every point nearby was tried, or the tools refused.
+        """
+        del system, tools
+        attempt = len(self._history().attempts)
+        earlier = _calls_for(attempt, self.name, messages)
+        replies = sum(1 for name in earlier if name == "run")
+        if replies >= MAX_REPLIES_PER_ATTEMPT:
+            message = f"the tools refused {replies} candidates in a row"
+            hint = "read the last tool results with nightlab review"
+            raise ModelError(StopReason.AGENT_IDLE, message, hint)
+        files = self._best_files()
+        proposal = self._propose(files, draw=replies)
+        if proposal is None:
+            message = "every knob that the files have was tried"
+            hint = "give the knobs wider ranges, or go on with --researcher claude"
+            raise ModelError(StopReason.EXHAUSTED, message, hint)
+        return _as_reply(proposal, files, self.name, attempt, first=len(earlier))
+
+    def suggestion(self) -> Suggestion | None:
+        """The next point in words for the `suggest` tool; none when no knob is left."""
+        files = self._best_files()
+        proposal = self._propose(files, draw=0)
+        if proposal is None:
+            return None
+        return Suggestion(tuple(_changes(proposal, files)), proposal.reason)
+
+    def turned(self, names: tuple[str, ...]) -> tuple[Files, str] | None:
+        """The files at the next point, and a hypothesis; none when no point is left.
+
+        Args:
+            names: of the knobs that may turn; empty for all.
+        """
+        files = self._best_files()
+        proposal = self._propose(files, draw=0, names=names)
+        if proposal is None:
+            return None
+        return _turned(files, proposal.changes), _hypothesis(self.name, proposal, files)
+
+    def _propose(self, files: Files, draw: int, names: tuple[str, ...] = ()) -> Proposal | None:
+        history = self._history()
+        knobs = [k for k in self._search_space(history, files) if not names or k.name in names]
+        here = _point(knobs, self._knobs_of(files))
+        trials = self._trials(history, knobs)
+        base = self._promising(trials, here)
+        judged = [attempt for attempt in history.attempts if attempt.is_judged]
+        tried = [self._shas_of(attempt, files) for attempt in judged]
+        random_source = random.Random(f"{self._seed} {len(judged)} {draw}")
+        measured = sum(attempt.is_judged for attempt in history.completed)
+        study = _study(knobs, trials, self._direction)
+        for _ in range(MAX_DRAWS if knobs else 0):
+            if self._method == "random":
+                point, reason = _anywhere(knobs, random_source), "drawn evenly from the ranges"
+            elif measured < STARTUP_ATTEMPTS or len(trials) < 2:
+                point, reason = _step(knobs, base, random_source), "a step away from the best"
+            else:
+                point = self._sampled(knobs, base, study, random_source)
+                reason = f"the sampler's choice after {len(trials)} trials, near the best"
+            changes = _moved(knobs, here, point)
+            if changes and hashes_of(_turned(files, changes)) not in tried:
+                return Proposal(changes, reason)
+        return None
+
+    def _search_space(self, history: History, files: Files) -> list[Knob]:
+        """The files' knobs; a range that no comment states stays where the baseline put it."""
+        baseline = history.baseline
+        first = {} if baseline is None else {k.key: k for k in self._knobs_at(baseline)}
+        return [_anchored(knob, first.get(knob.key)) for knob in self._knobs_of(files)]
+
+    def _knobs_of(self, files: Files) -> list[Knob]:
+        return [
+            knob
+            for path, content in sorted(files.items())
+            for knob in self._knobs_in(path, hashlib.sha256(content).hexdigest(), content)
+        ]
+
+    def _knobs_at(self, attempt: Attempt) -> list[Knob]:
+        return [
+            knob
+            for path, sha in sorted(attempt.started.files.items())
+            for knob in self._knobs_in(path, sha, None)
+        ]
+
+    def _knobs_in(self, path: str, sha: str, content: bytes | None) -> list[Knob]:
+        """The knobs of one file, parsed once; its content comes from the ledger if not given."""
+        if not path.endswith(".py"):
+            return []
+        if (path, sha) not in self._found:
+            source = self._get_blob(sha) if content is None else content
+            self._found[path, sha] = find_knobs(path, source)
+        return self._found[path, sha]
+
+    def _trials(self, history: History, knobs: list[Knob]) -> list[Trial]:
+        """Every attempt that says something about the knobs, the baseline first."""
+        judged = [
+            (a, a.finished)
+            for a in history.attempts
+            if a.finished is not None and _teaches(a, a.finished)
+        ]
+        measured = [end.value for _, end in judged if end.value is not None]
+        if not measured:
+            return []
+        bad = _worse_than_all(measured, self._direction)
+        valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
+        return [
+            Trial(
+                point=_point(knobs, self._knobs_at(attempt)),
+                value=value,
+                early_stop=attempt.finished.early_stop if attempt.finished else None,
+            )
+            for attempt, value in _most_telling(valued, self._direction)
+        ]
+
+    def _shas_of(self, attempt: Attempt, files: Files) -> dict[str, str | None]:
+        return {path: attempt.started.files.get(path) for path in files}
+
+    def _promising(self, trials: list[Trial], here: Point) -> Point:
+        """The point with the best measured value, proven or not; the files' own without one."""
+        if not trials:
+            return here
+        choose = min if self._direction == "minimize" else max
+        return here | choose(trials, key=lambda trial: trial.value).point
+
+    def _sampled(
+        self,
+        knobs: list[Knob],
+        base: Point,
+        study: optuna.Study,
+        random_source: random.Random,
+    ) -> Point:
+        """A few knobs of the sampler's point, the others as they are."""
+        point = _ask(knobs, study, random_source.randrange(2**31))
+        different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
+        size = min(len(different), random_source.randint(1, MAX_STEP_KNOBS))
+        taken = set(random_source.sample(different, size))
+        return {key: point[key] if key in taken else base[key] for key in base}
+
+
+def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
+    """Whether an attempt's value, or its lack of one, is the knobs' doing.
+
+    A disturbed run is nobody's fault. What fails after a sampler turned knobs fails because of
+    them; after somebody rewrote code, only what ran out of a resource says something of knobs.
+    """
+    if finished.value is not None or finished.early_stop is not None:
+        return True
+    if finished.verdict is Verdict.DISCARDED:
+        return False
+    return attempt.started.researcher in SAMPLERS or finished.reason in RAN_OUT
+
+
+def _calls_for(attempt: int, name: str, messages: list[dict[str, Any]]) -> list[str]:
+    """Names of the tools that this conversation already called for that attempt."""
+    blocks = [
+        block
+        for message in messages
+        if message["role"] == "assistant" and isinstance(message["content"], list)
+        for block in message["content"]
+    ]
+    prefix = f"{name}-{attempt}-"
+    return [b["name"] for b in blocks if str(b.get("id", "")).startswith(prefix)]
+
+
+def _anchored(knob: Knob, first: Knob | None) -> Knob:
+    """The knob with the domain it is searched in, which always holds where it stands."""
+    domain = knob.domain
+    if first is not None and not knob.from_comment and type(first.value) is type(knob.value):
+        domain = first.domain
+    return replace(knob, domain=_including(domain, knob.value))
+
+
+def _including(domain: Domain, value: KnobValue) -> Domain:
+    if isinstance(domain, Choices):
+        if value in domain.values:
+            return domain
+        values = (*domain.values, value)
+        return Choices(tuple(sorted(values)) if Choices(values).ordered else values)
+    assert isinstance(value, int | float)
+    low, high = min(domain.low, value), max(domain.high, value)
+    return replace(domain, low=low, high=high, log=domain.log and low > 0)
+
+
+def _point(knobs: list[Knob], present: list[Knob]) -> Point:
+    """Where files lie in the space of `knobs`; a knob that they lack has no entry."""
+    values = {knob.key: knob.value for knob in present}
+    point: Point = {}
+    for knob in knobs:
+        if knob.key in values:
+            parameter = _parameter(knob.domain, values[knob.key])
+            if parameter is not None:
+                point[knob.key] = parameter
+    return point
+
+
+def _parameter(domain: Domain, value: KnobValue) -> Parameter | None:
+    if isinstance(domain, Choices):
+        if value not in domain.values:
+            return None
+        return domain.values.index(value) if domain.ordered else value
+    if isinstance(value, bool | str):
+        return None
+    inside = min(max(value, domain.low), domain.high)
+    return round(inside) if domain.whole else float(inside)
+
+
+def _value(domain: Domain, parameter: Parameter) -> KnobValue:
+    if isinstance(domain, Choices):
+        return domain.values[int(parameter)] if domain.ordered else parameter
+    if domain.whole:
+        return int(parameter)
+    written = float(literal(float(parameter)))
+    return min(max(written, domain.low), domain.high)
+
+
+def _distribution(domain: Domain) -> BaseDistribution:
+    if isinstance(domain, Choices):
+        if domain.ordered:
+            return IntDistribution(0, len(domain.values) - 1)
+        return CategoricalDistribution(domain.values)
+    if domain.whole:
+        return IntDistribution(math.ceil(domain.low), math.floor(domain.high), log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def _most_telling(
+    valued: list[tuple[Attempt, float]], direction: Direction
+) -> list[tuple[Attempt, float]]:
+    """The best and the newest attempts, in order; all of them in all but very long sessions."""
+    if len(valued) <= MAX_TRIALS:
+        return valued
+    newest = BEST_TRIALS - MAX_TRIALS
+    older = sorted(valued[:newest], key=lambda one: one[1], reverse=direction == "maximize")
+    best = sorted(older[:BEST_TRIALS], key=lambda one: one[0].number)
+    return [*best, *valued[newest:]]
+
+
+def _study(knobs: list[Knob], trials: list[Trial], direction: Direction) -> optuna.Study:
+    """What the sampler learns from."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction=direction)
+    space = {knob.key: _distribution(knob.domain) for knob in knobs}
+    for trial in trials:
+        distributions = {key: space[key] for key in trial.point}
+        study.add_trial(_as_optuna_s(trial, distributions, direction))
+    return study
+
+
+def _as_optuna_s(
+    trial: Trial, distributions: dict[str, BaseDistribution], direction: Direction
+) -> FrozenTrial:
+    stop = trial.early_stop
+    if stop is None:
+        return create_trial(params=trial.point, distributions=distributions, value=trial.value)
+    loss = stop.loss if direction == "minimize" else -stop.loss  # losses fall, whatever the metric
+    return create_trial(
+        state=TrialState.PRUNED,
+        params=trial.point,
+        distributions=distributions,
+        intermediate_values={round(100 * stop.share): loss},
+    )
+
+
+def _ask(knobs: list[Knob], study: optuna.Study, seed: int) -> Point:
+    """The sampler's next point; whatever was asked before makes no difference."""
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+    space = {knob.key: _distribution(knob.domain) for knob in knobs}
+    point = study.ask(space).params
+    return {key: point[key] for key in space}
+
+
+def _worse_than_all(measured: list[float], direction: Direction) -> float:
+    spread = max(measured) - min(measured)
+    margin = max(spread / 4, abs(measured[0]) / 100)
+    return max(measured) + margin if direction == "minimize" else min(measured) - margin
+
+
+def _step(knobs: list[Knob], here: Point, random_source: random.Random) -> Point:
+    """One to four knobs moved a step, the others as they are."""
+    size = min(len(knobs), random_source.randint(1, MAX_STEP_KNOBS))
+    moved = {
+        knob.key: _nearby(knob.domain, here[knob.key], random_source)
+        for knob in random_source.sample(knobs, size)
+    }
+    return {**here, **moved}
+
+
+def _anywhere(knobs: list[Knob], random_source: random.Random) -> Point:
+    """Every knob drawn evenly from its range."""
+    return {knob.key: _even(knob.domain, random_source) for knob in knobs}
+
+
+def _even(domain: Domain, random_source: random.Random) -> Parameter:
+    if isinstance(domain, Choices):
+        index = random_source.randrange(len(domain.values))
+        return index if domain.ordered else domain.values[index]
+    scale: Callable[[float], float] = math.log if domain.log else float
+    drawn = random_source.uniform(scale(domain.low), scale(domain.high))
+    inside = min(max(math.exp(drawn) if domain.log else drawn, domain.low), domain.high)
+    return round(inside) if domain.whole else inside
+
+
+def _nearby(domain: Domain, parameter: Parameter, random_source: random.Random) -> Parameter:
+    if isinstance(domain, Choices):
+        if not domain.ordered:
+            return random_source.choice([v for v in domain.values if v != parameter])
+        index, last = int(parameter), len(domain.values) - 1
+        return random_source.choice([i for i in (index - 1, index + 1) if 0 <= i <= last])
+    return _nearby_number(domain, float(parameter), random_source)
+
+
+def _nearby_number(span: Span, number: float, random_source: random.Random) -> Parameter:
+    scale: Callable[[float], float] = math.log if span.log else float
+    low, high = scale(span.low), scale(span.high)
+    moved = scale(number) + random_source.gauss(0, STEP) * (high - low)
+    inside = min(max(moved, low), high)
+    result = min(max(math.exp(inside) if span.log else inside, span.low), span.high)
+    return round(result) if span.whole else result
+
+
+def _moved(knobs: list[Knob], here: Point, point: Point) -> tuple[tuple[Knob, KnobValue], ...]:
+    changes = []
+    for knob in knobs:
+        if point[knob.key] != here[knob.key]:
+            value = _value(knob.domain, point[knob.key])
+            if literal(value) != literal(knob.value):
+                changes.append((knob, value))
+    return tuple(changes)
+
+
+def _turned(files: Files, changes: tuple[tuple[Knob, KnobValue], ...]) -> Files:
+    turned = dict(files)
+    for knob, value in changes:
+        turned[knob.file] = turn(turned[knob.file], knob, value)
+    return turned
+
+
+def _changes(proposal: Proposal, files: Files) -> list[Change]:
+    return [
+        Change(knob.file, knob.name, current_literal(files[knob.file], knob), literal(value))
+        for knob, value in proposal.changes
+    ]
+
+
+def _hypothesis(name: str, proposal: Proposal, files: Files) -> str:
+    changes = _changes(proposal, files)
+    told = ", ".join(f"{change.name} {change.old} -> {change.new}" for change in changes)
+    return one_line(f"{name}: {told}", HYPOTHESIS_CHARACTERS)
+
+
+def _as_reply(proposal: Proposal, files: Files, name: str, attempt: int, first: int) -> Reply:
+    hypothesis = _hypothesis(name, proposal, files)
+    inputs = [*_edits(proposal, files), ("run", {"hypothesis": hypothesis})]
+    calls = [
+        ToolCall(f"{name}-{attempt}-{number}", tool, arguments)
+        for number, (tool, arguments) in enumerate(inputs, start=first)
+    ]
+    text = {"type": "text", "text": f"{hypothesis} ({proposal.reason})"}
+    blocks = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call.input}
+        for call in calls
+    ]
+    return Reply(
+        content=[text, *blocks],
+        tool_calls=calls,
+        stop_reason="tool_use",
+        model=name,
+        usage=Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0),
+        cost_usd=0.0,
+        request_id=None,
+        seconds=0.0,
+    )
+
+
+def _edits(proposal: Proposal, files: Files) -> list[tuple[str, dict[str, Any]]]:
+    """One edit for each knob; every one is made against the file that the one before left."""
+    edits = []
+    turned = dict(files)
+    for knob, value in proposal.changes:
+        lines = replacement(turned[knob.file], knob, value)
+        arguments = {"file_path": knob.file, "old_string": lines.old, "new_string": lines.new}
+        edits.append(("edit", arguments))
+        turned[knob.file] = turn(turned[knob.file], knob, value)
+    return edits

@@ -1,0 +1,1 @@
+"""One box, from its walls to its end."""

@@ -1,0 +1,205 @@
+"""Decides why a run ended, from what the watchers saw.
+
+The kernel's counters, the signal, the clock and our own deadline decide. The program's last words
+only ever explain a failure for which there is evidence beside them: a program may print anything.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Literal
+
+from sandbox.box.link import Counters, Fullest, Proof, Report
+from sandbox.contract.run import Outcome, Record, RunSpec
+
+NEARLY_FULL_BYTES = 65536
+NEARLY_ALL_MEMORY_BYTES = 4 * 2**20
+"""Two huge pages: what the kernel may refuse at once just below the limit."""
+LAST_LINES = 20
+GPU_MEMORY_PATTERN = re.compile(
+    r"^(torch\.(cuda\.)?OutOfMemoryError: |RuntimeError: )?CUDA (driver )?(error: )?out of memory"
+)
+GPU_TRIED_PATTERN = re.compile(r"Tried to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+NO_SPACE_PATTERN = re.compile(r"^(\w+\.)*\w*Error: .*(No space left on device|\[Errno 28\])")
+
+
+class Evidence(Record):
+    """What the outcome of a run is decided from."""
+
+    reported: bool
+    """PID 1 lived to tell; else only the engine's view is known."""
+    exit_code: int | None
+    signal: int | None
+    killed_by: Literal["deadline", "host_deadline", "nightlab", "gpu_memory", "gpu_fault"] | None
+    """Ours all of them: PID 1's deadline, the host's, nightlab's wish to see no more of it, and the
+    watch over its GPUs."""
+    oom_kills: int
+    memory_limit_reached: bool
+    pids_refused: int
+    full: tuple[str, ...]
+    """File systems seen full while the program ran."""
+    half_full: bool
+    """Whether one was seen at least half full: PID 1 looks often, but a burst that is tidied up at
+    once can fall between two looks."""
+    last_error: Literal["no_space", "gpu_memory"] | None
+    """What the program's own last lines say of its end; only ever explains a failure."""
+    gpus_leased: bool
+    gpu_memory_reached: bool | None
+    """Whether the host saw enough memory taken on a GPU that what the program says it tried to
+    allocate could not be had; None where the host cannot see a GPU's memory."""
+    engine_oom_killed: bool | None
+    """The engine's flag; None when the engine was not asked."""
+
+
+def decide(evidence: Evidence) -> Outcome:
+    """Return the outcome that the evidence supports, the surest cause first.
+
+    - nightlab's own wish to end a run early is no deed of the program: `stopped`.
+    - A run that exceeded its GPU memory under the watch's eyes is `out_of_gpu_memory`; one whose
+      GPU failed under it is `interrupted`.
+    - A deadline ends a run whatever happened before: a hang after a killed worker is `timed_out`,
+      and the kill stays in the evidence (`oom_kills`).
+    - A run that exits 0 is `ok`, even if a child was killed for memory: the program coped.
+    - A run that fails after a memory kill in its box is `out_of_memory`, unless it died of a
+      signal of its own making (a segmentation fault is a segmentation fault).
+    - A memory kill without the box's own limit being reached means that the machine ran out of
+      memory: not the program's fault, so `interrupted`.
+    - SIGKILL without any memory kill and not from us came from somebody else: `interrupted`. A
+      program that kills itself looks the same.
+    """
+    match evidence.killed_by:
+        case "nightlab":
+            return Outcome.STOPPED
+        case "gpu_memory":
+            return Outcome.OUT_OF_GPU_MEMORY
+        case "gpu_fault":
+            return Outcome.INTERRUPTED
+        case "deadline" | "host_deadline":
+            return Outcome.TIMED_OUT
+    if not evidence.reported:
+        return Outcome.OUT_OF_MEMORY if evidence.engine_oom_killed else Outcome.INTERRUPTED
+    if evidence.exit_code == 0:
+        return Outcome.OK
+    return _decide_failure(evidence)
+
+
+def _decide_failure(evidence: Evidence) -> Outcome:
+    """Return why a program that was not stopped by us did not end well."""
+    if evidence.oom_kills and evidence.signal in (None, signal.SIGKILL):
+        return Outcome.OUT_OF_MEMORY if evidence.memory_limit_reached else Outcome.INTERRUPTED
+    if evidence.signal == signal.SIGKILL:
+        return Outcome.INTERRUPTED
+    if _is_disk_full(evidence):
+        return Outcome.DISK_FULL
+    return Outcome.OUT_OF_GPU_MEMORY if _is_gpu_full(evidence) else Outcome.FAILED
+
+
+def _is_gpu_full(evidence: Evidence) -> bool:
+    """Tell whether a GPU's memory ran out: the program says so, and what the host saw agrees."""
+    named = evidence.exit_code == 1 and evidence.last_error == "gpu_memory"
+    return named and evidence.gpus_leased and evidence.gpu_memory_reached is not False
+
+
+def _is_disk_full(evidence: Evidence) -> bool:
+    """Tell whether a file system filled up: seen full, or seen filling and named as the reason."""
+    if evidence.signal == signal.SIGBUS:
+        return "/dev/shm" in evidence.full  # noqa: S108 - the box's own
+    named = evidence.half_full and evidence.last_error == "no_space"
+    return evidence.signal is None and (bool(evidence.full) or named)
+
+
+def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
+    """Return what the last lines of a log give as the reason of a failure."""
+    for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
+        if GPU_MEMORY_PATTERN.match(line):
+            return "gpu_memory"
+        if NO_SPACE_PATTERN.match(line):
+            return "no_space"
+    return None
+
+
+def tried_bytes(log_tail: str) -> int:
+    """Return what the last lines of a log say was tried to allocate on a GPU; 0 if nothing."""
+    for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
+        if GPU_MEMORY_PATTERN.match(line) and (found := GPU_TRIED_PATTERN.search(line)):
+            return int(float(found.group(1)[:20]) * UNITS[found.group(2)])
+    return 0
+
+
+def full_places(spec: RunSpec, proof: Proof, fullest: dict[str, Fullest]) -> tuple[str, ...]:
+    """Return the file systems whose bytes or files were seen used up."""
+    slack = min(NEARLY_FULL_BYTES, spec.limits.output_bytes // 2)
+    return tuple(
+        place
+        for place, most in sorted(fullest.items())
+        if most.bytes + slack >= proof.capacities[place].bytes
+        or most.inodes >= proof.capacities[place].inodes > 0
+    )
+
+
+def is_half_full(proof: Proof, fullest: dict[str, Fullest]) -> bool:
+    """Tell whether half of some file system's bytes or files were seen used up."""
+    return any(
+        2 * most.bytes >= proof.capacities[place].bytes
+        or 2 * most.inodes >= proof.capacities[place].inodes > 0
+        for place, most in fullest.items()
+    )
+
+
+def _reached_memory_limit(spec: RunSpec, counters: Counters) -> bool:
+    """Tell whether the box's own limit was reached; new kernels no longer count it on cgroup v1."""
+    peak = counters.peak_memory_bytes or 0
+    return counters.memory_limit_hits > 0 or (
+        peak + NEARLY_ALL_MEMORY_BYTES >= spec.limits.memory_bytes
+    )
+
+
+def gather(
+    spec: RunSpec,
+    proof: Proof,
+    report: Report | None,
+    *,
+    log_tail: str,
+    killed_by_host: bool,
+    asked_to_stop: bool,
+    engine_oom_killed: bool | None,
+    ended_for: Literal["gpu_memory", "gpu_fault"] | None = None,
+    gpu_memory_reached: bool | None = None,
+) -> Evidence:
+    """Return the evidence of one run; without PID 1's report there is little of it."""
+    if report is None:
+        by_host: Literal["host_deadline", "nightlab"] = (
+            "nightlab" if asked_to_stop else "host_deadline"
+        )
+        return Evidence(
+            reported=False,
+            exit_code=None,
+            signal=None,
+            killed_by=ended_for or (by_host if killed_by_host else None),
+            oom_kills=0,
+            memory_limit_reached=False,
+            pids_refused=0,
+            full=(),
+            half_full=False,
+            last_error=last_error(log_tail),
+            gpus_leased=bool(spec.gpus),
+            gpu_memory_reached=gpu_memory_reached,
+            engine_oom_killed=engine_oom_killed,
+        )
+    return Evidence(
+        reported=True,
+        exit_code=report.exit_code,
+        signal=report.signal,
+        killed_by=ended_for or report.killed_by,
+        oom_kills=report.counters.oom_kills,
+        memory_limit_reached=_reached_memory_limit(spec, report.counters),
+        pids_refused=report.counters.pids_refused,
+        full=full_places(spec, proof, report.fullest),
+        half_full=is_half_full(proof, report.fullest),
+        last_error=last_error(log_tail),
+        gpus_leased=bool(spec.gpus),
+        gpu_memory_reached=gpu_memory_reached,
+        engine_oom_killed=engine_oom_killed,
+    )

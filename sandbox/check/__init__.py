@@ -1,0 +1,1 @@
+"""Tries the walls for real."""

@@ -1,0 +1,297 @@
+"""Tries every wall for real on this user's engine.
+
+Most attempts run inside a box (`probes`), the rest press one to its end (`strains`). What held and
+what gave way is told apart from what was never tried: silence is no wall.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from sandbox.check.escapes import Component, VersionRow
+from sandbox.check.probes import PROBES
+from sandbox.check.stress import BEGAN, STRAINS, Strain, program_text
+from sandbox.contract.run import (
+    Executor,
+    GpuMemory,
+    GpuSource,
+    LimitNotEnforced,
+    Limits,
+    Mount,
+    Record,
+    RunResult,
+    RunSpec,
+    SandboxError,
+)
+from sandbox.gpu.leases import GpuRow
+
+Standing = Literal["held", "gave way", "not tried"]
+
+FAMILIES = (
+    *("network", "files", "processes", "memory", "time"),
+    *("devices", "identity", "secrets", "record"),
+)
+MEBIBYTE = 2**20
+CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
+ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
+SEEN_CHARACTERS = 300
+GPU_BYTES = 2**30
+"""What the check asks a GPU's memory to be bounded to; its program uses none."""
+CHECK_LIMITS = Limits(
+    wall_seconds=20,
+    memory_bytes=64 * MEBIBYTE,
+    cpus=1,
+    pids=48,
+    tmp_bytes=8 * MEBIBYTE,
+    shm_bytes=4 * MEBIBYTE,
+    output_bytes=4 * MEBIBYTE,
+    output_files=8,
+    open_files=128,
+    log_bytes=2**18,
+)
+
+
+class Finding(Record):
+    """One attempt and what came of it."""
+
+    family: str
+    tried: str
+    standing: Standing
+    seen: str
+
+
+class CheckResult(Record):
+    """Everything that one check found."""
+
+    findings: tuple[Finding, ...]
+    components: tuple[Component, ...]
+    versions: tuple[VersionRow, ...]
+    gpus: tuple[GpuRow, ...] = ()
+    """Those of the profile's kind on this machine."""
+    seconds: float
+
+    @property
+    def gave_way(self) -> bool:
+        """Tell whether a wall is down, or was never tried."""
+        walls = any(finding.standing != "held" for finding in self.findings)
+        return walls or any(row.standing == "gave way" for row in self.versions)
+
+
+class _Told(Record):
+    """One line of a box's probes."""
+
+    family: str
+    tried: str
+    error: str | None
+    gave_way: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """What the attempts are pointed at."""
+
+    image: str
+    workspace: Path
+    canary_file: Path
+    canary: str
+
+
+def try_walls(
+    executor: Executor,
+    image: str,
+    root: Path,
+    environ: MutableMapping[str, str],
+    source: GpuSource,
+) -> tuple[Finding, ...]:
+    """Make every attempt on boxes of this executor and say what came of each.
+
+    Args:
+        executor: what runs boxes.
+        image: id of the image to use.
+        root: a directory that the engine can mount from; nothing stays in it.
+        environ: this process's own environment, where a canary is planted meanwhile.
+        source: where a run gets its GPUs from.
+
+    Raises:
+        SandboxError: the engine failed.
+    """
+    with lay_out(image, root, environ) as place:
+        findings = [f for family in FAMILIES for f in try_family(executor, place, family)]
+        findings += [try_strain(executor, place, strain) for strain in STRAINS]
+        findings += try_gpus(executor, place, source)
+        findings.append(_canary_is_whole(place))
+    order = {family: number for number, family in enumerate(FAMILIES)}
+    return tuple(sorted(findings, key=lambda finding: order[finding.family]))
+
+
+@contextmanager
+def lay_out(image: str, root: Path, environ: MutableMapping[str, str]) -> Iterator[Place]:
+    """Lay out a candidate, a ledger that no box may find, and a secret in our environment."""
+    canary = secrets.token_hex(16)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="check-", dir=root) as name:
+        place = Place(image, Path(name) / "workspace", Path(name) / "ledger.jsonl", canary)
+        place.workspace.mkdir()
+        (place.workspace / "train.py").write_text("pass\n")
+        (place.workspace / "train.py").chmod(0o666)  # only the mount shall stand in the way
+        place.workspace.chmod(0o777)
+        place.canary_file.write_text(canary)
+        place.canary_file.chmod(0o666)
+        Path(name).chmod(0o755)
+        environ[CANARY_VARIABLE] = canary
+        try:
+            yield place
+        finally:
+            environ.pop(CANARY_VARIABLE, None)
+
+
+def _spec(place: Place, name: str, argv: tuple[str, ...], limits: Limits) -> RunSpec:
+    return RunSpec(
+        run_id=f"check-{name}",
+        session="check",
+        box="train",
+        image=place.image,
+        argv=argv,
+        working_directory="/",
+        environment=ENVIRONMENT,
+        mounts=(Mount(source=place.workspace, target="/workspace"),),
+        gpus=(),
+        limits=limits,
+    )
+
+
+# --- attempts from inside ---------------------------------------------------------------------
+
+
+def try_family(executor: Executor, place: Place, family: str) -> list[Finding]:
+    """Make one family's attempts in one box."""
+    source = resources.files("sandbox.check").joinpath("probes.py").read_text(encoding="utf-8")
+    context = CHECK_LIMITS.model_dump() | {
+        "families": [family],
+        "workspace": "/workspace",
+        "variables": sorted(ENVIRONMENT),
+        "canary": place.canary,
+        "canary_file": str(place.canary_file),
+    }
+    argv = ("python3", "-I", "-S", "-c", source, json.dumps(context))
+    try:
+        result = executor.run(_spec(place, family, argv, CHECK_LIMITS))
+    except LimitNotEnforced as refusal:
+        return [_finding(f, t, "gave way", refusal.message) for f, t in PROBES if f == family]
+    told = _told(result.log.head)
+    return [_judge(told, f, t) for f, t in PROBES if f == family]
+
+
+def _told(log: str) -> dict[tuple[str, str], _Told]:
+    """Return the lines of the probes; anything else in the log is passed over."""
+    told = {}
+    for line in log.splitlines():
+        try:
+            answer = _Told.model_validate_json(line)
+        except ValidationError:
+            continue
+        told[answer.family, answer.tried] = answer
+    return told
+
+
+def _judge(told: dict[tuple[str, str], _Told], family: str, tried: str) -> Finding:
+    answer = told.get((family, tried))
+    if answer is None:
+        return _finding(family, tried, "not tried", "no answer came from inside")
+    if answer.error is not None:
+        return _finding(family, tried, "not tried", answer.error)
+    if answer.gave_way:
+        return _finding(family, tried, "gave way", ", ".join(answer.gave_way))
+    return _finding(family, tried, "held", "")
+
+
+def _finding(family: str, tried: str, standing: Standing, seen: str) -> Finding:
+    return Finding(family=family, tried=tried, standing=standing, seen=seen[:SEEN_CHARACTERS])
+
+
+# --- attempts that end a box ------------------------------------------------------------------
+
+
+def try_strain(executor: Executor, place: Place, strain: Strain) -> Finding:
+    """Press one box to its end and judge by what the host saw."""
+    limits = CHECK_LIMITS.model_copy(update=strain.limits)
+    text = program_text(strain, limits.memory_bytes, limits.pids)
+    spec = _spec(place, "strain", ("python3", "-I", "-S", "-c", text), limits)
+    try:
+        with TemporaryDirectory(dir=place.workspace.parent) as output:
+            result = executor.run(spec, output_dir=Path(output))
+    except LimitNotEnforced as refusal:
+        return _finding(strain.family, strain.tried, "gave way", refusal.message)
+    return _finding(strain.family, strain.tried, _strain_standing(strain, result), _words(result))
+
+
+def _strain_standing(strain: Strain, result: RunResult) -> Standing:
+    if not result.log.head.startswith(BEGAN):
+        return "not tried"
+    return "held" if strain.held(result) else "gave way"
+
+
+def _words(result: RunResult) -> str:
+    return f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
+
+
+def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[Finding]:
+    """Look what a box with a GPU sees, and by what its memory can be bounded; nothing without."""
+    if source.devices == "none":
+        return []
+    family, tried = "devices", "a GPU beyond the leased one"
+    try:
+        with source.lease("nightlab check") as granted:
+            spec = _spec(place, "gpu", ("true",), CHECK_LIMITS).model_dump()
+            bound = GpuMemory(bytes=GPU_BYTES, at_least="none")
+            given = {"devices": source.devices, "gpus": granted, "gpu_memory": bound}
+            result = executor.run(RunSpec.model_validate(spec | given))
+    except LimitNotEnforced as refusal:
+        return [_finding(family, tried, "gave way", refusal.message)]
+    except SandboxError as error:
+        return [_finding(family, tried, "not tried", f"{error.message}; {error.hint}")]
+    bounds = {use.memory_bound for use in result.gpu}
+    words = f"{', '.join(result.gpus)}; its memory can be bounded by: {', '.join(sorted(bounds))}"
+    return [_finding(family, tried, "held", words)]
+
+
+def _canary_is_whole(place: Place) -> Finding:
+    """Judge, after everything was tried, what no box may have changed."""
+    whole = place.canary_file.read_text() == place.canary
+    candidate = (place.workspace / "train.py").read_text() == "pass\n"
+    alone = [path.name for path in place.workspace.iterdir()] == ["train.py"]
+    held = whole and candidate and alone
+    seen = "unchanged" if held else "changed on the host"
+    tried = "change ledger or candidate on the host"
+    return _finding("record", tried, "held" if held else "gave way", seen)
+
+
+def timed_check(
+    executor: Executor,
+    image: str,
+    root: Path,
+    environ: MutableMapping[str, str],
+    components: tuple[Component, ...],
+    versions: tuple[VersionRow, ...],
+    source: GpuSource,
+    gpus: tuple[GpuRow, ...],
+) -> CheckResult:
+    """Try the walls and put everything found together."""
+    started = time.monotonic()
+    findings = try_walls(executor, image, root, environ, source)
+    return CheckResult(
+        findings=findings,
+        components=components,
+        versions=versions,
+        gpus=gpus,
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,1 @@
+"""All that the rest of nightlab sees of the sandbox."""

@@ -1,0 +1,1 @@
+"""Finds a container engine, or starts its own."""

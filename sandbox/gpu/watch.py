@@ -1,0 +1,400 @@
+"""Watches a run's GPUs from the host: samples, limits, faults.
+
+One thread a run asks the driver a few times a second. It ends the run when a GPU fails under it,
+or when the run exceeds a limit that nothing stronger holds. What a run leaves behind on a GPU is
+looked for once its box is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sandbox.contract.run import GpuEvent, GpuSample, GpuUse, MemoryBound, Spread
+from sandbox.gpu.nvml import Driver, DriverFault, XidWatch
+from sandbox.gpu.request import Gpu
+
+PERIOD_SECONDS = 0.25
+FAILURES_IN_A_ROW = 3
+"""So often may the driver fail to answer before it counts; a reset of a peer stalls it a while."""
+THROTTLED_SHARE = 0.1
+"""From this share of the samples on a run was throttled enough to say so."""
+LEFT_BYTES = 256 * 2**20
+"""More than a driver's own needs may move between two looks at an idle GPU."""
+LEFT_SECONDS = 5.0
+"""How long the driver may take to give back the memory of processes that are gone."""
+STOP_SECONDS = 10.0
+"""How long a question may hang in the driver before the run ends without the answer."""
+PROC = Path("/proc")
+
+EndReason = Literal["gpu_memory", "gpu_fault"]
+End = Callable[[EndReason], None]
+
+_boxes: Counter[str] = Counter()
+"""How many boxes have each GPU now: those of one score share it, all within this process."""
+_boxes_lock = threading.Lock()
+
+
+@dataclass
+class Tally:
+    """What a reading was so far."""
+
+    count: int = 0
+    total: float = 0.0
+    most: float = 0.0
+
+    def add(self, reading: float | None) -> None:
+        """Count one reading; none where the driver does not tell."""
+        if reading is not None:
+            self.most = max(self.most, reading) if self.count else reading
+            self.count += 1
+            self.total += reading
+
+    @property
+    def spread(self) -> Spread | None:
+        """Return what goes on record."""
+        return Spread(mean=self.total / self.count, max=self.most) if self.count else None
+
+
+@dataclass
+class Account:
+    """What was seen of one GPU while a run had it."""
+
+    gpu: Gpu
+    first: GpuSample
+    last: GpuSample
+    first_unaccounted_bytes: int = 0
+    """What no living process accounted for before the run."""
+    peak_bytes: int | None = None
+    utilisation: Tally = field(default_factory=Tally)
+    power_watts: Tally = field(default_factory=Tally)
+    sm_clock_mhz: Tally = field(default_factory=Tally)
+    memory_clock_mhz: Tally = field(default_factory=Tally)
+    temperature_celsius: Tally = field(default_factory=Tally)
+    throttled: dict[str, int] = field(default_factory=dict)
+    throttled_samples: int = 0
+    samples: int = 0
+    failures: int = 0
+    events: list[GpuEvent] = field(default_factory=list)
+
+    def add(self, sample: GpuSample, used_bytes: int | None) -> None:
+        """Count one sample, and what of the GPU's memory is the run's."""
+        self.samples += 1
+        self.failures = 0
+        if used_bytes is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
+        self.utilisation.add(sample.utilisation)
+        self.power_watts.add(sample.power_watts)
+        self.sm_clock_mhz.add(sample.sm_clock_mhz)
+        self.memory_clock_mhz.add(sample.memory_clock_mhz)
+        self.temperature_celsius.add(sample.temperature_celsius)
+        for reason in sample.throttled_by:
+            self.throttled[reason] = self.throttled.get(reason, 0) + 1
+        self.throttled_samples += bool(sample.throttled_by)
+        if (sample.ecc_errors or 0) > (self.last.ecc_errors or 0):
+            new = (sample.ecc_errors or 0) - (self.last.ecc_errors or 0)
+            words = f"{new} memory errors that could not be corrected"
+            self.events.append(GpuEvent(kind="ecc", words=words, is_fault=True))
+        self.last = sample
+
+    def fail(self, event: GpuEvent) -> None:
+        """Count an answer that did not come; a lost GPU counts at once, the rest when it lasts."""
+        self.failures += 1
+        lasts = event.kind == "lost" or self.failures == FAILURES_IN_A_ROW
+        if lasts and not any(earlier.kind == event.kind for earlier in self.events):
+            self.events.append(event)
+
+    @property
+    def has_fault(self) -> bool:
+        """Tell whether the GPU is to blame for something."""
+        return any(event.is_fault for event in self.events)
+
+    def use(self, bound: MemoryBound) -> GpuUse:
+        """Return what goes on record."""
+        share = self.throttled_samples / self.samples if self.samples else None
+        used = self.utilisation.spread
+        return GpuUse(
+            uuid=self.gpu.id,
+            name=self.gpu.name,
+            memory_bound=bound,
+            peak_memory_bytes=self.peak_bytes,
+            utilisation=None if used is None else min(1.0, used.mean),
+            energy_joules=_grown(self.first.energy_joules, self.last.energy_joules),
+            throttled_share=share,
+            throttled_by=tuple(sorted(self.throttled)),
+            power_watts=self.power_watts.spread,
+            sm_clock_mhz=self.sm_clock_mhz.spread,
+            memory_clock_mhz=self.memory_clock_mhz.spread,
+            temperature_celsius=self.temperature_celsius.spread,
+            samples=self.samples,
+            events=(*self.events, *self._throttling(share or 0.0)),
+        )
+
+    def _throttling(self, share: float) -> Iterator[GpuEvent]:
+        if share >= THROTTLED_SHARE:
+            reasons = ", ".join(sorted(self.throttled))
+            words = f"lower clocks in {share:.0%} of the samples: {reasons}"
+            yield GpuEvent(kind="throttled", words=words, is_fault=False)
+
+
+def _grown(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else max(0.0, last - first)
+
+
+class Watch:
+    """The watch over one run.
+
+    Args:
+        driver: where GPUs are asked.
+        gpus: those of the run.
+        period_seconds: between two samples.
+        proc: where processes tell their control group.
+        stop_seconds: how long the end of the watch waits for an answer that hangs in the driver.
+
+    Raises:
+        DriverFault: a GPU does not even answer before the run.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        gpus: Sequence[Gpu],
+        period_seconds: float = PERIOD_SECONDS,
+        proc: Path = PROC,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        self._driver = driver
+        self._stop_seconds = stop_seconds
+        self._hangs = False
+        self._period_seconds = period_seconds
+        self._proc = proc
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.accounts = [self._opened(gpu) for gpu in gpus]
+        self._xids: XidWatch = driver.xids(gpus)
+        self._end: End = lambda _: None
+        self._limit_bytes: int | None = None
+        self._must_see = False
+        self._cgroup = ""
+        self.exceeded: str = ""
+        """Which GPU's limit the run exceeded, and by how much."""
+        self._is_counted = True
+        self._has_siblings = False
+        with _boxes_lock:
+            _boxes.update(gpu.id for gpu in gpus)
+
+    def _opened(self, gpu: Gpu) -> Account:
+        first = self._driver.sample(gpu)
+        unaccounted = _unaccounted(first, self._driver.processes(gpu)) or 0
+        return Account(gpu=gpu, first=first, last=first, first_unaccounted_bytes=unaccounted)
+
+    @property
+    def can_see_memory(self) -> bool:
+        """Tell whether the driver says how much memory is in use on every one of them."""
+        return all(account.first.memory_used_bytes is not None for account in self.accounts)
+
+    def begin(self, pid: int, end: End, limit_bytes: int | None, *, is_only_bound: bool) -> None:
+        """Watch from now on.
+
+        Args:
+            pid: of the box's PID 1 on the host; its processes share its control group.
+            end: ends the run at once, from another thread.
+            limit_bytes: of each GPU; None for no limit.
+            is_only_bound: nothing but this watch holds the limit, so a driver that no longer
+                answers ends the run as well.
+        """
+        self._cgroup = _text(self._proc / str(pid) / "cgroup")
+        self._end, self._limit_bytes, self._must_see = end, limit_bytes, is_only_bound
+        self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more; may be called again."""
+        self._stopped.set()
+        if self._thread is None:
+            return
+        self._thread.join(self._stop_seconds)
+        self._hangs = self._thread.is_alive()
+        self._thread = None
+        if self._hangs:
+            words = f"a question about it hangs in the driver for {self._stop_seconds:g} s"
+            for account in self.accounts:
+                event = GpuEvent(kind="unreadable", words=words, is_fault=True)
+                account.events.append(event)
+
+    def close(self) -> None:
+        """Stop, and let go of the driver."""
+        self.stop()
+        self._leave()
+        if not self._hangs:
+            self._xids.close()
+
+    def look_back(self) -> None:
+        """Look, once the box is gone, whether the GPUs look as healthy ones do now.
+
+        What is left on a GPU that boxes share is looked for by the last of them.
+        """
+        self._leave()
+        if self._hangs:
+            return
+        self._hear()
+        give_up = time.monotonic() + LEFT_SECONDS
+        while self._leftover() and time.monotonic() < give_up:
+            time.sleep(self._period_seconds)
+        for account in self.accounts:
+            left = self._left(account)
+            if left > LEFT_BYTES and not account.has_fault:
+                words = f"{left / 2**20:.0f} MiB are still taken after the run"
+                account.events.append(GpuEvent(kind="memory_left", words=words, is_fault=True))
+            recovery = self._recovery(account)
+            if recovery is not None:
+                account.events.append(recovery)
+
+    def _recovery(self, account: Account) -> GpuEvent | None:
+        try:
+            return self._driver.recovery(account.gpu)
+        except DriverFault as fault:
+            account.fail(fault.event)
+            return None
+
+    def _leftover(self) -> bool:
+        return any(self._left(account) > LEFT_BYTES for account in self.accounts)
+
+    def _left(self, account: Account) -> int:
+        """Return how much more memory is taken by no living process than before the run.
+
+        Other work may come and go beside a run. In doubt nothing is left: while another box has
+        the GPU, or while the driver does not say how much one of its processes takes.
+        """
+        if _boxes_on(account.gpu):
+            return 0
+        try:
+            sample = self._driver.sample(account.gpu)
+            now = _unaccounted(sample, self._driver.processes(account.gpu))
+        except DriverFault as fault:
+            account.fail(fault.event)
+            return 0
+        return 0 if now is None else now - account.first_unaccounted_bytes
+
+    def _leave(self) -> None:
+        """Count the box no longer among those that have its GPUs; may be called again."""
+        if self._is_counted:
+            self._is_counted = False
+            with _boxes_lock:
+                _boxes.subtract(account.gpu.id for account in self.accounts)
+
+    def _watch(self) -> None:
+        try:
+            self._look_on()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a limit must not stand open
+            words = f"the watch broke: {type(error).__name__}: {error}"[:300]
+            for account in self.accounts:
+                event = GpuEvent(kind="unreadable", words=words, is_fault=False)
+                account.events.append(event)
+            self._end_run("gpu_fault")
+
+    def _end_run(self, why: EndReason) -> None:
+        """End the run, unless it is over: then its process id may be somebody else's."""
+        if not self._stopped.is_set():
+            self._end(why)
+
+    def _look_on(self) -> None:
+        next_look = time.monotonic()
+        while not self._stopped.is_set():
+            self._look()
+            next_look = max(next_look + self._period_seconds, time.monotonic())
+            self._stopped.wait(next_look - time.monotonic())
+
+    def _look(self) -> None:
+        for account in self.accounts:
+            try:
+                sample = self._driver.sample(account.gpu)
+                used = self._used(account, sample)
+            except DriverFault as fault:
+                account.fail(fault.event)
+            else:
+                account.add(sample, used)
+                self._hold(account, used)
+        self._hear()
+        if any(self._ends_a_run(event) for a in self.accounts for event in a.events):
+            self._end_run("gpu_fault")
+
+    def _ends_a_run(self, event: GpuEvent) -> bool:
+        """Tell whether waiting on would only waste the rest of the budget, or a limit is open."""
+        return event.is_fault and (event.kind != "unreadable" or self._must_see)
+
+    def _hear(self) -> None:
+        for gpu, event in self._xids.reports():
+            for account in self.accounts:
+                if account.gpu.id == gpu:
+                    account.events.append(event)
+
+    def _used(self, account: Account, sample: GpuSample) -> int | None:
+        """Return the run's memory on a GPU: its processes' where the driver tells, else the growth.
+
+        The growth of a GPU that boxes share or shared is nobody's: a box does not pay for its
+        sibling, whose memory may come back late.
+
+        Raises:
+            DriverFault: the GPU does not answer.
+        """
+        self._has_siblings = self._has_siblings or _boxes_on(account.gpu) > 1
+        processes = self._driver.processes(account.gpu)
+        groups = {pid: self._group(pid) for pid in processes} if self._cgroup else {}
+        own = [
+            memory
+            for pid, group in groups.items()
+            if group == self._cgroup and (memory := processes[pid]) is not None
+        ]
+        if own:
+            return sum(own)
+        if groups and all(group not in ("", self._cgroup) for group in groups.values()):
+            return 0  # every one is somebody else's
+        if sample.memory_used_bytes is None or self._has_siblings:
+            return None
+        return max(0, sample.memory_used_bytes - (account.first.memory_used_bytes or 0))
+
+    def _group(self, pid: int) -> str:
+        """Return a process's control group; empty where it cannot be seen from here."""
+        return _text(self._proc / str(pid) / "cgroup")
+
+    def _hold(self, account: Account, used: int | None) -> None:
+        if self._limit_bytes is None or used is None or used <= self._limit_bytes or self.exceeded:
+            return
+        self.exceeded = f"{used} of {self._limit_bytes} bytes on {account.gpu.id}"
+        self._end_run("gpu_memory")
+
+
+@contextmanager
+def watching(driver: Driver, gpus: Sequence[Gpu]) -> Iterator[Watch]:
+    """Give a watch that is over at the end of the block."""
+    watch = Watch(driver, gpus)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _unaccounted(sample: GpuSample, processes: Mapping[int, int | None]) -> int | None:
+    """Return what of a GPU's memory no process takes that the driver names; None if in doubt."""
+    if sample.memory_used_bytes is None or None in processes.values():
+        return None
+    return max(0, sample.memory_used_bytes - sum(memory or 0 for memory in processes.values()))
+
+
+def _boxes_on(gpu: Gpu) -> int:
+    with _boxes_lock:
+        return _boxes[gpu.id]

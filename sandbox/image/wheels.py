@@ -1,0 +1,364 @@
+"""Fetches the image's wheels on the host with pip.
+
+pip runs on the host so that a site's mirrors, certificates and local wheels work; the image build
+has no network. Everything but torch is pinned by the lock. Of torch any CPU build of the exact
+version is accepted, since the same build has one hash on PyTorch's own index and another in a
+site's folder; which one was used is recorded. A CUDA build is refused before it is downloaded
+where pip can tell, and never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from email.parser import Parser
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sandbox.contract.run import Record, SandboxError, Sha256
+from sandbox.engine.find import last_lines
+from sandbox.image.profiles import TorchBuild
+
+Say = Callable[[str], None]
+
+PIP_SECONDS = 3600
+OLDEST_GLIBC_MINOR = 17
+NEWEST_GLIBC_MINOR = 28
+WORTH_A_LINE_BYTES = 10_000_000
+BYTES_OF_UNIT = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+ANNOUNCEMENT = re.compile(r"Downloading (\S+\.whl) \(([\d.]+) (bytes|kB|MB|GB)\)")
+ACCELERATOR_PACKAGES = ("nvidia-", "cuda-", "triton", "pytorch-triton", "rocm", "intel-sycl")
+ACCELERATOR_FIELD = re.compile(r"^(cuda|hip|rocm|xpu)\b[^=\n]*= *['\"]", re.MULTILINE)
+
+
+class WheelsUnavailable(SandboxError):
+    """pip could not fetch what the image needs."""
+
+
+class WrongTorchBuild(SandboxError):
+    """The only torch to be had is no CPU build."""
+
+
+class Target(Record):
+    """The Python and the machine that wheels are fetched for."""
+
+    python: str
+    machine: str
+
+    @property
+    def tag(self) -> str:
+        """The target as a folder name, `cp311-x86_64`."""
+        return f"cp{self.python.replace('.', '')}-{self.machine}"
+
+
+class TorchWheel(Record):
+    """The torch that went into an image."""
+
+    filename: str
+    version: str
+    sha256: Sha256
+
+
+class Wheels(Record):
+    """A folder that holds the locked wheels, and torch beside them."""
+
+    lock: str
+    locked: tuple[Path, ...]
+    torch_path: Path
+    torch: TorchWheel
+
+    def requirements(self) -> str:
+        """Every wheel by version and hash, as pip reads it."""
+        return f"{self.lock}torch=={self.torch.version} --hash=sha256:{self.torch.sha256}\n"
+
+
+class Pip(Record):
+    """How pip is run here: its environment, and where else to look for torch."""
+
+    environ: dict[str, str]
+    torch_index: str
+
+
+def fetch_wheels(
+    wanted: TorchBuild, lock: str, target: Target, *, folder: Path, pip: Pip, say: Say
+) -> Wheels:
+    """The wheels of `wanted` for `target`, from `folder` or else by pip.
+
+    Raises:
+        WheelsUnavailable: pip does not find them, or not with the hashes of the lock.
+        WrongTorchBuild: the only torch of that version is built for accelerators.
+    """
+    place = folder / target.tag
+    torch_place = place / "torch"
+    torch_place.mkdir(parents=True, exist_ok=True)
+    locked = _locked_wheels(lock, target, place, pip, say)
+    torch = _cached_torch(wanted, torch_place)
+    if torch is None:
+        torch = _fetch_torch(wanted, target, torch_place, pip, say)
+    return Wheels(lock=lock, locked=locked, torch_path=torch_place / torch.filename, torch=torch)
+
+
+def read_lock(text: str) -> dict[str, frozenset[str]]:
+    """The accepted sha256 hashes of each requirement in a lock file."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*$", "", text, flags=re.MULTILINE))
+    requirements = [line.split() for line in joined.splitlines() if line.strip()]
+    return {
+        name: frozenset(option.removeprefix("--hash=sha256:") for option in options)
+        for name, *options in requirements
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def inspect_torch(path: Path) -> TorchWheel:
+    """Open a torch wheel, without running anything of it, and say which build it is.
+
+    Raises:
+        WrongTorchBuild: it is built for CUDA or another accelerator.
+        WheelsUnavailable: it is no wheel of torch, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            (named,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+            metadata = Parser().parsestr(wheel.read(named).decode())
+            source = wheel.read("torch/version.py").decode()
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        raise WheelsUnavailable(
+            f"{path.name} is not a sound wheel of torch: {error}",
+            "delete it where it comes from (pip's cache or find-links folder) and try again",
+        ) from error
+    _refuse_accelerators(path.name, metadata.get_all("Requires-Dist") or [], source)
+    return TorchWheel(
+        filename=path.name, version=str(metadata["Version"]), sha256=file_sha256(path)
+    )
+
+
+def _locked_wheels(lock: str, target: Target, place: Path, pip: Pip, say: Say) -> tuple[Path, ...]:
+    requirement_of = {sha: name for name, hashes in read_lock(lock).items() for sha in hashes}
+    if len(_sound_wheels(place, requirement_of)) < len(read_lock(lock)):
+        say(f"Fetching the image's wheels with pip ({target.tag}).")
+        _fetch_locked(lock, target, place, pip, say)
+    found = _sound_wheels(place, requirement_of)
+    absent = sorted(set(read_lock(lock)) - set(found))
+    if absent:
+        raise WheelsUnavailable(
+            f"pip fetched no wheel of {', '.join(absent)} that the lock knows for {target.tag}",
+            "use a base image with Python 3.11 to 3.14 on x86-64 or AArch64",
+        )
+    return tuple(sorted(found.values()))
+
+
+def _sound_wheels(place: Path, requirement_of: Mapping[str, str]) -> dict[str, Path]:
+    """The wheels that the lock knows; the others, damaged or outdated, are deleted."""
+    sound = {}
+    for path in place.glob("*.whl"):
+        name = requirement_of.get(file_sha256(path))
+        if name is None:
+            path.unlink()
+        else:
+            sound[name] = path
+    return sound
+
+
+def _fetch_locked(lock: str, target: Target, place: Path, pip: Pip, say: Say) -> None:
+    with _incoming(place) as incoming:
+        requirements = incoming / "requirements.txt"
+        requirements.write_text(lock)
+        arguments = ["download", *_target_options(target), "--require-hashes"]
+        arguments += ["-d", str(incoming), "-r", str(requirements)]
+        said = _run_pip(arguments, pip, None, say)
+        if said is not None:
+            raise WheelsUnavailable(
+                "pip could not fetch the image's wheels", f"check pip's settings; it said:\n{said}"
+            )
+        for path in incoming.glob("*.whl"):
+            path.replace(place / path.name)
+
+
+def _cached_torch(wanted: TorchBuild, place: Path) -> TorchWheel | None:
+    """The torch fetched before, if it is all there and of the right version; else a clean place."""
+    try:
+        torch = TorchWheel.model_validate_json((place / "torch.json").read_text())
+        sound = file_sha256(place / torch.filename) == torch.sha256
+    except (OSError, ValidationError):
+        sound = False
+    if sound and torch.version.partition("+")[0] == wanted.version:
+        return torch
+    shutil.rmtree(place)
+    place.mkdir()
+    return None
+
+
+def _fetch_torch(wanted: TorchBuild, target: Target, place: Path, pip: Pip, say: Say) -> TorchWheel:
+    """Ask for the marked CPU build, here and then in torch's index, and last for any build."""
+    say(f"Fetching torch {wanted.version}, the {wanted.build} build, with pip.")
+    marked = f"torch=={wanted.version}+{wanted.build}"
+    attempts: list[tuple[str, list[str]]] = [(marked, [])]
+    index = pip.torch_index or wanted.index
+    if index:
+        attempts.append((marked, ["--index-url", index]))
+    unmarked = f"torch=={wanted.version}"
+    said = ""
+    with _incoming(place) as incoming:
+        for requirement, options in [*attempts, (unmarked, [])]:
+            if requirement == unmarked:
+                _refuse_announced_accelerators(wanted, target, incoming, pip, say)
+            arguments = ["download", *_target_options(target), *options]
+            arguments += ["-d", str(incoming), requirement]
+            answer = _run_pip(arguments, pip, wanted.limit_bytes, say)
+            if answer is None:
+                return _keep_torch(incoming, place)
+            said = answer
+    raise WheelsUnavailable(
+        f"pip finds no torch {wanted.version} for {target.tag}",
+        f"{_how_to_get_it(wanted)}; pip said:\n{said}",
+    )
+
+
+def _refuse_announced_accelerators(
+    wanted: TorchBuild, target: Target, incoming: Path, pip: Pip, say: Say
+) -> None:
+    """Let pip say what an unmarked torch would need, before anything large is fetched."""
+    report = incoming / "report.json"
+    arguments = ["install", "--dry-run", "--ignore-installed", "--target", str(incoming / "none")]
+    arguments += [*_target_options(target), "--report", str(report)]
+    arguments.append(f"torch=={wanted.version}")
+    said = _run_pip(arguments, pip, wanted.limit_bytes, say)
+    if said is not None:
+        raise WheelsUnavailable(
+            f"pip finds no torch {wanted.version} for {target.tag}",
+            f"{_how_to_get_it(wanted)}; pip said:\n{said}",
+        )
+    (chosen,) = json.loads(report.read_text())["install"]
+    requires = chosen["metadata"].get("requires_dist", [])
+    _refuse_accelerators(chosen["download_info"]["url"].rpartition("/")[2], requires, "")
+
+
+def _keep_torch(incoming: Path, place: Path) -> TorchWheel:
+    (fetched,) = incoming.glob("torch-*.whl")
+    torch = inspect_torch(fetched)
+    fetched.replace(place / torch.filename)
+    # Written last: a torch without its record is fetched again.
+    unfinished = place / "torch.json.new"
+    unfinished.write_text(torch.model_dump_json())
+    unfinished.replace(place / "torch.json")
+    return torch
+
+
+def _refuse_accelerators(filename: str, requires: Sequence[str], source: str) -> None:
+    needed = [name for name in requires if name.lower().startswith(ACCELERATOR_PACKAGES)]
+    needed += ACCELERATOR_FIELD.findall(source)
+    if needed:
+        raise WrongTorchBuild(
+            f"{filename[:120]} is a build for accelerators (it brings {needed[0][:60]}), "
+            "and this profile needs the CPU build",
+            _how_to_get_cpu_torch(),
+        )
+
+
+def _how_to_get_cpu_torch() -> str:
+    return (
+        "name PyTorch's wheel index for CPU builds (its address is on PyTorch's installation page) "
+        "with `nightlab setup --torch-index URL` or NIGHTLAB_TORCH_INDEX, "
+        "or put the `+cpu` wheel into a folder and name that in PIP_FIND_LINKS"
+    )
+
+
+def _how_to_get_it(wanted: TorchBuild) -> str:
+    return f"torch {wanted.version}: {_how_to_get_cpu_torch()}"
+
+
+def _target_options(target: Target) -> list[str]:
+    """What makes pip choose wheels for the image's Python instead of its own."""
+    minors = range(NEWEST_GLIBC_MINOR, OLDEST_GLIBC_MINOR - 1, -1)
+    platforms = [f"manylinux_2_{minor}_{target.machine}" for minor in minors]
+    platforms.append(f"manylinux2014_{target.machine}")
+    options = ["--no-deps", "--only-binary", ":all:", "--python-version", target.python]
+    return [*options, *(f"--platform={name}" for name in platforms)]
+
+
+@contextmanager
+def _incoming(place: Path) -> Iterator[Path]:
+    """A folder for what pip is writing; what an interrupted pip left there is never used."""
+    for abandoned in place.glob("incoming-*"):
+        shutil.rmtree(abandoned)
+    with tempfile.TemporaryDirectory(prefix="incoming-", dir=place) as folder:
+        yield Path(folder)
+
+
+def _run_pip(arguments: Sequence[str], pip: Pip, limit_bytes: int | None, say: Say) -> str | None:
+    """Run pip; None when it did what it was asked, else the end of what it said.
+
+    Raises:
+        WrongTorchBuild: pip announced a wheel larger than `limit_bytes`; it was stopped.
+        WheelsUnavailable: this Python has no pip.
+    """
+    lines: deque[str] = deque(maxlen=200)
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "pip", *arguments],
+        env=_pip_environ(pip.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        alarm = threading.Timer(PIP_SECONDS, process.kill)
+        alarm.start()
+        try:
+            for line in process.stdout or ():
+                lines.append(line)
+                _watch_announcement(line, limit_bytes, say)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            alarm.cancel()
+    return None if process.returncode == 0 else _complaint("".join(lines))
+
+
+def _pip_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The user's settings, except those that would hide what pip announces."""
+    hiding = {"PIP_QUIET", "PIP_LOG", "PIP_REPORT"}
+    kept = {name: value for name, value in environ.items() if name not in hiding}
+    return kept | {"PYTHONUNBUFFERED": "1", "PIP_PROGRESS_BAR": "off", "PIP_NO_INPUT": "1"}
+
+
+def _watch_announcement(line: str, limit_bytes: int | None, say: Say) -> None:
+    """Pass on that something large is coming; stop what is too large for a CPU build."""
+    announced = ANNOUNCEMENT.search(line)
+    if announced is None:
+        return
+    size_bytes = float(announced[2]) * BYTES_OF_UNIT[announced[3]]
+    filename = announced[1].rpartition("/")[2][:120]
+    if limit_bytes is not None and size_bytes > limit_bytes:
+        raise WrongTorchBuild(
+            f"{filename} has {announced[2]} {announced[3]}, so it is no CPU build; "
+            "its download was stopped",
+            _how_to_get_cpu_torch(),
+        )
+    if size_bytes >= WORTH_A_LINE_BYTES:
+        say(f"Downloading {filename} ({announced[2]} {announced[3]}).")
+
+
+def _complaint(said: str) -> str:
+    if "No module named pip" in said:
+        raise WheelsUnavailable(
+            "the Python that runs nightlab has no pip", f"{sys.executable} -m ensurepip"
+        )
+    return last_lines(said)

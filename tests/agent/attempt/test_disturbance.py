@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import io
+import os
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+import pytest
+from rich.console import Console
+
+from agent.attempt.disturbance import (
+    Sample,
+    busy_core_seconds,
+    disturbance,
+    idle_cores,
+    is_crowded,
+    is_slow,
+    reasons,
+    speed,
+    usual_cores,
+)
+from agent.program import load_program
+from agent.record.events import Disturbance
+from agent.record.history import History
+from agent.report.console import NightConsole
+from sandbox.contract.run import RunResult
+from tests.support.histories import night
+
+PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
+
+
+def test_busy_time_counts_stolen_time_and_neither_idle_nor_guests_twice() -> None:
+    assert (100 + 20 + 30 + 5 + 6 + 7) / 100 == busy_core_seconds(PROC_STAT, 100)
+
+
+def test_the_run_and_nightlab_itself_disturb_nobody() -> None:
+    found = disturbance(Sample(10.0, 1.0, 0.0), Sample(31.0, 2.0, 10.0), 20.0, 0.1)
+
+    assert (0.0, False) == (found.other_cores, found.disturbed)
+
+
+def test_others_are_measured_in_cores() -> None:
+    found = disturbance(Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0), 20.0, 0.25)
+
+    assert (0.5, True) == (found.other_cores, found.disturbed)
+
+
+@pytest.mark.parametrize(
+    ("idle", "usual", "disturbed"),
+    [(0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.5, False), (0.2, 0.2, True), (0.2, 0.3, False)],
+)
+def test_others_may_use_what_a_run_leaves_free_and_what_they_used_before(
+    idle: float, usual: float, disturbed: bool
+) -> None:
+    before, after = Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0)
+    found = disturbance(before, after, 20.0, 0.06, idle_cores=idle, usual_cores=usual)
+
+    assert (0.5, disturbed) == (found.other_cores, found.disturbed)
+    assert disturbed == is_crowded(found) == bool(reasons(found))
+
+
+def test_a_run_leaves_the_cores_free_that_it_may_not_use() -> None:
+    cores = os.cpu_count()
+    assert cores is not None
+    assert (cores - 0.5, 0.0) == (idle_cores(0.5), idle_cores(cores + 1.0))
+
+
+def test_what_others_usually_use_is_what_they_used_beside_the_baseline() -> None:
+    made = night(2)
+    assert 0.0 == usual_cores(History())
+    runs = [run for run in made.history.attempts[0].runs if run.disturbance]
+    assert runs
+    for run, cores in zip(runs, (0.1, 0.9, 0.2), strict=False):
+        assert run.disturbance is not None
+        told = run.disturbance.model_copy(update={"other_cores": cores})
+        place = made.history.attempts[0].runs.index(run)
+        made.history.attempts[0].runs[place] = run.model_copy(update={"disturbance": told})
+    seen = sorted(r.disturbance.other_cores for r in made.history.attempts[0].runs if r.disturbance)
+    assert median(seen) == usual_cores(made.history)
+
+
+def test_a_clock_that_did_not_move_is_no_division_by_zero() -> None:
+    assert disturbance(Sample(0.0, 0.0, 5.0), Sample(0.0, 0.0, 5.0), 0.0, 0.25).disturbed is False
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "usual", "slow"),
+    [
+        (500.0, 500.0, 500.0, False),
+        (500.0, 350.0, 500.0, False),
+        (380.0, 380.0, 500.0, True),
+        (500.0, 250.0, 500.0, True),
+        (100.0, 100.0, None, False),
+    ],
+)
+def test_a_core_that_lost_a_fifth_of_its_usual_speed_disturbs_the_run(
+    before: float, after: float, usual: float | None, slow: bool
+) -> None:
+    found = disturbance(
+        Sample(0.0, 0.0, 0.0, before),
+        Sample(20.0, 0.0, 10.0, after),
+        20.0,
+        0.25,
+        usual_speed=usual,
+        min_speed=0.8,
+    )
+
+    assert (slow, slow) == (found.disturbed, is_slow(found))
+
+
+def test_speed_is_the_best_of_a_few_slices_of_equal_work() -> None:
+    ticks = count()
+    pauses = {5: 10.0, 6: 10.0}  # somebody else had the core meanwhile
+
+    def clock() -> float:
+        now = next(ticks)
+        return now * 0.001 + sum(pause for at, pause in pauses.items() if now >= at)
+
+    assert pytest.approx(speed(clock), rel=0.2) == 64 * 1024 / 1e6 / 0.001
+
+
+def test_speed_is_measured_in_no_time() -> None:
+    import time
+
+    began = time.monotonic()
+    assert speed() > 0
+    assert time.monotonic() - began < 1
+
+
+def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands() -> None:
+    noise = Disturbance(
+        other_cores=0.1,
+        limit_cores=0.25,
+        disturbed=True,
+        speed=350.0,
+        usual_speed=500.0,
+        min_speed=0.8,
+        held_back=("it was too hot",),
+    )
+    written = io.StringIO()
+    settings = load_program(Path("program.md")).settings
+    console = NightConsole(Console(file=written, width=200), settings, History)
+    console.run_finished(cast(RunResult, None), noise)
+
+    assert (
+        "disturbed: a core had 70% of its usual speed; it was too hot; see [disturbance] in "
+        "program.md" == written.getvalue().strip()
+    )
+    others = noise.model_copy(update={"other_cores": 1.5, "speed": 500.0, "held_back": ()})
+    assert ["others used 1.50 cores (limit 0.25)"] == reasons(others)

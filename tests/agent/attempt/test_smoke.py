@@ -1,0 +1,357 @@
+"""A short training first: what it catches, what it lets pass, what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.attempt.experiment import run_attempt, run_patiently, smoke_patiently
+from agent.attempt.lab import Lab, hashes_of
+from agent.attempt.smoke import is_due, smoke
+from agent.candidate.knobs import without_knobs
+from agent.morning.audit import audit
+from agent.morning.review import replay
+from agent.night.session import SessionError
+from agent.program import Budget
+from agent.record.events import (
+    AttemptFinished,
+    AttemptStarted,
+    RunStarted,
+    SmokeFinished,
+    SmokeRun,
+    SmokeStarted,
+    Verdict,
+)
+from agent.record.ledger import read_ledger
+from agent.report.tables import time_spent
+from sandbox.contract.run import Outcome, SandboxError
+from sandbox.engine.find import Engine
+from sandbox.image.image import ImageRecord
+from tests.support.messages_server import MessagesServer, say, tool
+from tests.support.nights import SCORING_SECONDS, TOY, Place, PretendedBoxes
+from tests.support.sessions import Lines, forge, found, only
+from tests.whole.test_session import Place as PersonsPlace
+from tests.whole.test_session import messages_server, place
+
+_FIXTURES = (messages_server, place)  # used by name
+TRAIN = (TOY / "workspace" / "train.py").read_text()
+
+
+def rewritten(lab: Lab, line: str) -> dict[str, bytes]:
+    """The best's files with one more line at the end."""
+    source = lab.workspace.read_text("train.py")
+    lab.workspace.write_text("train.py", f"{source}{line}\n")
+    return lab.workspace.candidate()
+
+
+def a_lab(root: Path, **economy: Any) -> Lab:
+    """A session whose baseline is measured."""
+    place = Place(root, changes={"economy": economy})
+    lab = place.begin("claude")
+    run_attempt(lab, "baseline", "as it is", "nightlab")
+    return lab
+
+
+# --- when it is worth its time ---
+
+
+@pytest.mark.parametrize(
+    ("economy", "budget_seconds", "line", "due"),
+    [
+        ({}, 200, "# new code", True),
+        ({}, 60, "# new code", False),
+        ({"smoke": "always"}, 60, "# new code", True),
+        ({"smoke": "off"}, 200, "# new code", False),
+        ({"smoke_seconds": 3}, 60, "# new code", True),
+        ({"smoke_seconds": 3}, 59, "# new code", False),
+    ],
+)
+def test_new_code_is_smoked_where_that_costs_a_twentieth_of_the_budget_at_most(
+    tmp_path: Path, economy: dict[str, Any], budget_seconds: float, line: str, due: bool
+) -> None:
+    with (lab := a_lab(tmp_path, **economy)).ledger:
+        files = rewritten(lab, line)
+        budget = lab.settings.budget.model_copy(update={"seconds": budget_seconds})
+        lab = replace(lab, settings=lab.settings.model_copy(update={"budget": budget}))
+        assert due == is_due(lab, files)
+
+
+@pytest.mark.parametrize(("kind", "due"), [("auto", False), ("always", True)])
+def test_turned_knobs_alone_are_not_new_code(tmp_path: Path, kind: str, due: bool) -> None:
+    with (lab := a_lab(tmp_path, smoke=kind)).ledger:
+        text = lab.workspace.read_text("train.py").replace("X = 1.0", "X = 2.5")
+        lab.workspace.write_text("train.py", text)
+        assert due == is_due(lab, lab.workspace.candidate())
+
+
+def test_files_without_their_knobs_are_equal_exactly_when_only_knobs_differ() -> None:
+    turned = TRAIN.replace("X = 1.0", "X = 3.25").replace("Y = 4", "Y = 16").encode()
+    assert without_knobs("train.py", TRAIN.encode()) == without_knobs("train.py", turned)
+    for other in (TRAIN + "#", TRAIN.replace("PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 9.0")):
+        assert without_knobs("train.py", TRAIN.encode()) != without_knobs(
+            "train.py", other.encode()
+        )
+
+
+def test_what_passed_once_is_not_smoked_again(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        files = rewritten(lab, "# new code")
+        assert is_due(lab, files)
+        assert smoke(lab, files, asked_by_researcher=True).finished is not None
+        assert not is_due(lab, files)
+        run_attempt(lab, "candidate", "new code", "claude")
+        smokes = [e.event for e in lab.ledger.entries if isinstance(e.event, SmokeStarted)]
+        assert ["nightlab", "researcher"] == [event.asked_by for event in smokes]
+    assert [] == found(lab.directory)
+
+
+def test_a_smoke_run_gets_its_part_of_the_budget_whatever_that_counts(tmp_path: Path) -> None:
+    settings = Place(tmp_path).program.settings
+    tokens = Budget(kind="tokens", seconds=100, tokens=1000, grace_seconds=10)
+    wall = settings.smoke_budget()
+    assert ("wall", 5.0, None) == (wall.kind, wall.seconds, wall.tokens)
+    counted = settings.model_copy(update={"budget": tokens}).smoke_budget()
+    assert ("tokens", 5.0, 50) == (counted.kind, counted.seconds, counted.tokens)
+    assert 10.0 == settings.smoke_limits().wall_seconds
+
+
+# --- what becomes of it ---
+
+
+def test_a_failed_smoke_run_fails_the_attempt_before_its_budget_is_spent(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        rewritten(lab, "X = 4.9")
+        attempt = run_attempt(lab, "candidate", "too far", "claude")
+    finished = attempt.finished
+    assert finished is not None
+    assert (Verdict.FAILED, "out_of_memory") == (finished.verdict, finished.reason)
+    assert finished.explanation.startswith("in a smoke run of 5 s: the training: out_of_memory")
+    assert [] == attempt.runs
+    assert [Outcome.OUT_OF_MEMORY] == [run.result.outcome for run in attempt.telling_runs]
+    assert [] == found(lab.directory)
+
+
+def test_a_replay_of_what_failed_in_its_smoke_run_says_so(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        rewritten(lab, "X = 4.9")
+        run_attempt(lab, "candidate", "too far", "claude")
+        with pytest.raises(SessionError, match=r"failed in its smoke run \(out_of_memory\)"):
+            replay(lab, 1, lambda _: None)
+
+
+def test_a_smoke_run_is_no_attempt_and_no_score(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        before = [a.values() for a in lab.ledger.history.attempts]
+        files = rewritten(lab, "# new code")
+        smoke(lab, files, asked_by_researcher=True)
+        assert before == [a.values() for a in lab.ledger.history.attempts]
+        assert files == lab.workspace.candidate()
+        assert not any((lab.directory / "boxes").iterdir())
+
+
+def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        history, entries = lab.ledger.history, lab.ledger.entries
+        before = dict(time_spent(history, entries))
+        smoke(lab, rewritten(lab, "# new code"), asked_by_researcher=True)
+        after = dict(time_spent(history, entries))
+    spent = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert spent == {"smoke runs": 5.0 + SCORING_SECONDS}
+
+
+def test_the_number_of_smokes_counts_from_the_last_attempt(tmp_path: Path) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        for number in range(3):
+            smoke(lab, rewritten(lab, f"# {number}"), asked_by_researcher=True)
+            assert number + 1 == lab.ledger.history.smokes_in_a_row
+        run_attempt(lab, "candidate", "new code", "claude")
+        assert 0 == lab.ledger.history.smokes_in_a_row
+
+
+def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> None:
+    class Killed(PretendedBoxes):
+        def run(self, spec: Any, **options: Any) -> Any:
+            result = super().run(spec, **options)
+            return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=Killed(Place(tmp_path).clock))
+        files = rewritten(lab, "# new code")
+        with pytest.raises(SandboxError, match="ended by somebody else"):
+            smoke(lab, files, asked_by_researcher=True)
+        assert lab.ledger.history.find_smoke(hashes_of(files)) is None
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) -> None:
+    class KilledOnce(PretendedBoxes):
+        is_due = True
+
+        def run(self, spec: Any, **options: Any) -> Any:
+            result = super().run(spec, **options)
+            if spec.box != box or not self.is_due:
+                return result
+            self.is_due = False
+            return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=KilledOnce(Place(tmp_path).clock))
+        rewritten(lab, "")
+        attempt = run_patiently(lab, "candidate", "the same again", "claude")
+        assert attempt.finished is not None
+        assert Verdict.FAILED is not attempt.finished.verdict
+        assert lab.ledger.history.attempts[-2].interrupted is not None
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_agrees(
+    tmp_path: Path, box: str
+) -> None:
+    class FaultyOnce(PretendedBoxes):
+        is_due = True
+
+        def run(self, spec: Any, **options: Any) -> Any:
+            if spec.box == box and self.is_due:
+                self.is_due = False
+                raise SandboxError("the engine is gone", "start it")
+            return super().run(spec, **options)
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=FaultyOnce(Place(tmp_path).clock))
+        smoked = smoke_patiently(lab, rewritten(lab, "# new code"))
+        assert smoked.finished is not None
+        assert smoked.finished.passed
+        assert [None] == [s.finished for s in lab.ledger.history.smokes[1:-1]]
+    assert [] == found(lab.directory)
+
+
+@pytest.mark.parametrize("box", ["train", "model"])
+def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path, box: str) -> None:
+    class KillsItself(PretendedBoxes):
+        def run(self, spec: Any, **options: Any) -> Any:
+            result = super().run(spec, **options)
+            own = {"reported": True, "killed_by": None}
+            killed = {"outcome": Outcome.INTERRUPTED, "signal": 9, "evidence": own}
+            return result.model_copy(update=killed if spec.box == box else {})
+
+    with (lab := a_lab(tmp_path)).ledger:
+        lab = replace(lab, executor=KillsItself(Place(tmp_path).clock))
+        rewritten(lab, "")
+        attempt = run_patiently(lab, "candidate", "kills itself", "claude")
+        assert attempt.finished is not None
+        assert Verdict.FAILED is attempt.finished.verdict
+        assert [] == audit(lab.directory, read_ledger(lab.directory))
+
+
+# --- the audit ---
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: only(lines, "smoke_finished").update(passed=True, reason=None), "runs say"),
+        (
+            lambda lines: only(lines, "smoke_finished").update(reason="failed"),
+            "says failed; its runs say out_of_memory",
+        ),
+        (
+            lambda lines: only(lines, "smoke_started", smoke=1).update(
+                files=only(lines, "attempt_started", attempt=0)["files"]
+            ),
+            "not those of the attempt",
+        ),
+        (
+            lambda lines: only(lines, "attempt_finished", attempt=1).update(reason="failed"),
+            "no run or score says so",
+        ),
+        (
+            lambda lines: only(lines, "smoke_run", smoke=1)["run"]["result"]["limits"].update(
+                wall_seconds=999.0
+            ),
+            "not the one that was asked for",
+        ),
+    ],
+    ids=["passed", "other reason", "other files", "other verdict", "other limits"],
+)
+def test_the_audit_sees_a_smoke_run_that_was_not_so(
+    tmp_path: Path, change: Callable[[Lines], Any], said: str
+) -> None:
+    with (lab := a_lab(tmp_path)).ledger:
+        rewritten(lab, "X = 4.9")
+        run_attempt(lab, "candidate", "too far", "claude")
+    assert [] == found(lab.directory)
+    forge(lab.directory, change)
+    assert any(re.search(said, what) for what in found(lab.directory)), found(lab.directory)
+
+
+# --- in real boxes ---
+
+WRONG = {
+    "crash": ("raise SystemExit(5)", "failed"),
+    "nothing left": ("import os; os._exit(0)", "no_checkpoint"),
+    "memory": ("hog = bytearray(2**30)", "out_of_memory"),
+    "other file": (
+        "Path(os.environ['NIGHTLAB_OUTPUT'], 'other').write_text(''); os._exit(0)",
+        "model_box_failed",
+    ),
+}
+
+
+@pytest.mark.docker
+def test_real_boxes_show_what_is_wrong_before_the_budget_is_spent(
+    place: PersonsPlace,
+    messages_server: Callable[..., MessagesServer],
+    engine: Engine,
+    image: ImageRecord,
+) -> None:
+    """Crash, no checkpoint, memory, a checkpoint that cannot be loaded; a deaf script passes."""
+    economy = '[economy]\nsmoke = "always"\nsmoke_seconds = 1\n\n[session]'
+    place.rewrite("program.md", "[session]", economy)
+    place.rewrite("program.md", "attempts = 4", "attempts = 7")
+    place.rewrite("program.md", "max_failures_in_a_row = 3", "max_failures_in_a_row = 9")
+    place.rewrite("program.md", "seconds = 20\ngrace_seconds = 5", "seconds = 4\ngrace_seconds = 1")
+    guard = 'if __name__ == "__main__":'
+    lines = [line for line, _ in WRONG.values()]
+    turns = [
+        say(
+            tool("edit", file_path="train.py", old_string=guard, new_string=f"{guard}\n    {line}"),
+            tool("run", hypothesis=f"case {number}", smoke=True),
+            tool("run", hypothesis=f"case {number}"),
+        )
+        for number, line in enumerate([*lines, "import time; time.sleep(60)", "pass"])
+    ]
+    server = messages_server([*turns, say(tool("finish", reason="enough"))])
+
+    done = place.nightlab(
+        "run", "--researcher", "claude", "--session", "smoke",
+        ANTHROPIC_API_KEY="k", ANTHROPIC_BASE_URL=server.url,
+    )  # fmt: skip
+
+    assert 0 == done.returncode, done.stderr
+    attempts = place.history("smoke").candidates
+    ends = [attempt.finished for attempt in attempts if attempt.finished is not None]
+    assert [reason for _, reason in WRONG.values()] == [end.reason for end in ends[:4]]
+    assert [[]] * 4 == [attempt.runs for attempt in attempts[:4]]
+    assert "timed_out" == ends[4].reason, "deaf to its budget: passed, then killed at its limit"
+    assert attempts[5].values()
+    smokes = place.events("smoke", SmokeFinished)
+    # The baseline's, then each researcher's own; one that failed is not believed without another.
+    assert [True, *[False, False] * 4, True, True] == [smoked.passed for smoked in smokes]
+    assert all(smoked.seconds < 6 for smoked in smokes)
+    assert [] == found(place.session("smoke"))
+    assert [] == place.containers("smoke")
+
+
+def test_events_of_smoke_runs_are_their_own(tmp_path: Path) -> None:
+    """What counts attempts, runs or scores must not stumble over them."""
+    with (lab := a_lab(tmp_path)).ledger:
+        kinds = [type(entry.event) for entry in lab.ledger.entries]
+    assert kinds.index(AttemptStarted) < kinds.index(SmokeStarted) < kinds.index(SmokeFinished)
+    assert kinds.index(SmokeFinished) < kinds.index(RunStarted)
+    assert 4 == kinds.count(SmokeRun), "two boxes, each with a beginning and an end"
+    assert kinds.count(AttemptFinished) == 1

@@ -1,0 +1,154 @@
+"""What a person may get wrong: each ends in a sentence, a hint and an exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from agent.cli.app import app
+from agent.record.ledger import read_ledger
+from agent.report.console import closing_lines
+from agent.report.summary import summary
+from sandbox.contract.run import NightlabError
+from tests.support.sessions import sampled
+
+NO_TOML = "Improve it.\n"
+BROKEN_TOML = "Improve it.\n```toml\n[session\nattempts = 3\n```\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A person's directory with one session that is over, and some files that are no programs."""
+    root = tmp_path_factory.mktemp("person")
+    sampled(root / "runs", attempts=2)
+    (root / "prose.md").write_text(NO_TOML)
+    (root / "broken.md").write_text(BROKEN_TOML)
+    (root / "gitconfig").write_text("[user]\nname = Somebody\nemail = somebody@example.org\n")
+    return root
+
+
+def nightlab(place: Path, *words: str, **variables: str) -> Result:
+    here = Path.cwd()
+    os.chdir(place)
+    try:
+        environ = {
+            "GIT_CONFIG_GLOBAL": str(place / "gitconfig"),
+            "NIGHTLAB_HOME": str(place / "home"),
+            "COLUMNS": "200",
+        }
+        return CliRunner().invoke(app, words, env=environ | variables)
+    finally:
+        os.chdir(here)
+
+
+WRONG: list[tuple[str, int, str, str]] = [
+    ("report nothing", 2, "there is no session 'nothing' in runs", "known sessions: night"),
+    ("report runs/night", 2, "runs/night is a path", "name it night"),
+    ("report ..", 2, "there is no session '..'", "known sessions: night"),
+    ("report night --runs elsewhere", 2, "no session 'night' in elsewhere", "nightlab run"),
+    ("run --session ../x", 2, "cannot be called '../x'", "letters, digits"),
+    ("run --session .hidden", 2, "cannot be called '.hidden'", "letters, digits"),
+    ("run --session a/b", 2, "cannot be called 'a/b'", "letters, digits"),
+    ("run --program nowhere/program.md", 2, "nowhere/program.md: No such file", "--program"),
+    ("run --program prose.md", 2, "prose.md: holds no toml block", "```toml"),
+    ("run --program broken.md", 2, "broken.md:3: not toml", "name = value"),
+    ("run --program runs", 2, "runs: Is a directory", "--program"),
+    ("run --attempts 0", 2, "--attempts 0: input should be greater", "--help"),
+    ("run --researcher gpt", 2, "--researcher gpt: input should be 'auto'", "--help"),
+    ("run --researcher claude", 2, "needs ANTHROPIC_API_KEY", "--researcher tpe"),
+    ("init prose.md", 3, "prose.md: File exists", "look at that path"),
+    ("box --memory 1x -- true", 2, "--memory 1x: not a size", "write it like 512m"),
+    ("box --mount-ro data -- true", 2, "not HOST:BOX", "write it like data:/data"),
+    ("stop night", 2, "night has ended already (attempts)", "nightlab resume night"),
+    ("resume night --hours -1", 2, "--hours -1.0: input should be greater", "--help"),
+    ("watch night --tui --json", 2, "exclude each other", "leave one of them out"),
+    ("audit night --type verdict", 2, "no event of type verdict", "known types: session_started"),
+    ("audit night --since yesterday", 2, "neither a time nor a duration", "--since 1h30m"),
+    ("audit night --attempt 9", 2, "there is no attempt 9", "0 to 2"),
+    ("audit night --head xyz", 2, "xyz is no hash", "12 to 64 digits"),
+    ("approve night --reason x --repo runs", 2, "runs lies inside runs", "your own repository"),
+    ("approve night --reason x --branch a..b", 2, "git check-ref-format failed", "--branch"),
+    ("rejct night", 2, "No such command 'rejct'", "Did you mean"),
+    ("reject night", 2, "Missing option '--reason'", "reject --help"),
+    ("replay night first", 2, "Invalid value for 'attempt'", "replay --help"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"), WRONG, ids=[words for words, *_ in WRONG]
+)
+def test_what_is_wrong_is_said_with_what_to_do_next(
+    place: Path, words: str, code: int, message: str, hint: str
+) -> None:
+    before = sorted(place.rglob("*"))
+    done = nightlab(place, *words.split())
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert (code, "") == (done.exit_code, done.stdout)
+    assert message in done.stderr
+    assert hint in done.stderr
+    assert before == sorted(place.rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["approve", "reject"])
+def test_a_decision_without_a_reason_is_none(place: Path, command: str) -> None:
+    done = nightlab(place, command, "night", "--reason", " ")
+    assert 2 == done.exit_code
+    assert "say why" in done.stderr
+
+
+def test_a_path_that_cannot_be_written_is_named_as_it_was_asked_for(place: Path) -> None:
+    report = place / "runs" / "night" / "report.html"
+    report.unlink(missing_ok=True)
+    report.mkdir()
+    try:
+        done = nightlab(place, "report", "night")
+    finally:
+        report.rmdir()
+    assert 3 == done.exit_code
+    assert f"{report}: Is a directory" in done.stderr
+    assert not list(report.parent.glob(".*.tmp"))
+
+
+def test_a_session_that_reached_a_limit_says_how_to_allow_more(place: Path) -> None:
+    directory = place / "runs" / "night"
+    told = closing_lines(summary(read_ledger(directory)), directory)
+    assert "more     nightlab resume night --attempts N" == told[-1]
+
+
+def test_no_line_of_the_help_is_cut_short(place: Path) -> None:
+    told = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    commands = told.partition("Commands:")[2].strip().splitlines()
+    assert 19 == len(commands)
+    assert [] == [line for line in commands if line.endswith("...")]
+
+
+def test_a_command_starts_without_what_only_some_need() -> None:
+    slow = ("anthropic", "matplotlib", "numpy", "optuna", "torch")
+    look = f"import sys, agent.cli.app; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", look], capture_output=True, check=True)
+    assert b"[]" == done.stdout.strip()
+
+
+def test_a_money_limit_needs_a_known_price(place: Path) -> None:
+    shipped = (Path(__file__).parents[3] / "program.md").read_text(encoding="utf-8")
+    (place / "dear.md").write_text(shipped.replace("claude-sonnet-5-5", "some-other-model"))
+    words = ("run", "--program", "dear.md", "--researcher", "claude", "--usd", "5")
+    done = nightlab(place, *words, ANTHROPIC_API_KEY="not-a-real-key")
+    assert 2 == done.exit_code
+    assert "the price of some-other-model is not known" in done.stderr
+    assert "leave usd out" in done.stderr
+
+
+def test_every_kind_of_error_has_something_to_do_next() -> None:
+    kinds = _below(NightlabError)
+    assert {"LedgerError", "ModelError", "SessionError"} <= {kind.__name__ for kind in kinds}
+    assert [] == [kind for kind in kinds if not kind.usual_hint]
+
+
+def _below(kind: type[NightlabError]) -> list[type[NightlabError]]:
+    return [found for one in kind.__subclasses__() for found in (one, *_below(one))]

@@ -1,0 +1,322 @@
+"""Calibration: what is measured, what is proposed, and what hostile programs can say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.attempt.lab import Observer
+from agent.machine.calibrate import SCORING_SECONDS, Bench, calibrate, said_of, seconds_left
+from agent.machine.calibration import AtBudget, Batches, BatchTried, findable, proposals
+from agent.machine.rates import Rates, read_rates
+from agent.machine.setup import copy_template, find_outfit
+from agent.morning.run_checks import difference_in_mfu
+from agent.night.session import begin
+from agent.program import Settings, load_program
+from agent.record.curves import packed
+from agent.record.events import RunFinished, SessionStarted
+from agent.record.ledger import Ledger
+from agent.record.mfu import mfu_of, peak_of
+from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
+from tests.support.nights import Crash, Place, PretendedBoxes, Quiet, _result
+
+RATES = {
+    "device": "AMD EPYC",
+    "dtype": "bfloat16",
+    "matmul_flops": 4.2e11,
+    "memory_bytes_per_second": 2e10,
+}
+
+
+def at(seconds: float, values: list[float], start_seconds: float = 2.0) -> AtBudget:
+    return AtBudget(
+        budget_seconds=seconds,
+        values=tuple(values),
+        tokens_per_second=25_000,
+        start_seconds=start_seconds,
+        flops_per_token=1e6,
+        disturbed=0,
+    )
+
+
+def tried(batch: int, rate: float | None, outcome: Outcome = Outcome.OK) -> BatchTried:
+    return BatchTried(
+        batch=batch, outcome=outcome, peak_memory_bytes=2**20 * batch, tokens_per_second=rate
+    )
+
+
+NO_BATCHES = Batches(present=None, tried=(), ended="train.py names no BATCH and no SEQUENCE")
+QUIET, NOISY = [2.300, 2.301, 2.302], [2.30, 2.40, 2.50]
+
+
+def proposed(*measured: AtBudget, batches: Batches = NO_BATCHES) -> dict[str, str]:
+    return {p.setting: p.value for p in proposals(measured, batches, 0.95)}
+
+
+def test_the_shortest_budget_that_starts_quickly_and_shows_one_percent_is_proposed() -> None:
+    slow_start, good, longer = at(10, QUIET), at(40, QUIET), at(160, QUIET)
+    assert "40" == proposed(slow_start, good, longer)["[budget] seconds"]
+
+
+def test_without_a_budget_that_shows_enough_the_longest_is_proposed() -> None:
+    assert "160" == proposed(at(40, NOISY), at(160, NOISY))["[budget] seconds"]
+
+
+def test_noise_asks_for_more_seeds_but_never_for_more_than_five() -> None:
+    assert ("1", "3") == tuple(proposed(at(40, QUIET))[k] for k in REPEATS)
+    assert ("5", "5") == tuple(proposed(at(40, NOISY))[k] for k in REPEATS)
+
+
+REPEATS = ("[noise] max_repeats", "[noise] baseline_repeats")
+
+
+def test_a_findable_gain_follows_from_the_spread_of_two_runs() -> None:
+    # Student's t for 95 % and 2 degrees of freedom is 2.9200; the deviation is 0.001.
+    assert pytest.approx(2.9200 * 2**0.5 * 0.001, rel=1e-3) == findable(at(40, QUIET), 0.95)
+    assert findable(at(40, [2.3]), 0.95) is None
+
+
+def test_the_smallest_batch_that_is_nearly_as_fast_as_any_is_proposed() -> None:
+    batches = Batches(
+        present=16,
+        tried=(tried(16, 20_000), tried(32, 27_500), tried(64, 30_000), tried(128, None, OOM)),
+        ended="128 ends with out_of_memory",
+    )
+    found = {p.setting: p for p in proposals([], batches, 0.95)}
+    assert 64 == batches.largest
+    assert "32" == found["BATCH in train.py"].value
+    assert "128 ends with out_of_memory" in found["BATCH in train.py"].reason
+
+
+OOM = Outcome.OUT_OF_MEMORY
+
+
+def test_nothing_measured_means_nothing_proposed() -> None:
+    failed = at(5, []).model_copy(update={"problem": "over_budget"})
+    assert {} == proposed(failed)
+
+
+def test_rates_are_read_from_the_last_line() -> None:
+    assert Rates.model_validate(RATES) == read_rates(f"warning\n{json.dumps(RATES)}\n")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "not json",
+        "[" * 100_000,
+        json.dumps(RATES | {"matmul_flops": "1e400"}),
+        json.dumps(RATES)[:-1] + ', "matmul_flops": NaN}',
+        json.dumps(RATES | {"matmul_flops": -1}),
+        json.dumps(RATES | {"matmul_flops": 1e30}),
+        json.dumps(RATES | {"device": "x" * 201}),
+        json.dumps(RATES | {"more": 1}),
+        json.dumps(RATES | {"device": "x" * 5000}),
+    ],
+)
+def test_what_is_no_rate_counts_as_none(said: str) -> None:
+    assert read_rates(said) is None
+
+
+CURVE = [
+    {"seconds": 1.0, "loss": 5.0, "tokens_per_second": 9e9, "flops_per_token": 9e9},
+    {"seconds": 9.0, "loss": 4.0, "tokens_per_second": 20_000.0, "flops_per_token": 5e6},
+]
+
+
+def session(peaks: dict[str, Any]) -> SessionStarted:
+    facts = SimpleNamespace(image={"peak_flops": peaks}, machine={"cpu": "AMD EPYC"})
+    return cast("SessionStarted", facts)
+
+
+def on(*gpus: str, name: str = "NVIDIA L4") -> RunResult:
+    use = [SimpleNamespace(name=name) for _ in gpus]
+    return cast("RunResult", SimpleNamespace(gpus=gpus, gpu=use))
+
+
+def test_the_share_of_the_peak_is_the_last_points_own_numbers_over_the_devices_peak() -> None:
+    assert 0.25 == mfu_of(session({"AMD EPYC": 4e11}), on(), CURVE)
+    assert 0.5 == mfu_of(session({"NVIDIA L4": 2e11}), on("GPU-1"), CURVE)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "result", "curve"),
+    [
+        ({}, on(), CURVE),
+        ({"AMD": 4e11}, on(), CURVE),
+        ({"AMD EPYC": 4e11}, on("GPU-1"), CURVE),
+        ({"NVIDIA L4": 2e11}, on("GPU-1", "GPU-2"), CURVE),
+        ({"AMD EPYC": 4e11}, on(), [{"seconds": 1.0, "loss": 5.0}]),
+        ({"AMD EPYC": 4e11}, on(), []),
+        ({"AMD EPYC": 9e10}, on(), CURVE),
+        ({"AMD EPYC": "much"}, on(), CURVE),
+    ],
+)
+def test_no_share_is_told_where_a_part_of_it_is_not_known_or_not_possible(
+    peaks: dict[str, Any], result: RunResult, curve: list[dict[str, float]]
+) -> None:
+    assert mfu_of(session(peaks), result, curve) is None
+
+
+def finished(mfu: float | None) -> RunFinished:
+    return cast("RunFinished", SimpleNamespace(mfu=mfu, result=on(), curve="sha"))
+
+
+@pytest.mark.parametrize(("recorded", "differs"), [(0.25, False), (0.3, True), (None, False)])
+def test_an_audit_computes_the_share_anew(recorded: float | None, differs: bool) -> None:
+    known = session({"AMD EPYC": 4e11})
+    found = difference_in_mfu(known, finished(recorded), lambda _sha: packed(CURVE))
+    assert differs == (found is not None)
+
+
+def test_a_share_without_a_curve_that_says_so_is_a_difference() -> None:
+    known = session({"AMD EPYC": 4e11})
+    silent = [{"seconds": 1.0, "loss": 5.0}]
+    found = difference_in_mfu(known, finished(0.25), lambda _sha: packed(silent))
+    assert "its share of the peak is 0.25, its curve and profile say None" == found
+
+
+def test_a_peak_must_be_a_number() -> None:
+    assert peak_of({"x": float("nan")}, "x") is None
+    assert peak_of("not a table", "x") is None
+
+
+def bench(place: Place) -> Bench:
+    def watched(_settings: Settings, _ledger: Ledger) -> nullcontext[Observer]:
+        return nullcontext(Quiet())
+
+    root = place.root / "calibration"
+    root.mkdir(exist_ok=True)
+    return Bench(
+        root=root,
+        program=place.program,
+        settings=place.program.settings,
+        source=place.workspace,
+        outfit=place.outfit,
+        version="0",
+        watched=watched,
+        say=lambda _line: None,
+    )
+
+
+@dataclass
+class Measuring(PretendedBoxes):
+    """The toy's boxes, which also answer how fast they are, and may die at a training."""
+
+    dies_at_training: int = 0
+    trainings: int = 0
+
+    def run(self, spec: RunSpec, **options: Any) -> RunResult:
+        if spec.run_id.endswith("-rates"):
+            said = Log(head=json.dumps(RATES) + "\n", tail="", omitted_bytes=0)
+            now = self.clock.now()
+            return _result(spec, Outcome.OK, 1.0, None, now, now).model_copy(update={"log": said})
+        self.trainings += spec.box == "train"
+        if spec.box == "train" and self.trainings == self.dies_at_training:
+            raise Crash
+        return super().run(spec, **options)
+
+
+def calibrated_place(root: Path, *, dies_at_training: int = 0) -> Place:
+    root.mkdir(exist_ok=True)
+    place = Place(root)
+    place.boxes = Measuring(place.clock, dies_at_training=dies_at_training)
+    return place
+
+
+def test_every_budget_is_measured_at_its_own_seeds_and_said_to_be_so(tmp_path: Path) -> None:
+    place = calibrated_place(tmp_path)
+
+    found = calibrate(bench(place), [300, 600], 3)
+
+    assert [(300, 3), (600, 3)] == [(a.budget_seconds, len(a.values)) for a in found.at_budgets]
+    assert Rates.model_validate(RATES) == found.rates
+    assert found.batches == NO_BATCHES
+    assert found.measured_at > datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_what_an_interruption_left_is_not_measured_again(tmp_path: Path) -> None:
+    whole = calibrate(bench(calibrated_place(tmp_path / "whole")), [300], 3)
+    place = calibrated_place(tmp_path / "cut", dies_at_training=3)
+    all_of_it = seconds_left(bench(place), [300], 3)
+
+    with pytest.raises(Crash):
+        calibrate(bench(place), [300], 3)
+    assert isinstance(place.boxes, Measuring)
+    assert all_of_it - 2 * (300 + SCORING_SECONDS) == seconds_left(bench(place), [300], 3)
+
+    place.boxes.dies_at_training = place.boxes.trainings = 0
+    found = calibrate(bench(place), [300], 3)
+
+    assert 1 == place.boxes.trainings
+    assert whole.at_budgets[0].values == found.at_budgets[0].values
+
+
+def test_a_beginning_that_was_cut_off_is_begun_again(tmp_path: Path) -> None:
+    place = calibrated_place(tmp_path)
+    (tmp_path / "calibration" / "calibrate-300s").mkdir(parents=True)
+
+    assert 2 == len(calibrate(bench(place), [300], 2).at_budgets[0].values)
+
+
+@pytest.mark.parametrize("said", [-5.0, 0.0, -1e15])
+def test_less_than_nothing_counts_as_nothing_said(said: float) -> None:
+    point = {"seconds": 3.0, "loss": 1.0, "tokens_per_second": said, "tokens": said}
+    assert said_of(point, "tokens_per_second") is None
+    assert said_of({"tokens": 7.0}, "tokens") == 7.0
+    assert said_of({}, "tokens") is None
+
+
+@pytest.mark.docker
+def test_the_command_measures_this_machine_and_the_next_session_records_it(
+    tmp_path: Path, image: Any, state_dir: Path
+) -> None:
+    assert image.image_id
+    copy_template(tmp_path, "cpu")
+    command = [sys.executable, "-P", "-m", "agent.cli", "calibrate", "--json"]
+    done = subprocess.run(
+        [*command, "--budgets", "10", "--repeats", "2", "--program", str(tmp_path / "program.md")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "calibration" == found["event"]
+    assert found["rates"]["matmul_flops"] > 1e9
+    (at_budget,) = found["at_budgets"]
+    assert 2 == len(at_budget["values"])
+    assert at_budget["tokens_per_second"] > 0
+    assert found["batches"]["tried"][0]["batch"] == found["batches"]["present"] == 16
+    assert found["proposals"]
+
+    program = load_program(tmp_path / "program.md")
+    outfit = find_outfit(program.settings, tmp_path, state_dir=state_dir, environ=os.environ)
+    night = begin(
+        tmp_path / "runs" / "night",
+        program,
+        program.settings,
+        tmp_path / "workspace",
+        outfit,
+        researcher="tpe",
+        version="0",
+        seed=1,
+    )
+    with night:
+        assert night.history.session is not None
+        assert {**found, "event": None} == {
+            "event": None,
+            **(night.history.session.calibration or {}),
+        }

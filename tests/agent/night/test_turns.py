@@ -1,0 +1,574 @@
+"""Refusals, circles, stop and pause, limits: how a session goes on, or ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from agent.attempt.lab import Lab
+from agent.attempt.steering import (
+    PAUSE,
+    STOP,
+    ask_to_continue,
+    ask_to_pause,
+    ask_to_stop,
+    forget,
+    is_asked_to_pause,
+)
+from agent.cli.app import app
+from agent.morning.audit import whole_audit
+from agent.night.assemble import assemble, check_models, open_models
+from agent.night.loop import run_session
+from agent.night.session import bring_back
+from agent.record.events import (
+    ConversationOpened,
+    FileChanged,
+    MessageAdded,
+    Noticed,
+    SessionEnded,
+    StopReason,
+    ToolCalled,
+    ToolReturned,
+)
+from agent.record.history import History, fold
+from agent.record.ledger import read_blob, read_ledger
+from agent.report.console import attempt_line
+from agent.report.summary import summary
+from agent.researcher.base import ModelError
+from tests.agent.night.test_loop import DETAILS, Mind, work
+from tests.support.messages_server import (
+    CATALOGUE,
+    Cut,
+    MessagesServer,
+    Request,
+    Status,
+    Turn,
+    say,
+    text,
+    thinking,
+    tool,
+)
+from tests.support.nights import Crash, CrashingLedger, Place
+
+REFUSED = Turn((text("I"),), "refusal", DETAILS)
+READ = say(tool("read", file_path="train.py"))
+
+
+class Scene:
+    """A short session against a script."""
+
+    def __init__(self, root: Path, **changes: dict[str, Any]) -> None:
+        session = {"attempts": 2, "max_failures_in_a_row": 10} | changes.pop("session", {})
+        self.place = Place(root, changes={"session": session, **changes})
+        self.mind = Mind(random.Random(5))
+
+    def play(self, script: Iterable[Any]) -> SessionEnded:
+        clock = self.place.clock
+        with MessagesServer(script, clock=clock.monotonic, endless=True) as self.server:
+            return work(self.place.begin("claude"), self.place, self.server)
+
+    def then(self, *script: Any) -> Iterable[Any]:
+        """The script, and after it a researcher that works."""
+        return itertools.chain(script, itertools.repeat(self.mind.answer))
+
+    @property
+    def history(self) -> History:
+        return fold(read_ledger(self.place.directory))
+
+    def events(self, kind: type) -> list[Any]:
+        return [e.event for e in read_ledger(self.place.directory) if isinstance(e.event, kind)]
+
+    def notices(self) -> list[str]:
+        return [event.kind for event in self.events(Noticed)]
+
+
+ENDINGS: dict[str, Turn] = {
+    "without a word": Turn((), "end_turn"),
+    "with words": Turn((text("Shall I go on?"),), "end_turn"),
+    "with thoughts alone": Turn((thinking("Hm."),), "end_turn"),
+    "in the middle of a call": Turn((tool("run", hypothesis="x"),), "max_tokens", None, None, 9),
+    "at a stop sequence": Turn((text("I"),), "stop_sequence"),
+    "for a pause": Turn((text("I"), tool("run", hypothesis="x")), "pause_turn"),
+    "with its window full": Turn((tool("run", hypothesis="x"),), "model_context_window_exceeded"),
+    "as no reply ended before": Turn((tool("run", hypothesis="x"),), "tea_break", odd=True),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_a_night_goes_on_however_a_reply_ends(tmp_path: Path, ending: Turn) -> None:
+    """And nothing is done that only looks like a call; the strict server refuses no request."""
+    scene = Scene(tmp_path, session={"attempts": 1})
+    assert scene.play(scene.then(ending)).reason is StopReason.ATTEMPTS
+    assert [] == scene.server.unplanned
+    assert 1 == len(scene.history.completed)
+    assert 1 == sum(event.name == "run" for event in scene.events(ToolCalled))
+
+
+def test_a_service_that_rejects_every_conversation_ends_the_session(tmp_path: Path) -> None:
+    """The same 400 for hours costs money and brings nothing."""
+    scene = Scene(tmp_path)
+    places = itertools.count(1)
+
+    def looks_elsewhere(request: Request) -> Turn:
+        return say(tool("read", file_path="train.py", view_range=[1, next(places)]))
+
+    rejected = Status(400, "invalid_request_error", "messages.1: it is not good")
+    ended = scene.play(itertools.chain.from_iterable(itertools.repeat([looks_elsewhere, rejected])))
+    assert StopReason.API_REFUSED is ended.reason
+    assert "nightlab resume" in ended.explanation
+    assert 4 == scene.notices().count("history_rejected")
+    assert 8 == len(scene.server.requests)
+
+
+def test_one_refusal_opens_a_conversation_without_what_was_refused(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    assert scene.play(scene.then(REFUSED)).reason is StopReason.ATTEMPTS
+    reasons = [(e.researcher, e.reason) for e in scene.events(ConversationOpened)]
+    assert ("claude-sonnet-5-5", "the model refused") == reasons[1]
+    assert {"claude-sonnet-5-5"} == {name for name, _ in reasons}
+
+
+def test_a_second_refusal_asks_the_fallback_model_and_a_third_hands_over_to_tpe(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opus-5-5"})
+    ended = scene.play([REFUSED] * 3)
+    assert ended.reason is StopReason.ATTEMPTS
+    assert [
+        "claude-sonnet-5-5",
+        "claude-sonnet-5-5",
+        "claude-opus-5-5",
+        "tpe",
+    ] == [event.researcher for event in scene.events(ConversationOpened)]
+    assert ["claude-sonnet-5-5"] * 2 + ["claude-opus-5-5"] == [
+        request["model"] for request in scene.server.requests
+    ]
+    assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
+    assert 3 == scene.notices().count("refusal")
+    assert 2 == scene.notices().count("stand_in")
+
+
+def test_a_resumed_session_goes_on_with_the_researcher_that_stood_in(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play([REFUSED] * 2)
+    settings = scene.place.program.settings
+    more = settings.session.model_copy(update={"attempts": 3})
+    scene.place.program = type(scene.place.program)(
+        "", settings.model_copy(update={"session": more}), scene.place.program.source
+    )
+    with MessagesServer([], endless=True) as server:
+        work(scene.place.resume(), scene.place, server)
+    assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
+    assert 3 == len(scene.history.completed)
+
+
+def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+    change = {"old_string": "import json\n", "new_string": "import json  # untried\n"}
+
+    def edit_and_stop(_: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return say(tool("edit", file_path="train.py", **change))
+
+    assert StopReason.STOPPED is scene.play([READ, edit_and_stop]).reason
+    place, settings = scene.place, scene.place.program.settings
+    place.program = dataclasses.replace(
+        place.program, settings=settings.with_overrides(researcher="tpe")
+    )
+    lab = place.open()
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        bring_back(lab, version="test", removed_containers=(), researcher="tpe")
+        ended = run_session(assemble(lab, place.program, models), lambda: None)
+    assert StopReason.ATTEMPTS is ended.reason
+    assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
+    entries = read_ledger(place.directory)
+    assert "tpe" == summary(entries).researcher
+    assert [] == whole_audit(place.directory, entries)
+    for attempt in scene.history.completed:
+        tried = read_blob(place.directory, attempt.started.files["train.py"])
+        assert b"# untried" not in tried
+
+
+def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    place = scene.place
+    lab = place.begin("tpe")
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+    more = place.program.settings.with_overrides(attempts=2)
+    place.program = dataclasses.replace(place.program, settings=more)
+    lab = place.open()
+    bring_back(lab, version="test", removed_containers=(), researcher="claude")
+    with MessagesServer(scene.then(), endless=True) as server:
+        assert StopReason.ATTEMPTS is work(lab, place, server).reason
+    assert server.requests
+    first, second = (attempt.started.researcher for attempt in scene.history.completed)
+    assert "tpe" == first != second
+    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+
+
+def test_a_sampler_that_stands_in_starts_from_the_best_and_not_from_untried_edits(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    change = {"old_string": "import json\n", "new_string": "import json  # untried\n"}
+    edit = say(tool("edit", file_path="train.py", **change))
+    ended = scene.play([READ, edit, *[REFUSED] * 9])
+    assert StopReason.ATTEMPTS is ended.reason
+    (attempt,) = scene.history.completed
+    assert "tpe" == attempt.started.researcher
+    written = scene.events(FileChanged)[0].after
+    assert b"# untried" in read_blob(scene.place.directory, written)
+    tried = read_blob(scene.place.directory, attempt.started.files["train.py"])
+    assert b"# untried" not in tried
+
+
+def test_circles_are_named_once_then_left_then_end_the_session(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    ended = scene.play([READ] * 12)
+    assert (StopReason.STUCK, 12) == (ended.reason, len(scene.server.requests))
+    assert 3 == scene.notices().count("stuck")
+    assert 2 == len(scene.events(ConversationOpened))
+    said = str(scene.server.requests[4]["messages"][-1]["content"])
+    assert "You are going in circles: read was called 4 times" in said
+
+
+def test_a_researcher_that_leaves_its_circle_is_forgiven(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+
+    def works(request: Request) -> Turn:
+        return scene.mind.answer(request)
+
+    one_round = [READ] * 4 + [works] * 2
+    assert scene.play(itertools.cycle(one_round)).reason is StopReason.ATTEMPTS
+    assert 1 == len(scene.events(ConversationOpened))
+
+
+def test_stop_ends_the_session_after_the_attempt_that_runs(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 50})
+
+    def stop_now(request: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return say(tool("list"))
+
+    ended = scene.play([scene.mind.answer, scene.mind.answer, stop_now])
+    assert StopReason.STOPPED is ended.reason
+    assert 1 == len(scene.history.completed)
+    assert 3 == len(scene.server.requests)
+
+
+def test_stop_lets_a_reply_end_before_its_next_training(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 50})
+
+    def stop_and_run(request: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return scene.mind.answer(request)
+
+    assert scene.play([READ, stop_and_run]).reason is StopReason.STOPPED
+    assert [] == scene.history.completed
+    assert scene.events(ToolReturned)[-1].name == "edit"
+    assert scene.events(MessageAdded)[-1].role == "user"  # every call is answered
+
+
+def test_a_pause_waits_longer_than_the_hours_and_costs_none_of_them(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1, "hours": 0.75})
+    clock, directory = scene.place.clock, scene.place.directory
+
+    def pause(request: Request) -> Turn:
+        ask_to_pause(directory)
+        return say(tool("list"))
+
+    lab = scene.place.begin("claude")
+    end = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal end
+        end = end or clock.seconds + 3000
+        clock.advance(seconds)
+        if clock.seconds >= end:
+            ask_to_continue(directory)
+
+    lab = type(lab)(**{**vars(lab), "sleep": sleep})
+    with MessagesServer(scene.then(pause), endless=True) as server:
+        ended = work(lab, scene.place, server)
+    assert StopReason.ATTEMPTS is ended.reason
+    assert ["paused", "continued"] == [k for k in scene.notices() if k in ("paused", "continued")]
+    assert scene.history.active_seconds == pytest.approx(clock.seconds - 3000)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ("Try a wider model.", "Try a deeper model.", "Try a deeper model."),
+        ("Try a wider model.", "", "no guidance for this session now"),
+    ],
+    ids=["changed", "withdrawn"],
+)
+def test_guidance_that_changed_while_nobody_was_at_work_is_told(
+    tmp_path: Path, before: str, now: str, told: str
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 2})
+    path = scene.place.directory / "guidance.md"
+    lab = scene.place.begin("claude")
+    path.write_text(before)
+
+    def stop(_: Request) -> Turn:
+        ask_to_stop(scene.place.directory)
+        return READ
+
+    with MessagesServer(scene.then(stop, READ), endless=True) as server:
+        assert StopReason.STOPPED is work(lab, scene.place, server).reason
+        path.write_text(now)
+        work(scene.place.resume(), scene.place, server)
+    first, resumed, later, last = server.requests[:4]
+    assert before in str(first["messages"][0])
+    assert told not in str(resumed["messages"])
+    assert told in str(later["messages"][-1])
+    assert told not in str(last["messages"][-1])
+
+
+def test_wishes_of_an_earlier_evening_do_not_bind_a_resume(tmp_path: Path) -> None:
+    ask_to_stop(tmp_path)
+    ask_to_pause(tmp_path)
+    forget(tmp_path)
+    assert not is_asked_to_pause(tmp_path)
+    assert not ask_to_continue(tmp_path)
+
+
+LIMITS: dict[str, tuple[dict[str, Any], StopReason]] = {
+    "calls": ({"calls": 5}, StopReason.CALLS),
+    "tokens": ({"tokens": 200_000}, StopReason.TOKENS),
+    "money": ({"usd": 0.6}, StopReason.MONEY),
+    "discards": ({"max_discards_in_a_row": 2}, StopReason.DISCARDS_IN_A_ROW),
+}
+
+
+@pytest.mark.parametrize(("limits", "reason"), LIMITS.values(), ids=LIMITS.keys())
+def test_a_limit_holds_against_the_services_own_account(
+    tmp_path: Path, limits: dict[str, Any], reason: StopReason
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 60, **limits})
+
+    def cut(request: Request) -> Turn:
+        return Turn(scene.mind.answer(request).blocks, cut=Cut(4, "end"))
+
+    script = itertools.cycle([scene.mind.answer, scene.mind.answer, cut])
+    assert scene.play(script).reason is reason
+    bills = scene.server.bills
+    assert len(bills) <= limits.get("calls", 1000)
+    assert scene.server.billed_usd <= limits.get("usd", 1000.0)
+    used = sum(
+        b.input_tokens + b.output_tokens + b.cache_read_tokens + b.cache_write_tokens for b in bills
+    )
+    assert used <= limits.get("tokens", 10**9)
+
+
+def test_streams_that_are_always_cut_end_at_the_money_limit(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"usd": 0.6, "hours": 24.0})
+    cut = say(text("half of it " * 50), cut=Cut(6, "fin"))
+    assert scene.play(itertools.repeat(cut)).reason is StopReason.MONEY
+    assert 0.1 < scene.server.billed_usd <= 0.6
+
+
+def test_a_sweep_hands_attempts_to_the_sampler_within_the_limits(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 3})
+    ended = scene.play([say(tool("sweep", attempts=5, knobs=["X"]))])
+    assert ended.reason is StopReason.ATTEMPTS
+    attempts = scene.history.completed
+    assert ["tpe"] * 3 == [a.started.researcher for a in attempts]
+    assert all("X " in a.started.hypothesis for a in attempts)
+    assert not any("Y " in a.started.hypothesis for a in attempts)
+
+
+def test_what_the_service_says_of_the_model_is_on_record(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    facts = next(e.explanation for e in scene.events(Noticed) if e.kind == "model_facts")
+    assert '"max_tokens": 128000' in facts
+
+
+def test_a_model_that_retires_during_the_session_is_told_and_on_record(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"hours": 10.0})
+    leaving = CATALOGUE["claude-sonnet-5-5"] | {"retires_at": "2026-03-08T04:00:00Z"}
+    lab, told = scene.place.begin("claude"), list[str]()
+    with (
+        MessagesServer([], catalogue=CATALOGUE | {"claude-sonnet-5-5": leaving}) as server,
+        lab.ledger,
+        open_models(lab, "claude", environ(server), lambda *_: None, on_warning=told.append),
+    ):
+        pass
+    warning = "claude-sonnet-5-5 retires at 2026-03-08 04:00 UTC, before this session has to end"
+    assert [warning] == told
+    assert [warning] == [e.explanation for e in scene.events(Noticed) if e.kind == "model_retires"]
+
+
+def test_the_console_tells_what_each_attempt_cost(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    history, settings = scene.history, scene.place.program.settings
+    lines = [attempt_line(attempt, history, settings) for attempt in history.attempts]
+    assert "$" not in lines[0]
+    for attempt, line in zip(history.completed, lines[1:], strict=True):
+        assert f" s  ${attempt.cost_usd:.3f}  " in line
+
+
+def test_a_model_that_stays_is_no_cause_for_a_warning(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.play(scene.then())
+    assert "model_retires" not in scene.notices()
+
+
+def environ(server: MessagesServer) -> dict[str, str]:
+    return {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
+
+
+def test_a_mistyped_fallback_model_is_found_before_the_session_begins(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opos-5-5"})
+    with MessagesServer([]) as server, pytest.raises(ModelError, match="knows no claude-opos-5-5"):
+        check_models(scene.place.program.settings, environ(server))
+
+
+def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
+    program = (Path(__file__).parents[3] / "program.md").read_text()
+    mistyped = program.replace("claude-sonnet-5-5", "claude-sonet-5-5").replace("usd = 20.0", "")
+    (tmp_path / "program.md").write_text(mistyped)
+    command = ["run", "--program", str(tmp_path / "program.md"), "--runs", str(tmp_path / "runs")]
+    with MessagesServer([]) as server:
+        done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=environ(server))
+    assert 3 == done.exit_code, done.output
+    assert "knows no claude-sonet-5-5" in done.output
+    assert "It offers claude-sonnet-5-5" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}, "nobody answers at 127.0.0.1"),
+        ({"ANTHROPIC_API_KEY": "not a real key"}, "ANTHROPIC_API_KEY holds a blank"),
+    ],
+    ids=["address", "key"],
+)
+def test_a_key_or_an_address_that_cannot_work_begins_no_session(
+    tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    with MessagesServer([]) as server:
+        env = environ(server) | changed
+        command = ["run", "--runs", str(tmp_path / "runs"), "--attempts", "1"]
+        done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=env)
+    assert done.exit_code in (2, 3), done.output
+    assert said in done.output
+    assert "--researcher tpe" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_alert_about_the_cache_carries_the_services_own_diagnosis(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    long_prose = "Look for the bottleneck first. " * 600  # a short prompt is not worth an alert
+    scene.place.program = dataclasses.replace(scene.place.program, prose=long_prose)
+
+    def forgotten(request: Request) -> Turn:
+        """As if the request before this one had other tools, and the cache had gone with them."""
+        scene.server.requests[-2]["tools"] = request["tools"][1:]
+        scene.server.forget_prompts()
+        return scene.mind.answer(request)
+
+    scene.play(scene.then(READ, forgotten))
+    (alert,) = [e.explanation for e in scene.events(Noticed) if e.kind == "cache_miss"]
+    assert alert.startswith("0 of ")
+    assert "; the service says: tools_changed, " in alert
+
+
+def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 6})
+    lab = scene.place.begin("random")
+    with lab.ledger, open_models(lab, "random", {}, lambda *_: None) as models:
+        ended = run_session(assemble(lab, scene.place.program, models), lambda: None)
+    assert ended.reason is StopReason.ATTEMPTS
+    assert {"random"} == {a.started.researcher for a in scene.history.completed}
+    assert 0.0 == scene.history.spent_usd
+
+
+def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
+    whole = Place(tmp_path / "whole", changes={"session": {"attempts": 9}})
+    turn_knobs(whole, whole.begin("tpe"))
+    halves = Place(tmp_path / "halves", changes={"session": {"attempts": 4}})
+    turn_knobs(halves, halves.begin("tpe"))
+    halves.program = whole.program
+    turn_knobs(halves, halves.resume())
+    tried = [
+        [attempt.started.files for attempt in fold(read_ledger(place.directory)).attempts]
+        for place in (whole, halves)
+    ]
+    assert 10 == len(tried[0])
+    assert tried[0] == tried[1]
+
+
+def turn_knobs(place: Place, lab: Lab) -> None:
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    scene = Scene(tmp_path, session={"attempts": 4})
+    lab = scene.place.begin("claude")
+    at, crashes = 2, 0
+    with MessagesServer(scene.then(), endless=True) as server:
+        while True:
+            at = len(lab.ledger.entries) + chance.randint(1, 40)
+            assert isinstance(lab.ledger, CrashingLedger)
+            lab.ledger.crash_at = at
+            lab.ledger.crash_after_writing = chance.random() < 0.5
+            try:
+                ended = work(lab, scene.place, server)
+            except Crash:
+                crashes += 1
+                lab = scene.place.resume()
+                continue
+            break
+    assert (StopReason.ATTEMPTS, 4) == (ended.reason, len(scene.history.completed))
+    assert crashes > 1
+    assert not any(attempt.open for attempt in scene.history.attempts)
+    assert server.billed_usd <= scene.history.spent_usd + 1e-9
+
+
+COMMANDS = [("pause", "pauses after"), ("continue", "goes on"), ("stop", "ends after")]
+
+
+def test_a_command_stops_only_a_session_that_has_not_ended(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    with scene.place.begin("claude").ledger:
+        for command, said in COMMANDS:
+            done = CliRunner().invoke(app, [command, "night", "--runs", str(tmp_path)])
+            assert 0 == done.exit_code, done.output
+            assert said in done.output
+
+
+def test_a_command_for_a_session_that_was_cut_off_says_that_nobody_is_at_work(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    scene.place.begin("claude").ledger.close()
+    for command, _ in COMMANDS:
+        done = CliRunner().invoke(app, [command, "night", "--runs", str(tmp_path)])
+        assert 2 == done.exit_code, done.output
+        assert "nobody is at work on night" in done.output
+        assert "nightlab resume night" in done.output
+    assert [] == [path for path in scene.place.directory.iterdir() if path.name in (PAUSE, STOP)]
+
+
+def test_a_command_for_a_session_that_ended_says_so(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1})
+    scene.play(scene.then())
+    done = CliRunner().invoke(app, ["stop", "night", "--runs", str(tmp_path)])
+    assert 2 == done.exit_code
+    assert "has ended already (attempts)" in done.output

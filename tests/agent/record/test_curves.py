@@ -1,0 +1,205 @@
+"""Curves are bounded, finite, and keep the first and the last point."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.attempt.experiment import run_patiently
+from agent.record.curves import (
+    MAX_POINTS,
+    NAMES,
+    CurveCollector,
+    curve_of,
+    packed,
+    read_point,
+    unpacked,
+)
+from agent.record.events import Verdict
+from agent.report.console import progress_seconds
+from agent.report.report import _page
+from sandbox.contract.run import Outcome
+from tests.support.histories import night
+from tests.support.nights import Place
+
+FORGED = (
+    b'{"names": ["seconds", "loss"], "rows": [[1, NaN]]}',
+    b'{"names": ["seconds", "loss"], "rows": [[-1, 2]]}',
+    b'{"names": ["seconds", "loss"], "rows": [[1, 1e16]]}',
+    b'{"names": ["seconds", "loss"], "rows": [[1, null]]}',
+    b'{"names": ["seconds", "loss", "<b>"], "rows": [[1, 2, 3]]}',
+)
+GOOD = '{"seconds": 3, "loss": 2.5}\n{"seconds": 4, "loss": 2.0}\n'
+
+
+def lines(count: int) -> str:
+    row = '{{"step": {0}, "seconds": {0}.5, "loss": {1}}}\n'
+    return "".join(row.format(n, 9 - n / count) for n in range(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 499, 500, 501, 1000, 1001, 12_345])
+def test_a_curve_of_any_length_keeps_first_and_last_and_few(count: int) -> None:
+    curve = curve_of(lines(count))
+    assert (curve[0]["step"], curve[-1]["step"]) == (0, count - 1)
+    assert min(count, MAX_POINTS // 2) <= len(curve) <= MAX_POINTS
+    steps = [point["step"] for point in curve]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100_000])
+def test_the_pieces_in_which_a_log_comes_do_not_matter(size: int) -> None:
+    log, handed_on = lines(700).encode(), bytearray()
+    collector = CurveCollector(handed_on.extend)
+    for start in range(0, len(log), size):
+        collector(log[start : start + size])
+    assert collector.curve() == curve_of(lines(700))
+    assert bytes(handed_on) == log
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"seconds": 1, "loss": NaN}',
+        '{"seconds": 1, "loss": Infinity}',
+        '{"seconds": 1, "loss": 1e999}',
+        '{"seconds": -1, "loss": 1}',
+        '{"seconds": "1", "loss": [1]}',
+        '{"seconds": true, "loss": 1}',
+        '{"seconds": 1, "loss": ' + "9" * 400 + "}",
+        '{"seconds": 1, "loss": ' + "9" * 5000 + "}",
+        '{"seconds": 1, "loss": 1' + " " * 1000 + "}",
+        '{"a":' * 190 + "1" + "}" * 40,
+        "{" + "[" * 900,
+        "[1, 2]",
+        "{\xff",
+    ],
+)
+def test_a_line_that_cannot_be_true_leaves_no_point(line: str) -> None:
+    assert curve_of(GOOD + line + "\n" + GOOD) == curve_of(GOOD + GOOD)
+
+
+@pytest.mark.parametrize("seconds", ["9" * 400, "Infinity", "NaN", "-1", "true", '"1"', "[]"])
+def test_no_progress_line_breaks_the_bar(seconds: str) -> None:
+    assert progress_seconds(f'{{"seconds": {seconds}}}'.encode()) is None
+
+
+def test_a_line_without_an_end_takes_no_memory() -> None:
+    collector = CurveCollector(lambda _piece: None)
+    for _ in range(200):
+        collector(b"{" * 10_000)
+    collector(b"\n" + GOOD.encode())
+    assert len(collector.curve()) == 2
+    assert len(collector._partial) == 0
+
+
+def test_names_that_nobody_knows_are_not_kept() -> None:
+    point = read_point(b'{"seconds": 1, "loss": 2, "<b>": 3, "lr": 0.1}')
+    assert point == {"seconds": 1.0, "loss": 2.0, "lr": 0.1}
+
+
+@given(st.binary(max_size=400))
+def test_no_log_breaks_the_collector(log: bytes) -> None:
+    collector = CurveCollector(lambda _piece: None)
+    collector(GOOD.encode() + log + b"\n")
+    for point in collector.curve():
+        assert set(point) <= set(NAMES)
+        assert all(math.isfinite(number) for number in point.values())
+
+
+NUMBERS: st.SearchStrategy[object] = st.one_of(
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.sampled_from([0, -1, 7, 7.5, 1e15, 1.1e15, -1e300, "1", None, True, [], {}]),
+)
+ROWS = st.dictionaries(st.sampled_from([*NAMES, "<b>", ""]), NUMBERS, max_size=9)
+GOOD_ROWS = st.fixed_dictionaries(
+    {"step": st.integers(-3, 3), "seconds": st.floats(0, 1e15), "loss": st.floats(-1e15, 1e15)}
+)
+
+
+@given(st.lists(st.one_of(ROWS, GOOD_ROWS), max_size=60), st.integers(1, 40))
+def test_whatever_is_said_a_curve_is_bounded_ordered_and_can_be_stored(
+    rows: list[dict[str, object]], times: int
+) -> None:
+    said = [json.dumps(row) for row in rows] * times
+    curve = curve_of("\n".join(said))
+    points = [point for line in said if (point := read_point(line.encode())) is not None]
+    assert len(curve) <= MAX_POINTS
+    assert curve[:1] + curve[-1:] == points[:1] + points[-1:]
+    remaining = iter(points)
+    assert all(point in remaining for point in curve)
+    for point in curve:
+        assert {"seconds", "loss"} <= set(point) <= set(NAMES)
+        assert all(abs(number) <= 1e15 for number in point.values())
+        assert point["seconds"] >= 0
+    stored = packed(curve)
+    assert len(stored) <= 100_000
+    for before, after in zip(curve, unpacked(stored), strict=True):
+        assert after == pytest.approx(before, rel=1e-6)
+
+
+def test_a_program_that_never_stops_talking_costs_little_and_keeps_its_shape() -> None:
+    collector = CurveCollector(lambda _piece: None, max_lines=50_000)
+    row, rows = '{{"seconds":{0},"loss":1}}\n', 1000
+    for start in range(0, 60_000, rows):
+        collector("".join(row.format(n) for n in range(start, start + rows)).encode())
+    curve = collector.curve()
+    assert MAX_POINTS // 2 <= len(curve) <= MAX_POINTS
+    assert (0, 49_999) == (curve[0]["seconds"], curve[-1]["seconds"])
+    gaps = {after["seconds"] - before["seconds"] for before, after in pairwise(curve[:-1])}
+    assert 1 == len(gaps)
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_curves_of_every_verdict_are_shown(verdict: Verdict) -> None:
+    made = night(8)
+    shown = {
+        page.attempt.number: page.curve is not None
+        for page in (_page(a, made.get_blob, 10_000, 0) for a in made.history.attempts)
+        if page.attempt.finished is not None and page.attempt.finished.verdict is verdict
+    }
+    assert shown
+    assert all(shown.values())
+
+
+def test_the_curve_of_a_training_that_fails_is_stored_too(tmp_path: Path) -> None:
+    lab = Place(tmp_path, changes={"economy": {"smoke": "off"}}).begin("random")
+    with lab.ledger:
+        run_patiently(lab, "baseline", "the files as they are", "test")
+        files = lab.workspace.candidate()
+        lab.workspace.restore({**files, "train.py": files["train.py"] + b"\nX = 5.0\n"})
+        failed = run_patiently(lab, "candidate", "too far out", "test")
+    trainings = [r for r in failed.runs if r.result.box == "train"]
+    assert [Outcome.OUT_OF_MEMORY] == [run.result.outcome for run in trainings]
+    for run in trainings:
+        assert run.curve is not None
+        said = [{"step": 1.0, "seconds": 0.1, "loss": 1.0}]
+        assert said == unpacked(lab.ledger.get_blob(run.curve))
+
+
+def test_a_stored_curve_is_read_back_and_small() -> None:
+    curve = curve_of(lines(5000))
+    stored = packed(curve)
+    assert len(stored) < 20_000
+    for before, after in zip(curve, unpacked(stored), strict=True):
+        assert after == pytest.approx(before)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [b"", b"[]", b"{}", b'{"names": 1, "rows": 2}', b'{"names": ["a"], "rows": [[1, 2]]}', *FORGED],
+)
+def test_bytes_that_are_no_curve_are_refused(stored: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        unpacked(stored)
+
+
+def test_an_empty_curve_is_stored_too() -> None:
+    assert unpacked(packed([])) == []
+    assert json.loads(packed([])) == {"names": [], "rows": []}

@@ -1,0 +1,746 @@
+"""The report says what the ledger says, shows hostile text as text, and asks no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.record.curves import curve_of
+from agent.record.events import (
+    AttemptFinished,
+    AttemptInterrupted,
+    AttemptStarted,
+    SessionEnded,
+    SessionResumed,
+    StopReason,
+    Verdict,
+)
+from agent.record.ledger import FIRST_PREVIOUS, Ledger, LedgerError
+from agent.report import charts
+from agent.report import tables as findings
+from agent.report.console import closing_lines
+from agent.report.report import (
+    Report,
+    candidate_id,
+    render_html,
+    render_markdown,
+    results_tsv,
+    write_report,
+)
+from agent.report.summary import Summary, summary, value_of
+from agent.text import one_line
+from sandbox.contract.run import Log, Outcome
+from tests.support import histories
+from tests.support.browser import Browser
+
+NIGHT = histories.night(48)
+HOSTILE = histories.night(40, hostile=True)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a report: tags, attributes, texts, whole scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.texts: list[str] = []
+        self._inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.raw:
+            self.raw[self._inside].append(data)
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render_html(NIGHT.entries, NIGHT.get_blob))
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> Page:
+    return Page(render_html(HOSTILE.entries, HOSTILE.get_blob))
+
+
+def kinds(numbers: Summary) -> dict[str, tuple[int, ...]]:
+    return {item.kind: item.attempts for item in numbers.attention}
+
+
+# The summary
+
+
+def test_the_summary_counts_every_attempt_once() -> None:
+    numbers = summary(NIGHT.entries)
+    judged = numbers.kept + numbers.discarded + numbers.failed + numbers.invalid
+    assert judged == numbers.attempts
+    assert numbers.attempts + numbers.interrupted == 48
+    assert (numbers.head, numbers.events) == (NIGHT.head, len(NIGHT.entries))
+
+
+def test_the_gain_is_told_in_units_of_the_noise_of_one_score() -> None:
+    numbers = summary(NIGHT.entries)
+    assert numbers.baseline is not None
+    assert numbers.best is not None
+    assert numbers.noise is not None
+    assert numbers.gain == pytest.approx(numbers.baseline - numbers.best)
+    assert numbers.gain_in_noise == pytest.approx((numbers.baseline - numbers.best) / numbers.noise)
+    assert numbers.noise == pytest.approx(histories.NOISE, rel=0.5)
+
+
+def test_a_baseline_that_was_interrupted_first_is_no_winner_at_the_close() -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    made.add(AttemptInterrupted(attempt=0, reason="stopped by the person"))
+    begin(made, 1, "baseline")
+    for seed, value in ((1, 2.3), (2, 2.4)):
+        made.add(histories.scored(1, seed, value))
+    made.add(finished(1, Verdict.KEPT, 2.35))
+    made.add(SessionEnded(reason=StopReason.ATTEMPTS, explanation=""))
+    told = closing_lines(summary(made.entries), Path("runs/night"))
+    assert "no attempt was better than the baseline beyond noise" in told
+    assert not [line for line in told if line.startswith("best ")]
+
+
+def test_a_metric_to_maximise_gains_upwards() -> None:
+    made = histories.Night()
+    goal = {"metric": "accuracy", "direction": "maximize"}
+    histories.start(made, settings={"goal": goal})
+    histories.baseline(made, random.Random(1), value=0.5)
+    finish(made, 1, Verdict.KEPT, 0.75)
+    numbers = summary(made.entries)
+    assert numbers.gain == pytest.approx(0.25, abs=0.02)
+    chart = charts.progress_chart(made.history, "maximize", 0.004, charts.WIDE)
+    assert chart is not None
+    places = {dot.number: dot.y for dot in chart.dots}
+    assert places[1] < places[0]
+
+
+def test_what_survived_on_holdout_is_told_once_both_are_scored() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.2)
+    assert summary(made.entries).survived is None
+    for number, value in ((0, 2.5), (1, 2.35)):
+        score = histories.scored(number, 1, value).model_copy(update={"split": "holdout"})
+        made.add(score)
+    numbers = summary(made.entries)
+    assert numbers.holdout_gain == pytest.approx(0.15)
+    assert numbers.survived == pytest.approx(0.75)
+    text = " ".join(Page(render_html(made.entries, made.get_blob)).text.split())
+    assert "0.1500 better on the holdout" in text
+    assert "75% of the gain came back" in text
+
+
+def test_one_share_survived_and_the_winners_luck_is_no_part_of_it() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.3)
+    made.add(histories.scored(1, 2, before - 0.1))  # a close call with it, after its verdict
+    for number, value in ((0, 2.5), (1, 2.44)):
+        made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
+    numbers, survival = summary(made.entries), findings.survival(made.history, None)
+    assert survival is not None
+    assert 0.06 / 0.2 == pytest.approx(survival.share)
+    assert survival.share == numbers.survived
+    assert numbers.gain == pytest.approx(0.3)
+    texts = [item.text for item in numbers.attention]
+    assert "Only 30% of the gain came back on the holdout." in texts
+
+
+def test_what_needs_the_person_is_listed_with_its_attempts() -> None:
+    found = kinds(summary(NIGHT.entries))
+    assert found["invalid"] == (7, 18, 29, 40)
+    assert found["disturbed"] == (3,)
+    assert found["interrupted"] == (21, 32, 43)
+    assert {"refusals", "unpriced", "nudge"} < set(found)
+    assert "not_ended" not in found
+
+
+def test_a_session_without_an_end_says_how_to_go_on() -> None:
+    made = histories.night(2, ended=False)
+    (item,) = summary(made.entries).attention
+    assert item.kind == "not_ended"
+    assert "nightlab resume mar7-evening" in item.text
+
+
+def test_an_end_that_was_not_planned_is_named() -> None:
+    made = histories.night(2, ended=False)
+    made.add(SessionEnded(reason=StopReason.API_OUTAGE, explanation="No answer for six hours."))
+    (item,) = summary(made.entries).attention
+    assert item.text == "It ended early (api_outage): No answer for six hours."
+
+
+def test_a_night_where_all_went_well_needs_nobody() -> None:
+    assert summary(histories.night(2).entries).attention == ()
+
+
+def test_an_empty_ledger_has_a_summary() -> None:
+    numbers = summary([])
+    assert (numbers.best, numbers.gain, numbers.head) == (None, None, FIRST_PREVIOUS)
+
+
+def test_little_on_holdout_and_a_long_plateau_need_the_person() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.2)
+    for number, value in ((0, 2.5), (1, 2.44)):
+        made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
+    for number in range(2, 22):
+        finish(made, number, Verdict.DISCARDED, before)
+    texts = [item.text for item in summary(made.entries).attention]
+    assert "Only 30% of the gain came back on the holdout." in texts
+    assert "None of the last 20 attempts was kept: a plateau." in texts
+
+
+def test_the_limits_told_are_those_of_the_last_resume() -> None:
+    made = histories.night(2)
+    more = histories.SETTINGS | {"session": histories.SETTINGS["session"] | {"attempts": 250}}
+    made.add(
+        SessionResumed(
+            nightlab_version="0.1.0",
+            settings=more,
+            interrupted_attempt=None,
+            removed_containers=(),
+        )
+    )
+    assert 250 == summary(made.entries).attempts_limit
+
+
+# results.tsv
+
+
+def rows_of(made: histories.Night) -> list[dict[str, str]]:
+    """Read as notebooks read it: tab-separated, with a parser that knows quotes."""
+    return list(csv.DictReader(io.StringIO(results_tsv(made.history)), delimiter="\t"))
+
+
+def test_results_tsv_is_the_table_that_people_know(golden: Callable[[str, str], None]) -> None:
+    golden("results.tsv", results_tsv(histories.night(12).history))
+
+
+def test_results_tsv_has_a_row_for_each_verdict_and_no_other() -> None:
+    statuses = [row["status"] for row in rows_of(NIGHT)]
+    numbers = summary(NIGHT.entries)
+    assert statuses.count("keep") == 1 + numbers.kept
+    assert statuses.count("discard") == numbers.discarded
+    assert statuses.count("crash") == numbers.failed + numbers.invalid
+    assert len(statuses) == 1 + numbers.attempts
+
+
+def test_an_attempt_without_a_score_never_reads_as_a_number() -> None:
+    for row in rows_of(NIGHT):
+        assert (row["status"] == "crash") == math.isnan(float(row["val_bpb"]))
+
+
+def test_hostile_hypotheses_stay_in_their_cell() -> None:
+    rows = rows_of(HOSTILE)
+    assert len(rows) == 1 + summary(HOSTILE.entries).attempts
+    for row in rows:
+        assert set(row) == {"commit", "val_bpb", "memory_gb", "status", "description"}
+        assert re.fullmatch(r"[0-9a-f]{7}", row["commit"])
+        assert row["description"][0] not in "=+-@"
+        assert not {c for c in row["description"] if unicodedata.category(c) in ("Cc", "Cf")}
+
+
+def test_the_commit_names_the_content_whatever_the_order_of_files() -> None:
+    one, other = "1" * 64, "2" * 64
+    assert candidate_id({"a": one, "b": other}) == candidate_id({"b": other, "a": one})
+    assert candidate_id({"a": one}) != candidate_id({"a": other})
+
+
+# The page
+
+
+def test_the_first_screen_tells_what_the_night_was_worth(page: Page) -> None:
+    numbers = summary(NIGHT.entries)
+    words = " ".join(page.text.split())
+    assert f"Best val_bpb {numbers.best:.4f}" in words
+    assert f"than the baseline's {numbers.baseline:.4f}" in words
+    assert f"{numbers.gain_in_noise:.1f} times the noise" in words
+    assert f"head hash {NIGHT.head}" in words
+    assert f"nightlab audit mar7-evening --head {NIGHT.head[:12]}" in words
+    assert "4 scores were refused as invalid. #7 #18 #29 #40" in words
+
+
+def test_every_attempt_is_there_with_idea_diff_log_and_numbers(page: Page) -> None:
+    text = page.text
+    places = {value for tag, name, value in page.attributes if (tag, name) == ("details", "id")}
+    shown = {place for place in places if place.startswith("a")}
+    assert shown == {f"a{attempt.number}" for attempt in NIGHT.history.attempts}
+    for attempt in NIGHT.history.attempts:
+        assert attempt.started.hypothesis in text
+        if attempt.started.diff is not None:
+            assert f"+DEPTH = {attempt.number}  # blocks" in text
+    assert "KeyError: 4" in text
+    assert "To be kept it had to be better by more than 0.0080" in text
+
+
+def test_every_dot_of_the_chart_leads_to_its_attempt(page: Page) -> None:
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "data-n")]
+    numbers = [str(attempt.number) for attempt in NIGHT.history.attempts]
+    assert sorted(links) == sorted(numbers * 2)  # one chart for wide screens, one for phones
+
+
+def test_hostile_text_adds_no_tag_and_no_script(page: Page, hostile_page: Page) -> None:
+    assert set(hostile_page.tags) <= set(page.tags)
+    assert hostile_page.tags.count("h1") == 1
+    assert hostile_page.raw == page.raw
+    assert len(hostile_page.raw["script"]) == 1
+    assert not [name for _, name, _ in hostile_page.attributes if name.startswith("on")]
+
+
+def test_hostile_text_is_shown_as_it_was_written(hostile_page: Page) -> None:
+    for shown in (
+        "</script><script>document.title='executed'</script>",
+        "{{ 7*7 }}{% for x in range(9) %}{{ config }}{% endfor %}{# gone #}",
+        "⟨U+001B⟩[31mred",
+        "gain⟨U+202E⟩%05",
+        "[click](javascript:document.title='executed')",
+    ):
+        assert shown in hostile_page.text
+
+
+def test_no_invisible_or_steering_character_reaches_the_page() -> None:
+    text = html.unescape(render_html(HOSTILE.entries, HOSTILE.get_blob))
+    found = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    assert found <= {"\n", "\t"}
+
+
+def test_the_page_asks_nothing_of_any_network(hostile_page: Page) -> None:
+    links = [v for _, name, v in hostile_page.attributes if name in ("href", "src", "xlink:href")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    loading = {"link", "img", "iframe", "object", "embed", "form", "base", "image", "video"}
+    assert not loading & set(hostile_page.tags)
+    assert not re.search(r"url\(|@import", hostile_page.raw["style"][0])
+    assert not re.search(r"fetch|XMLHttp|innerHTML|eval", hostile_page.raw["script"][0])
+
+
+def test_the_policy_allows_this_style_and_this_script_and_nothing_else(page: Page) -> None:
+    (policy,) = [v for _, name, v in page.attributes if name == "content" and "-src" in v]
+    expected = ["default-src 'none'"]
+    for kind in ("style", "script"):
+        digest = hashlib.sha256(page.raw[kind][0].encode()).digest()
+        expected.append(f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'")
+    assert policy.split("; ") == [*expected, "base-uri 'none'", "form-action 'none'"]
+    assert not [name for _, name, _ in page.attributes if name == "style"]
+
+
+def young_sessions() -> dict[str, histories.Night]:
+    empty, begun, measuring, measured = (histories.Night() for _ in range(4))
+    for made in (begun, measuring, measured):
+        histories.start(made)
+    begin(measuring, 0, "baseline")
+    histories.boxes(measuring, attempt=0, seed=1)
+    histories.baseline(measured, random.Random(0))
+    return {"empty": empty, "begun": begun, "measuring": measuring, "measured": measured}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty", "A session that has not begun"),
+        ("begun", "The baseline is still being measured."),
+        ("measuring", "At work."),
+        ("measured", "No attempt has been judged yet."),
+    ],
+)
+def test_a_young_session_has_a_report(tmp_path: Path, name: str, says: str) -> None:
+    made = young_sessions()[name]
+    paths = write_report(tmp_path, made.entries, made.get_blob)
+    assert says in paths.html.read_text(encoding="utf-8")
+
+
+def test_a_session_whose_baseline_failed_has_a_report(tmp_path: Path) -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    result = histories.run_result("a0", "train", log="no\n", outcome=Outcome.TIMED_OUT)
+    made.add(histories.run_finished(0, 1, result, put_blob=made.put_blob))
+    made.add(finished(0, Verdict.FAILED, None))
+    made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation="It timed out."))
+    paths = write_report(tmp_path, made.entries, made.get_blob)
+    assert "It ended early (baseline_failed)" in paths.html.read_text(encoding="utf-8")
+    assert paths.results.read_text(encoding="utf-8").splitlines()[1].split("\t")[3] == "crash"
+
+
+def test_the_files_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        paths = write_report(tmp_path, HOSTILE.entries, HOSTILE.get_blob)
+    written = {paths.html, paths.markdown, paths.results, paths.picture}
+    assert written == set(tmp_path.iterdir())
+    assert paths.picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert paths.results.read_text(encoding="utf-8") == results_tsv(HOSTILE.history)
+
+
+def test_a_report_is_written_from_a_real_session_directory(tmp_path: Path) -> None:
+    NIGHT.write(tmp_path)
+    with Ledger.open(tmp_path) as ledger:
+        paths = write_report(tmp_path, ledger.entries, ledger.get_blob)
+    assert paths.html.read_text(encoding="utf-8") == render_html(NIGHT.entries, NIGHT.get_blob)
+
+
+def test_a_lost_diff_is_named_and_the_rest_is_still_told() -> None:
+    def lost(sha: str) -> bytes:
+        raise LedgerError(f"blob {sha} is damaged")
+
+    text = Page(render_html(NIGHT.entries, lost)).text
+    assert "(the diff cannot be shown: blob" in text
+    assert histories.IDEAS[1] in text
+
+
+def test_three_hundred_attempts_with_endless_hostile_logs_stay_under_two_megabytes() -> None:
+    made = histories.night(300, hostile=True, log_lines=1)
+    flood = Log(head='<&"\x1b\u202e' * 4000, tail="</script>\n" * 4000, omitted_bytes=10**9)
+    for attempt in made.history.candidates:
+        result = histories.run_result(f"flood-{attempt.number}", "train", log="")
+        result = result.model_copy(update={"log": flood, "outcome": Outcome.FAILED})
+        for _ in range(15):
+            made.add(histories.run_finished(attempt.number, 1, result, put_blob=made.put_blob))
+    begun = time.process_time()
+    size = len(render_html(made.entries, made.get_blob).encode())
+    seconds = time.process_time() - begun
+    assert size < 2_000_000
+    assert seconds < 10
+
+
+def test_three_hundred_attempts_are_rendered_in_three_seconds_of_work() -> None:
+    made = histories.night(300, log_lines=300)
+    begun = time.process_time()
+    size = len(render_html(made.entries, made.get_blob).encode())
+    assert time.process_time() - begun < 3
+    assert size < 2_000_000
+
+
+def test_kept_changes_are_a_chain_of_diffs_with_what_each_gained(page: Page) -> None:
+    places = {value for tag, name, value in page.attributes if (tag, name) == ("details", "id")}
+    kept = [a.number for a in NIGHT.history.candidates if a.kept]
+    assert kept
+    assert {f"k{number}" for number in kept} == {place for place in places if place[0] == "k"}
+    for number in kept:
+        assert page.text.count(f"+DEPTH = {number}  # blocks") == 2
+
+
+def test_time_money_repeats_and_machine_add_up() -> None:
+    history = NIGHT.history
+    models = findings.spend_by_model(NIGHT.entries)
+    assert sum(row.calls for row in models) == history.calls
+    assert sum(row.usd for row in models) == pytest.approx(history.spent_usd)
+    assert sum(row.output_tokens for row in models) == history.output_tokens
+    outcomes = findings.spend_by_outcome(history)
+    assert sum(count for _, count, _ in outcomes) == len(history.candidates)
+    assert sum(usd for _, _, usd in outcomes) == pytest.approx(history.spent_usd)
+    assert findings.repeats(history)[0].attempt == 0
+    assert len(findings.repeats(history)) == len(history.repeats())
+    state = dict(findings.machine_state(history))
+    assert state["trainings disturbed"] == "1 of 54"
+
+
+# Markdown
+
+
+def test_the_markdown_tells_the_same_facts(golden: Callable[[str, str], None]) -> None:
+    made = histories.night(6)
+    golden("report.md", render_markdown(made.entries, made.get_blob))
+
+
+def test_hostile_text_stays_text_in_markdown(golden: Callable[[str, str], None]) -> None:
+    made = histories.night(8, hostile=True, log_lines=2)
+    golden("report_hostile.md", render_markdown(made.entries, made.get_blob))
+
+
+def test_no_mark_up_of_a_model_reaches_the_markdown_outside_a_fence() -> None:
+    outside = re.sub(
+        r"(?ms)^(`{3,})text$.*?^\1$", "", render_markdown(HOSTILE.entries, HOSTILE.get_blob)
+    )
+    assert not re.search(r"(?<!\\)<", outside)
+    assert not re.search(r"(?<!\\)\]\(", outside)
+    found = {c for c in outside if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    assert found <= {"\n"}
+
+
+# Scale
+
+
+def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory(
+    tmp_path: Path,
+) -> None:
+    small, large = (histories.night(count, log_lines=120) for count in (250, 1000))
+    for made, directory in ((small, tmp_path / "small"), (large, tmp_path / "large")):
+        made.write(directory)
+    one, other = (measured_report(tmp_path / name) for name in ("small", "large"))
+    # Bounds that a busy machine keeps too, and that quadratic work would not: it costs 16 times.
+    assert other["seconds"] < 8 * one["seconds"]
+    assert other["memory_bytes"] < 300 * 2**20
+    assert (tmp_path / "large" / "report.html").stat().st_size < 5_000_000
+
+
+def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path) -> None:
+    made = histories.night(30)
+    read: list[str] = []
+
+    def get_blob(sha: str) -> bytes:
+        read.append(sha)
+        return made.get_blob(sha)
+
+    report = Report(get_blob)
+    report.write(tmp_path, made.history, made.entries)
+    for attempt in range(31, 41):
+        read.clear()
+        finish(made, attempt, Verdict.DISCARDED, 2.4 + attempt / 1000)
+        for box_seed in (1, 2):
+            histories.boxes(made, attempt=attempt, seed=box_seed)
+        paths = report.write(tmp_path, made.history, made.entries)
+        assert len(read) <= 4
+    assert paths.html.read_text("utf-8") == render_html(made.entries, made.get_blob)
+    assert paths.markdown.read_text("utf-8") == render_markdown(made.entries, made.get_blob)
+
+
+MEASURE = """
+import json, re, sys, time
+from pathlib import Path
+from agent.ledger import read_blob, read_ledger
+from agent.report import write_report
+directory = Path(sys.argv[1])
+entries = read_ledger(directory)
+begun = time.process_time()
+write_report(directory, entries, lambda sha: read_blob(directory, sha))
+seconds = time.process_time() - begun
+# Not ru_maxrss: that one survives exec and would tell the parent's memory.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+print(json.dumps({"seconds": seconds, "memory_bytes": peak}))
+"""
+
+
+def measured_report(directory: Path) -> dict[str, float]:
+    """Work and memory of one report in a process of its own."""
+    command = [sys.executable, "-c", MEASURE, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+# Charts
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_axis_ticks_are_few_round_and_in_range(low: float, span: float) -> None:
+    ticks = charts.axis_ticks(low, low + span)
+    assert 1 <= len(ticks) <= 11
+    slack = 1e-9 * (abs(low) + span)
+    assert all(low - slack <= value <= low + span + slack for value, _ in ticks)
+
+
+def test_a_loss_curve_is_drawn_from_what_was_stored() -> None:
+    curve = charts.loss_curve([curve_of(histories.progress_log(1, 2000))])
+    assert curve is not None
+    (line,) = curve.lines
+    assert len(line.split()) <= charts.MAX_CURVE_POINTS + 1
+    assert curve.seconds == "300 s"
+
+
+def test_a_damaged_curve_is_left_out_and_the_rest_is_told() -> None:
+    made = histories.night(3)
+    sha = next(run.curve for run in made.history.attempts[1].runs if run.curve)
+    made.blobs[sha] = b"{"
+    assert histories.IDEAS[1] in render_html(made.entries, made.get_blob)
+
+
+def test_an_attempt_better_than_the_best_by_less_than_the_noise_is_on_the_chart() -> None:
+    made = histories.night(12)
+    assert made.history.best is not None
+    finish(made, 13, Verdict.DISCARDED, made.history.best.values()[1] - 0.05)
+    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    assert chart is not None
+    assert not next(dot for dot in chart.dots if dot.number == 13).is_off_scale
+
+
+def test_a_wild_attempt_is_drawn_at_the_edge_and_flattens_nothing() -> None:
+    made = histories.night(12)
+    finish(made, 13, Verdict.DISCARDED, 80.0)
+    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    assert chart is not None
+    wild = next(dot for dot in chart.dots if dot.number == 13)
+    assert wild.is_off_scale
+    assert wild.y == charts.WIDE.top
+    assert max(float(tick.label) for tick in chart.y_ticks) < 3
+
+
+def begin(made: histories.Night, number: int, kind: str) -> None:
+    made.add(
+        AttemptStarted(
+            attempt=number,
+            kind="baseline" if kind == "baseline" else "candidate",
+            hypothesis="an idea",
+            researcher="tpe",
+            files={},
+            diff=None,
+            parent=None,
+        )
+    )
+
+
+def finished(number: int, verdict: Verdict, value: float | None) -> AttemptFinished:
+    return AttemptFinished(
+        attempt=number,
+        verdict=verdict,
+        reason="test",
+        explanation="",
+        value=value,
+        arithmetic=None,
+        seconds=1.0,
+    )
+
+
+def finish(made: histories.Night, number: int, verdict: Verdict, value: float) -> None:
+    begin(made, number, "candidate")
+    made.add(histories.scored(number, 1, value))
+    made.add(finished(number, verdict, value))
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("session")
+    return write_report(directory, HOSTILE.entries, HOSTILE.get_blob).html
+
+
+@pytest.fixture
+def browser(chromium: Path, tmp_path: Path) -> Iterator[Browser]:
+    with Browser(chromium, tmp_path / "profile") as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_the_report_opens_in_a_browser_runs_only_its_own_script_and_asks_nothing(
+    browser: Browser, written: Path
+) -> None:
+    browser.open(f"{written.as_uri()}#a7")
+    assert "mar7-evening · nightlab" == browser.run("document.title")
+    assert ["a7"] == browser.run("[...document.querySelectorAll('.attempt[open]')].map(a => a.id)")
+    assert [] == browser.console
+    assert [written.as_uri()] == [address.split("#")[0] for address in browser.requests]
+
+
+@pytest.mark.slow
+def test_a_script_planted_past_the_escaping_is_stopped_by_the_policy(
+    browser: Browser, tmp_path: Path, written: Path
+) -> None:
+    planted = tmp_path / "planted.html"
+    evil = (
+        "</main><script>document.title='executed'</script>"
+        "<img src='http://127.0.0.1:9/x'><style>body { display: none }</style>"
+    )
+    planted.write_text(written.read_text(encoding="utf-8").replace("</main>", evil, 1), "utf-8")
+    browser.open(planted.as_uri())
+    assert "mar7-evening · nightlab" == browser.run("document.title")
+    assert "block" == browser.run("getComputedStyle(document.body).display")
+    assert 3 == sum("Content Security Policy" in line for line in browser.console)
+
+
+@pytest.mark.slow
+def test_hovering_tells_clicking_opens_and_filtering_hides(browser: Browser, written: Path) -> None:
+    browser.open(written.as_uri())
+    browser.hover('.wide a.dot[data-n="6"]')
+    browser.wait_for("!document.getElementById('tip').hidden")
+    said = " ".join(browser.run("document.getElementById('tip').textContent").split())
+    assert said.startswith(f"#6 kept {value_of(HOSTILE.history.attempt(6)):.4f} +")
+    assert visible_idea(6) in said
+    browser.click('.wide a.dot[data-n="6"]')
+    assert browser.run("document.getElementById('a6').open")
+    browser.click('button[data-show="failed"]')
+    shown = "[...document.querySelectorAll('.attempt')].filter(row => row.offsetHeight)"
+    assert summary(HOSTILE.entries).failed == browser.run(f"{shown}.length")
+    assert browser.run(f"{shown}.every(row => row.classList.contains('failed'))")
+    assert [] == browser.console
+
+
+def visible_idea(number: int) -> str:
+    return one_line(HOSTILE.history.attempt(number).started.hypothesis, 300)
+
+
+@pytest.mark.slow
+def test_the_chart_is_one_stop_for_the_keyboard_and_arrows_go_on(
+    browser: Browser, written: Path
+) -> None:
+    browser.open(written.as_uri())
+    stops = "[...document.querySelectorAll('.wide a.dot')].filter(dot => dot.tabIndex === 0)"
+    assert 1 == browser.run(f"{stops}.length")
+    browser.run("document.querySelector('.wide a.dot[data-n=\"5\"]').focus()")
+    browser.press("ArrowRight")
+    assert "6" == browser.run("document.activeElement.dataset.n")
+    assert "#6" in browser.run("document.getElementById('tip').textContent")
+    browser.press("End")
+    assert "40" == browser.run("document.activeElement.dataset.n")
+    browser.press("Escape")
+    assert browser.run("document.getElementById('tip').hidden")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_wider_than_a_phone_or_a_desk(
+    browser: Browser, written: Path, width: int
+) -> None:
+    browser.resize(width, 800, is_phone=width < 500)
+    browser.open(f"{written.as_uri()}#a5")
+    assert width >= browser.run("document.documentElement.scrollWidth")
+
+
+@pytest.mark.slow
+def test_the_theme_can_be_chosen_and_paper_is_always_white(
+    browser: Browser, written: Path, tmp_path: Path
+) -> None:
+    page = "getComputedStyle(document.body).backgroundColor"
+    browser.open(written.as_uri())
+    browser.look(is_dark=True)
+    dark = browser.run(page)
+    browser.click("#theme")
+    light = browser.run(page)
+    browser.click("#theme")
+    browser.look(media="")
+    assert dark == browser.run(page) != light
+    browser.look(media="print")
+    assert "rgb(255, 255, 255)" == browser.run(page)
+    browser.print(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")

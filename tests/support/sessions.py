@@ -1,0 +1,118 @@
+"""Whole sessions without boxes, night and morning, and a forger with write access to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agent.candidate.diffs import patch
+from agent.morning.audit import whole_audit
+from agent.morning.export import Person, approval, original_files, result_files
+from agent.morning.review import replay, review
+from agent.night.assemble import assemble, open_models
+from agent.night.loop import run_session
+from agent.record.ledger import (
+    FIRST_PREVIOUS,
+    LEDGER_NAME,
+    Ledger,
+    canonical,
+    entry_hash,
+    read_ledger,
+)
+from tests.support.messages_server import MessagesServer, tinker
+from tests.support.nights import Place
+
+Lines = list[dict[str, Any]]
+
+
+def sampled(root: Path, attempts: int = 8) -> Place:
+    """A night of the sampler with its review, a replay and an approval."""
+    place = Place(root, changes={"session": {"attempts": attempts}})
+    lab = place.begin("tpe")
+    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+        run_session(assemble(lab, place.program, models), lambda: None)
+        review(lab, 2, "test", lambda _: None)
+        replay(lab, 1, lambda _: None)
+        _approve(lab.ledger)
+    return place
+
+
+def talked(root: Path, attempts: int = 3) -> Place:
+    """A night of a language model behind the Messages API."""
+    place = Place(root, changes={"session": {"attempts": attempts}})
+    script: Iterator[Any] = iter(lambda: tinker, None)
+    lab = place.begin("claude")
+    with MessagesServer(script, clock=place.clock.monotonic, endless=True) as server, lab.ledger:
+        environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
+        with open_models(lab, "claude", environ, lambda *_: None, sleep=place.clock.wait) as models:
+            run_session(assemble(lab, place.program, models), lambda: None)
+    return place
+
+
+def _approve(ledger: Ledger) -> None:
+    files, old = result_files(ledger, smaller=False), original_files(ledger)
+    ledger.append(
+        approval(
+            ledger,
+            Person("Somebody", "somebody@example.org"),
+            "it is better",
+            files,
+            smaller=False,
+            difference=patch(old, files),
+            branch=None,
+            commit=None,
+        )
+    )
+
+
+def forge(directory: Path, change: Callable[[Lines], object]) -> None:
+    """Change a ledger's lines and write the whole chain anew, as one with write access would."""
+    path = directory / LEDGER_NAME
+    lines: Lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    change(lines)
+    previous = FIRST_PREVIOUS
+    for seq, line in enumerate(lines):
+        line |= {"seq": seq, "previous": previous}
+        line["hash"] = previous = entry_hash(line)
+    path.write_text("".join(canonical(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def only(lines: Lines, kind: str, **fields: Any) -> dict[str, Any]:
+    """The last event of a kind with these fields."""
+    events: Iterator[dict[str, Any]] = (line["event"] for line in reversed(lines))
+    return next(
+        e for e in events if e["type"] == kind and all(e[name] == v for name, v in fields.items())
+    )
+
+
+def resumed(lines: Lines, section: str, **changes: Any) -> None:
+    """Append a resume whose settings differ."""
+    start = lines[0]["event"]
+    tables = json.loads(json.dumps(start["settings"]))
+    tables[section] |= changes
+    event = {
+        "type": "session_resumed",
+        "nightlab_version": "test",
+        "settings": tables,
+        "interrupted_attempt": None,
+        "removed_containers": [],
+    }
+    lines.append({**lines[-1], "event": event})
+
+
+def found(directory: Path) -> list[str]:
+    """What the audit says."""
+    return [difference.what for difference in whole_audit(directory, read_ledger(directory))]
+
+
+@contextmanager
+def restored(path: Path) -> Iterator[bytes]:
+    """A file's bytes, which are back in it afterwards."""
+    before = path.read_bytes()
+    try:
+        yield before
+    finally:
+        path.write_bytes(before)

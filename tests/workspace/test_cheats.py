@@ -1,0 +1,214 @@
+"""Every known way to cheat, each with the verdict it gets, in real boxes.
+
+A cheat is a folder in `cheats/`: `train.py`, whose docstring says what it tries, and `expect.toml`
+with the keys of `Expectation`. All share one data set, a made-up language with habits, and
+`cheats/honest.py`, which knows them. docs/score.md has their table.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from agent.attempt.lab import Lab
+from agent.attempt.measurement import scoring_specs
+from agent.attempt.sheet import Finding, finding, measure, parse_sheet
+from agent.candidate.workspace import Workspace
+from agent.program import load_program
+from agent.record.ledger import Ledger
+from sandbox import DockerExecutor
+from tests.support.nights import Quiet
+from tests.workspace.test_evaluate import BOS, CONTEXT, VOCABULARY, habits, write_data
+
+CHEATS = Path(__file__).parent / "cheats"
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.parent.name for path in CHEATS.glob("*/train.py"))
+ROWS = 800
+BEGIN = "<!-- cheats: made by tests/workspace/test_cheats.py --update-golden -->\n"
+END = "<!-- /cheats -->"
+
+Array = np.ndarray[Any, Any]
+
+
+class Patience(BaseModel):
+    """The scorer's deadlines; what is not given is as shipped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start_seconds: float = 120.0
+    answer_seconds: float = 30.0
+    total_seconds: float = 600.0
+
+
+class Expectation(BaseModel):
+    """What a cheat must come to.
+
+    `unchanged` is the honest model's score, `near` the same but for rounding, `worse` a valid
+    score that is no better.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verdict: Literal["invalid", "failed", "unchanged", "near", "worse"]
+    reasons: tuple[str, ...] = ()
+    """Any of these."""
+    patience: Patience = Patience()
+
+
+def expectation(name: str) -> Expectation:
+    """What must be found for one cheat."""
+    return Expectation.model_validate(tomllib.loads((CHEATS / name / "expect.toml").read_text()))
+
+
+def attempt_of(name: str) -> str:
+    """What a cheat tries, in its own words."""
+    return str(ast.get_docstring(ast.parse((CHEATS / name / "train.py").read_text())))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, checkpoint and scorer that all cheats share."""
+    root = tmp_path_factory.mktemp("cheats")
+    stream = language(np.random.default_rng(1))
+    (root / "data").mkdir()
+    write_data(root / "data" / "val", stream, [1] * BOS + [0], CONTEXT)
+    (root / "checkpoint").mkdir()
+    np.save(root / "checkpoint" / "logits.npy", honest_logits())
+    (root / "fixed").mkdir()
+    shutil.copy(ROOT / "workspace" / "evaluate.py", root / "fixed")
+    return root
+
+
+def language(random: np.random.Generator) -> list[int]:
+    """Text of the made-up language, in documents of 500 tokens."""
+    steps = habits(1).cumsum(axis=1)
+    stream: list[int] = []
+    while len(stream) < ROWS * CONTEXT:
+        at_start = len(stream) % 501 == 0
+        step = 0 if at_start else int(np.searchsorted(steps[stream[-1]], random.random()))
+        stream.append(BOS if at_start else min(step, BOS - 1))
+    return stream
+
+
+def honest_logits() -> Array:
+    """What the honest model answers after each token."""
+    logits = np.full((VOCABULARY, VOCABULARY), -20.0, dtype=np.float32)
+    logits[:, :BOS] = np.log(habits(1) + 1e-6)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def honest_value(place: Path) -> float:
+    """Bits per byte of the honest model, in float64."""
+    stream = np.fromfile(place / "data" / "val" / "tokens.bin", "<u2").astype(np.int64)
+    rows = stream.reshape(-1, CONTEXT)
+    before = np.concatenate([np.full((len(rows), 1), BOS), rows[:, :-1]], axis=1)
+    logits = honest_logits().astype(np.float64)
+    log_sums = np.log(np.exp(logits).sum(axis=1))
+    nats = log_sums[before] - logits[before, rows]
+    counted = rows != BOS
+    return float(nats[counted].sum() / np.log(2) / counted.sum())
+
+
+def lab_at(place: Path, image_id: str, executor: DockerExecutor) -> Lab:
+    """A lab that scores and records nothing."""
+    settings = load_program(ROOT / "program.md").settings
+    return Lab(
+        session="cheats",
+        directory=place,
+        ledger=cast(Ledger, None),
+        workspace=cast(Workspace, None),
+        settings=settings,
+        executor=executor,
+        image_id=image_id,
+        device="cpu",
+        environment={},
+        data_dir=place / "data",
+        fixed_dir=place / "fixed",
+        observer=Quiet(),
+    )
+
+
+def found_for(name: str, place: Path, tmp_path: Path, image_id: str, engine: Any) -> Finding:
+    """Score one cheat in real boxes."""
+    files, output = tmp_path / "files", tmp_path / "output"
+    files.mkdir()
+    output.mkdir()
+    for path in (CHEATS / name / "train.py", CHEATS / "honest.py"):
+        shutil.copy(path, files)
+    executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs")
+    models, scorer = scoring_specs(
+        lab_at(place, image_id, executor),
+        f"cheat-{name.replace('_', '-')}"[:50],
+        seed=7,
+        files=files,
+        checkpoint=place / "checkpoint",
+        split="val",
+    )
+    waits = expectation(name).patience.model_dump()
+    patience = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
+    hasty = scorer.model_copy(update={"argv": (*scorer.argv, *patience)})
+    bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
+    small = models[0].limits.model_copy(update=bounds)
+    bounded = [spec.model_copy(update={"limits": small}) for spec in models]
+    measurement = measure(executor, bounded, hasty, output)
+    sheet = parse_sheet(measurement.sheet) if measurement.sheet else None
+    assert [] == list((tmp_path / "runs").iterdir())
+    return finding(sheet, [model.outcome for model in measurement.models])
+
+
+def dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def verdict_of(found: Finding, honest_value: float) -> str:
+    """The word of `Expectation` for what was found."""
+    if found.value is None:
+        return "failed" if found.model_failed else "invalid"
+    difference = found.value - honest_value
+    if abs(difference) < 1e-5:
+        return "unchanged"
+    return "near" if abs(difference) < 0.005 else "worse" if difference > 0 else "better"
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cheat_gets_its_verdict(
+    name: str, place: Path, honest_value: float, tmp_path: Path, engine: Any, image: Any
+) -> None:
+    expected = expectation(name)
+    found = found_for(name, place, tmp_path, image.image_id, engine)
+    assert expected.verdict == verdict_of(found, honest_value), found
+    assert found.reason is None or found.reason in expected.reasons
+
+
+def test_there_are_as_many_cheats_as_the_score_must_stand() -> None:
+    assert len(NAMES) >= 30
+
+
+def test_the_page_of_the_score_has_every_cheat(pytestconfig: pytest.Config) -> None:
+    path = ROOT / "docs" / "score.md"
+    page = path.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    made = before + BEGIN + table() + END + after
+    if pytestconfig.getoption("--update-golden"):
+        path.write_text(made, encoding="utf-8")
+    assert made == path.read_text(encoding="utf-8")
+
+
+def table() -> str:
+    """Every cheat as a row of Markdown."""
+    lines = ["| case | what it tries | verdict |", "|---|---|---|"]
+    for name in NAMES:
+        expected = expectation(name)
+        why = " or ".join(f"`{reason}`" for reason in expected.reasons)
+        lines.append(f"| `{name}` | {attempt_of(name)} | {expected.verdict} {why}".rstrip() + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,452 @@
+"""Tests of workspace/prepare.py: sources, splits, tokens, downloads."""
+
+import hashlib
+import http.server
+import importlib.util
+import json
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import tenacity
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def load_prepare() -> ModuleType:
+    path = Path(__file__).parents[2] / "workspace" / "prepare.py"
+    spec = importlib.util.spec_from_file_location("nightlab_prepare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+prepare: Any = load_prepare()
+VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n"
+
+
+def folder_of(tmp_path: Path, texts: dict[str, bytes]) -> Path:
+    folder = tmp_path / "texts"
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text)
+    return folder
+
+
+def forty_texts() -> dict[str, bytes]:
+    return {f"{n:02}.txt": f"{n} {VERSE * (1 + n % 3)}".encode() for n in range(40)}
+
+
+def made(tmp_path: Path, folder: Path, name: str = "out", **changes: Any) -> Path:
+    settings = {"tokenizer": "bpe", "vocab_size": 300, "context": 16} | changes
+    output = tmp_path / name
+    assert prepare.prepare(
+        prepare.Settings(f"folder:{folder}", **settings), output, tmp_path / "cache"
+    )
+    return output
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def tokens_of(folder: Path) -> list[int]:
+    raw = (folder / "tokens.bin").read_bytes()
+    return list(struct.unpack(f"<{len(raw) // 2}H", raw))
+
+
+@pytest.mark.slow
+def test_shakespeare_becomes_the_three_known_streams(tmp_path: Path) -> None:
+    settings = prepare.Settings("shakespeare", "bpe", 1024, 256)
+    assert prepare.prepare(settings, tmp_path / "out", tmp_path / "cache")
+    manifest = read(tmp_path / "out" / "manifest.json")
+    sizes = {split: summary["bytes"] for split, summary in manifest["splits"].items()}
+    assert {"train": 4_062_076, "val": 501_212, "holdout": 488_940} == sizes
+    hashes = {split: summary["sha256"] for split, summary in manifest["splits"].items()}
+    assert hashes == prepare.SHAKESPEARE_SPLIT_SHA256
+    meta = read(tmp_path / "out" / "val" / "meta.json")
+    tokens = tokens_of(tmp_path / "out" / "val")
+    assert sum(meta["token_bytes"][token] for token in tokens) == 501_212
+    assert [meta["bos_token"]] * 4 == [tokens[start] for start in meta["documents"]]
+    assert not prepare.prepare(settings, tmp_path / "out", tmp_path / "cache")
+
+
+def test_equal_sources_give_identical_files(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, forty_texts())
+    first, second = made(tmp_path, folder, "first"), made(tmp_path, folder, "second")
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert [(first / name).read_bytes() for name in names] == [
+        (second / name).read_bytes() for name in names
+    ]
+    assert len(names) == 8
+
+
+def test_tokens_spell_the_documents_with_one_bos_before_each(tmp_path: Path) -> None:
+    texts = forty_texts() | {"odd.txt": "naïve 🙂 <|endoftext|>\r\n\x00".encode() + b"\xff\xfe\xc3"}
+    output = made(tmp_path, folder_of(tmp_path, texts))
+    spelled = {}
+    for split in ("train", "val", "holdout"):
+        meta = read(output / split / "meta.json")
+        tokens = tokens_of(output / split)
+        ends = [*meta["documents"][1:], len(tokens)]
+        names = read(output / "manifest.json")["splits"][split]["names"]
+        for name, start, end in zip(names, meta["documents"], ends, strict=True):
+            assert tokens[start] == meta["bos_token"]
+            spelled[name] = tokens[start + 1 : end]
+    vocabulary = read(output / "tokenizer.json")["model"]["vocab"]
+    letters = prepare.byte_of_letter()
+    table = {token: bytes(letters[c] for c in name) for name, token in vocabulary.items()}
+    assert texts == {name: b"".join(table[t] for t in ids) for name, ids in spelled.items()}
+
+
+def test_the_byte_table_adds_up_to_the_bytes_of_the_split(tmp_path: Path) -> None:
+    texts = {f"{n}.txt": f"{n} Ærøskøbing, 東京 🙂 {VERSE}".encode() for n in range(9)}
+    output = made(tmp_path, folder_of(tmp_path, texts))
+    for split in ("val", "holdout"):
+        meta = read(output / split / "meta.json")
+        counted = sum(meta["token_bytes"][token] for token in tokens_of(output / split))
+        names = read(output / "manifest.json")["splits"][split]["names"]
+        assert counted == meta["bytes"] == sum(len(texts[name]) for name in names)
+        assert 0 == meta["token_bytes"][meta["bos_token"]]
+    assert "token_bytes" not in read(output / "train" / "meta.json")
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer() -> Any:
+    return prepare.train_tokenizer([prepare.Document("verse", VERSE.encode() * 5)], 300)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode()))
+def test_any_bytes_survive_the_tokeniser(small_tokenizer: Any, text: bytes) -> None:
+    spelled = prepare.bytes_of_tokens(small_tokenizer)
+    token_of_byte = {word[0]: token for token, word in enumerate(spelled) if len(word) == 1}
+    tokens = prepare.encode(text, small_tokenizer, token_of_byte)
+    assert text == b"".join(spelled[token] for token in tokens)
+    assert prepare.bos_token(small_tokenizer) not in tokens
+
+
+def test_the_bytes_tokeniser_has_one_token_a_byte(tmp_path: Path) -> None:
+    output = made(tmp_path, folder_of(tmp_path, forty_texts()), tokenizer="bytes")
+    meta = read(output / "val" / "meta.json")
+    assert (257, [1] * 256 + [0]) == (meta["vocab_size"], meta["token_bytes"])
+
+
+def test_equal_documents_stay_in_one_split_whatever_their_order(tmp_path: Path) -> None:
+    texts = forty_texts()
+    twins = texts | {f"again/{name}": text for name, text in texts.items()}
+    output = made(tmp_path, folder_of(tmp_path, twins))
+    splits = read(output / "manifest.json")["splits"]
+    where = {name: split for split, facts in splits.items() for name in facts["names"]}
+    assert {name: where[name] for name in texts} == {name: where[f"again/{name}"] for name in texts}
+    assert {"train": 72, "val": 4, "holdout": 4} == {
+        split: facts["documents"] for split, facts in splits.items()
+    }
+
+
+def test_jsonl_and_parquet_rows_are_documents(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"a.txt": VERSE.encode()})
+    lines = [json.dumps({"text": f"line {n} {VERSE}"}) for n in range(3)]
+    (folder / "b.jsonl").write_text("\n".join(lines))
+    table = pa.table({"text": [f"row {n} {VERSE}" for n in range(4)], "other": [1, 2, 3, 4]})
+    pyarrow.parquet.write_table(table, folder / "c.parquet")
+    splits = read(made(tmp_path, folder) / "manifest.json")["splits"]
+    names = sorted(name for facts in splits.values() for name in facts["names"])
+    rows = [f"b.jsonl:{n}" for n in (1, 2, 3)] + [f"c.parquet:{n}" for n in (1, 2, 3, 4)]
+    assert ["a.txt", *rows] == names
+
+
+def test_half_a_surrogate_pair_in_json_is_kept_as_bytes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, forty_texts())
+    (folder / "half.jsonl").write_text('{"text": "a\\ud800b"}\n')
+    documents = list(prepare.documents_in(folder / "half.jsonl", "half.jsonl"))
+    assert [b"a\xed\xa0\x80b"] == [document.text for document in documents]
+    assert made(tmp_path, folder).is_dir()
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = prepare.main(arguments)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--source", "wikipedia"], "no source 'wikipedia'"),
+        (["--source", "folder:/nowhere"], "/nowhere is not a folder"),
+        (["--source", "url:/nowhere"], "/nowhere is not a file"),
+        (["--vocab-size", "256"], "257 to 65535"),
+        (["--vocab-size", "65536"], "257 to 65535"),
+        (["--context", "1"], "2 to 65536"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_a_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = refused([*arguments, "--output", str(tmp_path / "out")], capsys)
+    assert 2 == code
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"two"}, "2 different documents"),
+        ({"a.md": b"one"}, "has no .txt, .jsonl, .parquet file"),
+        ({"a.jsonl": b'{"words": 1}'}, "a.jsonl, line 1"),
+        ({"a.jsonl": b'{"text": 1}'}, '"text" must be a string'),
+        ({"a.jsonl": b"[1"}, "a.jsonl, line 1"),
+        ({"a.parquet": b"no table"}, "not a parquet file"),
+        ({"a.txt": b"a", "b.txt": b"b", "c.txt": b"c"}, "not even one context"),
+    ],
+)
+def test_unusable_folders_are_refused(
+    texts: dict[str, bytes], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"folder:{folder_of(tmp_path, texts)}"
+    code, said = refused(["--source", source, "--output", str(tmp_path / "out")], capsys)
+    assert 2 == code
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_parquet_without_its_library_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(prepare.PrepareError, match=r"nightlab\[parquet\]"):
+        list(prepare.documents_in(tmp_path / "a.parquet", "a.parquet"))
+
+
+def test_a_complete_folder_is_reused_and_another_one_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path, forty_texts())
+    common = ["--source", f"folder:{folder}", "--output", str(tmp_path / "out"), "--context", "16"]
+    assert 0 == prepare.main([*common, "--vocab-size", "300"])
+    before = (tmp_path / "out" / "manifest.json").stat()
+    assert 0 == prepare.main([*common, "--vocab-size", "300"])
+    assert before == (tmp_path / "out" / "manifest.json").stat()
+    code, said = refused([*common, "--vocab-size", "301"], capsys)
+    assert (2, True) == (code, "choose another --output" in said)
+    (folder / "new.txt").write_text("more")
+    assert 2 == prepare.main([*common, "--vocab-size", "300"])
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    output = made(tmp_path, folder_of(tmp_path, forty_texts()))
+    assert (output / "manifest.json").is_file()
+
+
+def test_what_a_killed_run_left_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "out.partial" / "train").mkdir(parents=True)
+    (tmp_path / "out.partial" / "junk").touch()
+    output = made(tmp_path, folder_of(tmp_path, forty_texts()))
+    assert not (output / "junk").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_every_setting_changes_the_key(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, forty_texts())
+    choices = [
+        ("shakespeare", "bpe", 1024, 256),
+        (f"folder:{folder}", "bpe", 1024, 256),
+        (f"folder:{folder}", "bytes", 1024, 256),
+        (f"folder:{folder}", "bpe", 1025, 256),
+        (f"folder:{folder}", "bpe", 1024, 128),
+    ]
+    keys = [prepare.key(prepare.Settings(*choice)) for choice in choices]
+    assert len(choices) == len(set(keys))
+    assert keys == [prepare.key(prepare.Settings(*choice)) for choice in choices]
+
+
+def test_cleaning_unifies_line_ends_and_drops_blanks() -> None:
+    assert b"a\n\nb\n c\n" == prepare.clean(b"\n a \r\n\n\n\n\nb\t\n c\n\n")
+
+
+# Downloads, against a server on this machine
+
+Respond = Callable[[http.server.BaseHTTPRequestHandler, int], None]
+BODY = bytes(range(256)) * 4096
+
+
+@contextmanager
+def server(respond: Respond) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    requests: list[dict[str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(dict(self.headers.items()))
+            respond(self, len(requests))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_address[1]}/shard.txt", requests
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def send(
+    handler: http.server.BaseHTTPRequestHandler,
+    body: bytes,
+    *,
+    stop_after: int | None = None,
+    ranges: bool = True,
+    tag: str | None = None,
+) -> None:
+    asked = handler.headers.get("Range") if ranges else None
+    if tag is not None and handler.headers.get("If-Range", tag) != tag:
+        asked = None
+    first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+    handler.send_response(206 if asked else 200)
+    if asked:
+        handler.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+    if tag is not None:
+        handler.send_header("ETag", tag)
+    handler.send_header("Content-Length", str(len(body) - first))
+    handler.end_headers()
+    handler.wfile.write(body[first:stop_after])
+
+
+def fetched(url: str, folder: Path, sha256: str | None = None) -> bytes:
+    path = folder / "shard.txt"
+    prepare.download(prepare.Address(url, sha256), path, tenacity.wait_none())
+    return path.read_bytes()
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def respond(handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        send(handler, BODY, stop_after=600_000 if number == 1 else None, tag='"one"')
+
+    with server(respond) as (url, requests):
+        assert BODY == fetched(url, tmp_path, hashlib.sha256(BODY).hexdigest())
+    assert [None, "bytes=600000-"] == [request.get("Range") for request in requests]
+    assert '"one"' == requests[1]["If-Range"]
+    assert ["shard.txt"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_later_run_goes_on_with_what_an_earlier_one_left(tmp_path: Path) -> None:
+    (tmp_path / "shard.txt.part").write_bytes(BODY[:1000])
+    with server(lambda handler, _: send(handler, BODY)) as (url, requests):
+        assert BODY == fetched(url, tmp_path)
+    assert ["bytes=1000-"] == [request.get("Range") for request in requests]
+
+
+def test_a_server_that_ignores_ranges_is_read_from_the_start(tmp_path: Path) -> None:
+    def respond(handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        send(handler, BODY, stop_after=600_000 if number == 1 else None, ranges=False)
+
+    with server(respond) as (url, requests):
+        assert BODY == fetched(url, tmp_path)
+    assert 2 == len(requests)
+
+
+def test_a_file_that_changed_between_tries_is_not_mixed(tmp_path: Path) -> None:
+    def respond(handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        if number == 1:
+            send(handler, b"old" * 400_000, stop_after=600_000, tag='"old"')
+        else:
+            send(handler, BODY, tag='"new"')
+
+    with server(respond) as (url, _):
+        assert BODY == fetched(url, tmp_path)
+
+
+def test_a_part_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
+    def respond(handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        if number == 1:
+            handler.send_error(416)
+        else:
+            send(handler, BODY)
+
+    (tmp_path / "shard.txt.part").write_bytes(BODY + b"more")
+    with server(respond) as (url, requests):
+        assert BODY == fetched(url, tmp_path)
+    assert [True, False] == ["Range" in request for request in requests]
+
+
+def test_two_server_errors_are_waited_out(tmp_path: Path) -> None:
+    def respond(handler: http.server.BaseHTTPRequestHandler, number: int) -> None:
+        if number <= 2:
+            handler.send_error(500)
+        else:
+            send(handler, BODY)
+
+    with server(respond) as (url, requests):
+        assert BODY == fetched(url, tmp_path)
+    assert 3 == len(requests)
+
+
+def test_a_server_that_stays_broken_is_given_up(tmp_path: Path) -> None:
+    with (
+        server(lambda handler, _: handler.send_error(503)) as (url, requests),
+        pytest.raises(prepare.UnreachableError, match="run again to go on"),
+    ):
+        fetched(url, tmp_path)
+    assert 6 == len(requests)
+
+
+def test_a_missing_file_is_not_asked_for_twice(tmp_path: Path) -> None:
+    with (
+        server(lambda handler, _: handler.send_error(404)) as (url, requests),
+        pytest.raises(prepare.UnreachableError, match="HTTP 404"),
+    ):
+        fetched(url, tmp_path)
+    assert 1 == len(requests)
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_kept(tmp_path: Path) -> None:
+    with (
+        server(lambda handler, _: send(handler, BODY)) as (url, _),
+        pytest.raises(prepare.PrepareError, match="another checksum"),
+    ):
+        fetched(url, tmp_path, "0" * 64)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_url_list_is_prepared_and_fetched_only_once(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"text": f"{n} {VERSE}"}) for n in range(40)).encode()
+    with server(lambda handler, _: send(handler, lines)) as (url, requests):
+        shard = url.replace("shard.txt", "data/shard.jsonl?download=true")
+        listed = tmp_path / "shards.list"
+        listed.write_text(f"# two shards\n\n{shard} {hashlib.sha256(lines).hexdigest()}\n")
+        common = ["--source", f"url:{listed}", "--vocab-size", "300", "--context", "16"]
+        assert 0 == prepare.main([*common, "--output", str(tmp_path / "one")])
+        assert 0 == prepare.main([*common, "--output", str(tmp_path / "two")])
+    assert 1 == len(requests)
+    assert 40 == read(tmp_path / "two" / "manifest.json")["total"]["documents"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "file:///etc/passwd.txt",
+        "ftp://example.org/a.parquet",
+        "http:///a.parquet",
+        "https://example.org/a.exe",
+        "https://example.org/a.parquet abc",
+        f"https://example.org/a.parquet {'0' * 64} more",
+    ],
+)
+def test_a_list_with_a_bad_line_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "shards.list").write_text(line + "\n")
+    with pytest.raises(prepare.PrepareError):
+        prepare.read_addresses(tmp_path / "shards.list")
