@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sandbox.contract.errors import SandboxError
 from sandbox.contract.run import (
     Executor,
     Limits,
@@ -13,7 +14,6 @@ from sandbox.contract.run import (
     OutputFile,
     RunResult,
     RunSpec,
-    SandboxError,
 )
 
 if TYPE_CHECKING:

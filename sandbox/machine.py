@@ -18,17 +18,9 @@ from pydantic import ValidationError
 
 from sandbox.box.executor import DockerExecutor
 from sandbox.box.reaper import living_gpus, process_owner, sweep, sweep_run_directories
-from sandbox.contract.run import (
-    Devices,
-    GpuMemory,
-    GpuSource,
-    Limits,
-    Mount,
-    NoGpus,
-    RunResult,
-    RunSpec,
-    SandboxError,
-)
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.gpu import Devices, GpuMemory, GpuSource, NoGpus
+from sandbox.contract.run import Limits, Mount, RunResult, RunSpec
 from sandbox.engine.find import Engine, connect, find_engine
 from sandbox.gpu.inventory import named_gpus
 from sandbox.gpu.leases import Leases, Pool

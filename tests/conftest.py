@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sandbox.contract.run import SandboxError
+from sandbox.contract.errors import SandboxError
 from sandbox.engine.find import Engine, find_engine
 from sandbox.image.image import ImageRecord, find_image
 from sandbox.machine import state_directory

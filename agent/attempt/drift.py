@@ -21,10 +21,10 @@ from agent.attempt.judge import (
 )
 from agent.attempt.lab import Lab, fresh_directory, stored_files
 from agent.attempt.measurement import measure_aside
-from agent.program import Settings
 from agent.record.events import DriftChecked, LaterRun, RunFinished
 from agent.record.history import Attempt, History
-from sandbox.contract.run import SandboxError
+from agent.settings import Settings
+from sandbox.contract.errors import SandboxError
 
 SCRATCH = "drift"
 REST_AFTER_A_VAIN_LOOK = 3

@@ -21,7 +21,7 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import BOX_LOST, TRIES, Attempt, Smoke
-from sandbox.contract.run import BoxLost, SandboxError, host_faults
+from sandbox.contract.errors import BoxLost, SandboxError, host_faults
 
 Closing = Callable[[float], AttemptFinished]
 """Makes the closing event once the attempt's duration in seconds is known."""

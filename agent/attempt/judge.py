@@ -17,8 +17,9 @@ from enum import StrEnum
 from functools import lru_cache
 from statistics import NormalDist, fmean
 
-from agent.record.events import Arithmetic, Direction
+from agent.record.events import Arithmetic
 from agent.record.history import LOOK, are_moved, gain
+from agent.settings import Direction
 
 ANGLE_TOLERANCE = 1e-15
 DOUBT_PER_LOOK = 0.45

@@ -13,11 +13,12 @@ from typing import Literal, Protocol
 
 from agent.attempt.machine_state import ReadMachine, machine_state
 from agent.candidate.workspace import Workspace
-from agent.program import Settings
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, Event, Noticed, RunEvent
 from agent.record.history import Attempt
 from agent.record.ledger import Ledger
-from sandbox.contract.run import Box, Executor, GpuMemory, GpuSource, NoGpus, RunResult, RunSpec
+from agent.settings import Settings
+from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
+from sandbox.contract.run import Box, Executor, RunResult, RunSpec
 
 
 class Observer(Protocol):

@@ -36,7 +36,6 @@ from agent.attempt.sheet import Measurement, finding, parse_sheet
 from agent.attempt.sheet import measure as score_in_boxes
 from agent.attempt.stopping import Rule, Watch, past, told
 from agent.attempt.waiting import stand_by
-from agent.program import Budget
 from agent.record.curves import CurveCollector, packed
 from agent.record.events import (
     Disturbance,
@@ -55,16 +54,9 @@ from agent.record.history import Attempt
 from agent.record.ledger import canonical
 from agent.record.logs import excerpt, packed_log
 from agent.record.mfu import mfu_of
-from sandbox.contract.run import (
-    Box,
-    BoxLost,
-    Limits,
-    Mount,
-    Outcome,
-    RunResult,
-    RunSpec,
-    host_faults,
-)
+from agent.settings import Budget
+from sandbox.contract.errors import BoxLost, host_faults
+from sandbox.contract.run import Box, Limits, Mount, Outcome, RunResult, RunSpec
 
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
 EVALUATE, OUTPUT = "/evaluate", "/out"

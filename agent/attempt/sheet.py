@@ -19,15 +19,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from sandbox.contract.run import (
-    BoxLost,
-    Executor,
-    Outcome,
-    Record,
-    RunResult,
-    RunSpec,
-    SandboxError,
-)
+from sandbox.contract.errors import BoxLost, SandboxError
+from sandbox.contract.record import Record
+from sandbox.contract.run import Executor, Outcome, RunResult, RunSpec
 
 SHEET_NAME = "score.json"
 MAX_SHEET_BYTES = 256 * 1024

@@ -28,7 +28,8 @@ from agent.attempt.measurement import (
 from agent.candidate.knobs import without_knobs
 from agent.record.events import SmokeFinished, SmokeRun, SmokeStarted
 from agent.record.history import Smoke
-from sandbox.contract.run import Outcome, RunResult, host_faults
+from sandbox.contract.errors import host_faults
+from sandbox.contract.run import Outcome, RunResult
 
 MAX_SHARE = 0.05
 """Of the budget, up to which a smoke run comes by itself: one in twenty must save a whole one."""

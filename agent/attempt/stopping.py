@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from agent.attempt.judge import Noise, pooled_noise, student_t_quantile
-from agent.program import Budget, Settings
 from agent.record.curves import Curve, unpacked
-from agent.record.events import Direction, EarlyStop, RunFinished
+from agent.record.events import EarlyStop, RunFinished
 from agent.record.history import Attempt, History
+from agent.settings import Budget, Direction, Settings
 from sandbox.contract.run import Outcome
 
 WINDOW = 0.25

@@ -17,7 +17,7 @@ from agent.attempt.lab import Lab
 from agent.attempt.steering import is_asked_to_pause, is_asked_to_stop
 from agent.record.events import Noticed, StopReason
 from agent.record.history import TRIES
-from sandbox.contract.run import NightlabError, SandboxError
+from sandbox.contract.errors import NightlabError, SandboxError
 
 LOOK_AGAIN_SECONDS = 1.0
 FAULT_PAUSE_SECONDS = 5.0

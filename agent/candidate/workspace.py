@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from agent.program import FIXED_FILES
-from sandbox.contract.run import MAKE_ROOM, NightlabError, SandboxError
+from agent.settings import FIXED_FILES
+from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_CANDIDATE_BYTES = 16 * 2**20

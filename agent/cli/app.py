@@ -24,7 +24,7 @@ from agent.cli.watch import watch
 from agent.record.ledger import LedgerError
 from agent.researcher.base import ModelError
 from agent.text import one_line
-from sandbox.contract.run import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError
+from sandbox.contract.errors import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError
 
 P = ParamSpec("P")
 

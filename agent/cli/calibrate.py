@@ -32,8 +32,8 @@ from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
 from agent.machine.setup import calibration_path, find_outfit, own_workspace
 from agent.night.session import Outfit, SessionError
-from agent.program import Settings
 from agent.record.ledger import Ledger
+from agent.settings import Settings
 from agent.text import one_line
 from sandbox.engine.find import exclusive
 from sandbox.machine import state_directory

@@ -22,7 +22,7 @@ from agent.cli.shared import (
     torch_index_of,
 )
 from agent.machine.setup import image_recipe, make_image, ready_engine
-from agent.program import Settings
+from agent.settings import Settings
 from sandbox.engine.find import connect, find_engine
 from sandbox.image.check import check_image
 from sandbox.image.image import ImageRecord, find_image, known_images

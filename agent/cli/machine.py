@@ -29,7 +29,7 @@ from agent.cli.shared import (
 )
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.night.session import SessionError
-from agent.program import parse_size
+from agent.settings import parse_size
 from agent.text import one_line
 from sandbox.check.escapes import installed, version_rows
 from sandbox.check.self_check import CheckResult, timed_check

@@ -45,7 +45,7 @@ from agent.morning.anchor import Anchor, anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
 from agent.night.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
-from agent.program import Program, Settings, parse_program
+from agent.program import Program, parse_program
 from agent.record.events import PLANNED_STOPS, Noticed
 from agent.record.history import fold
 from agent.record.ledger import Ledger, LedgerError, is_locked, read_ledger
@@ -59,6 +59,7 @@ from agent.researcher.base import (
     price_known,
     unusable_credentials,
 )
+from agent.settings import Settings
 from agent.text import one_line
 from agent.trackers.tracking import DEADLINE_SECONDS, Export
 from sandbox.machine import state_directory

@@ -17,9 +17,10 @@ from agent.attempt.lab import Observer
 from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
 from agent.night.session import SessionError, has_begun
-from agent.program import Program, Settings, load_program
+from agent.program import Program, load_program
 from agent.record.ledger import Ledger
 from agent.report.console import JsonConsole, NightConsole, NoteTaker
+from agent.settings import Settings
 from agent.trackers.tracking import Export, Tracker, missing
 from sandbox.engine.find import find_engine
 from sandbox.machine import clean_up, state_directory

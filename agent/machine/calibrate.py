@@ -19,11 +19,13 @@ from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
 from agent.night.session import Outfit, begin, bring_back, has_begun, machine, open_lab
-from agent.program import Program, Settings
+from agent.program import Program
 from agent.record.curves import Curve, Point, curve_of, unpacked
 from agent.record.events import AttemptFinished, AttemptStarted, RunFinished, Verdict
 from agent.record.ledger import Ledger
-from sandbox.contract.run import Outcome, RunResult, host_faults
+from agent.settings import Settings
+from sandbox.contract.errors import host_faults
+from sandbox.contract.run import Outcome, RunResult
 
 SEED = 0
 MOST_REPEATS = 10

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from agent.attempt.judge import pooled_noise, student_t_quantile
 from agent.machine.rates import Rates
-from sandbox.contract.run import Outcome, Record, Sha256
+from sandbox.contract.record import Record, Sha256
+from sandbox.contract.run import Outcome
 
 MAX_START_SHARE = 0.1
 """A budget of which more goes into starting up is too short."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from sandbox.contract.run import Record
+from sandbox.contract.record import Record
 
 MAX_LINE_BYTES = 4096
 PROGRAM = """

@@ -17,10 +17,10 @@ from typing import Any
 from agent.candidate.own_files import folder_facts
 from agent.machine.calibration import Calibration
 from agent.night.session import Outfit, SessionError
-from agent.program import DataSettings, Settings
 from agent.record.events import SessionStarted
+from agent.settings import DataSettings, Settings
 from sandbox.check.escapes import installed
-from sandbox.contract.run import EngineUnavailable, ImageMissing, SandboxError
+from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError
 from sandbox.engine.find import Engine, find_engine, install_and_start
 from sandbox.image.image import ImageRecord, Recipe, ensure_image, find_image, has_image
 from sandbox.image.profiles import find_profile

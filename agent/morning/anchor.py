@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from agent.record.events import Entry
 from agent.record.ledger import Clock, LedgerError, canonical, utc_now
 from agent.text import one_line
-from sandbox.contract.run import Record
+from sandbox.contract.record import Record
 
 NAMESPACE = "nightlab"
 SIGNATURES = "signatures"

@@ -29,7 +29,6 @@ from agent.candidate.merge import Files
 from agent.candidate.workspace import may_be_written
 from agent.morning.limit_checks import LimitChecks
 from agent.morning.run_checks import RunChecks
-from agent.program import Settings
 from agent.record.curves import unpacked
 from agent.record.events import (
     Arithmetic,
@@ -77,7 +76,9 @@ from agent.record.history import (
 )
 from agent.record.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
 from agent.researcher.base import cost_usd
-from sandbox.contract.run import Outcome, Record
+from agent.settings import Settings
+from sandbox.contract.record import Record
+from sandbox.contract.run import Outcome
 
 BLOB_FIELDS = (
     *("program", "diff", "log", "curve", "container", "system", "tools", "message"),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.program import Session, Settings
 from agent.record.events import (
     AttemptFinished,
     AttemptStarted,
@@ -16,6 +15,7 @@ from agent.record.events import (
     StopReason,
 )
 from agent.record.history import History
+from agent.settings import Session, Settings
 
 
 @dataclass

@@ -23,7 +23,7 @@ from agent.record.events import (
 )
 from agent.record.ledger import Clock, utc_now
 from agent.text import one_line
-from sandbox.contract.run import NightlabError
+from sandbox.contract.errors import NightlabError
 
 FACTS_CHARACTERS = 160
 FACT_CHARACTERS = 60

@@ -17,13 +17,14 @@ from agent.attempt.disturbance import allowed_cores, is_crowded, is_slow
 from agent.attempt.machine_state import held_back
 from agent.attempt.reported import read_reported
 from agent.attempt.sheet import finding, parse_sheet
-from agent.program import Settings
 from agent.record.curves import unpacked
 from agent.record.events import RunFinished, RunStarted, Scored, SessionStarted, SmokeRun, Split
 from agent.record.ledger import LedgerError
 from agent.record.logs import excerpt, unpacked_log
 from agent.record.mfu import mfu_of
-from sandbox.contract.run import Box, Limits, MemoryBound, Outcome, RunResult
+from agent.settings import Settings
+from sandbox.contract.gpu import MemoryBound
+from sandbox.contract.run import Box, Limits, Outcome, RunResult
 
 ROUNDING_CORES = 1e-4
 """Cores used by others are recorded with four digits, and compared with more."""

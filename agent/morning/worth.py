@@ -19,7 +19,7 @@ from agent.record.events import (
     VariantPlanned,
 )
 from agent.record.history import NOT_JUDGED, Attempt, History, direction_of, gain, label_of
-from sandbox.contract.run import Record
+from sandbox.contract.record import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
 

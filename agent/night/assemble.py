@@ -23,7 +23,7 @@ from agent.candidate.diffs import unified_diff
 from agent.night.loop import Night
 from agent.night.tracing import attempt_span, usual_tracer
 from agent.night.turns import Turns
-from agent.program import Program, Settings
+from agent.program import Program
 from agent.record.events import FileChanged, Method, ModelCalled, Noticed, RetryWaited
 from agent.record.history import Attempt
 from agent.record.ledger import Ledger
@@ -31,6 +31,7 @@ from agent.researcher.base import LostCall, Model, ModelError, retirement
 from agent.researcher.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.researcher.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.researcher.tools import Toolbox
+from agent.settings import Settings
 from agent.text import one_line
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from agent.record.ledger import request_sha
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
 from agent.researcher.tools import Toolbox, ToolResult
-from sandbox.contract.run import SandboxError
+from sandbox.contract.errors import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
 FEWEST_MESSAGES = 9

@@ -24,7 +24,7 @@ from agent.attempt.steering import forget
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.tracing import TracedExecutor, usual_tracer
-from agent.program import FIXED_FILES, Program, Settings
+from agent.program import Program
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
@@ -39,17 +39,11 @@ from agent.record.events import (
 )
 from agent.record.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
 from agent.researcher.conversation import Conversation
+from agent.settings import FIXED_FILES, Settings
 from agent.text import one_line
-from sandbox.contract.run import (
-    Executor,
-    GpuMemory,
-    GpuSource,
-    NightlabError,
-    NoGpus,
-    SandboxError,
-    first_problem,
-    host_faults,
-)
+from sandbox.contract.errors import NightlabError, SandboxError, first_problem, host_faults
+from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
+from sandbox.contract.run import Executor
 
 SCORERS = ("evaluate.py",)
 """The person's files that score a run; a program that reports its own score needs none."""

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
-from sandbox.contract.run import Box, Record, RunResult, Sha256
+from agent.settings import Source
+from sandbox.contract.record import Record, Sha256
+from sandbox.contract.run import Box, RunResult
 
 SCHEMA_VERSION = 1
 
@@ -69,9 +71,6 @@ SAMPLERS = ("tpe", "random")
 """Researchers that know the attempts and no conversation."""
 Split = Literal["val", "holdout"]
 AttemptKind = Literal["baseline", "candidate"]
-Direction = Literal["minimize", "maximize"]
-Source = Literal["scored", "reported"]
-"""Where a score comes from: boxes that the candidate cannot reach, or its own word."""
 
 
 class MachineState(Record):

@@ -15,7 +15,6 @@ from agent.record.events import (
     AttemptInterrupted,
     AttemptStarted,
     ConversationOpened,
-    Direction,
     DriftChecked,
     Entry,
     Event,
@@ -38,6 +37,7 @@ from agent.record.events import (
     VariantPlanned,
     Verdict,
 )
+from agent.settings import Direction
 from agent.text import labelled
 from sandbox.contract.run import Outcome
 

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from agent.record.events import EVENT_TYPES, SCHEMA_VERSION, Entry, Event
 from agent.record.files import replace_file, sync_directory
 from agent.record.history import History, fold
-from sandbox.contract.run import NightlabError, first_problem
+from sandbox.contract.errors import NightlabError, first_problem
 
 FIRST_PREVIOUS = "0" * 64
 LEDGER_NAME = "ledger.jsonl"

@@ -27,7 +27,8 @@ from agent.record.files import replace_file
 from agent.record.history import Attempt, History
 from agent.record.ledger import LOCK_NAME
 from agent.text import one_line
-from sandbox.contract.run import Box, Record
+from sandbox.contract.record import Record
+from sandbox.contract.run import Box
 
 NOTE_NAME = "running.json"
 

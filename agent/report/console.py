@@ -14,12 +14,12 @@ from rich.text import Text
 from agent.attempt.budget import seconds_left
 from agent.attempt.disturbance import reasons
 from agent.attempt.judge import pooled_noise
-from agent.program import Settings
 from agent.record.curves import CurveCollector, is_storable
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
 from agent.record.history import Attempt, History, gain
 from agent.report.activity import forget_note, write_note
 from agent.report.summary import Summary
+from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.run import Box, RunResult
 

@@ -43,7 +43,8 @@ from agent.report.tables import (
     time_spent,
 )
 from agent.text import fenced, for_markdown, one_line, visible
-from sandbox.contract.run import Log, Outcome, Record
+from sandbox.contract.record import Record
+from sandbox.contract.run import Log, Outcome
 
 REPORT_NAME = "report.html"
 MARKDOWN_NAME = "report.md"

@@ -10,7 +10,6 @@ from typing import Any
 from agent.attempt.judge import pooled_noise
 from agent.record.events import (
     PLANNED_STOPS,
-    Direction,
     Entry,
     ModelCalled,
     Noticed,
@@ -32,8 +31,10 @@ from agent.record.history import (
     section_of,
 )
 from agent.record.ledger import FIRST_PREVIOUS
+from agent.settings import Direction
 from agent.text import labelled, one_line
-from sandbox.contract.run import Outcome, Record
+from sandbox.contract.record import Record
+from sandbox.contract.run import Outcome
 
 _FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued", "engine_back"})
 """Kinds of notices that nobody has to look at."""

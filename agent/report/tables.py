@@ -23,7 +23,9 @@ from agent.record.events import (
 from agent.record.history import LOOK, Attempt, History, direction_of, gain
 from agent.report.summary import all_scores, noise_of, survived_share
 from agent.text import one_line
-from sandbox.contract.run import GpuUse, Outcome, Record, Spread
+from sandbox.contract.gpu import GpuUse, Spread
+from sandbox.contract.record import Record
+from sandbox.contract.run import Outcome
 
 
 class Repeat(Record):

@@ -14,13 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.record.events import Direction
 from agent.record.history import Attempt, History
 from agent.record.ledger import Follower
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
 from agent.report.console import STYLES
 from agent.report.summary import Summary, summary_of, value_of
+from agent.settings import Direction
 from agent.text import one_line
 
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -13,7 +13,7 @@ import genai_prices
 
 from agent.record.events import Reserve, StopReason, Usage
 from agent.text import one_line
-from sandbox.contract.run import NightlabError
+from sandbox.contract.errors import NightlabError
 
 Provider = Literal["anthropic", "bedrock", "vertex"]
 PRICE_LISTS: dict[Provider, str] = {"anthropic": "anthropic", "bedrock": "aws", "vertex": "google"}

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from agent.attempt.budget import seconds_left
 from agent.attempt.judge import pooled_noise
 from agent.candidate.workspace import may_be_written
-from agent.program import Settings
 from agent.record.events import Verdict
 from agent.record.history import Attempt, History
+from agent.settings import Settings
 from agent.text import bounded, fenced, one_line, visible
 
 SHOWN_ATTEMPTS = 40

@@ -13,7 +13,6 @@ from typing import Any
 from agent.attempt.lab import hashes_of
 from agent.candidate.knobs import Suggestion
 from agent.candidate.workspace import Workspace, WorkspaceError, clean_path
-from agent.program import Goal
 from agent.record.history import Attempt, History, Smoke
 from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
 from agent.researcher.arguments import (
@@ -32,8 +31,9 @@ from agent.researcher.arguments import (
     parsed,
     schemas,
 )
+from agent.settings import Goal
 from agent.text import one_line
-from sandbox.contract.run import BoxLost
+from sandbox.contract.errors import BoxLost
 
 MAX_READ_LINES = 2000
 MAX_READ_CHARACTERS = 48_000

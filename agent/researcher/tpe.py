@@ -49,7 +49,6 @@ from agent.candidate.knobs import (
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
-    Direction,
     EarlyStop,
     Method,
     Reserve,
@@ -59,6 +58,7 @@ from agent.record.events import (
 )
 from agent.record.history import Attempt, History
 from agent.researcher.base import ModelError, Reply, ToolCall
+from agent.settings import Direction
 from agent.text import one_line
 
 Files = dict[str, bytes]

@@ -18,7 +18,7 @@ from agent.record.events import Entry, RunFinished, SessionStarted, Verdict
 from agent.record.history import Attempt, History, fold, metric_of, section_of
 from agent.record.ledger import LedgerError, canonical
 from agent.text import one_line
-from sandbox.contract.run import Record, Sha256
+from sandbox.contract.record import Record, Sha256
 
 FORMAT = 1
 """Raise it when what is exported changes: then every run is exported anew."""

@@ -11,7 +11,8 @@ import signal
 from typing import Literal
 
 from sandbox.box.link import Counters, Fullest, Proof, Report
-from sandbox.contract.run import Outcome, Record, RunSpec
+from sandbox.contract.record import Record
+from sandbox.contract.run import Outcome, RunSpec
 
 NEARLY_FULL_BYTES = 65536
 NEARLY_ALL_MEMORY_BYTES = 4 * 2**20

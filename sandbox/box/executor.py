@@ -48,20 +48,17 @@ from sandbox.box.link import (
 from sandbox.box.quota import CpuQuota
 from sandbox.box.reaper import OWNER_FILE, lift_cpu_limit, process_owner
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
-from sandbox.contract.run import (
+from sandbox.contract.errors import (
     BoxLost,
     ContainerUnkillable,
     EngineUnavailable,
     ImageMissing,
     LimitNotEnforced,
-    Log,
-    OutputFile,
-    Record,
-    RunResult,
-    RunSpec,
     SandboxError,
     host_faults,
 )
+from sandbox.contract.record import Record
+from sandbox.contract.run import Log, OutputFile, RunResult, RunSpec
 from sandbox.gpu.request import TOOLKIT_HINT
 from sandbox.gpu.run import Attendance, attended
 

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.contract.run import DISK_REFUSES, MACHINE_REFUSES, OutputFile, SandboxError
+from sandbox.contract.errors import DISK_REFUSES, MACHINE_REFUSES, SandboxError
+from sandbox.contract.run import OutputFile
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")
 MAX_DEPTH = 4

@@ -12,7 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sandbox.contract.run import Limits, Record, RunSpec, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.record import Record
+from sandbox.contract.run import Limits, RunSpec
 from sandbox.gpu.request import NO_GPUS, GpuRequest, device_settings, visible_devices
 
 Settings = dict[str, Any]

@@ -18,7 +18,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandbox.box.hardening import LINK_DIRECTORY, TMP_INODES, USER, file_size_limit, output_inodes
-from sandbox.contract.run import LimitNotEnforced, Record, RunSpec, SandboxError
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
+from sandbox.contract.record import Record
+from sandbox.contract.run import RunSpec
 from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
 
 Count = Annotated[int, Field(ge=0)]

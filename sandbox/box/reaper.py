@@ -20,7 +20,7 @@ import docker.errors
 import requests
 
 from sandbox.box.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
-from sandbox.contract.run import ContainerUnkillable, EngineUnavailable
+from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
 
 OWNER_FILE = "owner"
 RUN_NAME = re.compile(r"[0-9a-f]{16}")

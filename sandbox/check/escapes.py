@@ -18,7 +18,8 @@ from typing import Any, Literal
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from sandbox.contract.run import EngineUnavailable, Record, SandboxError
+from sandbox.contract.errors import EngineUnavailable, SandboxError
+from sandbox.contract.record import Record
 from sandbox.engine.find import Engine, connect, run_program
 
 Standing = Literal["ok", "warning", "gave way"]

@@ -21,18 +21,10 @@ from pydantic import ValidationError
 from sandbox.check.escapes import Component, VersionRow
 from sandbox.check.probes import PROBES
 from sandbox.check.stress import BEGAN, STRAINS, Strain, program_text
-from sandbox.contract.run import (
-    Executor,
-    GpuMemory,
-    GpuSource,
-    LimitNotEnforced,
-    Limits,
-    Mount,
-    Record,
-    RunResult,
-    RunSpec,
-    SandboxError,
-)
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
+from sandbox.contract.gpu import GpuMemory, GpuSource
+from sandbox.contract.record import Record
+from sandbox.contract.run import Executor, Limits, Mount, RunResult, RunSpec
 from sandbox.gpu.leases import GpuRow
 
 Standing = Literal["held", "gave way", "not tried"]

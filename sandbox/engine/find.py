@@ -31,7 +31,8 @@ from docker.context import ContextAPI
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from sandbox.contract.run import EngineUnavailable, Record, SandboxError
+from sandbox.contract.errors import EngineUnavailable, SandboxError
+from sandbox.contract.record import Record
 
 Say = Callable[[str], None]
 

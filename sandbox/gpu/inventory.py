@@ -7,7 +7,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox.contract.run import Devices, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.gpu import Devices
 from sandbox.gpu.nvml import open_driver
 from sandbox.gpu.request import Gpu, GpuRequest, Node, choose_form, chosen
 

@@ -21,7 +21,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, ValidationError
 
-from sandbox.contract.run import Devices, Record, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.gpu import Devices
+from sandbox.contract.record import Record
 from sandbox.gpu.inventory import named_gpus
 from sandbox.gpu.request import Gpu
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from sandbox.contract.run import GpuEvent, GpuSample, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.gpu import GpuEvent, GpuSample
 from sandbox.gpu.request import NVIDIA_MAJOR, Gpu, Node
 
 Answer = TypeVar("Answer")

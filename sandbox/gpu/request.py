@@ -11,15 +11,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from sandbox.contract.run import (
-    ByteCount,
-    Devices,
-    GpuMemory,
-    LimitNotEnforced,
-    MemoryBound,
-    Record,
-    SandboxError,
-)
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
+from sandbox.contract.gpu import Devices, GpuMemory, MemoryBound
+from sandbox.contract.record import ByteCount, Record
 
 Form = Literal["none", "cdi", "hook", "nodes"]
 """How a request is worded: not at all; by CDI names; for the engine's NVIDIA hook; as plain device

@@ -6,16 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sandbox.contract.run import (
-    ContainerUnkillable,
-    GpuEvent,
-    GpuFault,
-    GpuUse,
-    MemoryBound,
-    Outcome,
-    RunResult,
-    RunSpec,
-)
+from sandbox.contract.errors import ContainerUnkillable, GpuFault
+from sandbox.contract.gpu import GpuEvent, GpuUse, MemoryBound
+from sandbox.contract.run import Outcome, RunResult, RunSpec
 from sandbox.gpu.inventory import leased_gpus, request_for
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
 from sandbox.gpu.request import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sandbox.contract.run import GpuEvent, GpuSample, GpuUse, MemoryBound, Spread
+from sandbox.contract.gpu import GpuEvent, GpuSample, GpuUse, MemoryBound, Spread
 from sandbox.gpu.nvml import Driver, DriverFault, XidWatch
 from sandbox.gpu.request import Gpu
 

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from sandbox.box import hardening
 from sandbox.box.reaper import process_owner
-from sandbox.contract.run import Record, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.record import Record
 from sandbox.engine.find import FAILED_CALLS, last_lines
 from sandbox.image.profiles import TORCH_BUILDS, Profile
 

@@ -22,7 +22,8 @@ from docker.errors import ImageNotFound
 from docker.utils import parse_repository_tag
 from pydantic import ValidationError
 
-from sandbox.contract.run import ImageMissing, Record, SandboxError, Sha256
+from sandbox.contract.errors import ImageMissing, SandboxError
+from sandbox.contract.record import Record, Sha256
 from sandbox.engine.find import (
     FAILED_CALLS,
     Engine,

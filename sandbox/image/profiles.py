@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from sandbox.contract.run import Devices, Record, SandboxError, first_problem
+from sandbox.contract.errors import SandboxError, first_problem
+from sandbox.contract.gpu import Devices
+from sandbox.contract.record import Record
 
 OWN_PROFILES = "profiles.toml"
 """Name of the file beside program.md that may add profiles."""

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sandbox.contract.run import Record, SandboxError, Sha256
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.record import Record, Sha256
 from sandbox.engine.find import last_lines
 from sandbox.image.profiles import TorchBuild
 

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.program import (
-    Program,
-    ProgramError,
-    Settings,
-    load_program,
-    parse_program,
-    parse_size,
-    section_type,
-)
+from agent.program import Program, load_program, parse_program, section_type
+from agent.settings import ProgramError, Settings, parse_size
 
 SHIPPED = Path(__file__).parents[2] / "program.md"
 TEXT = SHIPPED.read_text(encoding="utf-8")

@@ -25,7 +25,6 @@ from agent.record.events import (
     AttemptFinished,
     AttemptStarted,
     ConversationOpened,
-    Direction,
     FileChanged,
     MessageAdded,
     ModelAsked,
@@ -40,6 +39,7 @@ from agent.record.events import (
 )
 from agent.record.ledger import request_sha
 from agent.researcher.base import cost_usd
+from agent.settings import Direction
 from tests.support import histories
 
 MODEL = "claude-sonnet-5-5"

@@ -30,8 +30,9 @@ from agent.attempt.measurement import scoring_specs
 from agent.attempt.sheet import measure, parse_sheet
 from agent.candidate.workspace import Workspace
 from agent.machine.setup import make_data
-from agent.program import Settings, load_program
+from agent.program import load_program
 from agent.record.ledger import Ledger
+from agent.settings import Settings
 from sandbox import DockerExecutor, Outcome
 from sandbox.engine.find import find_engine
 from sandbox.image.image import find_image

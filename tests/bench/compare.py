@@ -30,11 +30,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from agent.program import Settings, load_program
-from agent.record.events import Direction, Verdict
+from agent.program import load_program
+from agent.record.events import Verdict
 from agent.record.history import History, fold, gain
 from agent.record.ledger import read_ledger
 from agent.report.summary import noise_of, split_gain
+from agent.settings import Direction, Settings
 from tests.support.messages_server import MessagesServer, tinker
 
 RESEARCHERS = ("random", "tpe", "scripted")

@@ -19,9 +19,10 @@ from agent.attempt.lab import Lab, snapshot
 from agent.attempt.measurement import measure
 from agent.machine.setup import find_outfit
 from agent.night.session import begin, open_lab
-from agent.program import Program, Settings, load_program
+from agent.program import Program, load_program
 from agent.record.events import AttemptStarted, RunFinished, Split
 from agent.record.ledger import Ledger
+from agent.settings import Settings
 from sandbox.machine import state_directory
 from tests.support.nights import Quiet
 
@@ -186,7 +187,7 @@ def write_between(name: str, text: str) -> None:
     """
     path = ROOT / "docs" / "benchmarks.md"
     begin_mark, end_mark = (
-        f"<!-- {name}: written by `python -m tests.{name}` -->",
+        f"<!-- {name}: written by `python -m tests.bench.{name}` -->",
         f"<!-- /{name} -->",
     )
     before, begin_found, rest = path.read_text(encoding="utf-8").partition(begin_mark)

@@ -19,7 +19,8 @@ from agent.night.session import Outfit, begin, bring_back, open_lab
 from agent.program import Program, load_program
 from agent.record.events import Entry, Event
 from agent.record.ledger import Ledger
-from sandbox.contract.run import GpuUse, Log, Outcome, OutputFile, RunResult, RunSpec, Spread
+from sandbox.contract.gpu import GpuUse, Spread
+from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
 
 TOY = Path(__file__).parent / "toy"
 EVENING = datetime(2026, 3, 7, 21, 0, tzinfo=UTC)

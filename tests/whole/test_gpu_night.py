@@ -17,13 +17,14 @@ from agent.cli.machine import show_check, show_gpus
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
 from agent.night.session import Outfit
-from agent.program import ProgramError
 from agent.record.events import AttemptFinished, Noticed, RunFinished, RunStarted
 from agent.record.history import fold
 from agent.record.ledger import read_ledger
 from agent.report.tables import machine_state
+from agent.settings import ProgramError
 from sandbox.check.self_check import CheckResult
-from sandbox.contract.run import Devices, GpuEvent, RunResult, RunSpec
+from sandbox.contract.gpu import Devices, GpuEvent
+from sandbox.contract.run import RunResult, RunSpec
 from sandbox.gpu.leases import GpuRow
 from tests.support import histories
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunSpec
-from sandbox.contract.run import GpuMemory
+from sandbox.contract.gpu import GpuMemory
 from sandbox.engine.find import Engine
 from sandbox.gpu.nvml import Driver, DriverUnavailable, open_driver
 from sandbox.gpu.request import Gpu

@@ -37,7 +37,7 @@ from agent.record.ledger import (
 )
 from agent.report.report import write_report
 from sandbox import DockerExecutor, SandboxError
-from sandbox.contract.run import MAKE_ROOM
+from sandbox.contract.errors import MAKE_ROOM
 from tests.agent.night.test_loop import Mind, work
 from tests.support.boxes import python_spec
 from tests.support.messages_server import MessagesServer

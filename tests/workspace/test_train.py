@@ -10,7 +10,7 @@ import pytest
 from agent.candidate.knobs import Choices, find_knobs
 from agent.machine.setup import copy_template
 from agent.program import load_program
-from sandbox.contract.run import SandboxError
+from sandbox.contract.errors import SandboxError
 from sandbox.image.profiles import find_profile, known_profiles
 
 PROGRAM = Path(__file__).parents[2] / "workspace" / "train.py"

@@ -22,7 +22,7 @@ from agent.morning.review import replay, review
 from agent.morning.worth import reviews, worth
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
-from agent.program import ProgramError, Settings, parse_program
+from agent.program import parse_program
 from agent.record.events import ReplayFinished, Scored, Verdict
 from agent.record.history import History, fold
 from agent.record.ledger import Follower, read_blob, read_ledger
@@ -34,6 +34,7 @@ from agent.report.tui import screen
 from agent.report.worth_table import replay_lines, result_lines
 from agent.researcher.answers import history_answer, run_answer
 from agent.researcher.prompt import brief, system_prompt
+from agent.settings import ProgramError, Settings
 from agent.trackers.attempts import tracked_runs
 from sandbox.contract.run import Log, RunResult, RunSpec
 from sandbox.engine.find import Engine

@@ -17,7 +17,6 @@ from agent.candidate.knobs import without_knobs
 from agent.morning.audit import audit
 from agent.morning.review import replay
 from agent.night.session import SessionError
-from agent.program import Budget
 from agent.record.events import (
     AttemptFinished,
     AttemptStarted,
@@ -29,7 +28,9 @@ from agent.record.events import (
 )
 from agent.record.ledger import read_ledger
 from agent.report.tables import time_spent
-from sandbox.contract.run import Outcome, SandboxError
+from agent.settings import Budget
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.run import Outcome
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.messages_server import MessagesServer, say, tool

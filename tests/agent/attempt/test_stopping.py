@@ -33,12 +33,12 @@ from agent.attempt.stopping import (
 from agent.morning.review import replay, review
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
-from agent.program import Budget, Settings
 from agent.record.curves import Curve, curve_of, packed, unpacked
-from agent.record.events import AttemptFinished, Direction, DriftChecked, RunFinished, Verdict
+from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict
 from agent.record.ledger import read_ledger
 from agent.report.summary import summary
 from agent.report.worth_table import replay_lines
+from agent.settings import Budget, Direction, Settings
 from sandbox.contract.run import Outcome, RunResult, RunSpec
 from tests.support.nights import TRAINING_SECONDS, Place, PretendedBoxes
 from tests.support.sessions import Lines, forge, found, only

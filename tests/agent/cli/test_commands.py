@@ -14,7 +14,7 @@ from agent.cli.app import app
 from agent.record.ledger import read_ledger
 from agent.report.console import closing_lines
 from agent.report.summary import summary
-from sandbox.contract.run import NightlabError
+from sandbox.contract.errors import NightlabError
 from tests.support.sessions import sampled
 
 NO_TOML = "Improve it.\n"

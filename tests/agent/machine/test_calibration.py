@@ -22,11 +22,12 @@ from agent.machine.rates import Rates, read_rates
 from agent.machine.setup import copy_template, find_outfit
 from agent.morning.run_checks import difference_in_mfu
 from agent.night.session import begin
-from agent.program import Settings, load_program
+from agent.program import load_program
 from agent.record.curves import packed
 from agent.record.events import RunFinished, SessionStarted
 from agent.record.ledger import Ledger
 from agent.record.mfu import mfu_of, peak_of
+from agent.settings import Settings
 from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
 from tests.support.nights import Crash, Place, PretendedBoxes, Quiet, _result
 

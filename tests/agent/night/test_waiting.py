@@ -28,7 +28,8 @@ from agent.record.history import TRIES, History, fold
 from agent.record.ledger import read_ledger
 from agent.report.activity import activity
 from agent.report.summary import summary
-from sandbox.contract.run import BoxLost, EngineUnavailable, RunResult, RunSpec, SandboxError
+from sandbox.contract.errors import BoxLost, EngineUnavailable, SandboxError
+from sandbox.contract.run import RunResult, RunSpec
 from tests.agent.night.test_loop import work as work_with_claude
 from tests.agent.night.test_turns import Scene
 from tests.support.messages_server import MessagesServer, Status

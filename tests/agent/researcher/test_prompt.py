@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.program import Settings, parse_program
+from agent.program import parse_program
 from agent.record.history import History
 from agent.researcher.prompt import (
     FILES_CHARACTERS,
@@ -19,6 +19,7 @@ from agent.researcher.prompt import (
     nudge,
     system_prompt,
 )
+from agent.settings import Settings
 from tests.support.histories import HOSTILE_TEXTS, night
 
 PROGRAM = parse_program(

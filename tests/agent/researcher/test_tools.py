@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from agent.attempt.lab import hashes_of
 from agent.candidate.knobs import Change, Suggestion
 from agent.candidate.workspace import Workspace
-from agent.program import Goal
 from agent.record.events import (
     Arithmetic,
     AttemptFinished,
@@ -39,6 +38,7 @@ from agent.researcher.answers import (
 )
 from agent.researcher.arguments import TOOLS
 from agent.researcher.tools import Toolbox, ToolResult
+from agent.settings import Goal
 from sandbox.contract.run import Box, Log, Outcome
 from tests.support.histories import HOSTILE_TEXTS, Night, night, run_finished, run_result, scored
 

@@ -17,12 +17,10 @@ from optuna.trial import TrialState
 
 from agent.candidate.knobs import Choices, Domain, KnobValue, Span, find_knobs, replacement, turn
 from agent.candidate.workspace import Workspace
-from agent.program import Goal
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
-    Direction,
     EarlyStop,
     StopReason,
     Verdict,
@@ -30,6 +28,7 @@ from agent.record.events import (
 from agent.researcher.base import Model, ModelError, Reply
 from agent.researcher.tools import Toolbox
 from agent.researcher.tpe import TpeModel, _study
+from agent.settings import Direction, Goal
 from tests.support.histories import Night, start
 
 TRAIN = b'''"""A file with knobs."""

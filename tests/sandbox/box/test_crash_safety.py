@@ -21,7 +21,7 @@ from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.executor import Step
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.reaper import sweep, sweep_run_directories
-from sandbox.contract.run import ContainerUnkillable, EngineUnavailable
+from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
 from tests.support.boxes import python_spec, wait_until
 from tests.support.engine_proxy import Action, EngineProxy, Fault
 

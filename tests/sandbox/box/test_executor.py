@@ -26,7 +26,7 @@ import pytest
 from agent.attempt.sheet import finding, measure
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
-from sandbox.contract.run import EngineUnavailable, ImageMissing, LimitNotEnforced
+from sandbox.contract.errors import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.image.profiles import find_profile
 from sandbox.machine import box_environment
 from tests.support.boxes import (

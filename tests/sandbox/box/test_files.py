@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.box.files import OutputReceiver, OutputRefused, output_name_parts
-from sandbox.contract.run import OutputFile, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.run import OutputFile
 
 
 @pytest.fixture

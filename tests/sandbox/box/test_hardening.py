@@ -16,7 +16,8 @@ from sandbox.box.hardening import (
     engine_differences,
     seccomp_profile,
 )
-from sandbox.contract.run import Mount, RunSpec, SandboxError
+from sandbox.contract.errors import SandboxError
+from sandbox.contract.run import Mount, RunSpec
 from sandbox.gpu.request import Gpu, GpuRequest
 from tests.support.boxes import box_spec
 

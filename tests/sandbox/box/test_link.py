@@ -27,7 +27,8 @@ from sandbox.box.link import (
     parse,
     require_walls,
 )
-from sandbox.contract.run import LimitNotEnforced, RunSpec
+from sandbox.contract.errors import LimitNotEnforced
+from sandbox.contract.run import RunSpec
 from sandbox.gpu.request import Gpu, GpuRequest, Node
 from tests.support.boxes import box_spec
 from tests.support.gpu_stand_ins import GPU_0

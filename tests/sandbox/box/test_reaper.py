@@ -16,7 +16,7 @@ import pytest
 from sandbox.box import reaper
 from sandbox.box.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
 from sandbox.box.reaper import is_abandoned, is_alive, may_use_gpus, process_owner
-from sandbox.contract.run import ContainerUnkillable
+from sandbox.contract.errors import ContainerUnkillable
 from tests.support.engine_proxy import EngineProxy, Fault
 
 

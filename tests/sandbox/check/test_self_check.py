@@ -28,7 +28,8 @@ from sandbox.check.self_check import (
     try_walls,
 )
 from sandbox.check.stress import FLOOD_BYTES, STRAINS, Strain
-from sandbox.contract.run import Log, NoGpus, Outcome, OutputFile, RunResult, RunSpec
+from sandbox.contract.gpu import NoGpus
+from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
 from sandbox.engine.find import Engine, connect
 from sandbox.image.image import ImageRecord
 from tests.support.boxes import remember

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from sandbox.contract.run import MAKE_ROOM, MAKE_SPACE, SandboxError, host_faults
+from sandbox.contract.errors import MAKE_ROOM, MAKE_SPACE, SandboxError, host_faults
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

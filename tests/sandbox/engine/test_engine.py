@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.contract.run import EngineUnavailable
+from sandbox.contract.errors import EngineUnavailable
 from sandbox.engine.find import (
     Engine,
     connect,

@@ -23,7 +23,8 @@ import pytest
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.hardening import LABEL_GPUS, LABEL_SESSION
 from sandbox.check.self_check import lay_out, try_gpus
-from sandbox.contract.run import GpuFault, GpuMemory, LimitNotEnforced, NoGpus
+from sandbox.contract.errors import GpuFault, LimitNotEnforced
+from sandbox.contract.gpu import GpuMemory, NoGpus
 from sandbox.gpu.inventory import GpuUnavailable
 from sandbox.gpu.leases import Leases
 from sandbox.machine import executor, gpu_leases, gpu_source

@@ -22,7 +22,7 @@ import pytest
 
 from sandbox import DockerExecutor, RunSpec
 from sandbox.box.hardening import Lease, Settings, container_settings, seccomp_profile
-from sandbox.contract.run import LimitNotEnforced, SandboxError
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.conftest import missing

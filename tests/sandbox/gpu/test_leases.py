@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.contract.run import SandboxError
+from sandbox.contract.errors import SandboxError
 from sandbox.gpu.leases import FROZEN_SECONDS, Leases, Ticket, allot, gpu_rows, overlap
 from sandbox.gpu.request import Gpu
 from tests.support.boxes import wait_until

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contract.run import GpuFault, RunSpec
+from sandbox.contract.errors import GpuFault
+from sandbox.contract.run import RunSpec
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver, xid_event
 from sandbox.gpu.request import Gpu
 from sandbox.gpu.run import attended

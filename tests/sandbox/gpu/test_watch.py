@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sandbox.contract.run import Devices, GpuMemory, LimitNotEnforced, RunSpec, SandboxError
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
+from sandbox.contract.gpu import Devices, GpuMemory
+from sandbox.contract.run import RunSpec
 from sandbox.gpu.inventory import GpuUnavailable, find_render_nodes
 from sandbox.gpu.request import (
     NO_GPUS,

@@ -18,7 +18,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from sandbox.contract.run import ImageMissing
+from sandbox.contract.errors import ImageMissing
 from sandbox.engine.find import Engine, connect
 from sandbox.image.check import (
     Contents,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.contract.run import SandboxError
+from sandbox.contract.errors import SandboxError
 from sandbox.image.profiles import (
     Profile,
     TorchBuild,

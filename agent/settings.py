@@ -1,0 +1,409 @@
+"""The settings of program.md: what a person may ask for, each value checked."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from agent.text import labelled
+from sandbox.contract.errors import NightlabError
+from sandbox.contract.gpu import GpuMemory, MemoryBound
+from sandbox.contract.record import Record
+from sandbox.contract.run import Limits
+
+Direction = Literal["minimize", "maximize"]
+Source = Literal["scored", "reported"]
+"""Where a score comes from: boxes that the candidate cannot reach, or its own word."""
+
+FIXED_FILES = ("prepare.py", "evaluate.py")
+"""Files of a workspace that decide the score; the agent may read them and never write them."""
+
+SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+SIZE_PATTERN = re.compile(r"^([0-9]{1,15})\s*([kmg]?)b?$", re.IGNORECASE)
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as "512m" or "8g"; a whole number counts bytes.
+
+    Raises:
+        ValueError: a text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = SIZE_PATTERN.match(value.strip())
+    if match is None:
+        raise ValueError("not a size: a whole number and k, m or g")
+    return int(match[1]) * SIZE_UNITS[match[2].lower()]
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[float, Field(gt=0, le=366 * 86_400)]
+GpuName = Annotated[str, Field(pattern=r"^[0-9A-Za-z:.-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+Metric = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_./@-]{0,63}$")]
+
+
+class Section(Record):
+    """One table of the settings; values are taken as they are written, never converted."""
+
+    model_config = ConfigDict(strict=True, validate_by_name=True, validate_by_alias=True)
+
+
+class Goal(Section):
+    """What the night is after."""
+
+    metric: Metric = Field("val_bpb", examples=["val_bpb"])
+    direction: Direction = Field("minimize", examples=["minimize"])
+    source: Source = Field("scored", examples=["scored"])
+    """`scored`: by evaluate.py in boxes of its own; `reported`: the program's own word."""
+
+    @property
+    def is_reported(self) -> bool:
+        return self.source == "reported"
+
+    @property
+    def label(self) -> str:
+        """The metric, and whose word it is where nobody checked it."""
+        return labelled(self.metric, is_self_reported=self.is_reported)
+
+
+class WorkspaceSettings(Section):
+    """Which files an experiment is made of, what trains, what the agent may write."""
+
+    path: Annotated[str, Field(max_length=1024)] = Field("workspace", examples=["workspace"])
+    """Beside program.md; "." for the directory in which it lies."""
+    command: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)], ...],
+        Field(min_length=1, max_length=64, strict=False),
+    ] = Field(("python3", "train.py"), examples=[["python3", "train.py"]])
+    editable: Annotated[tuple[str, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
+        ("train.py",), examples=[["train.py", "src/*.py"]]
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _plain_and_relative(cls, path: str) -> str:
+        if path != "." and not _is_plain(path):
+            raise ValueError('is neither a plain relative path nor "."')
+        return path
+
+    @field_validator("editable")
+    @classmethod
+    def _inside_and_not_fixed(cls, editable: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in editable:
+            if not _is_plain(pattern):
+                raise ValueError("holds a path that is not plain and relative")
+            if pattern in FIXED_FILES:
+                raise ValueError(f"holds {pattern}, which decides the score and stays fixed")
+            if "**" in pattern:
+                raise ValueError("holds '**'; a '*' stands for one name")
+        return editable
+
+
+def _is_plain(path: str) -> bool:
+    return "\0" not in path and all(p and not p.startswith(".") for p in path.split("/"))
+
+
+class Budget(Section):
+    """What one training may use."""
+
+    kind: Literal["wall", "tokens"] = Field(examples=["wall"])
+    seconds: Duration = Field(examples=[300])
+    """Wall budget; with a tokens budget the time the tokens must fit into."""
+    tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[2_000_000])
+    grace_seconds: Duration = Field(examples=[60])
+    """Added to `seconds` it gives the hard limit at which a run is killed."""
+
+    @model_validator(mode="after")
+    def _tokens_belong_to_a_tokens_budget(self) -> Self:
+        if self.kind == "tokens" and self.tokens is None:
+            raise ValueError('has kind = "tokens" but no tokens; add a line like tokens = 2000000')
+        if self.kind == "wall" and self.tokens is not None:
+            raise ValueError(
+                'has tokens but kind = "wall"; remove tokens, or write kind = "tokens"'
+            )
+        return self
+
+
+class BoxLimits(Section):
+    """What bounds a train box; every one must be given."""
+
+    memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["4g"])
+    cpus: Annotated[float, Field(gt=0, le=4096)] = Field(examples=[2])
+    pids: Annotated[int, Field(ge=4, le=2**20)] = Field(examples=[256])
+    tmp_bytes: Annotated[Size, Field(ge=2**20)] = Field(alias="tmp", examples=["1g"])
+    shm_bytes: Annotated[Size, Field(ge=2**20)] = Field(alias="shm", examples=["512m"])
+    output_bytes: Annotated[Size, Field(ge=2**12)] = Field(alias="output", examples=["512m"])
+    output_files: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[64])
+    open_files: Annotated[int, Field(ge=64, le=2**20)] = Field(examples=[1024])
+    log_bytes: Annotated[Size, Field(ge=2**12, le=2**22)] = Field(alias="log", examples=["256k"])
+
+
+class Scoring(Section):
+    """What bounds the model boxes and the scorer box."""
+
+    wall_seconds: Duration = Field(examples=[300])
+    memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["2g"])
+    model_boxes: Annotated[int, Field(ge=1, le=2)] = Field(1, examples=[2])
+    """How many the scorer speaks to; one in ledgers from before there could be two."""
+
+
+class Session(Section):
+    """What ends a night."""
+
+    attempts: Annotated[int, Field(ge=1, le=100_000)] = Field(examples=[100])
+    hours: Annotated[float, Field(gt=0, le=24 * 366)] = Field(examples=[10.0])
+    usd: Annotated[float, Field(gt=0)] | None = Field(None, examples=[20.0])
+    """Money for the language model; none for no limit."""
+    tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[20_000_000])
+    """Tokens of the language model, in and out; none for no limit."""
+    calls: Annotated[int, Field(ge=1)] | None = Field(None, examples=[1000])
+    """Calls of the language model; none for no limit."""
+    until: Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] | None = Field(
+        None, examples=["07:30"]
+    )
+    """Local time; the next time that it comes, the night ends."""
+    max_failures_in_a_row: Annotated[int, Field(ge=1)] = Field(examples=[10])
+    max_discards_in_a_row: Annotated[int, Field(ge=1)] | None = Field(None, examples=[40])
+    """Attempts of which none was kept; none for no limit."""
+
+
+class Noise(Section):
+    """How sure the judge must be."""
+
+    baseline_repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, examples=[3])
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, examples=[0.95])
+    max_repeats: Annotated[int, Field(ge=1, le=100)] = Field(3, examples=[3])
+    check_best_every: Annotated[int, Field(ge=0, le=100_000)] = Field(25, examples=[25])
+    """Attempts after which the best is measured again; 0 for never."""
+
+
+class DisturbanceSettings(Section):
+    """When the rest of the machine spoils a run."""
+
+    max_other_cores: Annotated[float, Field(ge=0)] = Field(0.06, examples=[0.06])
+    """Beside those that a run leaves free; or half of it more than beside the baseline."""
+    min_speed: Annotated[float, Field(ge=0, le=1)] = Field(0.8, examples=[0.8])
+    """Share of the speed that the machine had beside the baseline's runs."""
+    max_repeats: Annotated[int, Field(ge=0, le=100)] = Field(2, examples=[2])
+
+
+class Economy(Section):
+    """How the night saves time on runs that cannot win."""
+
+    smoke: Literal["off", "auto", "always"] = Field("auto", examples=["auto"])
+    smoke_seconds: Duration = Field(5.0, examples=[5])
+    """Budget of a smoke run; after twice as much it is ended."""
+    max_smokes: Annotated[int, Field(ge=0, le=100)] = Field(3, examples=[3])
+    """How many the researcher may ask for between two attempts."""
+    early_stopping: Literal["off", "median", "predictive"] = Field("median", examples=["median"])
+    stop_after: Annotated[float, Field(ge=0.1, lt=1)] = Field(0.33, examples=[0.33])
+    """Share of the budget before which no run is stopped."""
+
+
+class ResearcherSettings(Section):
+    """Who proposes the next candidate."""
+
+    name: Literal["auto", "claude", "tpe", "random"] = Field("auto", examples=["auto"])
+    provider: Literal["anthropic", "bedrock", "vertex"] = Field("anthropic", examples=["anthropic"])
+    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(
+        "claude-sonnet-5-5", examples=["claude-sonnet-5-5"]
+    )
+    fallback_model: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, examples=["claude-opus-5-5"]
+    )
+    """Asked when the model refuses twice without an attempt between; none goes on to tpe."""
+    max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = Field(32_000, examples=[32_000])
+    max_conversation_tokens: Annotated[int, Field(ge=16_000)] = Field(120_000, examples=[120_000])
+    effort: Literal["low", "medium", "high", "xhigh", "max"] = Field("high", examples=["high"])
+
+
+class Hardware(Section):
+    """Where the boxes run."""
+
+    profile: Name = Field("cpu", examples=["cpu"])
+    base_image: Annotated[str, Field(max_length=300, pattern=r"^\S*$")] = Field(
+        "", examples=["team/base:7"]
+    )
+    gpus: Annotated[tuple[GpuName, ...], Field(max_length=64, strict=False)] = Field(
+        (), examples=[["0", "2"]]
+    )
+    """Those that runs may have, by index or id; none for all of the profile's kind."""
+    gpus_per_run: Annotated[int, Field(ge=1, le=64)] = Field(1, examples=[1])
+    gpu_memory_bytes: Annotated[Size, Field(ge=2**20)] | None = Field(
+        None, alias="gpu_memory", examples=["20g"]
+    )
+    """What a run may use of each of its GPUs; none for all."""
+    gpu_memory_at_least: MemoryBound = Field("watchdog", examples=["watchdog"])
+
+    def gpu_memory(self, allocator_variable: str) -> GpuMemory | None:
+        """The bound as runs are asked for it; none for no bound.
+
+        Args:
+            allocator_variable: see `GpuMemory`.
+        """
+        if self.gpu_memory_bytes is None:
+            return None
+        return GpuMemory(
+            bytes=self.gpu_memory_bytes,
+            at_least=self.gpu_memory_at_least,
+            allocator_variable=allocator_variable,
+        )
+
+
+class RecordSettings(Section):
+    """Where the ledger's head is written down a second time."""
+
+    anchor: Annotated[str, Field(pattern=r"^(/|~/)[^\x00]+$", max_length=4096)] | None = Field(
+        None, examples=["~/nightlab-heads.jsonl"]
+    )
+    """None for no second place."""
+
+
+class DataSettings(Section):
+    """What is learned from."""
+
+    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|folder:.+|url:.+)$")] = Field(
+        "shakespeare", examples=["shakespeare"]
+    )
+    vocab_size: Annotated[int, Field(ge=256, le=65_536)] = Field(1024, examples=[1024])
+    context: Annotated[int, Field(ge=8, le=65_536)] = Field(256, examples=[256])
+
+
+class Settings(Section):
+    """The toml block of program.md, checked."""
+
+    goal: Goal = Goal()
+    workspace: WorkspaceSettings = WorkspaceSettings()
+    budget: Budget
+    limits: BoxLimits
+    scoring: Scoring | None = Field(None, validate_default=True)
+    """None where the program reports its own score: then there are no boxes that score."""
+    session: Session
+    noise: Noise = Noise()
+    disturbance: DisturbanceSettings = DisturbanceSettings()
+    economy: Economy = Economy()
+    researcher: ResearcherSettings = ResearcherSettings()
+    hardware: Hardware = Hardware()
+    data: DataSettings | None = Field(None, validate_default=True)
+    """None where the program reports its own score and brings what it needs."""
+    record: RecordSettings = RecordSettings()
+
+    @field_validator("scoring")
+    @classmethod
+    def _scored_by_boxes(cls, scoring: Scoring | None, info: ValidationInfo) -> Scoring | None:
+        goal = info.data.get("goal", Goal())
+        if scoring is None and not goal.is_reported:
+            raise PydanticCustomError("missing", "field required")
+        if scoring is not None and goal.is_reported:
+            raise ValueError('bounds boxes that source = "reported" does not have; remove it')
+        return scoring
+
+    @field_validator("data")
+    @classmethod
+    def _prepared_or_shown(
+        cls, data: DataSettings | None, info: ValidationInfo
+    ) -> DataSettings | None:
+        if not info.data.get("goal", Goal()).is_reported:
+            return data or DataSettings()
+        if data is not None and not data.source.startswith("folder:"):
+            raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
+        return data
+
+    @classmethod
+    def on_record(cls, tables: dict[str, Any]) -> Settings:
+        """Settings as a ledger holds them; those from before [economy] saved nothing.
+
+        Raises:
+            ValidationError: they are not valid.
+        """
+        economy = {"smoke": "off", "max_smokes": 0, "early_stopping": "off"}
+        return cls.model_validate({"economy": economy, **tables}, strict=False)
+
+    def train_limits(self) -> Limits:
+        """Limits of a train box; the wall is the budget and its grace."""
+        wall_seconds = self.budget.seconds + self.budget.grace_seconds
+        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
+
+    def smoke_budget(self) -> Budget:
+        """What a smoke run is told to use: its seconds, or its part of the tokens."""
+        seconds = self.economy.smoke_seconds
+        part = min(1.0, seconds / self.budget.seconds)
+        tokens = None if self.budget.tokens is None else max(1, int(part * self.budget.tokens))
+        return self.budget.model_copy(update={"seconds": seconds, "tokens": tokens})
+
+    def smoke_limits(self) -> Limits:
+        """Limits of a smoke run's train box: a script that ignores its budget is ended."""
+        wall_seconds = 2 * self.economy.smoke_seconds
+        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
+
+    def scoring_limits(self) -> Limits:
+        """Limits of a model box and of a scorer box; a reported score needs neither."""
+        assert self.scoring is not None
+        bounds = self.scoring.model_dump(exclude={"model_boxes"})
+        return Limits(**{**self.limits.model_dump(), **bounds})
+
+    @property
+    def model_boxes(self) -> int:
+        """How many model boxes a score stands on; a reported one stands on none."""
+        return self.scoring.model_boxes if self.scoring else 0
+
+    def with_overrides(
+        self,
+        *,
+        attempts: int | None = None,
+        hours: float | None = None,
+        usd: float | None = None,
+        budget_seconds: float | None = None,
+        researcher: str | None = None,
+        base_image: str | None = None,
+        gpus: str | None = None,
+    ) -> Settings:
+        """These settings with what flags say instead; a flag that was not given is None.
+
+        Raises:
+            ProgramError: a flag's value is out of range; the message names the flag.
+        """
+        flags = {
+            ("session", "attempts"): ("--attempts", attempts),
+            ("session", "hours"): ("--hours", hours),
+            ("session", "usd"): ("--usd", usd),
+            ("budget", "seconds"): ("--budget-seconds", budget_seconds),
+            ("researcher", "name"): ("--researcher", researcher),
+            ("hardware", "base_image"): ("--base-image", base_image),
+            ("hardware", "gpus"): ("--gpus", None if gpus is None else tuple(gpus.split(","))),
+        }
+        tables = self.model_dump()
+        for (section, key), (_, value) in flags.items():
+            if value is not None:
+                tables[section][key] = value
+        try:
+            return Settings.model_validate(tables)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            flag, value = flags[str(detail["loc"][0]), str(detail["loc"][1])]
+            message = f"{flag} {value}: {reason_refused(detail)}"
+            raise ProgramError(message, "see the command's --help") from None
+
+
+class ProgramError(NightlabError):
+    """program.md, or a flag that overrides it, says something nightlab cannot use."""
+
+    usual_hint = "nightlab init puts a program.md to compare with into an empty directory"
+
+
+def reason_refused(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    return detail["msg"][:1].lower() + detail["msg"][1:]
