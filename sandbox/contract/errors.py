@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 MAKE_ROOM = "make room on the disk, then go on with `nightlab resume`; nothing recorded is lost"
 """The hint for a disk that is full."""
@@ -36,32 +34,16 @@ class NightlabError(Exception):
         self.hint = hint or self.usual_hint
 
 
+class UsageError(NightlabError):
+    """A person asked for something that cannot be done as asked."""
+
+    usual_hint = "see the command's --help"
+
+
 class SandboxError(NightlabError):
     """nightlab or the engine failed; never the fault of the program that ran."""
 
     usual_hint = "`nightlab check` tries this machine's boxes; `nightlab resume` goes on"
-
-
-@contextmanager
-def host_faults() -> Iterator[None]:
-    """Turn what the host has no room for into a SandboxError: our fault, never the program's.
-
-    Any other OSError is not about room, a pipe without a reader or a missing folder, and passes.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_REFUSES:
-            raise SandboxError(f"the disk refused: {error.strerror}", MAKE_ROOM) from error
-        if error.errno in MACHINE_REFUSES:
-            raise SandboxError(f"the machine refused: {error.strerror}", MAKE_SPACE) from error
-        raise
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first field that a record refused, and why."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class EngineUnavailable(SandboxError):
@@ -91,3 +73,25 @@ class BoxLost(SandboxError):
 
 class GpuFault(SandboxError):
     """A GPU failed under a run and is out of use now; the run says nothing about its program."""
+
+
+@contextmanager
+def host_faults() -> Iterator[None]:
+    """Turn what the host has no room for into a SandboxError: our fault, never the program's.
+
+    Any other OSError is not about room, a pipe without a reader or a missing folder, and passes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_REFUSES:
+            raise SandboxError(f"the disk refused: {error.strerror}", MAKE_ROOM) from error
+        if error.errno in MACHINE_REFUSES:
+            raise SandboxError(f"the machine refused: {error.strerror}", MAKE_SPACE) from error
+        raise
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that a record refused, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal, Protocol
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from sandbox.contract.record import Amount, ByteCount, Record, Share
 

@@ -1,8 +1,8 @@
 """What a run is asked, and what came of it.
 
-The only module of `sandbox` that the rest of nightlab may depend on. It knows neither Docker nor
-language models. Every size is in bytes, every duration in seconds; each limit must be given, since
-a limit that defaults to "none" is no limit.
+The seam between the two halves of nightlab: it knows neither Docker nor language models. Every
+size is in bytes, every duration in seconds; each limit must be given, since a limit that defaults
+to "none" is no limit.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from sandbox.contract.gpu import GPU_ID_PATTERNS, Devices, GpuMemory, GpuUse
 from sandbox.contract.record import ByteCount, Record, Seconds, Sha256
 
 RUN_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
+Box = Literal["train", "model", "scorer"]
+"""One level of trust each: the candidate's training, its model under test, our own scoring."""
 
 
 class Outcome(StrEnum):
@@ -40,9 +38,6 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"
     """nightlab had seen enough and ended it before its time."""
-
-
-Box = Literal["train", "model", "scorer"]
 
 
 class Limits(Record):
