@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 
@@ -16,6 +16,8 @@ from sandbox.engine.find import Engine, find_engine
 from sandbox.image.image import ImageRecord, find_image
 from sandbox.machine import state_directory
 from tests.support.boxes import shipped_recipe
+from tests.support.command_line import CommandLine
+from tests.support.facilities import FACILITIES, GpuMachine, missing, required
 from tests.support.gpu_stand_ins import (
     GPU_0,
     GPU_1,
@@ -25,8 +27,9 @@ from tests.support.gpu_stand_ins import (
     hook_engine,
     load_library,
 )
+from tests.support.messages_server import MessagesServer
+from tests.support.nights import TOY
 
-FACILITIES = ("docker", "chromium", "engines", "gpu", "api", "recordings")
 GOLDEN = Path(__file__).parent / "golden"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -55,18 +58,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for facility in ("gpu", "api"):
         if item.get_closest_marker(facility) and facility not in required(item.config):
             pytest.skip(f"needs {facility}; run with --require {facility}")
-
-
-def required(config: pytest.Config) -> list[str]:
-    names: list[str] = config.getoption("--require")
-    return names
-
-
-def missing(config: pytest.Config, facility: str, why: str) -> None:
-    """Skip with the reason, or fail where the facility was required."""
-    if facility in required(config):
-        pytest.fail(f"{facility} was required: {why}", pytrace=False)
-    pytest.skip(why)
 
 
 @pytest.fixture(autouse=True)
@@ -124,16 +115,6 @@ def cards(nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cards:
     return cards
 
 
-class GpuMachine(NamedTuple):
-    """An engine whose hook is a stand-in, an image on it, and two pretended GPUs."""
-
-    engine: Engine
-    image: str
-    cards: Cards
-    state_dir: Path
-    library: Path
-
-
 @pytest.fixture(scope="session")
 def _gpu_engine(
     engine: Engine,
@@ -184,3 +165,28 @@ def golden(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
         assert path.read_text(encoding="utf-8") == text
 
     return compare
+
+
+@pytest.fixture
+def place(tmp_path: Path, engine: Engine, image: ImageRecord) -> CommandLine:
+    """A person's directory with the toy task, set up."""
+    shutil.copytree(TOY, tmp_path / "night", ignore=shutil.ignore_patterns("__pycache__"))
+    place = CommandLine(tmp_path / "night", engine)
+    made = place.nightlab("setup")
+    assert made.returncode == 0, made.stderr
+    return place
+
+
+@pytest.fixture
+def messages_server() -> Iterator[Callable[..., MessagesServer]]:
+    """Start servers of the Messages API, each with a script; they end with the test."""
+    servers: list[MessagesServer] = []
+
+    def serve(script: Any, **options: Any) -> MessagesServer:
+        server = MessagesServer(script, **options)
+        servers.append(server.__enter__())
+        return server
+
+    yield serve
+    for server in servers:
+        server.__exit__(None, None, None)

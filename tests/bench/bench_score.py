@@ -40,7 +40,7 @@ from sandbox.image.profiles import find_profile
 from sandbox.machine import state_directory
 from tests.support.boxes import box_spec, shipped_recipe
 from tests.support.nights import Quiet
-from tests.workspace.test_evaluate import load_evaluate
+from tests.support.scorer import load_evaluate
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = ROOT / "workspace"

@@ -30,8 +30,8 @@ from sandbox.engine.find import connect, find_engine
 from sandbox.image.image import find_image
 from sandbox.machine import state_directory
 from tests.bench.bench_overhead import Place
-from tests.sandbox.box.test_cases import CASES, asked_and_found, case_spec, read_case
 from tests.support.boxes import python_spec, shipped_recipe
+from tests.support.cases import CASES, asked_and_found, case_spec, read_case
 
 MEMORY_GROWTH_BYTES = 64 * 2**20
 LONGEST_PAUSE_SECONDS = 0.5

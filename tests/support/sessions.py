@@ -14,6 +14,8 @@ from agent.morning.export import Person, approval, original_files, result_files
 from agent.morning.review import replay, review
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
+from agent.record.events import Entry
+from agent.record.history import fold
 from agent.record.ledger import (
     FIRST_PREVIOUS,
     LEDGER_NAME,
@@ -116,3 +118,18 @@ def restored(path: Path) -> Iterator[bytes]:
         yield before
     finally:
         path.write_bytes(before)
+
+
+def verdicts_of(entries: list[Entry]) -> list[Any]:
+    """Every judged attempt but for its number and its time."""
+    numbers: dict[int | None, int | None] = {None: None}
+    verdicts: list[Any] = []
+    for attempt in fold(entries).attempts:
+        if attempt.finished is None:
+            continue
+        numbers[attempt.number] = len(verdicts)
+        started, finished = attempt.started, attempt.finished
+        told = started.model_dump(exclude={"attempt"}) | {"parent": numbers[started.parent]}
+        end = finished.model_dump(exclude={"attempt", "seconds"})
+        verdicts.append((told, end, attempt.values(), attempt.values("holdout")))
+    return verdicts

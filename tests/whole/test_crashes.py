@@ -59,7 +59,6 @@ from agent.record.events import (
 from agent.record.history import fold
 from agent.record.ledger import LEDGER_NAME, read_blob, read_ledger
 from agent.report.report import write_report
-from tests.agent.night.test_loop import DETAILS, Mind, work
 from tests.support.messages_server import (
     Cut,
     MessagesServer,
@@ -71,7 +70,9 @@ from tests.support.messages_server import (
     thinking,
     tool,
 )
+from tests.support.minds import DETAILS, Mind, work
 from tests.support.nights import TOY, Clock, Crash, CrashingLedger, Place
+from tests.support.sessions import verdicts_of
 
 TRAIN = (TOY / "workspace" / "train.py").read_text()
 PERSON = Person("Somebody", "somebody@example.org")
@@ -388,21 +389,6 @@ def _check(stage: Stage, twin: Twin, bills: list[int], open_calls: set[int]) -> 
     _check_money(stage, entries, bills, len(open_calls))
     _check_files(stage, entries)
     assert fold(entries).active_seconds <= stage.place.clock.seconds
-
-
-def verdicts_of(entries: list[Entry]) -> list[Any]:
-    """Every judged attempt but for its number and its time."""
-    numbers: dict[int | None, int | None] = {None: None}
-    verdicts: list[Any] = []
-    for attempt in fold(entries).attempts:
-        if attempt.finished is None:
-            continue
-        numbers[attempt.number] = len(verdicts)
-        started, finished = attempt.started, attempt.finished
-        told = started.model_dump(exclude={"attempt"}) | {"parent": numbers[started.parent]}
-        end = finished.model_dump(exclude={"attempt", "seconds"})
-        verdicts.append((told, end, attempt.values(), attempt.values("holdout")))
-    return verdicts
 
 
 def _best(entries: list[Entry]) -> Any:

@@ -17,7 +17,7 @@ from agent.report.summary import summary
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from sandbox.machine import state_directory
-from tests.whole.test_session import Place
+from tests.support.command_line import CommandLine
 
 DIGITS = Path(__file__).parents[2] / "tests/support/digits"
 WORKSPACE = DIGITS / "workspace"
@@ -150,7 +150,7 @@ def test_a_whole_night_runs_and_more_is_better(
     tmp_path: Path, engine: Engine, image: ImageRecord
 ) -> None:
     shutil.copytree(DIGITS, tmp_path / "night", ignore=shutil.ignore_patterns("__pycache__"))
-    place = Place(tmp_path / "night", engine)
+    place = CommandLine(tmp_path / "night", engine)
 
     made = place.nightlab("setup")
     assert made.returncode == 0, made.stderr

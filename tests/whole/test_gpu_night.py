@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +15,22 @@ from rich.console import Console
 from agent.cli.machine import show_check, show_gpus
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
-from agent.night.session import Outfit
 from agent.record.events import AttemptFinished, Noticed, RunFinished, RunStarted
 from agent.record.history import fold
 from agent.record.ledger import read_ledger
 from agent.report.tables import machine_state
 from agent.settings import ProgramError
 from sandbox.check.self_check import CheckResult
-from sandbox.contract.gpu import Devices, GpuEvent
+from sandbox.contract.gpu import GpuEvent
 from sandbox.contract.run import RunResult, RunSpec
 from sandbox.gpu.leases import GpuRow
 from tests.support import histories
+from tests.support.gpu_nights import GpuPlace
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1
-from tests.support.nights import Place, PretendedBoxes
+from tests.support.nights import PretendedBoxes
 from tests.support.sessions import Lines, forge, found, only
 
 ASKED = {"bytes": 20 * GIBIBYTE, "at_least": "watchdog", "allocator_variable": ""}
-
-
-@dataclass
-class OneGpu:
-    """A source with one GPU, for which the first run has to wait."""
-
-    purposes: list[str] = field(default_factory=list)
-    devices: Devices = "nvidia"
-
-    @contextmanager
-    def lease(
-        self,
-        purpose: str,
-        on_wait: Callable[[str], None] = lambda _: None,
-        while_waiting: Callable[[], object] = lambda: None,
-    ) -> Iterator[tuple[str, ...]]:
-        if not self.purposes:
-            on_wait("waiting for a GPU; before it: somebody")
-            while_waiting()
-        self.purposes.append(purpose)
-        yield (GPU_0,)
-
-
-@dataclass
-class GpuPlace(Place):
-    """A session whose profile gives its boxes a GPU."""
-
-    source: OneGpu = field(default_factory=OneGpu)
-
-    @property
-    def outfit(self) -> Outfit:
-        plain, hardware = super().outfit, self.program.settings.hardware
-        return replace(
-            plain,
-            image={"devices": "nvidia"},
-            gpus=self.source,
-            gpu_memory=hardware.gpu_memory(""),
-        )
 
 
 @pytest.fixture(scope="module")

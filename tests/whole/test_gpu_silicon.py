@@ -16,8 +16,8 @@ from sandbox.gpu.request import Gpu
 from sandbox.image.image import ImageRecord, find_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import box_environment, executor
-from tests.conftest import missing
 from tests.support.boxes import python_spec, shipped_recipe
+from tests.support.facilities import missing
 
 pytestmark = pytest.mark.gpu
 

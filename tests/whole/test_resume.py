@@ -38,13 +38,12 @@ from agent.record.ledger import (
 from agent.report.report import write_report
 from sandbox import DockerExecutor, SandboxError
 from sandbox.contract.errors import MAKE_ROOM
-from tests.agent.night.test_loop import Mind, work
 from tests.support.boxes import python_spec
+from tests.support.command_line import CommandLine, wait_for
 from tests.support.messages_server import MessagesServer
+from tests.support.minds import Mind, work
 from tests.support.nights import EVENING, Clock, Crash, CrashingLedger, Place
-from tests.whole.test_crashes import verdicts_of
-from tests.whole.test_session import Place as Person
-from tests.whole.test_session import wait_for
+from tests.support.sessions import verdicts_of
 
 STORED = Path(__file__).parents[2] / "tests/support/recorded" / "nightlab_0_1_0.json"
 SMALL_DISK_BYTES = 3 * 2**20
@@ -76,16 +75,16 @@ def test_a_session_goes_on_from_a_copy_under_another_name_and_path(tmp_path: Pat
 
 @pytest.mark.docker
 def test_a_machine_that_lacks_the_image_or_the_data_says_what_to_do(
-    person: Person,
+    place: CommandLine,
     tmp_path: Path,
 ) -> None:
-    assert 0 == person.nightlab("run", "--researcher", "tpe", "--session", "x").returncode
-    there = Person(tmp_path / "there", person.engine)
-    shutil.copytree(person.session("x"), there.session("y"))
-    shutil.rmtree(person.root)
+    assert 0 == place.nightlab("run", "--researcher", "tpe", "--session", "x").returncode
+    there = CommandLine(tmp_path / "there", place.engine)
+    shutil.copytree(place.session("x"), there.session("y"))
+    shutil.rmtree(place.root)
     there.environ |= {
         "NIGHTLAB_HOME": f"{tmp_path / 'home'}",
-        "DOCKER_HOST": person.engine.base_url,
+        "DOCKER_HOST": place.engine.base_url,
     }
 
     no_data = there.nightlab("resume", "y", "--attempts", "5")
@@ -418,13 +417,13 @@ def test_a_full_disk_is_the_hosts_fault_and_never_the_programs(
 
 @pytest.mark.docker
 def test_a_command_whose_disk_is_full_says_what_to_do_and_goes_on_later(
-    person: Person,
+    place: CommandLine,
     small_disk: SmallDisk,
 ) -> None:
-    person.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 1.5")
+    place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 1.5")
     runs = small_disk.root / "runs"
     words = ["--researcher", "tpe", "--session", "full", "--attempts", "2", "--runs", str(runs)]
-    running = person.start("run", *words)
+    running = place.start("run", *words)
     ledger = runs / "full" / LEDGER_NAME
     wait_for(lambda: ledger.is_file() and b"attempt_started" in ledger.read_bytes())
     small_disk.fill()
@@ -434,7 +433,7 @@ def test_a_command_whose_disk_is_full_says_what_to_do_and_goes_on_later(
     assert "room on the disk" in " ".join((told + said).split()), (told, said)
     assert "Traceback" not in said
     small_disk.make_room()
-    done = person.nightlab("resume", "full", "--runs", str(runs))
+    done = place.nightlab("resume", "full", "--runs", str(runs))
     assert 0 == done.returncode, done.stderr
     entries = read_ledger(runs / "full")
     assert 2 == len(fold(entries).completed)
@@ -446,40 +445,40 @@ def test_a_command_whose_disk_is_full_says_what_to_do_and_goes_on_later(
 
 @pytest.mark.docker
 def test_a_process_killed_six_times_ends_with_the_result_of_one_that_was_not(
-    person: Person,
+    place: CommandLine,
 ) -> None:
     words = ["--researcher", "tpe", "--seed", "11", "--attempts", "3"]
-    unbroken = person.nightlab("run", *words, "--session", "twin")
+    unbroken = place.nightlab("run", *words, "--session", "twin")
     assert 0 == unbroken.returncode, unbroken.stderr
     chance = random.Random(6)
-    running = person.start("run", *words, "--session", "cut")
+    running = place.start("run", *words, "--session", "cut")
     for _ in range(6):
-        target = _events_in(person, "cut") + chance.randint(2, 12)
-        _wait_for_events(person, "cut", target, running)
+        target = _events_in(place, "cut") + chance.randint(2, 12)
+        _wait_for_events(place, "cut", target, running)
         running.send_signal(signal.SIGKILL)
         running.communicate()
-        running = person.start("resume", "cut")
+        running = place.start("resume", "cut")
     _, said = running.communicate(timeout=120)
 
     assert 0 == running.returncode, said
-    entries = read_ledger(person.session("cut"))
-    assert verdicts_of(read_ledger(person.session("twin"))) == verdicts_of(entries)
-    assert [] == audit(person.session("cut"), entries)
+    entries = read_ledger(place.session("cut"))
+    assert verdicts_of(read_ledger(place.session("twin"))) == verdicts_of(entries)
+    assert [] == audit(place.session("cut"), entries)
     assert 1 < len([e for e in entries if isinstance(e.event, AttemptInterrupted)])
-    assert person.containers("cut") == []
+    assert place.containers("cut") == []
 
 
 def _wait_for_events(
-    person: Person,
+    place: CommandLine,
     name: str,
     target: int,
     running: subprocess.Popen[str],
 ) -> None:
-    wait_for(lambda: running.poll() is not None or _events_in(person, name) >= target)
+    wait_for(lambda: running.poll() is not None or _events_in(place, name) >= target)
 
 
-def _events_in(person: Person, name: str) -> int:
-    path = person.session(name) / LEDGER_NAME
+def _events_in(place: CommandLine, name: str) -> int:
+    path = place.session(name) / LEDGER_NAME
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 

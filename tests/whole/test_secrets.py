@@ -21,9 +21,9 @@ from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
-from tests.agent.night.test_tracing import Collector
 from tests.support.messages_server import Entry, MessagesServer, Status, tinker
 from tests.support.nights import TOY, Place
+from tests.support.spans import Collector
 
 PLANTED = {
     "ANTHROPIC_API_KEY": "sk-ant-planted-0f1e2d3c4b5a",

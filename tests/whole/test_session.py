@@ -5,15 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,116 +23,23 @@ from agent.record.events import (
     ToolReturned,
     Verdict,
 )
-from agent.record.history import History, fold
 from agent.record.ledger import read_ledger
 from sandbox.engine.find import Engine, connect
 from sandbox.image.image import ImageRecord
+from tests.support.command_line import CommandLine, wait_for
 from tests.support.messages_server import MessagesServer, say, text, tinker, tool
 
 pytestmark = [pytest.mark.docker]
 
-TOY = Path(__file__).parents[2] / "tests/support/toy"
-NIGHTLAB = [sys.executable, "-P", "-m", "agent.cli"]
 NOTHING_ALLOWED = """
-import agent.cli, agent.measurement
-agent.measurement.idle_cores = agent.measurement.usual_cores = lambda _: 0.0
-agent.cli.main()
+import agent.attempt.measurement as measurement, agent.cli.app
+measurement.idle_cores = measurement.usual_cores = lambda _: 0.0
+agent.cli.app.main()
 """
 """nightlab on a machine that has no core to spare, and had no neighbour beside the baseline."""
 
 
-class Place:
-    """A person's directory with the toy task in it."""
-
-    def __init__(self, root: Path, engine: Engine) -> None:
-        self.root = root
-        self.engine = engine
-        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC_")}
-
-    def nightlab(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*NIGHTLAB, *arguments],
-            cwd=self.root,
-            env=self.environ | environ,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*NIGHTLAB, *arguments],
-            cwd=self.root,
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def session(self, name: str) -> Path:
-        return self.root / "runs" / name
-
-    def history(self, name: str) -> History:
-        return fold(read_ledger(self.session(name)))
-
-    def events(self, name: str, kind: type) -> list[Any]:
-        return [e.event for e in read_ledger(self.session(name)) if isinstance(e.event, kind)]
-
-    def containers(self, name: str) -> list[str]:
-        return self._labelled(lambda labels: labels["nightlab.session"] == name)
-
-    def boxes_of(self, pid: int, *, running: bool = False) -> list[str]:
-        def is_meant(labels: dict[str, str]) -> bool:
-            return labels["nightlab.owner"].startswith(f"{pid} ")
-
-        return self._labelled(is_meant, running=running)
-
-    def _labelled(
-        self, is_meant: Callable[[dict[str, str]], bool], *, running: bool = False
-    ) -> list[str]:
-        with closing(connect(self.engine)) as client:
-            found = client.api.containers(all=not running, filters={"label": "nightlab.run"})
-        return [container["Id"] for container in found if is_meant(container["Labels"])]
-
-    def rewrite(self, file: str, old: str, new: str) -> None:
-        path = self.root / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-
-
-@pytest.fixture
-def place(tmp_path: Path, engine: Engine, image: ImageRecord) -> Place:
-    shutil.copytree(TOY, tmp_path / "night", ignore=shutil.ignore_patterns("__pycache__"))
-    place = Place(tmp_path / "night", engine)
-    made = place.nightlab("setup")
-    assert made.returncode == 0, made.stderr
-    return place
-
-
-@pytest.fixture
-def messages_server() -> Iterator[Callable[..., MessagesServer]]:
-    servers: list[MessagesServer] = []
-
-    def serve(script: Any, **options: Any) -> MessagesServer:
-        server = MessagesServer(script, **options)
-        servers.append(server.__enter__())
-        return server
-
-    yield serve
-    for server in servers:
-        server.__exit__(None, None, None)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-def test_a_session_finds_something_better_and_leaves_nothing_behind(place: Place) -> None:
+def test_a_session_finds_something_better_and_leaves_nothing_behind(place: CommandLine) -> None:
     done = place.nightlab("run", "--researcher", "tpe", "--session", "one", "--seed", "7")
 
     assert done.returncode == 0, done.stderr
@@ -153,7 +56,7 @@ def test_a_session_finds_something_better_and_leaves_nothing_behind(place: Place
         assert (place.session("one") / name).stat().st_size > 0
 
 
-def test_equal_seeds_make_equal_nights(place: Place) -> None:
+def test_equal_seeds_make_equal_nights(place: CommandLine) -> None:
     verdicts = []
     for name in ("left", "right"):
         place.nightlab("run", "--researcher", "tpe", "--session", name, "--seed", "11")
@@ -163,7 +66,7 @@ def test_equal_seeds_make_equal_nights(place: Place) -> None:
     assert verdicts[0] == verdicts[1]
 
 
-def test_json_output_is_one_object_a_line(place: Place) -> None:
+def test_json_output_is_one_object_a_line(place: CommandLine) -> None:
     done = place.nightlab("run", "--researcher", "tpe", "--attempts", "1", "--json")
 
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
@@ -171,7 +74,7 @@ def test_json_output_is_one_object_a_line(place: Place) -> None:
     assert "attempt_finished" in events
 
 
-def test_a_killed_session_goes_on_and_loses_nothing(place: Place) -> None:
+def test_a_killed_session_goes_on_and_loses_nothing(place: CommandLine) -> None:
     place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 1.5")
     running = place.start("run", "--researcher", "tpe", "--session", "cut", "--attempts", "3")
     wait_for(lambda: (place.session("cut") / "ledger.jsonl").exists())
@@ -195,7 +98,7 @@ def test_a_killed_session_goes_on_and_loses_nothing(place: Place) -> None:
     assert place.containers("cut") == []
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_container(place: Place) -> None:
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_container(place: CommandLine) -> None:
     place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 15.0")
     running = place.start("run", "--researcher", "tpe", "--session", "stopped")
     wait_for(lambda: bool(place.containers("stopped")))
@@ -207,7 +110,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_container(place: Place) -> None:
     assert place.containers("stopped") == []
 
 
-def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place) -> None:
+def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: CommandLine) -> None:
     place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 1.0")
     running = place.start("run", "--researcher", "tpe", "--session", "alone", "--attempts", "2")
     assert running.stdout is not None
@@ -225,7 +128,7 @@ def test_a_night_goes_on_when_its_terminal_and_its_readers_go_away(place: Place)
     assert (place.session("alone") / "report.html").is_file()
 
 
-def test_a_box_ends_with_the_terminal_that_waits_for_it(place: Place) -> None:
+def test_a_box_ends_with_the_terminal_that_waits_for_it(place: CommandLine) -> None:
     flags = ("--wall-seconds", "60", "--", "python3", "-c", "import time; time.sleep(60)")
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may be run by nohup
     try:
@@ -240,7 +143,7 @@ def test_a_box_ends_with_the_terminal_that_waits_for_it(place: Place) -> None:
     assert [] == place.boxes_of(running.pid)
 
 
-def test_a_second_process_on_the_same_session_is_refused(place: Place) -> None:
+def test_a_second_process_on_the_same_session_is_refused(place: CommandLine) -> None:
     place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "PAUSE_SECONDS = 15.0")
     running = place.start("run", "--researcher", "tpe", "--session", "mine")
     try:
@@ -254,7 +157,7 @@ def test_a_second_process_on_the_same_session_is_refused(place: Place) -> None:
     assert str(running.pid) in done.stderr
 
 
-def test_claude_without_a_key_is_refused_before_anything_runs(place: Place) -> None:
+def test_claude_without_a_key_is_refused_before_anything_runs(place: CommandLine) -> None:
     done = place.nightlab("run", "--researcher", "claude", "--session", "none")
 
     assert done.returncode == 2
@@ -263,7 +166,7 @@ def test_claude_without_a_key_is_refused_before_anything_runs(place: Place) -> N
 
 
 def test_claude_works_through_a_compatible_server(
-    place: Place, messages_server: Callable[..., MessagesServer]
+    place: CommandLine, messages_server: Callable[..., MessagesServer]
 ) -> None:
     server = messages_server(itertools.repeat(tinker), endless=True)
 
@@ -280,7 +183,7 @@ def test_claude_works_through_a_compatible_server(
 
 
 def test_a_reply_without_tools_is_nudged_and_then_ends_the_session(
-    place: Place, messages_server: Callable[..., MessagesServer]
+    place: CommandLine, messages_server: Callable[..., MessagesServer]
 ) -> None:
     server = messages_server([say(text("I think we are done."))] * 4)
 
@@ -305,7 +208,7 @@ def test_a_reply_without_tools_is_nudged_and_then_ends_the_session(
     ],
 )
 def test_what_goes_wrong_gets_its_own_verdict_and_the_best_comes_back(
-    place: Place,
+    place: CommandLine,
     messages_server: Callable[..., MessagesServer],
     change: str,
     verdict: Verdict,
@@ -332,7 +235,7 @@ def test_what_goes_wrong_gets_its_own_verdict_and_the_best_comes_back(
     assert not any(event.is_error for event in place.events("wrong", ToolReturned))
 
 
-def test_a_disturbed_run_is_repeated_and_then_not_judged(place: Place) -> None:
+def test_a_disturbed_run_is_repeated_and_then_not_judged(place: CommandLine) -> None:
     place.rewrite(
         "program.md",
         "max_other_cores = 64\nmin_speed = 0\nmax_repeats = 0",
@@ -357,7 +260,7 @@ def test_a_disturbed_run_is_repeated_and_then_not_judged(place: Place) -> None:
 
 
 def test_guidance_reaches_the_researcher_in_the_middle_of_the_night(
-    place: Place, messages_server: Callable[..., MessagesServer]
+    place: CommandLine, messages_server: Callable[..., MessagesServer]
 ) -> None:
     def write_guidance(request: dict[str, Any]) -> Any:
         (place.session("steer") / "guidance.md").write_text("try larger Y first")
@@ -374,7 +277,7 @@ def test_guidance_reaches_the_researcher_in_the_middle_of_the_night(
     assert "try larger Y first" in json.dumps(server.requests[1])
 
 
-def test_an_unknown_session_names_those_there_are(place: Place) -> None:
+def test_an_unknown_session_names_those_there_are(place: CommandLine) -> None:
     done = place.nightlab("resume", "nothing")
 
     assert done.returncode == 2
@@ -399,7 +302,7 @@ def image_on(engine: Engine, base: str, name: str, *lines: str) -> Iterator[str]
 
 @pytest.mark.slow
 def test_the_same_program_runs_on_two_bases_and_on_an_image_of_ones_own(
-    place: Place, engine: Engine, image: ImageRecord
+    place: CommandLine, engine: Engine, image: ImageRecord
 ) -> None:
     program = (place.root / "program.md").read_text().rstrip().removesuffix("```")
     greedy = ("ENV NVIDIA_VISIBLE_DEVICES=all", 'ENTRYPOINT ["/bin/false"]')
@@ -433,7 +336,7 @@ def test_the_same_program_runs_on_two_bases_and_on_an_image_of_ones_own(
 
 
 def test_an_image_that_changed_its_meaning_is_not_used_silently(
-    place: Place, engine: Engine, image: ImageRecord
+    place: CommandLine, engine: Engine, image: ImageRecord
 ) -> None:
     place.rewrite("program.md", "[noise]", '[hardware]\nprofile = "own-torch"\n\n[noise]')
     with image_on(engine, image.reference, "moving") as moving:

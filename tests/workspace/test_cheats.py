@@ -25,7 +25,7 @@ from agent.program import load_program
 from agent.record.ledger import Ledger
 from sandbox import DockerExecutor
 from tests.support.nights import Quiet
-from tests.workspace.test_evaluate import BOS, CONTEXT, VOCABULARY, habits, write_data
+from tests.support.scorer import BOS, CONTEXT, VOCABULARY, habits, write_data
 
 CHEATS = Path(__file__).parent / "cheats"
 ROOT = Path(__file__).parents[2]

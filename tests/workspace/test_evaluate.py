@@ -11,53 +11,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "workspace" / "evaluate.py"
-
-
-def load_evaluate(wall: str = "", hole: str = "") -> Any:
-    """The shipped scorer, or the same with one wall replaced by a hole."""
-    source = PROGRAM.read_text()
-    assert wall in source
-    module = ModuleType(f"nightlab_evaluate_{abs(hash(wall))}")
-    sys.modules[module.__name__] = module
-    exec(compile(source.replace(wall, hole, 1), PROGRAM, "exec"), module.__dict__)
-    return module
-
+from tests.support.scorer import (
+    BOS,
+    CONTEXT,
+    PROGRAM,
+    VOCABULARY,
+    Array,
+    habits,
+    load_evaluate,
+    write_data,
+)
 
 evaluate: Any = load_evaluate()
-Array = np.ndarray[Any, Any]
 Predict = Callable[[Array], Array]
 Side = Callable[[socket.socket], None]
 
-VOCABULARY, BOS, CONTEXT = 41, 40, 32
 PATIENT = evaluate.Patience(start_seconds=60.0, answer_seconds=60.0, total_seconds=120.0)
 HASTY = evaluate.Patience(start_seconds=0.4, answer_seconds=0.4, total_seconds=0.8)
-
-
-def write_data(folder: Path, stream: list[int], token_bytes: list[int], context: int) -> Path:
-    folder.mkdir(exist_ok=True)
-    np.array(stream, dtype="<u2").tofile(folder / "tokens.bin")
-    meta = {
-        "vocab_size": len(token_bytes),
-        "bos_token": len(token_bytes) - 1,
-        "context": context,
-        "documents": [place for place, token in enumerate(stream) if token == len(token_bytes) - 1],
-        "token_bytes": token_bytes,
-        "bytes": sum(token_bytes[token] for token in stream),
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return folder
-
-
-def habits(seed: int) -> Array:
-    """Bigram probabilities of a made-up language; BOS predicts like any other token."""
-    return np.random.default_rng(seed).dirichlet(np.full(BOS, 0.15), size=VOCABULARY)
 
 
 @pytest.fixture(scope="module")

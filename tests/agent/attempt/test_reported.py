@@ -40,9 +40,8 @@ from sandbox.contract.run import Log, RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support import sessions
-from tests.support.nights import EVENING, PretendedBoxes
-from tests.support.nights import Place as PretendedPlace
-from tests.whole.test_session import Place
+from tests.support.command_line import CommandLine
+from tests.support.nights import EVENING, Place, PretendedBoxes
 
 ROOT = Path(__file__).parents[3]
 SUMMARY = """\
@@ -190,9 +189,9 @@ class ReportingBoxes(PretendedBoxes):
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> PretendedPlace:
+def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A night of the sampler over a program that reports, with its review and a replay."""
-    place = PretendedPlace(
+    place = Place(
         tmp_path_factory.mktemp("reported"),
         boxes_type=ReportingBoxes,
         changes={
@@ -211,12 +210,12 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> PretendedPlace:
 
 
 @pytest.fixture
-def history(night: PretendedPlace) -> History:
+def history(night: Place) -> History:
     return fold(read_ledger(night.directory))
 
 
 def test_every_score_is_the_programs_word_and_judged_as_any_other(
-    night: PretendedPlace, history: History
+    night: Place, history: History
 ) -> None:
     scores = [e.event for e in read_ledger(night.directory) if isinstance(e.event, Scored)]
 
@@ -226,11 +225,11 @@ def test_every_score_is_the_programs_word_and_judged_as_any_other(
     assert not list((night.directory / "fixed").iterdir())
 
 
-def test_the_audit_reads_every_log_again(night: PretendedPlace) -> None:
+def test_the_audit_reads_every_log_again(night: Place) -> None:
     assert sessions.found(night.directory) == []
 
 
-def test_a_forged_score_is_not_what_its_log_says(night: PretendedPlace) -> None:
+def test_a_forged_score_is_not_what_its_log_says(night: Place) -> None:
     def forge(lines: sessions.Lines) -> None:
         score = sessions.only(lines, "scored", attempt=0)
         score["value"] -= 0.1
@@ -243,7 +242,7 @@ def test_a_forged_score_is_not_what_its_log_says(night: PretendedPlace) -> None:
     assert any("the training's log says" in what for what in found)
 
 
-def test_a_forged_log_is_found_where_its_excerpt_was_forged_along(night: PretendedPlace) -> None:
+def test_a_forged_log_is_found_where_its_excerpt_was_forged_along(night: Place) -> None:
     def forge(lines: sessions.Lines) -> None:
         training = sessions.only(lines, "run_finished", attempt=0)
         log = Log(head="distance: 0.5\n", tail="", omitted_bytes=0)
@@ -258,7 +257,7 @@ def test_a_forged_log_is_found_where_its_excerpt_was_forged_along(night: Pretend
     assert any("the training's log says 0.5" in what for what in found)
 
 
-def test_a_read_only_file_that_changed_is_found(night: PretendedPlace) -> None:
+def test_a_read_only_file_that_changed_is_found(night: Place) -> None:
     def forge(lines: sessions.Lines) -> None:
         attempt = sessions.only(lines, "attempt_started", attempt=1)
         attempt["files"]["prepare.py"] = attempt["files"]["train.py"]
@@ -271,7 +270,7 @@ def test_a_read_only_file_that_changed_is_found(night: PretendedPlace) -> None:
 
 
 def test_the_word_self_reported_stands_wherever_the_number_does(
-    night: PretendedPlace, history: History
+    night: Place, history: History
 ) -> None:
     entries, settings = read_ledger(night.directory), night.program.settings
     numbers = summary(entries)
@@ -315,7 +314,7 @@ def test_the_word_self_reported_stands_wherever_the_number_does(
     assert all("[self-reported]" in row for row in scored)
 
 
-def test_no_holdout_is_claimed(night: PretendedPlace, history: History) -> None:
+def test_no_holdout_is_claimed(night: Place, history: History) -> None:
     text = render_markdown(
         read_ledger(night.directory), lambda sha: read_blob(night.directory, sha)
     )
@@ -418,7 +417,7 @@ ME = {
 }
 
 
-def repository(root: Path, engine: Engine) -> Place:
+def repository(root: Path, engine: Engine) -> CommandLine:
     """Somebody's repository, with the README's program.md put in."""
     root.mkdir()
     (root / "train.py").write_text(TRAIN)
@@ -430,7 +429,7 @@ def repository(root: Path, engine: Engine) -> Place:
     _git(root, "add", ".")
     _git(root, "commit", "-q", "-m", "mine")
     (root / "program.md").write_text(minimal_program().replace("[session]", QUIET_ENOUGH))
-    return Place(root, engine)
+    return CommandLine(root, engine)
 
 
 def _git(root: Path, *arguments: str) -> str:

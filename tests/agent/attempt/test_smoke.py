@@ -33,13 +33,11 @@ from sandbox.contract.errors import SandboxError
 from sandbox.contract.run import Outcome
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
+from tests.support.command_line import CommandLine
 from tests.support.messages_server import MessagesServer, say, tool
 from tests.support.nights import SCORING_SECONDS, TOY, Place, PretendedBoxes
 from tests.support.sessions import Lines, forge, found, only
-from tests.whole.test_session import Place as PersonsPlace
-from tests.whole.test_session import messages_server, place
 
-_FIXTURES = (messages_server, place)  # used by name
 TRAIN = (TOY / "workspace" / "train.py").read_text()
 
 
@@ -305,7 +303,7 @@ WRONG = {
 
 @pytest.mark.docker
 def test_real_boxes_show_what_is_wrong_before_the_budget_is_spent(
-    place: PersonsPlace,
+    place: CommandLine,
     messages_server: Callable[..., MessagesServer],
     engine: Engine,
     image: ImageRecord,

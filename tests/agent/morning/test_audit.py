@@ -30,8 +30,8 @@ from agent.record.events import (
 from agent.record.history import FIVE_DIGITS
 from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
 from sandbox.contract.run import RunResult, RunSpec
-from tests.bench.bench_record import long_session
 from tests.support import histories
+from tests.support.long_night import long_session
 from tests.support.nights import Place, PretendedBoxes
 from tests.support.sessions import Lines, forge, found, only, restored, resumed, sampled, talked
 

@@ -28,8 +28,9 @@ from agent.record.history import History, fold
 from agent.record.ledger import read_ledger
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
+from tests.support.command_line import CommandLine, wait_for
 from tests.support.messages_server import Block, MessagesServer, Turn, say, tool
-from tests.whole.test_session import TOY, Place, wait_for
+from tests.support.nights import TOY
 
 pytestmark = [pytest.mark.docker]
 
@@ -57,7 +58,7 @@ NOBODY = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
 Change = tuple[str, str, str]
 
 
-def night_of(place: Place, name: str, *changes: Change) -> None:
+def night_of(place: CommandLine, name: str, *changes: Change) -> None:
     """A session whose researcher makes exactly these changes."""
     with MessagesServer([*(_turn(*change) for change in changes), _finish()]) as server:
         done = place.nightlab(
@@ -76,9 +77,9 @@ def _finish() -> Turn:
     return say(tool("finish", reason="enough"))
 
 
-def new_place(root: Path, engine: Engine) -> Place:
+def new_place(root: Path, engine: Engine) -> CommandLine:
     shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
-    place = Place(root, engine)
+    place = CommandLine(root, engine)
     assert place.nightlab("setup").returncode == 0
     return place
 
@@ -86,7 +87,7 @@ def new_place(root: Path, engine: Engine) -> Place:
 @pytest.fixture(scope="module")
 def reviewed(
     tmp_path_factory: pytest.TempPathFactory, engine: Engine, image: ImageRecord
-) -> tuple[Place, History]:
+) -> tuple[CommandLine, History]:
     """A night with one real change, one lucky one and one failure; and its review."""
     place = new_place(tmp_path_factory.mktemp("reviewed") / "place", engine)
     night_of(place, "night", REAL, LUCKY, BROKEN)
@@ -98,24 +99,24 @@ def reviewed(
 
 
 @pytest.fixture
-def morning(reviewed: tuple[Place, History], tmp_path: Path) -> Place:
+def morning(reviewed: tuple[CommandLine, History], tmp_path: Path) -> CommandLine:
     """A copy of the reviewed night that a test may change."""
     place, _ = reviewed
     shutil.copytree(place.root, tmp_path / "morning")
-    return Place(tmp_path / "morning", place.engine)
+    return CommandLine(tmp_path / "morning", place.engine)
 
 
 @pytest.fixture
-def place(tmp_path: Path, engine: Engine, image: ImageRecord) -> Place:
+def place(tmp_path: Path, engine: Engine, image: ImageRecord) -> CommandLine:
     return new_place(tmp_path / "place", engine)
 
 
-def table_of(place: Place, name: str = "night") -> ReviewTable:
+def table_of(place: CommandLine, name: str = "night") -> ReviewTable:
     entries = read_ledger(place.session(name))
     return worth(reviews(entries)[-1], fold(entries))
 
 
-def repository(place: Place) -> Callable[..., str]:
+def repository(place: CommandLine) -> Callable[..., str]:
     """The person's own repository around the program directory."""
 
     def git(*arguments: str) -> str:
@@ -135,7 +136,7 @@ def repository(place: Place) -> Callable[..., str]:
 
 
 def test_the_real_change_is_real_and_the_lucky_one_is_luck(
-    reviewed: tuple[Place, History],
+    reviewed: tuple[CommandLine, History],
 ) -> None:
     table = table_of(reviewed[0])
 
@@ -151,7 +152,7 @@ def test_the_real_change_is_real_and_the_lucky_one_is_luck(
 
 
 def test_the_smaller_equal_model_is_the_best_without_luck(
-    reviewed: tuple[Place, History],
+    reviewed: tuple[CommandLine, History],
 ) -> None:
     table = table_of(reviewed[0])
 
@@ -160,14 +161,14 @@ def test_the_smaller_equal_model_is_the_best_without_luck(
 
 
 def test_best_and_baseline_are_measured_on_holdout_too(
-    reviewed: tuple[Place, History],
+    reviewed: tuple[CommandLine, History],
 ) -> None:
     table = table_of(reviewed[0])
 
     assert table.holdout_gain == pytest.approx(8**0.5 - 2, abs=0.01)
 
 
-def test_seeds_of_a_review_were_never_used_before(reviewed: tuple[Place, History]) -> None:
+def test_seeds_of_a_review_were_never_used_before(reviewed: tuple[CommandLine, History]) -> None:
     table = table_of(reviewed[0])
 
     assert len(set(table.seeds)) == 2
@@ -175,7 +176,7 @@ def test_seeds_of_a_review_were_never_used_before(reviewed: tuple[Place, History
 
 
 def test_every_variant_is_measured_once_at_each_seed_and_every_run_is_on_record(
-    reviewed: tuple[Place, History],
+    reviewed: tuple[CommandLine, History],
 ) -> None:
     place, _ = reviewed
     measured = place.events("night", VariantMeasured)
@@ -189,14 +190,14 @@ def test_every_variant_is_measured_once_at_each_seed_and_every_run_is_on_record(
 
 
 def test_a_review_changes_neither_the_night_nor_its_hours(
-    reviewed: tuple[Place, History],
+    reviewed: tuple[CommandLine, History],
 ) -> None:
     place, before = reviewed
 
     assert before == place.history("night")
 
 
-def test_a_reviewed_session_goes_on_where_it_was(morning: Place) -> None:
+def test_a_reviewed_session_goes_on_where_it_was(morning: CommandLine) -> None:
     better = ("Y = 4", "Y = 16", "nearer in Y")
     with MessagesServer([_turn(*better)]) as server:
         done = morning.nightlab(
@@ -210,7 +211,7 @@ def test_a_reviewed_session_goes_on_where_it_was(morning: Place) -> None:
     assert history.best.started.parent == 2
 
 
-def test_the_last_review_is_shown_without_runs(morning: Place) -> None:
+def test_the_last_review_is_shown_without_runs(morning: CommandLine) -> None:
     before = len(read_ledger(morning.session("night")))
 
     done = morning.nightlab("review", "night", "--no-runs", "--json")
@@ -220,14 +221,14 @@ def test_the_last_review_is_shown_without_runs(morning: Place) -> None:
     assert before == len(read_ledger(morning.session("night")))
 
 
-def test_the_report_tells_what_each_change_is_worth(morning: Place) -> None:
+def test_the_report_tells_what_each_change_is_worth(morning: CommandLine) -> None:
     report = (morning.session("night") / "report.html").read_text()
 
     assert "What each kept change is worth" in report
     assert "luck: not beyond noise" in report
 
 
-def test_a_review_that_was_stopped_goes_on_with_what_it_has(place: Place) -> None:
+def test_a_review_that_was_stopped_goes_on_with_what_it_has(place: CommandLine) -> None:
     night_of(place, "cut", REAL)
     running = place.start("review", "cut", "--repeats", "3")
     wait_for(lambda: bool(place.events("cut", VariantMeasured)))
@@ -247,7 +248,7 @@ def test_a_review_that_was_stopped_goes_on_with_what_it_has(place: Place) -> Non
     assert 1 == len(place.events("cut", ReviewStarted)) == len(place.events("cut", ReviewFinished))
 
 
-def test_a_change_that_was_built_over_is_measured_as_a_step(place: Place) -> None:
+def test_a_change_that_was_built_over_is_measured_as_a_step(place: CommandLine) -> None:
     night_of(place, "steps", ("X = 1.0", "X = 2.0", "half way"), ("X = 2.0", "X = 3.0", "there"))
 
     done = place.nightlab("review", "steps", "--repeats", "1")
@@ -259,7 +260,7 @@ def test_a_change_that_was_built_over_is_measured_as_a_step(place: Place) -> Non
     assert "X = 2.0" in first.note
 
 
-def test_a_change_that_others_need_is_called_needed(place: Place) -> None:
+def test_a_change_that_others_need_is_called_needed(place: CommandLine) -> None:
     place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "\n\nPAUSE_SECONDS = 0.0")
     defines = ("X = 1.0", "GOAL = 3.0\nX = 2.0", "names the goal")
     uses = ('{"x": X,', '{"x": GOAL,', "uses the goal")
@@ -271,7 +272,7 @@ def test_a_change_that_others_need_is_called_needed(place: Place) -> None:
     assert (Fate.NEEDED, Fate.REAL) == (first.fate, second.fate)
 
 
-def test_a_night_that_kept_nothing_has_nothing_to_review(place: Place) -> None:
+def test_a_night_that_kept_nothing_has_nothing_to_review(place: CommandLine) -> None:
     night_of(place, "nothing")
 
     done = place.nightlab("review", "nothing")
@@ -281,7 +282,9 @@ def test_a_night_that_kept_nothing_has_nothing_to_review(place: Place) -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 2, 3])
-def test_a_replay_gives_the_same_score_or_the_same_failure(morning: Place, attempt: int) -> None:
+def test_a_replay_gives_the_same_score_or_the_same_failure(
+    morning: CommandLine, attempt: int
+) -> None:
     done = morning.nightlab("replay", "night", str(attempt))
 
     assert done.returncode == 0, done.stderr
@@ -291,7 +294,7 @@ def test_a_replay_gives_the_same_score_or_the_same_failure(morning: Place, attem
     assert [s.recorded for s in replayed.scores] == [s.today for s in replayed.scores]
 
 
-def test_with_a_token_budget_a_replay_is_equal_to_five_digits(place: Place) -> None:
+def test_with_a_token_budget_a_replay_is_equal_to_five_digits(place: CommandLine) -> None:
     place.rewrite("program.md", 'kind = "wall"', 'kind = "tokens"\ntokens = 1000')
     night_of(place, "exact", REAL)
 
@@ -301,7 +304,7 @@ def test_with_a_token_budget_a_replay_is_equal_to_five_digits(place: Place) -> N
     assert (True, "the same score to five digits") == (replayed.agrees, replayed.explanation)
 
 
-def test_a_replay_that_differs_says_by_how_much(place: Place) -> None:
+def test_a_replay_that_differs_says_by_how_much(place: CommandLine) -> None:
     place.rewrite("program.md", 'kind = "wall"', 'kind = "tokens"\ntokens = 1000')
     place.rewrite("workspace/train.py", '"noise": noise}', '"noise": random.random()}')
     night_of(place, "loose")
@@ -312,14 +315,14 @@ def test_a_replay_that_differs_says_by_how_much(place: Place) -> None:
     assert "DOES NOT AGREE" in done.stdout
 
 
-def test_a_replay_of_nothing_names_what_there_is(morning: Place) -> None:
+def test_a_replay_of_nothing_names_what_there_is(morning: CommandLine) -> None:
     done = morning.nightlab("replay", "night", "99")
 
     assert done.returncode == 2
     assert "0 to 3" in done.stderr
 
 
-def test_an_approval_is_a_patch_that_applies_and_the_files(morning: Place) -> None:
+def test_an_approval_is_a_patch_that_applies_and_the_files(morning: CommandLine) -> None:
     git = repository(morning)
 
     done = morning.nightlab("approve", "night", "--reason", "holds on holdout", **ME)
@@ -337,7 +340,7 @@ def test_an_approval_is_a_patch_that_applies_and_the_files(morning: Place) -> No
     assert "Ada Person" in (morning.session("night") / "report.html").read_text()
 
 
-def test_the_smaller_model_can_be_approved(morning: Place) -> None:
+def test_the_smaller_model_can_be_approved(morning: CommandLine) -> None:
     done = morning.nightlab("approve", "night", "--reason", "no luck", "--smaller", **ME)
 
     assert done.returncode == 0, done.stderr
@@ -346,7 +349,7 @@ def test_the_smaller_model_can_be_approved(morning: Place) -> None:
     assert str(NIGHT_SEEDS[0]) not in train
 
 
-def test_a_branch_is_made_without_work_tree_index_hooks_or_helpers(morning: Place) -> None:
+def test_a_branch_is_made_without_work_tree_index_hooks_or_helpers(morning: CommandLine) -> None:
     git = repository(morning)
     marker = morning.root / "executed"
     for hook in ("post-commit", "reference-transaction", "post-index-change", "pre-commit"):
@@ -372,7 +375,7 @@ def test_a_branch_is_made_without_work_tree_index_hooks_or_helpers(morning: Plac
     assert morning.events("night", HumanDecided)[0].commit == git("rev-parse", "night-1").strip()
 
 
-def test_a_branch_keeps_what_the_person_committed_meanwhile(morning: Place) -> None:
+def test_a_branch_keeps_what_the_person_committed_meanwhile(morning: CommandLine) -> None:
     git = repository(morning)
     morning.rewrite("workspace/train.py", '"""Leaves a point', '"""Always leaves a point')
     git("commit", "-qam", "words")
@@ -385,7 +388,7 @@ def test_a_branch_keeps_what_the_person_committed_meanwhile(morning: Place) -> N
 
 
 @pytest.mark.parametrize("there", ["conflict", "exists", "inside"])
-def test_a_branch_that_cannot_be_made_decides_nothing(morning: Place, there: str) -> None:
+def test_a_branch_that_cannot_be_made_decides_nothing(morning: CommandLine, there: str) -> None:
     git = repository(morning)
     where = morning.session("night") / "workspace" if there == "inside" else morning.root
     if there == "exists":
@@ -402,7 +405,7 @@ def test_a_branch_that_cannot_be_made_decides_nothing(morning: Place, there: str
     assert morning.events("night", HumanDecided) == []
 
 
-def test_a_rejection_is_recorded_and_exports_nothing(morning: Place) -> None:
+def test_a_rejection_is_recorded_and_exports_nothing(morning: CommandLine) -> None:
     done = morning.nightlab("reject", "night", "--reason", "it is luck", **ME)
 
     assert done.returncode == 0, done.stderr
@@ -411,7 +414,7 @@ def test_a_rejection_is_recorded_and_exports_nothing(morning: Place) -> None:
     assert not (morning.session("night") / "approved").exists()
 
 
-def test_without_a_git_identity_nothing_is_decided(morning: Place) -> None:
+def test_without_a_git_identity_nothing_is_decided(morning: CommandLine) -> None:
     done = morning.nightlab("approve", "night", "--reason", "good", **NOBODY)
 
     assert done.returncode == 2

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, linear_regression
@@ -15,10 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.lab import Lab
 from agent.morning.audit import whole_audit
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -42,45 +38,15 @@ from tests.support.messages_server import (
     Request,
     Status,
     Turn,
-    say,
     text,
-    thinking,
-    tool,
 )
+from tests.support.minds import DETAILS, Mind, work
 from tests.support.nights import Crash, CrashingLedger, Place
 
 ATTEMPTS = 120
 OUTAGE_SECONDS = 90 * 60.0
 CALL_SECONDS = 15.0
-SHOWN = re.compile(r"^\s*\d+\s+X = (\S+) .*\n\s*\d+\s+Y = (\d+) ", re.MULTILINE)
 CUTS = ("error", "reset", "fin", "end", "bad_json")
-DETAILS = {"type": "refusal", "category": "frontier_llm", "explanation": "It may compete."}
-
-
-@dataclass
-class Mind:
-    """A researcher of few thoughts: it reads the file, moves the point a little, and runs."""
-
-    chance: random.Random
-
-    def answer(self, request: Request) -> Turn:
-        last = request["messages"][-1]["content"]
-        results = (block["content"] for block in last if block["type"] == "tool_result")
-        shown = SHOWN.search("\n".join(results))
-        words = thinking("I wonder where the point should go next. " * 12)
-        if shown is None:
-            return say(words, tool("read", file_path="train.py"))
-        x, y = shown[1], shown[2]
-        new_x = f"{float(x) + self.chance.gauss(0, 0.4):.4f}"
-        new_y = str(self.chance.choice([4, 8, 16, 32]))
-        edits = [_edit(f"X = {x} ", f"X = {new_x} ")]
-        if new_y != y:
-            edits.append(_edit(f"Y = {y} ", f"Y = {new_y} "))
-        return say(words, *edits, tool("run", hypothesis=f"the point at {new_x}, {new_y}"))
-
-
-def _edit(old: str, new: str) -> dict[str, Any]:
-    return tool("edit", file_path="train.py", old_string=old, new_string=new)
 
 
 @dataclass
@@ -126,28 +92,6 @@ class Weather:
 
     def _refused(self, request: Request) -> Turn:
         return Turn((text("I"),), "refusal", DETAILS)
-
-
-def work(
-    lab: Lab,
-    place: Place,
-    server: MessagesServer,
-    *,
-    wait: Callable[[float], Awaitable[None]] | None = None,
-) -> SessionEnded:
-    """One life of our process."""
-    environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-    clock = place.clock
-    researchers = open_models(
-        lab,
-        "claude",
-        environ,
-        lambda *_: None,
-        sleep=wait or clock.wait,
-        clock=clock.monotonic,
-    )
-    with lab.ledger, researchers as models:
-        return run_session(assemble(lab, place.program, models), lambda: None)
 
 
 def work_through_crashes(

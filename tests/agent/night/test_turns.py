@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,15 @@ from agent.record.events import (
     FileChanged,
     MessageAdded,
     Noticed,
-    SessionEnded,
     StopReason,
     ToolCalled,
     ToolReturned,
 )
-from agent.record.history import History, fold
+from agent.record.history import fold
 from agent.record.ledger import read_blob, read_ledger
 from agent.report.console import attempt_line
 from agent.report.summary import summary
 from agent.researcher.base import ModelError
-from tests.agent.night.test_loop import DETAILS, Mind, work
 from tests.support.messages_server import (
     CATALOGUE,
     Cut,
@@ -55,38 +52,11 @@ from tests.support.messages_server import (
     thinking,
     tool,
 )
+from tests.support.minds import DETAILS, Scene, work
 from tests.support.nights import Crash, CrashingLedger, Place
 
 REFUSED = Turn((text("I"),), "refusal", DETAILS)
 READ = say(tool("read", file_path="train.py"))
-
-
-class Scene:
-    """A short session against a script."""
-
-    def __init__(self, root: Path, **changes: dict[str, Any]) -> None:
-        session = {"attempts": 2, "max_failures_in_a_row": 10} | changes.pop("session", {})
-        self.place = Place(root, changes={"session": session, **changes})
-        self.mind = Mind(random.Random(5))
-
-    def play(self, script: Iterable[Any]) -> SessionEnded:
-        clock = self.place.clock
-        with MessagesServer(script, clock=clock.monotonic, endless=True) as self.server:
-            return work(self.place.begin("claude"), self.place, self.server)
-
-    def then(self, *script: Any) -> Iterable[Any]:
-        """The script, and after it a researcher that works."""
-        return itertools.chain(script, itertools.repeat(self.mind.answer))
-
-    @property
-    def history(self) -> History:
-        return fold(read_ledger(self.place.directory))
-
-    def events(self, kind: type) -> list[Any]:
-        return [e.event for e in read_ledger(self.place.directory) if isinstance(e.event, kind)]
-
-    def notices(self) -> list[str]:
-        return [event.kind for event in self.events(Noticed)]
 
 
 ENDINGS: dict[str, Turn] = {

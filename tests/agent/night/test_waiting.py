@@ -30,11 +30,11 @@ from agent.report.activity import activity
 from agent.report.summary import summary
 from sandbox.contract.errors import BoxLost, EngineUnavailable, SandboxError
 from sandbox.contract.run import RunResult, RunSpec
-from tests.agent.night.test_loop import work as work_with_claude
-from tests.agent.night.test_turns import Scene
+from tests.support.gpu_nights import GpuPlace
 from tests.support.messages_server import MessagesServer, Status
+from tests.support.minds import Scene
+from tests.support.minds import work as work_with_claude
 from tests.support.nights import Clock, Place, PretendedBoxes
-from tests.whole.test_gpu_night import GpuPlace
 
 
 @dataclass

@@ -20,45 +20,17 @@ from pathlib import Path
 import pytest
 
 from agent.record.curves import curve_of
-from agent.record.events import Event, RunStarted, SessionEnded, SessionResumed, StopReason
-from agent.record.ledger import LEDGER_NAME, Follower, Ledger
+from agent.record.events import SessionEnded, SessionResumed, StopReason
+from agent.record.ledger import LEDGER_NAME, Follower
 from agent.report.activity import NOTE_NAME, Activity, activity, write_note
 from agent.report.console import JsonConsole, NoteTaker
 from agent.report.live import LiveReport, WatchServer
 from tests.support import histories
 from tests.support.browser import Browser
+from tests.support.growing import Session, begun_training
 
 NIGHT = histories.night(12)
 HOSTILE = histories.night(12, hostile=True, ended=False)
-
-
-class Session:
-    """A session at work: its ledger is open and grows by the events of a synthetic night."""
-
-    def __init__(self, directory: Path, made: histories.Night) -> None:
-        self.directory = directory
-        self.ledger = Ledger.create(directory)
-        for body in made.blobs.values():
-            self.ledger.put_blob(body)
-        self._events = [entry.event for entry in made.entries]
-
-    def go_on(self, attempts: int) -> None:
-        """Write until so many attempts have been judged or interrupted, and no further."""
-        while self._events and self._judged() < attempts:
-            self.ledger.append(self._events.pop(0))
-
-    def begin_attempt(self) -> None:
-        """Write until the next attempt has begun."""
-        begun = len(self.ledger.history.attempts)
-        while len(self.ledger.history.attempts) == begun:
-            self.ledger.append(self._events.pop(0))
-
-    def add(self, *events: Event) -> None:
-        for event in events:
-            self.ledger.append(event)
-
-    def _judged(self) -> int:
-        return sum(not attempt.open for attempt in self.ledger.history.attempts)
 
 
 @pytest.fixture
@@ -403,10 +375,6 @@ def test_a_disk_that_refuses_a_note_does_not_stop_the_night(session: Session) ->
 def present(session: Session) -> Activity:
     ledger = session.ledger
     return activity(session.directory, ledger.history, ledger.entries)
-
-
-def begun_training(attempt: int, seed: int) -> RunStarted:
-    return RunStarted(attempt=attempt, run_id="now", box="train", seed=seed, spec={})
 
 
 def resumed() -> SessionResumed:

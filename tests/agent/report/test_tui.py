@@ -27,8 +27,10 @@ from agent.record.ledger import LEDGER_NAME, Follower, Ledger
 from agent.report.activity import write_note
 from agent.report.summary import summary
 from agent.report.tui import running_best, screen, show, sparkline
-from tests.agent.report.test_live import NIGHT, Session, begun_training
 from tests.support import histories
+from tests.support.growing import Session, begun_training
+
+NIGHT = histories.night(12)
 
 
 def written(directory: Path, made: histories.Night) -> Path:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from agent.record.events import StopReason
 from agent.researcher.base import ModelError, Provider, Reply
-from tests.agent.researcher.test_claude import OPENING, SYSTEM, TOOLS, Night, claude
+from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, claude
 
 REGION, PROJECT = "eu-west-9", "a-project"
 MODELS: dict[Provider, str] = {

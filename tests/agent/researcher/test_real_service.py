@@ -18,7 +18,7 @@ from agent.night.loop import run_session
 from agent.record.events import PLANNED_STOPS, MessageAdded, ModelCalled, Noticed, ToolCalled
 from agent.record.ledger import read_blob, read_ledger
 from agent.researcher.base import cost_usd
-from tests.conftest import missing
+from tests.support.facilities import missing
 from tests.support.messages_server import MessagesServer, Turn, say, text, thinking, tool
 from tests.support.nights import Place
 

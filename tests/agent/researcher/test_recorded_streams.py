@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from agent.researcher.base import Reply
-from tests.agent.researcher.test_claude import OPENING, SYSTEM, TOOLS, Night, ask, claude
-from tests.conftest import missing
+from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, ask, claude
+from tests.support.facilities import missing
 from tests.support.messages_server import MessagesServer, Recorded, Status
 
 STREAMS = "tests/lib/streaming/fixtures/"

@@ -22,8 +22,8 @@ import pytest
 
 from sandbox import DockerExecutor, Outcome, RunResult, RunSpec
 from sandbox.box.reaper import sweep, sweep_run_directories
-from tests.sandbox.box.test_cases import case_spec, read_case
 from tests.support.boxes import CONTROLLER, boxes_of, children, in_session, running, wait_until
+from tests.support.cases import case_spec, read_case
 
 pytestmark = [pytest.mark.docker]
 

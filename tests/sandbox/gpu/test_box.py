@@ -28,8 +28,8 @@ from sandbox.contract.gpu import GpuMemory, NoGpus
 from sandbox.gpu.inventory import GpuUnavailable
 from sandbox.gpu.leases import Leases
 from sandbox.machine import executor, gpu_leases, gpu_source
-from tests.conftest import GpuMachine
 from tests.support.boxes import boxes_of, in_session, python_spec, running, wait_until
+from tests.support.facilities import GpuMachine
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, GPU_2
 
 pytestmark = pytest.mark.docker

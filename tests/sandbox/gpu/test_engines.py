@@ -25,8 +25,8 @@ from sandbox.box.hardening import Lease, Settings, container_settings, seccomp_p
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
-from tests.conftest import missing
 from tests.support.boxes import python_spec, wait_until
+from tests.support.facilities import missing
 from tests.support.gpu_stand_ins import (
     GPU_0,
     GPU_1,

@@ -1,0 +1,86 @@
+"""A person's directory with the toy task, and nightlab called in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from agent.record.history import History, fold
+from agent.record.ledger import read_ledger
+from sandbox.engine.find import Engine, connect
+
+NIGHTLAB = [sys.executable, "-P", "-m", "agent.cli"]
+
+
+class CommandLine:
+    """A person's directory with the toy task in it."""
+
+    def __init__(self, root: Path, engine: Engine) -> None:
+        self.root = root
+        self.engine = engine
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC_")}
+
+    def nightlab(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*NIGHTLAB, *arguments],
+            cwd=self.root,
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*NIGHTLAB, *arguments],
+            cwd=self.root,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def session(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def history(self, name: str) -> History:
+        return fold(read_ledger(self.session(name)))
+
+    def events(self, name: str, kind: type) -> list[Any]:
+        return [e.event for e in read_ledger(self.session(name)) if isinstance(e.event, kind)]
+
+    def containers(self, name: str) -> list[str]:
+        return self._labelled(lambda labels: labels["nightlab.session"] == name)
+
+    def boxes_of(self, pid: int, *, running: bool = False) -> list[str]:
+        def is_meant(labels: dict[str, str]) -> bool:
+            return labels["nightlab.owner"].startswith(f"{pid} ")
+
+        return self._labelled(is_meant, running=running)
+
+    def _labelled(
+        self, is_meant: Callable[[dict[str, str]], bool], *, running: bool = False
+    ) -> list[str]:
+        with closing(connect(self.engine)) as client:
+            found = client.api.containers(all=not running, filters={"label": "nightlab.run"})
+        return [container["Id"] for container in found if is_meant(container["Labels"])]
+
+    def rewrite(self, file: str, old: str, new: str) -> None:
+        path = self.root / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
