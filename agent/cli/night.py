@@ -61,7 +61,7 @@ from agent.researcher.base import (
 )
 from agent.settings import Settings
 from agent.text import one_line
-from agent.trackers.tracking import DEADLINE_SECONDS, Export
+from agent.trackers.export import Export
 from sandbox.machine import state_directory
 
 
@@ -252,11 +252,9 @@ def _refresh_report(lab: Lab, report: Report) -> None:
 
 
 def _track(lab: Lab, export: Export) -> None:
-    """Bring the tracker up to date; one that fails is told once and must not end a night."""
-    if export.is_stuck:
-        return
-    told, problem = export.problem, export(lab.directory, DEADLINE_SECONDS)
-    if not problem or problem == told:
+    """Bring the tracker up to date; it warns once of a failure, and tries again each time."""
+    before, problem = export.problem, export(lab.directory)
+    if not problem or problem == before:
         return
     tracker = export.tracker.value
     later = f"nightlab report {lab.session} --track {tracker}"

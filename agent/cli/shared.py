@@ -21,7 +21,7 @@ from agent.program import Program, load_program
 from agent.record.ledger import Ledger
 from agent.report.console import JsonConsole, NightConsole, NoteTaker
 from agent.settings import Settings
-from agent.trackers.tracking import Export, Tracker, missing
+from agent.trackers.export import Export, Tracker, missing
 from sandbox.engine.find import find_engine
 from sandbox.machine import clean_up, state_directory
 

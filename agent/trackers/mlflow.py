@@ -53,6 +53,9 @@ class MlflowStore:
         self._client.set_terminated(made, "FINISHED" if run.has_score else "FAILED", ended)
         self._client.set_tag(made, FINGERPRINT, run.fingerprint)
 
+    def close(self) -> None:
+        """Nothing runs beside it; connections to the file go with the process."""
+
     def _runs(self, group: str) -> dict[str, list[Run]]:
         """The runs of a session by key; what this process writes itself is not among them."""
         if group not in self._known:

@@ -45,6 +45,9 @@ class TensorBoardFiles:
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
 
+    def close(self) -> None:
+        """Nothing is open between two attempts."""
+
     def _folder(self, run: TrackedRun) -> Path:
         return self._directory / run.group / run.name
 

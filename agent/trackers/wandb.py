@@ -41,6 +41,10 @@ class WandbFolders:
         (folder,) = self._folders(run)
         _mark(folder, run).touch()
 
+    def close(self) -> None:
+        """End the service that W&B started beside us: it would hold our output open."""
+        wandb.teardown()
+
     def _folders(self, run: TrackedRun) -> list[Path]:
         return list((self._directory / "wandb").glob(f"offline-run-*-{run.key}"))
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 STARTED = [sys.executable, "-P", "-c"]
 TALKS = """
 import sys
-from agent.terminal import outlive_readers
+from agent.cli.terminal import outlive_readers
 outlive_readers()
 for number in range(20_000):
     print(number)
@@ -25,7 +25,7 @@ sys.exit(7)
 """
 WRITES = """
 import os, subprocess, sys
-from agent.terminal import outlive_readers
+from agent.cli.terminal import outlive_readers
 outlive_readers()
 kept = open(sys.argv[1], "w")
 print("not for the file", flush=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import random
 import signal
@@ -31,11 +33,19 @@ from agent.record.history import Attempt, fold
 from agent.record.ledger import read_ledger
 from agent.text import for_markdown, one_line
 from agent.trackers.attempts import MAX_TEXT_CHARACTERS, content_of, tracked_runs
-from agent.trackers.tracking import Export, Tracker, environment, missing
+from agent.trackers.export import LOCK_NAME, Export, Tracker, missing, offline
 from tests.support.histories import Night, baseline, night, start
 from tests.support.nights import Place
 
-READER = Path(__file__).parent / "tracker_files.py"
+READER = Path(__file__).parents[2] / "support" / "tracker_files.py"
+EXPORT = """
+import os, sys
+from pathlib import Path
+from agent.trackers.export import Export, Tracker
+session, tracker, files = sys.argv[1:]
+sys.exit(Export(Tracker(tracker), Path(files), os.environ)(Path(session)) or 0)
+"""
+"""A process that can be killed, or given another environment."""
 MADE = night(8, hostile=True)
 PATIENCE_SECONDS = 100.0
 
@@ -58,10 +68,10 @@ class Tracked:
     @property
     def argv(self) -> list[str]:
         paths = (str(self.session), self.tracker.value, str(self.files))
-        return [sys.executable, "-P", "-m", "agent.trackers", *paths]
+        return [sys.executable, "-P", "-c", EXPORT, *paths]
 
     def export(self) -> str:
-        return Export(self.tracker, self.files, os.environ)(self.session, PATIENCE_SECONDS)
+        return Export(self.tracker, self.files, os.environ)(self.session)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """The runs by attempt, as the tracker's own library reads them."""
@@ -240,7 +250,6 @@ def _up_to(attempt: int) -> list[Any]:
 def _kill_when(tracked: Tracked, is_time: Callable[[], bool]) -> None:
     child = subprocess.Popen(
         tracked.argv,
-        env=environment(os.environ, tracked.files),
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -283,15 +292,16 @@ def test_nothing_goes_to_the_network(
     tracked = Tracked(tracker, tmp_path)
     night(1).write(tracked.session)
     proxies = {f"{name}_proxy": address for name in ("http", "https", "all")}
-    own = environment(os.environ | {"WANDB_MODE": "online"}, tracked.files)
-    hosts = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "k" * 40}
-    subprocess.run(
+    keys = {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "k" * 40}
+    done = subprocess.run(
         tracked.argv,
-        env=own | proxies | {name.upper(): a for name, a in proxies.items()} | hosts,
+        env=os.environ | proxies | {name.upper(): a for name, a in proxies.items()} | keys,
         check=True,
+        capture_output=True,
         timeout=PATIENCE_SECONDS,
     )
     assert [] == visits
+    assert (b"", b"") == (done.stdout, done.stderr)
 
 
 def test_an_export_knows_nothing_of_the_persons_keys_and_addresses(tmp_path: Path) -> None:
@@ -303,31 +313,45 @@ def test_an_export_knows_nothing_of_the_persons_keys_and_addresses(tmp_path: Pat
         "MLFLOW_TRACKING_URI": "http://example.invalid",
         "HTTPS_PROXY": "http://example.invalid",
     }
-    given = environment(person, tmp_path)
-    assert "offline" == given["WANDB_MODE"]
-    assert ["PATH"] == [name for name in person if given.get(name) == person[name]]
-    assert "secret" not in given.values()
+    given = dict(person)
+    with contextlib.suppress(KeyboardInterrupt), offline(given, tmp_path):
+        assert "offline" == given["WANDB_MODE"]
+        assert ["PATH"] == [name for name in person if given.get(name) == person[name]]
+        assert "secret" not in given.values()
+        raise KeyboardInterrupt
+    assert person == given
 
 
-def test_an_export_that_hangs_is_ended(tmp_path: Path) -> None:
-    night(1).write(tmp_path / "session")
-    (tmp_path / "files").mkdir()
-    export = Export(Tracker.TENSORBOARD, tmp_path / "files", os.environ)
-    with (tmp_path / "files" / ".nightlab-lock").open("w") as lock:
+@pytest.mark.parametrize("tracker", Tracker)
+def test_an_export_leaves_the_process_as_it_was(
+    tracker: Tracker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def state() -> tuple[object, ...]:
+        handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+        return dict(os.environ), sys.exit, sys.excepthook, logging.root.handlers[:], handlers
+
+    tracked, before = Tracked(tracker, tmp_path), state()
+    night(1).write(tracked.session)
+    assert "" == tracked.export()
+    assert before == state()
+    assert ("", "") == capfd.readouterr()
+    assert [] == _children()
+
+
+def _children() -> list[str]:
+    """The processes that this one has started and that still run."""
+    found = Path("/proc/self/task").glob("*/children")
+    return [pid for task in found for pid in task.read_text().split()]
+
+
+def test_an_export_beside_another_one_is_not_waited_for(tmp_path: Path) -> None:
+    tracked = Tracked(Tracker.TENSORBOARD, tmp_path)
+    night(1).write(tracked.session)
+    tracked.files.mkdir()
+    with (tracked.files / LOCK_NAME).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "not done within 0.5 s" == export(tmp_path / "session", 0.5)
-    assert export.is_stuck
-    assert "" == export(tmp_path / "session", PATIENCE_SECONDS)
-    assert not export.is_stuck
-
-
-def test_a_night_does_not_wait_again_for_a_tracker_that_is_stuck(tmp_path: Path) -> None:
-    place = Place(tmp_path, changes={"session": {"attempts": 1}})
-    lab = place.begin("random")
-    export = Export(Tracker.TENSORBOARD, tmp_path / "files", os.environ, is_stuck=True)
-    with lab.ledger:
-        _work(lab, place.program, "random", export, as_json=True)
-    assert not (tmp_path / "files").exists()
+        assert "BlockingIOError" in tracked.export()
+    assert "" == tracked.export()
 
 
 def test_a_library_that_is_not_there_is_told_before_the_night(tmp_path: Path) -> None:
