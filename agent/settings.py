@@ -207,7 +207,7 @@ class Economy(Section):
     """Budget of a smoke run; after twice as much it is ended."""
     max_smokes: Annotated[int, Field(ge=0, le=100)] = Field(3, examples=[3])
     """How many the researcher may ask for between two attempts."""
-    early_stopping: Literal["off", "median", "predictive"] = Field("median", examples=["median"])
+    early_stopping: Literal["off", "median"] = Field("median", examples=["median"])
     stop_after: Annotated[float, Field(ge=0.1, lt=1)] = Field(0.33, examples=[0.33])
     """Share of the budget before which no run is stopped."""
 

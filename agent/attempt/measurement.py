@@ -34,7 +34,7 @@ from agent.attempt.machine_state import held_back
 from agent.attempt.reported import read_reported
 from agent.attempt.sheet import Measurement, finding, parse_sheet
 from agent.attempt.sheet import measure as score_in_boxes
-from agent.attempt.stopping import Rule, Watch, past, told
+from agent.attempt.stopping import Rule, Watch, describe, past
 from agent.attempt.waiting import stand_by
 from agent.record.curves import CurveCollector, packed
 from agent.record.events import (
@@ -298,7 +298,7 @@ def put_run(lab: Lab, number: int, seed: int, result: RunResult) -> None:
 def _judge_run(lab: Lab, run: _Training) -> Failure | None:
     result, noise, over_seconds = run.result, run.disturbance, run.over_seconds
     if run.early_stop is not None:
-        explanation = told(run.early_stop)
+        explanation = describe(run.early_stop)
         return Failure(Verdict.DISCARDED, "stopped_early", explanation, run.early_stop)
     busy = "".join(f"; {reason}" for reason in reasons(noise))
     if result.outcome is not Outcome.OK:

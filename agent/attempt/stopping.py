@@ -3,44 +3,33 @@
 What a program says of its loss is its own word. It can only get its run stopped, or keep it from
 being stopped: a run that was stopped is never kept, and one that was not is scored like any other.
 Losses are compared at the same share of the budget, each as a mean over a quarter of it, since the
-loss of one batch is mostly the luck of that batch.
+loss of one batch is mostly the luck of that batch. (Decision 0012.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from agent.attempt.judge import Noise, pooled_noise, student_t_quantile
+from agent.attempt.judge import Noise, pooled_noise
 from agent.record.curves import Curve, unpacked
 from agent.record.events import EarlyStop, RunFinished
 from agent.record.history import Attempt, History
-from agent.settings import Budget, Direction, Settings
+from agent.settings import Budget, Settings
 from sandbox.contract.run import Outcome
 
 WINDOW = 0.25
 """Share of the budget over which a loss is averaged."""
-MIN_SCORED = 6
-"""Runs that a line from loss to score needs at least."""
 MIN_STEP = 0.01
-"""Share of the budget between two looks: a flood of progress lines costs no more than a few."""
+"""Share of the budget between two checks: a flood of progress lines costs no more than a few."""
 
 Progress = tuple[tuple[float, float], ...]
 """Share of the budget and loss, in the order in which they were said."""
 
 
-@dataclass(frozen=True)
-class Past:
-    """What this session's earlier runs said on their way, and what they came to."""
-
-    kept: tuple[tuple[Progress, ...], ...]
-    """The runs of each kept attempt, the baseline's first, the best's last."""
-    scored: tuple[tuple[Progress, float], ...]
-    """Every measured run with its score."""
-    best: float
-    """Mean score of the best."""
+Past = tuple[tuple[Progress, ...], ...]
+"""The runs of each kept attempt of this session, the baseline's first, the best's last."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +43,8 @@ class Rule:
         """Why the run should end now; none as long as it may still win."""
         own = progress(curve, self.settings.budget)
         economy = self.settings.economy
-        if not own or own[-1][0] < economy.stop_after:
-            return None
-        match economy.early_stopping:
-            case "off":
-                return None
-            case "median":
-                return by_median(own, self.past)
-            case "predictive":
-                return by_prediction(
-                    own, self.past, self.settings.noise.confidence, self.settings.goal.direction
-                )
+        is_early = not own or own[-1][0] < economy.stop_after
+        return None if is_early or economy.early_stopping == "off" else by_median(own, self.past)
 
 
 class Watch:
@@ -80,7 +60,7 @@ class Watch:
         self._curve = curve
         self._rule = rule
         self._budget = budget
-        self._looked_at = 0.0
+        self._checked_at = 0.0
         self.found: EarlyStop | None = None
         self.seen: Curve = []
         """The curve at that time: what is said later did not count."""
@@ -90,30 +70,24 @@ class Watch:
         if self.found is None:
             curve = self._curve()
             at = share(curve[-1], self._budget) if curve else None
-            if at is not None and at >= self._looked_at + MIN_STEP:
-                self._looked_at = at
+            if at is not None and at >= self._checked_at + MIN_STEP:
+                self._checked_at = at
                 self.found, self.seen = self._rule(curve), curve
         return self.found is not None
 
 
 def past(history: History, get_blob: Callable[[str], bytes], budget: Budget) -> Past | None:
-    """The runs of a session so far; none before there is a best.
+    """The kept runs of a session so far; none before there is a best.
 
     Raises:
         LedgerError: a curve is lost.
         ValueError: a curve is damaged.
     """
-    best = None if history.best is None else list(history.best.values().values())
-    if not best:
+    if history.best is None or not history.best.values():
         return None
-    kept: list[tuple[Progress, ...]] = []
-    scored: list[tuple[Progress, float]] = []
-    for attempt in history.attempts:
-        pairs = list(_runs(attempt, get_blob, budget))
-        scored += pairs
-        if attempt.kept:
-            kept.append(tuple(run for run, _ in pairs))
-    return Past(tuple(kept), tuple(scored), fmean(best))
+    return tuple(
+        tuple(_runs(attempt, get_blob, budget)) for attempt in history.attempts if attempt.kept
+    )
 
 
 def by_median(own: Progress, past: Past) -> EarlyStop | None:
@@ -123,8 +97,8 @@ def by_median(own: Progress, past: Past) -> EarlyStop | None:
     """
     at = own[-1][0]
     loss = smoothed(own, at)
-    best = _smoothed_all(past.kept[-1], at) if past.kept else []
-    noise = noise_of_loss(past.kept, at)
+    best = _smoothed_all(past[-1], at) if past else []
+    noise = noise_of_loss(past, at)
     if loss is None or not best or noise is None:
         return None
     expected = median(best)
@@ -132,66 +106,21 @@ def by_median(own: Progress, past: Past) -> EarlyStop | None:
     if loss <= bound:
         return None
     return EarlyStop(
-        rule="median",
         share=at,
         loss=loss,
         expected=expected,
         bound=bound,
-        best=None,
         noise=noise.sigma,
         degrees_of_freedom=noise.degrees_of_freedom,
-        confidence=None,
         compared=len(best),
     )
 
 
-def by_prediction(
-    own: Progress, past: Past, confidence: float, direction: Direction
-) -> EarlyStop | None:
-    """Stop what would not beat the best, says a line from loss to score through all earlier runs.
-
-    The score must be out of reach for the hopeful end of the prediction's interval.
-    """
-    at = own[-1][0]
-    loss = smoothed(own, at)
-    seen = [(smoothed(run, at), score) for run, score in past.scored]
-    pairs = [(x, score) for x, score in seen if x is not None]
-    if loss is None or len(pairs) < MIN_SCORED:
-        return None
-    line = _line(pairs, loss)
-    if line is None:
-        return None
-    degrees = len(pairs) - 2
-    sign = 1 if direction == "minimize" else -1
-    reach = student_t_quantile(confidence, degrees) * line.error
-    bound = line.expected - sign * reach
-    if sign * (bound - past.best) < 0:
-        return None
-    return EarlyStop(
-        rule="predictive",
-        share=at,
-        loss=loss,
-        expected=line.expected,
-        bound=bound,
-        best=past.best,
-        noise=line.error,
-        degrees_of_freedom=degrees,
-        confidence=confidence,
-        compared=len(pairs),
-    )
-
-
-def told(found: EarlyStop) -> str:
+def describe(stop: EarlyStop) -> str:
     """The decision in a sentence."""
-    begin = f"stopped at {found.share:.0%} of the budget: loss {found.loss:.4f}"
-    if found.best is None or found.confidence is None:
-        return (
-            f"{begin}, where the best had {found.expected:.4f} and noise is {found.noise:.4f}; "
-            "to be kept it would have to end ahead"
-        )
     return (
-        f"{begin} means a score of {found.expected:.4f}, {found.bound:.4f} with luck at "
-        f"{found.confidence:.0%} confidence; the best has {found.best:.4f}"
+        f"stopped at {stop.share:.0%} of the budget: loss {stop.loss:.4f}, where the best had "
+        f"{stop.expected:.4f} and noise is {stop.noise:.4f}; to be kept it would have to end ahead"
     )
 
 
@@ -224,37 +153,15 @@ def _smoothed_all(runs: Sequence[Progress], at: float) -> list[float]:
     return [loss for run in runs if (loss := smoothed(run, at)) is not None]
 
 
-@dataclass(frozen=True)
-class _Line:
-    expected: float
-    error: float
-    """Standard error of one new score about the line, at that place."""
-
-
-def _line(pairs: Sequence[tuple[float, float]], at: float) -> _Line | None:
-    """The least squares line at a place; none where it has no direction."""
-    x_mean, y_mean = fmean(x for x, _ in pairs), fmean(y for _, y in pairs)
-    spread = math.fsum((x - x_mean) ** 2 for x, _ in pairs)
-    if spread <= 0:
-        return None
-    slope = math.fsum((x - x_mean) * (y - y_mean) for x, y in pairs) / spread
-    residual = math.fsum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in pairs)
-    variance = residual / (len(pairs) - 2)
-    distance = 1 + 1 / len(pairs) + (at - x_mean) ** 2 / spread
-    return _Line(y_mean + slope * (at - x_mean), math.sqrt(variance * distance))
-
-
-def _runs(
-    attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget
-) -> Iterator[tuple[Progress, float]]:
-    """Progress and score at each seed, of runs that count on the machine as it is now."""
+def _runs(attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget) -> Iterator[Progress]:
+    """Progress at each seed that has a score, of runs that count on the machine as it is now."""
     is_baseline = attempt.started.kind == "baseline"  # measured on the machine as it is
     runs = attempt.runs[attempt.curves_from :]
     trainings = {run.seed: run for run in runs if _is_whole(run, may_be_noisy=is_baseline)}
-    for seed, value in attempt.values().items():
+    for seed in attempt.values():
         run = trainings.get(seed)
         if run is not None and run.curve is not None:
-            yield progress(unpacked(get_blob(run.curve)), budget), value
+            yield progress(unpacked(get_blob(run.curve)), budget)
 
 
 def _is_whole(run: RunFinished, *, may_be_noisy: bool) -> bool:

@@ -137,22 +137,17 @@ class Arithmetic(Record):
 class EarlyStop(Record):
     """Why a training was ended before its time, from what it said of its loss."""
 
-    rule: Literal["median", "predictive"]
     share: float
     """Share of the budget that it said to have used; all losses are those at this share."""
     loss: float
     """Its loss, as a mean over a part of the budget."""
     expected: float
-    """`median`: the loss of the best's runs; `predictive`: the score that its loss leads to."""
+    """The loss of the best's runs at that share."""
     bound: float
-    """`median`: the loss up to which it goes on; `predictive`: the score that luck allows."""
-    best: float | None
-    """`predictive`: the score of the best, which the hopeful one does not beat."""
+    """The loss up to which it would have gone on."""
     noise: float
-    """`median`: standard deviation of a loss; `predictive`: standard error of the score."""
+    """Standard deviation of a loss there."""
     degrees_of_freedom: int
-    confidence: float | None
-    """`predictive` alone."""
     compared: int
     """How many earlier runs it was compared with."""
 

@@ -1,10 +1,10 @@
 """Finds out what early stopping saves, and what it costs.
 
 `python -m tests.bench.study_stopping [--seeds 1 2] [--minutes M] [--docs]`: the tpe researcher
-tries twenty candidates on the shipped workload without early stopping. Then each rule goes through
-the stored curves, point by point, as if it had been there: which runs it would have ended and when,
-whether it would have ended one that was kept, and what the best would have been. So the sampler's
-luck does not enter.
+tries twenty candidates on the shipped workload without early stopping. Then the shipped rule
+goes through the stored curves, point by point, as if it had been there: which runs it would have
+ended and when, whether it would have ended one that was kept, and what the best would have been. So
+the sampler's luck does not enter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from agent.attempt.stopping import Rule, past
 from agent.night.session import settings_in
@@ -30,7 +29,6 @@ from tests.bench.studies import ROOT, interruptible, parser, tell, write_between
 
 ATTEMPTS = 20
 SECONDS = 12.0
-RULES: tuple[Literal["median", "predictive"], ...] = ("median", "predictive")
 PROGRAM_CHANGES = {
     'early_stopping = "median"': 'early_stopping = "off"',
     'smoke = "auto"': 'smoke = "off"',
@@ -42,7 +40,6 @@ class Replay:
     """One session as it would have been with a rule."""
 
     seed: int
-    rule: str
     trained_seconds: float
     """All first trainings of candidates, to their end."""
     saved_seconds: float
@@ -67,7 +64,7 @@ def main() -> None:
         if next_step(directory) != "done":
             tell(f"{directory} has not come to its end; the same command goes on with it")
             return
-        replays += [replay(directory, seed, rule) for rule in RULES]
+        replays.append(replay(directory, seed))
     text = table(replays)
     sys.stdout.write(text)
     if options.docs:
@@ -101,13 +98,12 @@ def bring_to_its_end(directory: Path, seed: int, minutes: float | None) -> None:
         running.wait()
 
 
-def replay(directory: Path, seed: int, kind: Literal["median", "predictive"]) -> Replay:
+def replay(directory: Path, seed: int) -> Replay:
     """Go through a session's attempts with a rule in force."""
     entries = read_ledger(directory)
     settings = settings_in(entries)
     shipped = load_program(ROOT / "program.md").settings.economy
-    economy = shipped.model_copy(update={"early_stopping": kind})
-    settings = settings.model_copy(update={"economy": economy})
+    settings = settings.model_copy(update={"economy": shipped})
 
     def get_blob(sha: str) -> bytes:
         return read_blob(directory, sha)
@@ -139,7 +135,6 @@ def replay(directory: Path, seed: int, kind: Literal["median", "predictive"]) ->
     assert best is not None
     return Replay(
         seed=seed,
-        rule=kind,
         trained_seconds=trained,
         saved_seconds=saved,
         stopped=tuple(stopped),
@@ -165,31 +160,30 @@ def stop_of(first: RunFinished, rule: Rule, get_blob: Callable[[str], bytes]) ->
 
 
 def table(replays: list[Replay]) -> str:
-    """What each rule would have done, in Markdown."""
+    """What the rule would have done, in Markdown."""
     lines = [
-        f"{ATTEMPTS} attempts of {SECONDS:g} s by tpe without early stopping, then with each rule.",
+        f"{ATTEMPTS} attempts of {SECONDS:g} s by tpe without early stopping, "
+        "then with the shipped rule.",
         "",
-        "| session | rule | stopped | of them kept without it | training saved | best without | "
+        "| session | stopped | of them kept without it | training saved | best without | "
         "best with | difference in noise |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in replays:
         worse = (one.best_with_rule - one.best) / one.noise if one.noise else 0.0
         lost = ", ".join(f"#{number}" for number in one.lost) or "none"
         lines.append(
-            f"| seed {one.seed} | {one.rule} | {len(one.stopped)} of {ATTEMPTS} | {lost} | "
+            f"| seed {one.seed} | {len(one.stopped)} of {ATTEMPTS} | {lost} | "
             f"{one.saved_seconds:.0f} of {one.trained_seconds:.0f} s "
             f"({one.saved_seconds / one.trained_seconds:.0%}) | {one.best:.4f} | "
             f"{one.best_with_rule:.4f} | {worse:+.1f} |"
         )
-    for kind in RULES:
-        mine = [one for one in replays if one.rule == kind]
-        saved, trained = sum(r.saved_seconds for r in mine), sum(r.trained_seconds for r in mine)
-        stopped, kept = sum(len(r.stopped) for r in mine), sum(len(r.lost) for r in mine)
-        lines.append(
-            f"| all | {kind} | {stopped} of {ATTEMPTS * len(mine)} | {kept or 'none'} | "
-            f"{saved:.0f} of {trained:.0f} s ({saved / trained:.0%}) | | | |"
-        )
+    saved, trained = sum(r.saved_seconds for r in replays), sum(r.trained_seconds for r in replays)
+    stopped, kept = sum(len(r.stopped) for r in replays), sum(len(r.lost) for r in replays)
+    lines.append(
+        f"| all | {stopped} of {ATTEMPTS * len(replays)} | {kept or 'none'} | "
+        f"{saved:.0f} of {trained:.0f} s ({saved / trained:.0%}) | | | |"
+    )
     return "\n".join(lines) + "\n"
 
 

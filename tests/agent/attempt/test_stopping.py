@@ -24,7 +24,6 @@ from agent.attempt.stopping import (
     Rule,
     Watch,
     by_median,
-    by_prediction,
     noise_of_loss,
     past,
     share,
@@ -38,7 +37,7 @@ from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verd
 from agent.record.ledger import read_ledger
 from agent.report.summary import summary
 from agent.report.worth_table import replay_lines
-from agent.settings import Budget, Direction, Settings
+from agent.settings import Budget, Settings
 from sandbox.contract.run import Outcome, RunResult, RunSpec
 from tests.support.nights import TRAINING_SECONDS, Place, PretendedBoxes
 from tests.support.sessions import Lines, forge, found, only
@@ -55,9 +54,7 @@ def run(level: float, *, seed: int = 0, until: float = 1.0, noise: float = 0.01)
 
 
 def kept(*levels: float) -> Past:
-    groups = tuple(tuple(run(lv, seed=seed) for seed in range(3)) for lv in levels)
-    scored = tuple((one, lv) for lv, group in zip(levels, groups, strict=True) for one in group)
-    return Past(groups, scored, min(levels))
+    return tuple(tuple(run(level, seed=seed) for seed in range(3)) for level in levels)
 
 
 # --- the rules ---
@@ -117,44 +114,20 @@ def test_what_is_better_by_little_is_stopped_now_and_then_and_by_more_hardly_eve
 
 
 def test_without_a_repeat_nothing_is_known_of_noise_and_nothing_is_stopped() -> None:
-    once = Past(((run(1.0),),), ((run(1.0), 1.0),), 1.0)
-    assert None is noise_of_loss(once.kept, 0.6)
+    once = ((run(1.0),),)
+    assert None is noise_of_loss(once, 0.6)
     assert None is by_median(run(9.0, until=0.6), once)
 
 
 def test_before_anything_was_kept_nothing_is_stopped() -> None:
-    assert None is by_median(run(9.0, until=0.6), Past((), (), 1.0))
+    assert None is by_median(run(9.0, until=0.6), ())
 
 
 def test_noise_is_that_of_equal_files_and_not_the_distance_between_attempts() -> None:
-    noise = noise_of_loss(kept(3.0, 1.0).kept, 0.5)
+    noise = noise_of_loss(kept(3.0, 1.0), 0.5)
     assert noise is not None
     assert noise.sigma < 0.05
     assert 4 == noise.degrees_of_freedom
-
-
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_prediction_stops_what_would_not_beat_the_best(direction: Direction) -> None:
-    sign = 1.0 if direction == "minimize" else -1.0
-    levels = [3.0, 2.6, 2.2, 1.8, 1.4, 1.0, 2.9, 1.5]
-    scored = tuple((run(lv, seed=n), sign * 2 * lv) for n, lv in enumerate(levels))
-    past = Past((), scored, sign * 2.0)
-    worse = by_prediction(run(2.0, until=0.5, seed=50), past, 0.95, direction)
-    assert worse is not None
-    assert pytest.approx(sign * 4.0, abs=0.2) == worse.expected
-    assert sign * worse.expected > sign * worse.bound >= sign * 2.0
-    assert None is by_prediction(run(0.9, until=0.5, seed=51), past, 0.95, direction)
-
-
-def test_a_prediction_needs_runs_to_learn_from() -> None:
-    past = kept(1.0)
-    assert 3 == len(past.scored)
-    assert None is by_prediction(run(9.0, until=0.6), past, 0.95, "minimize")
-
-
-def test_a_prediction_from_runs_that_all_said_the_same_says_nothing() -> None:
-    flat = tuple((((0.5, 1.0),), float(n)) for n in range(9))
-    assert None is by_prediction(((0.5, 2.0),), Past((), flat, 0.0), 0.95, "minimize")
 
 
 # --- looking while it runs ---
@@ -259,22 +232,20 @@ def stopped_runs(place: Place) -> list[RunFinished]:
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Place]:
     root = tmp_path_factory.mktemp("nights")
-    return {kind: a_night(root / kind, kind) for kind in ("off", "median", "predictive")}
+    return {kind: a_night(root / kind, kind) for kind in ("off", "median")}
 
 
-@pytest.mark.parametrize("kind", ["median", "predictive"])
 def test_a_stopped_attempt_is_discarded_with_its_arithmetic_and_never_kept(
-    nights: dict[str, Place], kind: str
+    nights: dict[str, Place],
 ) -> None:
-    stopped = [end for end in ends(nights[kind]) if end.early_stop is not None]
+    stopped = [end for end in ends(nights["median"]) if end.early_stop is not None]
     assert stopped
     assert {(Verdict.DISCARDED, "stopped_early", None)} == {
         (end.verdict, end.reason, end.value) for end in stopped
     }
-    assert {kind} == {end.early_stop.rule for end in stopped if end.early_stop}
-    assert len(stopped) == len(stopped_runs(nights[kind]))
+    assert len(stopped) == len(stopped_runs(nights["median"]))
     assert all("% of the budget" in end.explanation for end in stopped)
-    assert [] == found(nights[kind].directory)
+    assert [] == found(nights["median"].directory)
 
 
 def test_curves_from_before_the_machine_changed_stop_nothing(
@@ -288,7 +259,7 @@ def test_curves_from_before_the_machine_changed_stop_nothing(
         best = history.best
         assert before is not None
         assert best is not None
-        assert before.kept[-1]
+        assert before[-1]
         ((seed, score),) = list(best.values().items())[:1]
         lab.ledger.append(
             DriftChecked(
@@ -304,7 +275,7 @@ def test_curves_from_before_the_machine_changed_stop_nothing(
         )
         after = past(lab.ledger.history, lab.ledger.get_blob, budget)
     assert after is not None
-    assert () == after.kept[-1]
+    assert () == after[-1]
     assert None is by_median(run(99.0), after)
 
 

@@ -302,15 +302,12 @@ def test_a_stopped_attempt_is_a_pruned_trial_with_the_loss_that_it_had(
     direction: Direction, sign: int
 ) -> None:
     stop = EarlyStop(
-        rule="median",
         share=0.55,
         loss=4.1,
         expected=3.5,
         bound=3.7,
-        best=None,
         noise=0.05,
         degrees_of_freedom=2,
-        confidence=0.95,
         compared=3,
     )
     study = Study(0)
