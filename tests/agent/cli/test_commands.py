@@ -128,7 +128,7 @@ def test_no_line_of_the_help_is_cut_short(place: Path) -> None:
 
 
 def test_a_command_starts_without_what_only_some_need() -> None:
-    slow = ("anthropic", "matplotlib", "numpy", "optuna", "torch")
+    slow = ("anthropic", "matplotlib", "numpy", "optuna", "scipy", "torch")
     look = f"import sys, agent.cli.app; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", look], capture_output=True, check=True)
     assert b"[]" == done.stdout.strip()
