@@ -35,7 +35,7 @@ from agent.night.session import Outfit, SessionError
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from agent.text import one_line
-from sandbox.engine.find import exclusive
+from sandbox.engine.host import exclusive
 from sandbox.machine import state_directory
 
 MAX_BUDGETS = 6

@@ -33,7 +33,8 @@ from agent.settings import parse_size
 from agent.text import one_line
 from sandbox.check.escapes import installed, version_rows
 from sandbox.check.self_check import CheckResult, timed_check
-from sandbox.engine.find import find_engine, stop_own_engine
+from sandbox.engine.find import find_engine
+from sandbox.engine.own import stop_own_engine
 from sandbox.gpu.inventory import find_gpus
 from sandbox.gpu.leases import GpuRow, gpu_rows
 from sandbox.image.image import find_image

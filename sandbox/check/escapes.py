@@ -20,7 +20,8 @@ from requests.exceptions import RequestException
 
 from sandbox.contract.errors import EngineUnavailable, SandboxError
 from sandbox.contract.record import Record
-from sandbox.engine.find import Engine, connect, run_program
+from sandbox.engine.find import Engine, connect
+from sandbox.engine.host import run_program
 
 Standing = Literal["ok", "warning", "gave way"]
 

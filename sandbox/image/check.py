@@ -14,7 +14,8 @@ from sandbox.box import hardening
 from sandbox.box.reaper import process_owner
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.engine.find import FAILED_CALLS, last_lines
+from sandbox.engine.find import FAILED_CALLS
+from sandbox.engine.host import last_lines
 from sandbox.image.profiles import TORCH_BUILDS, Profile
 
 ANSWER_SECONDS = 120

@@ -24,10 +24,8 @@ from pydantic import ValidationError
 
 from sandbox.contract.errors import ImageMissing, SandboxError
 from sandbox.contract.record import Record, Sha256
-from sandbox.engine.find import (
-    FAILED_CALLS,
-    Engine,
-    connect,
+from sandbox.engine.find import FAILED_CALLS, Engine, connect
+from sandbox.engine.host import (
     exclusive,
     install_packages,
     last_lines,

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record, Sha256
-from sandbox.engine.find import last_lines
+from sandbox.engine.host import last_lines
 from sandbox.image.profiles import TorchBuild
 
 Say = Callable[[str], None]

@@ -27,7 +27,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.engine.find import Engine, connect, find_engine, install_packages, run_program
+from sandbox.engine.find import Engine, connect, find_engine
+from sandbox.engine.host import install_packages, run_program
 from sandbox.image.image import BaseImage, find_image
 from sandbox.machine import state_directory
 from tests.support.boxes import shipped_recipe

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import docker
 
 from sandbox.box.watchdog import ask
-from sandbox.engine.find import Engine, find_engine, install_and_start, own_places, stop_own_engine
+from sandbox.engine.find import Engine, find_engine
+from sandbox.engine.host import own_places
+from sandbox.engine.own import install_and_start, stop_own_engine
 
 SOURCES = Path(__file__).parent / "gpu"
 NO_SOCKET = Path("/nonexistent/docker.sock")

@@ -16,7 +16,9 @@ import pytest
 
 from sandbox.box.hardening import LABEL_RUN
 from sandbox.box.reaper import sweep, sweep_run_directories
-from sandbox.engine.find import connect, install_and_start, own_places, stop_own_engine
+from sandbox.engine.find import connect
+from sandbox.engine.host import own_places
+from sandbox.engine.own import install_and_start, stop_own_engine
 from tests.support.boxes import python_spec
 
 CONTROLLER = """

@@ -20,16 +20,9 @@ from typing import Any
 import pytest
 
 from sandbox.contract.errors import EngineUnavailable
-from sandbox.engine.find import (
-    Engine,
-    connect,
-    find_engine,
-    install_and_start,
-    last_lines,
-    own_places,
-    stop_own_engine,
-    why_not_installable,
-)
+from sandbox.engine.find import Engine, connect, find_engine
+from sandbox.engine.host import last_lines, own_places, why_not_installable
+from sandbox.engine.own import install_and_start, stop_own_engine
 
 needs_own_dockerd = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("dockerd") is None,
