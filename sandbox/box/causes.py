@@ -10,7 +10,8 @@ import re
 import signal
 from typing import Literal
 
-from sandbox.box.link import Counters, Fullest, Proof, Report
+from sandbox.box.link import Counters, ExitReport, Fullest
+from sandbox.box.proof import Proof
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome, RunSpec
 
@@ -160,7 +161,7 @@ def _reached_memory_limit(spec: RunSpec, counters: Counters) -> bool:
 def gather(
     spec: RunSpec,
     proof: Proof,
-    report: Report | None,
+    report: ExitReport | None,
     *,
     log_tail: str,
     killed_by_host: bool,

@@ -33,18 +33,17 @@ from sandbox.box.causes import decide, gather, tried_bytes
 from sandbox.box.files import OutputReceiver
 from sandbox.box.hardening import Lease, Settings, container_settings, engine_differences
 from sandbox.box.link import (
+    ExitReport,
     FileHeader,
     Go,
     Link,
     LinkBroken,
     LinkEnded,
     Listener,
-    Proof,
-    Report,
     Skipped,
     parse,
-    require_walls,
 )
+from sandbox.box.proof import Proof, require_walls
 from sandbox.box.quota import CpuQuota
 from sandbox.box.reaper import OWNER_FILE, lift_cpu_limit, process_owner
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
@@ -241,7 +240,7 @@ class Observed(Record):
     started_at: datetime
     finished_at: datetime
     wall_seconds: float
-    report: Report | None
+    report: ExitReport | None
     log: Log
     output: tuple[OutputFile, ...]
     skipped: dict[str, int]
@@ -413,7 +412,7 @@ class _Box:
         deadline: float,
         on_log: Callable[[bytes], None],
         should_stop: Callable[[], bool] | None,
-    ) -> Report | None:
+    ) -> ExitReport | None:
         """Return PID 1's report, or None when it came too late and the host killed the box."""
         lift_at = deadline if self._can_lift() else deadline + LIFT_GRACE_SECONDS
         report = self._follow_link(lift_at, on_log, should_stop)
@@ -439,7 +438,7 @@ class _Box:
         give_up: float,
         on_log: Callable[[bytes], None],
         should_stop: Callable[[], bool] | None = None,
-    ) -> Report | None:
+    ) -> ExitReport | None:
         """Pass the log on until PID 1 reports; None when it is late, or was told to stop."""
         assert self._link is not None
         while True:
@@ -449,7 +448,7 @@ class _Box:
                 return None
             kind, payload = frame or (b"", b"")
             if kind == b"X":
-                return parse(Report, payload)
+                return parse(ExitReport, payload)
             if kind == b"L":
                 self._keep(payload)
                 on_log(payload)
@@ -471,7 +470,7 @@ class _Box:
             del self._tail[:-limit]
 
     def _collect(
-        self, report: Report | None, receiver: OutputReceiver
+        self, report: ExitReport | None, receiver: OutputReceiver
     ) -> tuple[Log, tuple[OutputFile, ...], dict[str, int]]:
         """Return log, output and what of the output was skipped."""
         if report is None:

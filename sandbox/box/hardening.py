@@ -1,7 +1,8 @@
 """The walls: one run's limits turned into container settings.
 
 `container_settings` is pure and denies by default; a golden file shows all of it. Nothing is
-widened by a flag: what a box may do beyond this is named in its `RunSpec`.
+widened by a flag: what a box may do beyond this is named in its `RunSpec`. What the engine made of
+it is read back: what it recorded here, what holds inside in `proof`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ LABEL_RUN = "nightlab.run"
 LABEL_SESSION = "nightlab.session"
 LABEL_OWNER = "nightlab.owner"
 LABEL_DEADLINE = "nightlab.monotonic-deadline"
-"""Has another name than in 0.1, where it counted by the wall clock: each reads its own alone."""
 LABEL_BOX = "nightlab.box"
 LABEL_GPUS = "nightlab.gpus"
 """Ids of the GPUs that a container has, parted by commas: while it lives they are taken."""
@@ -183,7 +183,7 @@ def _read_only_mount(source: Path, target: str) -> Settings:
 def _refuse_covering_mounts(spec: RunSpec) -> None:
     targets = [mount.target.rstrip("/") for mount in spec.mounts]
     for target in targets:
-        if target == "" or any(_is_within(target, place) for place in RESERVED_TARGETS):
+        if target == "" or any(is_within(target, place) for place in RESERVED_TARGETS):
             raise SandboxError(f"a mount may not cover {target or '/'}", "choose another target")
     if len(set(targets)) != len(targets):
         raise SandboxError("two mounts share one target", "give each its own")
@@ -194,7 +194,8 @@ def _refuse_other_gpus(spec: RunSpec, lease: Lease) -> None:
         raise SandboxError(f"run {spec.run_id} asks for other GPUs than it was leased")
 
 
-def _is_within(target: str, place: str) -> bool:
+def is_within(target: str, place: str) -> bool:
+    """Tell whether a path in the box is a place or below it."""
     return target == place or target.startswith(place + "/")
 
 

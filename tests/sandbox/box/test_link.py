@@ -15,18 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.box.hardening import TMP_INODES, file_size_limit, output_inodes
-from sandbox.box.link import (
-    Go,
-    Link,
-    LinkBroken,
-    LinkEnded,
-    Listener,
-    Proof,
-    Report,
-    differences,
-    parse,
-    require_walls,
-)
+from sandbox.box.link import ExitReport, Go, Link, LinkBroken, LinkEnded, Listener, parse
+from sandbox.box.proof import Proof, differences, require_walls
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.run import RunSpec
 from sandbox.gpu.request import Gpu, GpuRequest, Node
@@ -299,13 +289,13 @@ def test_go_to_a_closed_link_says_that_it_ended(ends: tuple[Link, socket.socket]
 )
 def test_a_message_of_another_shape_breaks_the_link(payload: bytes) -> None:
     with pytest.raises(LinkBroken):
-        parse(Report, payload)
+        parse(ExitReport, payload)
 
 
 def test_an_unknown_field_breaks_the_link() -> None:
     payload = b'{"skipped": {}, "outcome": "ok"}'
     with pytest.raises(LinkBroken, match="outcome"):
-        parse(Report, payload)
+        parse(ExitReport, payload)
 
 
 def test_go_carries_the_channel(ends: tuple[Link, socket.socket]) -> None:

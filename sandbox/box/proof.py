@@ -1,0 +1,221 @@
+"""Compares the walls that PID 1 sees with those asked for.
+
+What an engine was asked and what it recorded prove nothing: it may drop a limit without a word. So
+PID 1 reads everything back from inside, before the program exists, and a run whose walls differ is
+refused rather than run behind weaker ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sandbox.box.hardening import (
+    LINK_DIRECTORY,
+    TMP_INODES,
+    USER,
+    file_size_limit,
+    is_within,
+    output_inodes,
+)
+from sandbox.box.link import Count
+from sandbox.contract.errors import LimitNotEnforced
+from sandbox.contract.record import Record
+from sandbox.contract.run import RunSpec
+from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
+
+PAGE_BYTES = 4096
+CPU_TOLERANCE = 0.01
+"""The kernel counts in hundred-thousandths of a CPU."""
+STANDARD_STREAMS = ("console", "fd", "ptmx", "pts", "stderr", "stdin", "stdout", "tty")
+PLAIN_DEVICES = frozenset(
+    (*STANDARD_STREAMS, "core", "full", "mqueue", "null", "random", "shm", "urandom", "zero")
+)
+GPU_DEVICE_PREFIXES = ("nvidia", "dri", "kfd")
+KERNEL_FILE_SYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"})
+"""They hold no files of anybody's; what of them must be read-only is asked for by name."""
+WRITABLE_PLACES = {
+    "/tmp": frozenset({"nosuid", "nodev"}),  # noqa: S108 - the box's own, bounded
+    "/out": frozenset({"nosuid", "nodev", "noexec"}),
+    "/dev/shm": frozenset({"nosuid", "nodev", "noexec"}),  # noqa: S108 - the same
+}
+DEVICE_PLACES = ("/dev", "/sys/fs/cgroup", "/proc")
+"""Where the engine mounts file systems that only root can write."""
+
+
+class SeenMount(Record):
+    """One mount as PID 1 sees it."""
+
+    target: str
+    type: str
+    options: tuple[str, ...]
+
+
+class Capacity(Record):
+    """The size of a file system and what is free of it."""
+
+    bytes: Count
+    inodes: Count
+    free_bytes: Count
+    free_inodes: Count
+
+
+class Proof(Record):
+    """What PID 1 sees of its walls before the program exists."""
+
+    pid: int
+    uids: tuple[int, ...]
+    gids: tuple[int, ...]
+    groups: tuple[int, ...]
+    capabilities: dict[str, int]
+    no_new_privileges: int
+    seccomp: int
+    memory_bytes: Count | None
+    memory_and_swap_bytes: Count | None
+    pids: Count | None
+    cpus: float | None
+    rlimits: dict[str, tuple[int, int]]
+    mounts: tuple[SeenMount, ...]
+    capacities: dict[str, Capacity]
+    interfaces: tuple[str, ...]
+    devices: tuple[str, ...]
+    gpu_nodes: dict[Annotated[str, Field(max_length=200)], tuple[Count, Count]]
+    """Device nodes of GPUs below /dev, with their major and minor numbers."""
+    gpu_driver: dict[Annotated[str, Field(max_length=200)], Count]
+    """The minor number of each UUID that the NVIDIA driver's files tell."""
+    namespaces: dict[str, str]
+
+
+def require_walls(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> None:
+    """Check that PID 1 sees every wall that was asked for.
+
+    Raises:
+        LimitNotEnforced: naming each wall that is missing.
+    """
+    wrong = differences(spec, proof, request)
+    if wrong:
+        raise LimitNotEnforced(
+            "the engine did not enforce: " + "; ".join(wrong),
+            "run `nightlab check` to see which walls this engine can build",
+        )
+
+
+def differences(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> list[str]:
+    """Return one line for each wall that PID 1 does not see as asked; names come first."""
+    return [
+        *_identity_differences(proof, request),
+        *_resource_differences(spec, proof),
+        *_file_system_differences(spec, proof),
+        *_mount_differences(spec, proof),
+        *_device_differences(spec, proof),
+        *gpu_differences(request, SeenGpus(nodes=proof.gpu_nodes, driver=proof.gpu_driver)),
+        *_namespace_differences(proof),
+    ]
+
+
+def _unequal(name: str, asked: object, seen: object) -> list[str]:
+    return [] if asked == seen else [f"{name}: asked {asked}, PID 1 sees {seen}"]
+
+
+def _identity_differences(proof: Proof, request: GpuRequest) -> list[str]:
+    none_left = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
+    nodes = request.gpus if request.form == "nodes" else ()
+    groups = {USER} | {node.group for gpu in nodes for node in gpu.nodes}
+    return [
+        *_unequal("pid", 1, proof.pid),
+        *_unequal("uids", {USER}, set(proof.uids)),
+        *_unequal("gids", {USER}, set(proof.gids)),
+        *_unequal("groups", groups, set(proof.groups) | {USER}),
+        *_unequal("capabilities", none_left, proof.capabilities),
+        *_unequal("no_new_privileges", 1, proof.no_new_privileges),
+        *_unequal("seccomp", 2, proof.seccomp),
+        *_unequal("interfaces", ("lo",), proof.interfaces),
+    ]
+
+
+def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
+    limits = spec.limits
+    memory = limits.memory_bytes // PAGE_BYTES * PAGE_BYTES
+    rlimits = {
+        "core": (0, 0),
+        "fsize": (file_size_limit(limits),) * 2,
+        "nofile": (limits.open_files,) * 2,
+    }
+    cpus = limits.cpus
+    if proof.cpus is not None and abs(proof.cpus - cpus) <= CPU_TOLERANCE * max(cpus, 0.1):
+        cpus = proof.cpus
+    return [
+        *_unequal("memory_bytes", memory, proof.memory_bytes),
+        *_unequal("memory_and_swap_bytes", memory, proof.memory_and_swap_bytes),
+        *_unequal("pids", limits.pids, proof.pids),
+        *_unequal("cpus", cpus, proof.cpus),
+        *[d for n, bound in rlimits.items() for d in _unequal(n, bound, proof.rlimits.get(n))],
+    ]
+
+
+def _file_system_differences(spec: RunSpec, proof: Proof) -> list[str]:
+    """Compare sizes; the kernel rounds bytes up to pages, and /dev/shm's files are not counted."""
+    limits = spec.limits
+    asked = {
+        "/tmp": (limits.tmp_bytes, TMP_INODES),  # noqa: S108 - the box's own
+        "/out": (limits.output_bytes, output_inodes(limits)),
+        "/dev/shm": (limits.shm_bytes, None),  # noqa: S108 - the same
+    }
+    wrong: list[str] = []
+    for place, (size, inodes) in asked.items():
+        seen = proof.capacities.get(place)
+        pages = -(-size // PAGE_BYTES)
+        wrong += _unequal(f"{place} bytes", pages * PAGE_BYTES, seen and seen.bytes)
+        if inodes is not None:
+            wrong += _unequal(f"{place} inodes", inodes, seen and seen.inodes)
+    return wrong
+
+
+def _mount_differences(spec: RunSpec, proof: Proof) -> list[str]:
+    """Compare mounts: ours read-only, the writable ones bounded, nothing else writable."""
+    seen = {mount.target: mount for mount in proof.mounts}
+    wrong = [
+        f"{target}: asked read-only, PID 1 sees it {'writable' if target in seen else 'missing'}"
+        for target in ("/", "/sys", "/proc/sys", LINK_DIRECTORY, *(m.target for m in spec.mounts))
+        if target not in seen or "ro" not in seen[target].options
+    ]
+    for place, flags in WRITABLE_PLACES.items():
+        if (
+            place not in seen
+            or seen[place].type != "tmpfs"
+            or not flags <= set(seen[place].options)
+        ):
+            wrong.append(f"{place}: asked tmpfs with {sorted(flags)}, PID 1 sees {seen.get(place)}")
+    return wrong + [
+        f"mounts: {mount.target} is writable" for mount in proof.mounts if not _is_allowed(mount)
+    ]
+
+
+def _is_allowed(mount: SeenMount) -> bool:
+    if "ro" in mount.options or mount.target in WRITABLE_PLACES:
+        return True
+    if mount.type in KERNEL_FILE_SYSTEMS:
+        return True
+    is_engine_s = mount.type in ("tmpfs", "devtmpfs")
+    return is_engine_s and any(is_within(mount.target, place) for place in DEVICE_PLACES)
+
+
+def _device_differences(spec: RunSpec, proof: Proof) -> list[str]:
+    allowed = GPU_DEVICE_PREFIXES if spec.gpus else ()
+    extra = [
+        name
+        for name in proof.devices
+        if name not in PLAIN_DEVICES and not name.startswith(tuple(allowed))
+    ]
+    return _unequal("devices", [], extra)
+
+
+def _namespace_differences(proof: Proof) -> list[str]:
+    """Compare with this process's own namespaces, which no box may share."""
+    return [
+        f"{name} namespace: PID 1 shares it with the host"
+        for name, seen in proof.namespaces.items()
+        if seen == str(Path(f"/proc/self/ns/{name}").readlink())
+    ]
