@@ -1,35 +1,17 @@
-"""Says when a session has to stop."""
+"""Says when a session has to stop.
+
+Pure functions of the history and the limits. The loop asks them before each step.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from agent.record.events import Reserve, StopReason
 from agent.record.history import History
+from agent.settings import Session
 
 Ending = tuple[StopReason, str]
-
-
-class SessionLimits(Protocol):
-    """The settings that bound a session; see `[session]` in program.md."""
-
-    @property
-    def attempts(self) -> int: ...
-    @property
-    def hours(self) -> float: ...
-    @property
-    def usd(self) -> float | None: ...
-    @property
-    def tokens(self) -> int | None: ...
-    @property
-    def calls(self) -> int | None: ...
-    @property
-    def until(self) -> str | None: ...
-    @property
-    def max_failures_in_a_row(self) -> int: ...
-    @property
-    def max_discards_in_a_row(self) -> int | None: ...
 
 
 NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
@@ -37,7 +19,7 @@ NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
 
 
 def reason_to_stop(
-    history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
+    history: History, limits: Session, *, reserve: Reserve = NOTHING
 ) -> Ending | None:
     """Why the session must not go on, if it must not.
 
@@ -54,7 +36,7 @@ def reason_to_stop(
     )
 
 
-def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
+def seconds_left(history: History, limits: Session, *, idle_seconds: float = 0.0) -> float:
     """Seconds until the session's time is over, never negative.
 
     Args:
@@ -69,9 +51,7 @@ def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float
     return max(0.0, left - idle_seconds)
 
 
-def time_is_over(
-    history: History, limits: SessionLimits, *, idle_seconds: float = 0.0
-) -> Ending | None:
+def time_is_over(history: History, limits: Session, *, idle_seconds: float = 0.0) -> Ending | None:
     """How a session ends whose time is over, if it is; see `seconds_left`."""
     if seconds_left(history, limits, idle_seconds=idle_seconds) > 0:
         return None
@@ -88,7 +68,7 @@ def stop_time(until: str, since: str) -> datetime:
     return (stop if stop > begun else stop + timedelta(days=1)).astimezone()
 
 
-def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
+def _work_is_done(history: History, limits: Session) -> Ending | None:
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
     if history.failures_in_a_row >= limits.max_failures_in_a_row:
@@ -105,7 +85,7 @@ def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     return None
 
 
-def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
+def _calls_are_out(history: History, limits: Session, reserve: Reserve) -> Ending | None:
     if limits.calls is not None and history.calls + reserve.calls > limits.calls:
         return StopReason.CALLS, f"{history.calls} of {limits.calls} calls are made"
     used = history.input_tokens + history.output_tokens

@@ -257,6 +257,7 @@ class SessionWords:
             self.lab.ledger.history,
             self.lab.ledger.get_blob,
             guidance=self.told_guidance,
+            hours_left=seconds_left(self.lab.ledger.history, self.lab.settings.session) / 3600,
         )
 
     def nudge(self) -> str:

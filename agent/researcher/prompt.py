@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from agent.attempt.budget import seconds_left
 from agent.attempt.judge import pooled_noise
 from agent.candidate.workspace import may_be_written
 from agent.record.events import Verdict
@@ -113,7 +112,12 @@ def system_prompt(prose: str, settings: Settings) -> str:
 
 
 def brief(
-    settings: Settings, history: History, get_blob: Callable[[str], bytes], *, guidance: str
+    settings: Settings,
+    history: History,
+    get_blob: Callable[[str], bytes],
+    *,
+    guidance: str,
+    hours_left: float,
 ) -> str:
     """The first message of a conversation: where the session stands.
 
@@ -122,9 +126,10 @@ def brief(
         history: what happened so far.
         get_blob: content of a blob of the ledger.
         guidance: the person's words of tonight; empty for none.
+        hours_left: until the session's time is over.
     """
     sections = [
-        ("Where the session stands", _standing(settings, history)),
+        ("Where the session stands", _status(settings, history, hours_left)),
         ("The best so far", _best(settings, history)),
         ("Files of the best", _files(settings, history, get_blob)),
         ("What was tried", _tried(settings, history)),
@@ -169,11 +174,11 @@ def _budget(settings: Settings) -> str:
     return f"{budget.seconds:g} seconds"
 
 
-def _standing(settings: Settings, history: History) -> str:
+def _status(settings: Settings, history: History, hours_left: float) -> str:
     session = settings.session
     left = [
         f"{max(0, session.attempts - len(history.completed))} of {session.attempts} attempts",
-        f"{seconds_left(history, session) / 3600:.1f} of {session.hours:g} hours",
+        f"{hours_left:.1f} of {session.hours:g} hours",
     ]
     if session.usd is not None:
         left.append(f"${max(0.0, session.usd - history.spent_usd):.2f} of ${session.usd:.2f}")

@@ -293,7 +293,7 @@ def test_the_word_self_reported_stands_wherever_the_number_does(
         "terminal": terminal.export_text(),
         "review": "\n".join(result_lines(worth(reviews(entries)[-1], history))),
         "replay": "\n".join(replay_lines(replayed, is_self_reported=True)),
-        "brief": brief(settings, history, blob, guidance=""),
+        "brief": brief(settings, history, blob, guidance="", hours_left=1.0),
         "system prompt": system_prompt("prose", settings),
         "run": run_answer(history.best, history, repeated=False),
         "history": history_answer(history, blob, "minimize", "best", 5, None),

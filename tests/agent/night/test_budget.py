@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,19 +10,14 @@ import pytest
 from agent.attempt.budget import NOTHING, reason_to_stop, seconds_left, stop_time
 from agent.record.events import Reserve, StopReason
 from agent.record.history import History
+from agent.settings import Session
 from tests.support.histories import night
 
 
-@dataclass(frozen=True)
-class Limits:
-    attempts: int = 1000
-    hours: float = 1000.0
-    usd: float | None = None
-    tokens: int | None = None
-    calls: int | None = None
-    until: str | None = None
-    max_failures_in_a_row: int = 1000
-    max_discards_in_a_row: int | None = None
+def limits(**changes: Any) -> Session:
+    """No limit but those given."""
+    generous = {"attempts": 1000, "hours": 1000.0, "max_failures_in_a_row": 1000}
+    return Session.model_validate(generous | changes)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +26,11 @@ def history() -> History:
 
 
 def test_nothing_stops_a_session_within_its_limits(history: History) -> None:
-    assert reason_to_stop(history, Limits()) is None
+    assert reason_to_stop(history, limits()) is None
 
 
 @pytest.mark.parametrize(
-    ("limits", "reason"),
+    ("changes", "reason"),
     [
         ({"attempts": 8}, StopReason.ATTEMPTS),
         ({"hours": 0.01}, StopReason.HOURS),
@@ -47,20 +41,20 @@ def test_nothing_stops_a_session_within_its_limits(history: History) -> None:
     ],
 )
 def test_each_limit_has_its_reason(
-    history: History, limits: dict[str, Any], reason: StopReason
+    history: History, changes: dict[str, Any], reason: StopReason
 ) -> None:
-    stop = reason_to_stop(history, Limits(**limits))
+    stop = reason_to_stop(history, limits(**changes))
     assert stop is not None
     assert reason is stop[0]
 
 
 def test_the_next_step_is_reserved_for_before_it_is_made(history: History) -> None:
     used = history.input_tokens + history.output_tokens
-    limits = Limits(tokens=used + 1000, calls=history.calls + 1, usd=history.spent_usd + 0.5)
+    within = limits(tokens=used + 1000, calls=history.calls + 1, usd=history.spent_usd + 0.5)
 
     def stop(tokens: int = 0, usd: float | None = 0.0, calls: int = 1) -> StopReason | None:
         found = reason_to_stop(
-            history, limits, reserve=Reserve(calls=calls, tokens=tokens, usd=usd)
+            history, within, reserve=Reserve(calls=calls, tokens=tokens, usd=usd)
         )
         return found and found[0]
 
@@ -69,7 +63,7 @@ def test_the_next_step_is_reserved_for_before_it_is_made(history: History) -> No
     assert stop(usd=0.51) is StopReason.MONEY
     assert stop(usd=None) is StopReason.MONEY
     assert stop(calls=2) is StopReason.CALLS
-    assert reason_to_stop(history, limits, reserve=NOTHING) is None
+    assert reason_to_stop(history, within, reserve=NOTHING) is None
 
 
 def local(hour: int, minute: int) -> str:
@@ -89,7 +83,7 @@ def test_the_stop_time_is_the_next_one_on_the_persons_clock(
 
 def test_the_stop_time_counts_from_the_last_resume_and_bounds_what_is_left() -> None:
     history = History(last_at=local(7, 0), working_since=local(6, 0))
-    assert 1800.0 == seconds_left(history, Limits(until="07:30"))
+    assert 1800.0 == seconds_left(history, limits(until="07:30"))
     late = History(last_at=local(7, 31), working_since=local(6, 0))
-    stop = reason_to_stop(late, Limits(until="07:30"))
+    stop = reason_to_stop(late, limits(until="07:30"))
     assert (StopReason.STOP_TIME, "it is 07:30") == stop

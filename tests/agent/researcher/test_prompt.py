@@ -63,7 +63,8 @@ SETTINGS: Settings = PROGRAM.settings
 
 def brief_after(attempts: int, *, hostile: bool = False, words: str = "") -> str:
     made = night(attempts, hostile=hostile)
-    return brief(SETTINGS, made.history, made.get_blob, guidance=words)
+    hours_left = SETTINGS.session.hours - made.history.active_seconds / 3600
+    return brief(SETTINGS, made.history, made.get_blob, guidance=words, hours_left=hours_left)
 
 
 def test_the_system_prompt_is_the_reviewed_one(golden: Callable[[str, str], None]) -> None:
@@ -100,7 +101,7 @@ def test_a_brief_is_bounded_however_many_files_there_are() -> None:
         researcher = SETTINGS.researcher.model_copy(update={"max_conversation_tokens": ceiling})
         changed = {"workspace": workspace, "researcher": researcher}
         settings = SETTINGS.model_copy(update=changed)
-        told = brief(settings, history, lambda _: b"x = 1\n" * 300, guidance="")
+        told = brief(settings, history, lambda _: b"x = 1\n" * 300, guidance="", hours_left=10.0)
         assert "more files; `read` shows them: part_" in told
         sizes.append(len(told))
     assert sizes[0] < 16_000 + 8_000
@@ -111,7 +112,9 @@ def test_the_first_file_is_shown_even_where_there_is_little_room() -> None:
     made = night(3)
     researcher = SETTINGS.researcher.model_copy(update={"max_conversation_tokens": 16_000})
     settings = SETTINGS.model_copy(update={"researcher": researcher})
-    told = brief(settings, made.history, lambda _: b"x = 1\n" * 30_000, guidance="")
+    told = brief(
+        settings, made.history, lambda _: b"x = 1\n" * 30_000, guidance="", hours_left=10.0
+    )
     assert "characters left out" in told
     assert len(told) < 16_000 + 8_000
 
@@ -127,7 +130,9 @@ def test_a_brief_says_that_nothing_was_measured_yet() -> None:
     def no_blob(sha: str) -> bytes:
         raise AssertionError(sha)
 
-    assert "Nothing was measured yet." in brief(SETTINGS, History(), no_blob, guidance="")
+    assert "Nothing was measured yet." in brief(
+        SETTINGS, History(), no_blob, guidance="", hours_left=10.0
+    )
 
 
 def test_an_attempt_in_progress_is_not_told_as_tried() -> None:
@@ -135,7 +140,7 @@ def test_an_attempt_in_progress_is_not_told_as_tried() -> None:
     opened = [e for e in made.entries if e.event.type == "attempt_started"][-1]
     cut = made.entries[: opened.seq + 1]
     made.entries[:] = cut
-    text = brief(SETTINGS, made.history, made.get_blob, guidance="")
+    text = brief(SETTINGS, made.history, made.get_blob, guidance="", hours_left=10.0)
     assert "\n2 | " in text
     assert "\n3 | " not in text
 
