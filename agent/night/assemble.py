@@ -1,4 +1,4 @@
-"""Puts a session's parts together: model, tools, words."""
+"""Puts a session's parts together: model, tools, turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from agent.record.events import FileChanged, Method, ModelCalled, Noticed, Retry
 from agent.record.history import Attempt
 from agent.record.ledger import Ledger
 from agent.researcher.base import LostCall, Model, ModelError, retirement
-from agent.researcher.prompt import brief, cut_reply, guidance, nudge, stuck, system_prompt
 from agent.researcher.redaction import DiscreetModel, discreet, hidden, secrets_in
 from agent.researcher.tools import Toolbox
 from agent.settings import Settings
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from agent.researcher.claude import ClaudeModel
     from agent.researcher.tpe import TpeModel
 
-MAX_GUIDANCE_BYTES = 32 * 1024
 MAX_FACT_CHARACTERS = 4000
 
 
@@ -68,7 +66,7 @@ def assemble(
         goal=lab.settings.goal,
         on_change=lambda path, old, new: _note_change(ledger, path, old, new),
     )
-    turns = Turns(lab, models, toolbox, SessionWords(lab, program))
+    turns = Turns(lab, models, toolbox, program.prose)
     return Night(lab, toolbox, turns, spans)
 
 
@@ -234,58 +232,6 @@ class Sweep:
         if is_asked_to_stop(directory) or is_asked_to_pause(directory):
             return True
         return reason_to_stop(self.lab.ledger.history, self.lab.settings.session) is not None
-
-
-@dataclass
-class SessionWords:
-    """What nightlab says in one session; see `loop.Words`."""
-
-    lab: Lab
-    program: Program
-    told_guidance: str | None = None
-    """None when nobody knows, as in a conversation from before a resume."""
-
-    def system(self) -> str:
-        """The frozen system prompt."""
-        return system_prompt(self.program.prose, self.lab.settings)
-
-    def brief(self) -> str:
-        """The first message of a conversation, from the ledger alone."""
-        self.told_guidance = self._guidance()
-        return brief(
-            self.lab.settings,
-            self.lab.ledger.history,
-            self.lab.ledger.get_blob,
-            guidance=self.told_guidance,
-            hours_left=seconds_left(self.lab.ledger.history, self.lab.settings.session) / 3600,
-        )
-
-    def nudge(self) -> str:
-        """A reminder to use a tool."""
-        return nudge()
-
-    def cut_reply(self) -> str:
-        """What to do after a reply that was cut at its limit."""
-        return cut_reply(self.lab.settings.researcher.max_output_tokens)
-
-    def stuck(self, circle: str) -> str:
-        """What to do instead of the same thing again."""
-        return stuck(circle)
-
-    def new_guidance(self) -> str | None:
-        """The person's guidance.md when it changed since it was last told."""
-        text = self._guidance()
-        if text == self.told_guidance:
-            return None
-        self.told_guidance = text
-        return guidance(text)
-
-    def _guidance(self) -> str:
-        path = self.lab.directory / "guidance.md"
-        try:
-            return path.read_bytes()[:MAX_GUIDANCE_BYTES].decode(errors="replace").strip()
-        except OSError:
-            return ""
 
 
 def make_sampler(lab: Lab, method: Method) -> TpeModel:

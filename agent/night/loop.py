@@ -31,6 +31,7 @@ from agent.record.history import HOLDOUT_MISSING, TRIES, Attempt, History
 from agent.record.ledger import request_sha
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
+from agent.researcher.prompt import stuck
 from agent.researcher.tools import Toolbox, ToolResult
 from sandbox.contract.errors import SandboxError
 
@@ -171,8 +172,8 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
         if result.finished is not None:
             ending = StopReason.FINISHED, result.finished
     circle = night.turns.watch.circle(done, len(night.history.completed))
-    words = (night.turns.words.new_guidance(), circle and night.turns.words.stuck(circle))
-    conversation.add_user([*answers, *({"type": "text", "text": text} for text in words if text)])
+    asides = (night.turns.new_guidance(), circle and stuck(circle))
+    conversation.add_user([*answers, *({"type": "text", "text": text} for text in asides if text)])
     if ending is None and circle:
         return night.turns.out_of_the_circle(circle, conversation)
     is_full = _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens

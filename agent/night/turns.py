@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from agent.attempt.budget import Ending
+from agent.attempt.budget import Ending, seconds_left
 from agent.attempt.lab import Lab, stored_files
 from agent.night.circles import CircleWatch
 from agent.record.events import (
@@ -21,27 +21,18 @@ from agent.record.events import (
 )
 from agent.researcher.base import Model, Reply
 from agent.researcher.conversation import Conversation
+from agent.researcher.prompt import brief, cut_reply, guidance, nudge, system_prompt
 from agent.researcher.tools import Toolbox
 from agent.text import one_line
 
 MAX_IDLE_REPLIES = 3
 MAX_REJECTIONS = 3
+MAX_GUIDANCE_BYTES = 32 * 1024
 
 INTERRUPTED_CALL = (
     "interrupted: nightlab stopped during this call, and a part of it may be done; "
     "see history and read the files, then go on"
 )
-
-
-class Words(Protocol):
-    """What nightlab says to a researcher."""
-
-    def system(self) -> str: ...
-    def brief(self) -> str: ...
-    def nudge(self) -> str: ...
-    def cut_reply(self) -> str: ...
-    def stuck(self, circle: str) -> str: ...
-    def new_guidance(self) -> str | None: ...
 
 
 @dataclass
@@ -52,19 +43,21 @@ class Turns:
         lab: of the session.
         models: who proposes; each one stands in for the one before, should that refuse.
         toolbox: what they act through.
-        words: what they are told.
+        prose: of program.md.
     """
 
     lab: Lab
     models: list[Model]
     toolbox: Toolbox
-    words: Words
+    prose: str
     idle_replies: int = 0
     refusals: int = 0
     """Since the last judged attempt."""
     rejections: int = 0
     """How many conversations the service would not go on with, since the last judged attempt."""
     watch: CircleWatch = field(default_factory=CircleWatch)
+    shown_guidance: str | None = None
+    """The guidance that the researcher has; None after a resume, when nobody knows."""
 
     @property
     def model(self) -> Model:
@@ -100,9 +93,9 @@ class Turns:
         return Conversation.start(
             self.lab.ledger,
             researcher=self.model.name,
-            system=self.words.system(),
+            system=system_prompt(self.prose, self.lab.settings),
             tools=self.toolbox.schemas(),
-            brief=self.words.brief(),
+            brief=self._brief(),
             reason=reason,
         )
 
@@ -125,12 +118,12 @@ class Turns:
             case "model_context_window_exceeded":
                 return self.start("the context window was full")
             case "max_tokens":
-                words = self.words.cut_reply()
+                text = cut_reply(self.lab.settings.researcher.max_output_tokens)
             case _:
                 if reply.content:
                     conversation.add_assistant(reply.content)
-                words = self.words.nudge()
-        return self._nudged(reply, conversation, words)
+                text = nudge()
+        return self._nudged(reply, conversation, text)
 
     def out_of_the_circle(self, circle: str, conversation: Conversation) -> Conversation | Ending:
         """A new conversation for a researcher that was told already; then it is enough."""
@@ -141,12 +134,38 @@ class Turns:
             return self.start(f"the researcher went in circles: {circle}")
         return conversation
 
+    def new_guidance(self) -> str | None:
+        """The person's guidance.md when it changed since the researcher last got it."""
+        text = self._guidance()
+        if text == self.shown_guidance:
+            return None
+        self.shown_guidance = text
+        return guidance(text)
+
     def notice(self, kind: str, explanation: str) -> None:
         """Put something on record that a person may look for."""
         self.lab.ledger.append(Noticed(kind=kind, explanation=explanation))
 
+    def _brief(self) -> str:
+        ledger, settings = self.lab.ledger, self.lab.settings
+        self.shown_guidance = self._guidance()
+        return brief(
+            settings,
+            ledger.history,
+            ledger.get_blob,
+            guidance=self.shown_guidance,
+            hours_left=seconds_left(ledger.history, settings.session) / 3600,
+        )
+
+    def _guidance(self) -> str:
+        path = self.lab.directory / "guidance.md"
+        try:
+            return path.read_bytes()[:MAX_GUIDANCE_BYTES].decode(errors="replace").strip()
+        except OSError:  # the person deleted it, or it is a directory: that ends no night
+            return ""
+
     def _nudged(
-        self, reply: Reply, conversation: Conversation, words: str
+        self, reply: Reply, conversation: Conversation, reminder: str
     ) -> Conversation | Ending:
         self.idle_replies += 1
         if self.idle_replies > MAX_IDLE_REPLIES:
@@ -156,7 +175,7 @@ class Turns:
         # What a reply asks for is done only where it ends with `tool_use`; it is answered anyway.
         undone = f"not done: the reply ended with {ended}"
         answers = [tool_result(i, undone, is_error=True) for i in conversation.orphans()]
-        conversation.add_user([*answers, {"type": "text", "text": words}])
+        conversation.add_user([*answers, {"type": "text", "text": reminder}])
         return conversation
 
     def _after_refusal(self, reply: Reply) -> Conversation | Ending:
@@ -183,7 +202,7 @@ class Turns:
             else:
                 text, is_error = INTERRUPTED_CALL, True
             answers.append(tool_result(call_id, text, is_error=is_error))
-        return answers or [{"type": "text", "text": self.words.nudge()}]
+        return answers or [{"type": "text", "text": nudge()}]
 
     def _returned_since_the_reply(self) -> Iterator[ToolReturned]:
         """Results younger than the last message: servers may use an id again in later replies."""
