@@ -35,7 +35,7 @@ from agent.cli.shared import (
     warn,
 )
 from agent.machine.setup import recorded_outfit
-from agent.morning.anchor import anchor_path, ask_witnesses, head_of, sign
+from agent.morning.anchor import anchor_path, compare_heads
 from agent.morning.audit import whole_audit
 from agent.morning.export import (
     APPROVED,
@@ -58,7 +58,7 @@ from agent.morning.worth import ReviewTable, reviews, worth
 from agent.night.session import SessionError, open_lab, settings_in, settings_of
 from agent.record.events import Entry
 from agent.record.history import fold
-from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger, utc_now
+from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger
 from agent.report.report import write_report
 from agent.report.summary import summary
 from agent.report.worth_table import notes, replay_lines, result_lines, worth_table
@@ -121,9 +121,6 @@ def audit(
     anchor: Annotated[
         Path | None, typer.Option("--anchor", help="a file of heads, if not the one in program.md")
     ] = None,
-    sign_with: Annotated[
-        Path | None, typer.Option("--sign", help="sign the head with this SSH key, if all is well")
-    ] = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -134,16 +131,13 @@ def audit(
         wanted = make_filter(entries, attempt, types, since)
         check_hash(head)
         place = anchor or _anchor_on_record(directory, entries)
-        heard = ask_witnesses(directory, entries, noted=head, anchor=place)
-        found = whole_audit(directory, entries, heard.differences)
+        heads = compare_heads(directory, entries, noted=head, anchor=place)
+        found = whole_audit(directory, entries, heads.differences)
     for line in lines(entries, wanted, as_json=as_json):
         print_line(line)
     for difference in found:
         print_line(difference.model_dump_json() if as_json else sentence(difference))
-    if sign_with is not None and not found:
-        seal = sign(directory, head_of(session, entries, utc_now), sign_with)
-        heard.notes.append(f"signed now with {seal.fingerprint}")
-    _tell_audit(entries, len(found), heard.notes, as_json=as_json)
+    _tell_audit(entries, len(found), heads.notes, as_json=as_json)
     if found:
         raise typer.Exit(1)
 

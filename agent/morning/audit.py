@@ -599,7 +599,7 @@ def whole_audit(
     Args:
         directory: of the session.
         entries: as `read_ledger` returned them.
-        heard: see `anchor.Heard.differences`.
+        heard: see `anchor.HeadCheck.differences`.
     """
     found = audit(directory, entries)
     if not entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,11 +14,13 @@ from typer.testing import CliRunner, Result
 
 from agent.cli.app import app
 from agent.cli.night import keep_head
-from agent.morning.anchor import Anchor, anchor_path, anchored, ask_witnesses, head_of, sign
+from agent.morning.anchor import Anchor, anchor_path, anchored, compare_heads
 from agent.record.events import Noticed
-from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger, utc_now
+from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
 from tests.support.nights import Place
 from tests.support.sessions import Lines, forge, found, only, resumed, sampled
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +31,6 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture
 def copy(tmp_path: Path, night: Place) -> Path:
     return Path(shutil.copytree(night.directory, tmp_path / "runs" / "night"))
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    path = tmp_path / "home" / "id_ed25519"
-    path.parent.mkdir()
-    make_key(path, "")
-    return path
-
-
-def make_key(path: Path, passphrase: str) -> None:
-    words = ["-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path)]
-    subprocess.run(["ssh-keygen", *words], check=True, timeout=30, stdin=subprocess.DEVNULL)
 
 
 def cut(directory: Path, lines: int) -> None:
@@ -54,7 +44,7 @@ def rewrite(directory: Path) -> None:
 
 def heard(directory: Path, *, noted: str | None = None, anchor: Path | None = None) -> list[str]:
     entries = read_ledger(directory)
-    return ask_witnesses(directory, entries, noted=noted, anchor=anchor).differences
+    return compare_heads(directory, entries, noted=noted, anchor=anchor).differences
 
 
 def audit(directory: Path, *options: str) -> Result:
@@ -178,50 +168,22 @@ def test_an_anchor_in_the_session_itself_is_refused(copy: Path) -> None:
 # --- a signature ---------------------------------------------------------------------------------
 
 
-def test_a_signature_names_its_key_and_finds_a_cut_tail(copy: Path, key: Path) -> None:
-    signed = audit(copy, "--sign", str(key))
-    assert 0 == signed.exit_code, signed.output
-    shown = subprocess.run(
-        ["ssh-keygen", "-l", "-f", str(key)], capture_output=True, text=True, check=True
-    )
-    fingerprint = shown.stdout.split()[1]
-    assert f"signed now with {fingerprint}" in signed.stdout
-    assert f"signed by {fingerprint}: event" in audit(copy).stdout
-    cut(copy, 1)
-    assert "its tail was cut off" in heard(copy)[0]
-    assert fingerprint in heard(copy)[0]
+def test_the_lines_of_the_docs_sign_a_head_and_check_it(tmp_path: Path, copy: Path) -> None:
+    """As they stand in docs/ledger.md, with the person's key, session and directory."""
+    words = ["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(tmp_path / "id_ed25519")]
+    subprocess.run(["ssh-keygen", *words], check=True, timeout=30, stdin=subprocess.DEVNULL)
+    page = (ROOT / "docs" / "ledger.md").read_text()
+    sign, check = re.findall(r"^ *(ssh-keygen .+)$", page, re.MULTILINE)
+    (tmp_path / "head.json").write_text(audit(copy, "--json").stdout)
+    assert 0 == bash(tmp_path, sign.replace("KEY", "id_ed25519")).returncode
+    assert 'Good "nightlab" signature' in bash(tmp_path, check).stdout
+    (tmp_path / "head.json").write_text("forged")
+    assert 0 != bash(tmp_path, check).returncode
 
 
-def test_a_record_that_differs_is_not_signed(copy: Path, key: Path) -> None:
-    forge(copy, lambda lines: only(lines, "scored", split="val").update(value=0.1))
-    assert 1 == audit(copy, "--sign", str(key)).exit_code
-    assert not (copy / "signatures").exists()
-
-
-def test_a_signature_over_another_head_is_named(copy: Path, key: Path) -> None:
-    sign(copy, head_of("night", read_ledger(copy), utc_now), key)
-    path = next((copy / "signatures").glob("*.json"))
-    forged = json.loads(path.read_text()) | {"seq": 1}
-    path.write_text(json.dumps(forged))
-    assert heard(copy)[0].startswith(f"signature {path.name}: ssh-keygen failed")
-    path.with_suffix(".sig").unlink()
-    assert heard(copy)[0].startswith(f"signature {path.name}: ssh-keygen failed")
-
-
-def test_a_key_with_a_passphrase_fails_at_once_instead_of_asking(
-    tmp_path: Path, copy: Path
-) -> None:
-    make_key(tmp_path / "locked", "a passphrase")
-    refused = audit(copy, "--sign", str(tmp_path / "locked"))
-    assert 3 == refused.exit_code
-    assert "ssh-add" in refused.stderr
-
-
-def test_a_key_among_the_sessions_is_refused(copy: Path) -> None:
-    make_key(copy.parent / "id", "")
-    refused = audit(copy, "--sign", str(copy.parent / "id"))
-    assert 3 == refused.exit_code
-    assert "lies among the sessions" in refused.stderr
+def bash(place: Path, line: str) -> subprocess.CompletedProcess[str]:
+    words = ["bash", "-c", line]
+    return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=30, check=False)
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.morning.anchor import ask_witnesses
+from agent.morning.anchor import compare_heads
 from agent.morning.audit import BLOB_FIELDS, BLOB_TABLES, audit, named_blobs, whole_audit
 from agent.morning.listing import ListingError, facts, lines, make_filter, table
 from agent.night.assemble import assemble, open_models
@@ -562,7 +562,7 @@ def is_noticed(directory: Path, head: str) -> bool:
         entries = read_ledger(directory)
     except LedgerError:
         return True
-    heard = ask_witnesses(directory, entries, noted=head, anchor=None)
+    heard = compare_heads(directory, entries, noted=head, anchor=None)
     return bool(whole_audit(directory, entries, heard.differences))
 
 
