@@ -77,11 +77,9 @@ for function in (
 ):
     app.command(function.__name__.rstrip("_"))(guarded(function))
 
-images = typer.Typer(no_args_is_help=True, help="Images of the boxes: build, list, show, verify.")
-images.command("build")(guarded(image.build))
+images = typer.Typer(no_args_is_help=True, help="Images of the boxes: list, show.")
 images.command("list")(guarded(image.list_))
 images.command("show")(guarded(image.show))
-images.command("verify")(guarded(image.verify))
 app.add_typer(images, name="image")
 
 

@@ -1,11 +1,9 @@
-"""Commands about images: build, list, show, verify."""
+"""Commands about images: list, show."""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import closing
-from pathlib import Path
 
 from rich.table import Table
 
@@ -14,38 +12,16 @@ from agent.cli.shared import (
     BaseImageOption,
     JsonOption,
     ProgramOption,
-    TorchIndexOption,
     load,
     out,
     print_line,
     say,
-    torch_index_of,
 )
-from agent.machine.setup import image_recipe, make_image, ready_engine
-from agent.settings import Settings
-from sandbox.engine.find import connect, find_engine
-from sandbox.image.check import check_image
+from agent.machine.setup import image_recipe
+from sandbox.engine.find import find_engine
 from sandbox.image.image import ImageRecord, find_image, known_images
 from sandbox.image.profiles import known_profiles
 from sandbox.machine import state_directory
-
-
-def build(
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    torch_index: TorchIndexOption = "",
-) -> None:
-    """Build the image of a program unless it is there; setup does this and the rest."""
-    settings, state_dir = _settings(program, base_image), state_directory(os.environ)
-    make_image(
-        ready_engine(state_dir, os.environ, say),
-        settings,
-        program.parent,
-        state_dir=state_dir,
-        environ=os.environ,
-        torch_index=torch_index_of(torch_index),
-        say=say,
-    )
 
 
 def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False) -> None:
@@ -76,7 +52,9 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the image of a program: what it is made of, by digest."""
-    image = _image(program, base_image)
+    settings, state_dir = load(program).settings, state_directory(os.environ)
+    recipe = image_recipe(settings.with_overrides(base_image=base_image), program.parent)
+    image = find_image(find_engine(state_dir, environ=os.environ), recipe, state_dir=state_dir)
     if as_json:
         print_line(image.model_dump_json())
         return
@@ -92,35 +70,6 @@ def show(
     }
     for name, words in rows.items():
         say(f"{name:<9} {words}")
-
-
-def verify(
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Look at the image of a program as before its first use: settings, Python, torch."""
-    settings, state_dir = _settings(program, base_image), state_directory(os.environ)
-    recipe = image_recipe(settings, program.parent)
-    engine = find_engine(state_dir, environ=os.environ)
-    image = find_image(engine, recipe, state_dir=state_dir)
-    with closing(connect(engine)) as client:
-        contents = check_image(client, image.image_id, recipe.profile)
-    if as_json:
-        print_line(contents.model_dump_json())
-        return
-    words = f"{image.reference} is fit: Python {contents.python}, torch {contents.torch}"
-    say(f"{words} built for {contents.torch_build}, numpy {contents.numpy}")
-
-
-def _settings(program: Path, base_image: str | None) -> Settings:
-    return load(program).settings.with_overrides(base_image=base_image)
-
-
-def _image(program: Path, base_image: str | None) -> ImageRecord:
-    state_dir = state_directory(os.environ)
-    recipe = image_recipe(_settings(program, base_image), program.parent)
-    return find_image(find_engine(state_dir, environ=os.environ), recipe, state_dir=state_dir)
 
 
 def _base(image: ImageRecord) -> str:
