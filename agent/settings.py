@@ -1,4 +1,4 @@
-"""The settings of program.md: what a person may ask for, each value checked."""
+"""The settings of program.md, each value checked."""
 
 from __future__ import annotations
 

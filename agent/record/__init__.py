@@ -1,1 +1,1 @@
-"""The only truth of a session: its events, their ledger, and folds over them."""
+"""The only truth of a session: events, ledger, folds."""

@@ -1,1 +1,1 @@
-"""Who proposes the next candidate, what it is told and what it may do."""
+"""Who proposes the next candidate, and what it may do."""

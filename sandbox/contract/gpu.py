@@ -1,4 +1,4 @@
-"""A run's GPUs: what names them, bounds their memory, tells of their use."""
+"""A run's GPUs: names, bounds of memory, use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A box from Python: the README's three lines, and limits by name."""
+"""A box from Python: the manual's three lines, and limits by name."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sandbox import Limits, RunResult, SandboxError, box
 from sandbox.machine import named_limits, state_directory
 from tests.support.boxes import SMALL_LIMITS
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "boxes.md"
 
 
-def readme_example() -> str:
+def example() -> str:
     """Return the code under "From Python"."""
-    section = README.read_text().partition("## From Python")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("## From Python")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     return str(code)
 
 
 @pytest.mark.docker
-def test_the_three_lines_of_the_readme_run_one_command_in_a_box(
+def test_the_three_lines_of_the_manual_run_one_command_in_a_box(
     engine: Any, image: Any, tmp_path: Path
 ) -> None:
-    assert 3 == len([line for line in readme_example().splitlines() if line])
+    assert 3 == len([line for line in example().splitlines() if line])
     done = subprocess.run(
-        [sys.executable, "-c", readme_example()],
+        [sys.executable, "-c", example()],
         cwd=tmp_path,
         env=os.environ | {"NIGHTLAB_HOME": str(state_directory(os.environ))},
         capture_output=True,

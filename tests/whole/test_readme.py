@@ -1,26 +1,34 @@
-"""What the README says about the tree and the commands is what is there."""
+"""README and architecture show the house as it is: its folders, then every module."""
 
 from __future__ import annotations
 
 import ast
-import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from agent.cli.app import app
+from agent.settings import Goal, WorkspaceSettings
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-OPEN = "<!-- tree: made by tests/whole/test_readme.py --update-golden -->\n"
-CLOSE = "<!-- /tree -->"
+README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
+OPEN = "<!-- {name}: made by tests/whole/test_readme.py --update-golden -->\n"
+CLOSE = "<!-- /{name} -->"
+MOST_LINES = 200
 WORDS_OF_A_LINE = 10
-TOP_LEVEL = {
-    "program.md": "the person's file: prose and settings",
-    "Dockerfile.train": "the box: a base image, torch, a user who is nobody",
-    "tests/": "claims about all of it; hostile programs in cases/",
+PRODUCT = ("agent", "sandbox")
+OTHERS = {
+    "workspace/": "What an experiment is made of: train.py, prepare.py, evaluate.py.",
+    "tests/": "Claims about all of it.",
+    "  agent/ sandbox/": "Mirror the two trees; hostile programs lie in cases/.",
+    "  workspace/": "The same; ways to cheat lie in cheats/.",
+    "  whole/": "Whole nights, crashes, the wheel, this page.",
+    "  bench/": "Benchmarks and studies; run by hand.",
+    "  support/": "Servers, stand-ins and tasks that tests share.",
+    "docs/": "By what you want to do; decisions/ says why.",
+    "program.md": "The person's file: prose and settings.",
+    "Dockerfile.train": "The box: a base image, torch, a user who is nobody.",
 }
 
 
@@ -28,39 +36,74 @@ def first_line(module: Path) -> str:
     return (ast.get_docstring(ast.parse(module.read_text())) or "").splitlines()[0]
 
 
-def listing(folder: Path, indent: str = "  ") -> Iterator[str]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".py" and path.name != "__init__.py":
-            yield f"{indent + path.name:<22}{first_line(path)}"
-        elif (path / "__init__.py").exists():
-            yield f"{indent + path.name + '/':<22}{first_line(path / '__init__.py')}"
-            yield from listing(path, indent + "  ")
+def rooms(package: Path) -> list[Path]:
+    return sorted(path.parent for path in package.glob("*/__init__.py"))
 
 
-def tree() -> Iterator[str]:
-    for folder in ("agent", "sandbox", "workspace"):
-        package = ROOT / folder / "__init__.py"
-        summary = first_line(package) if package.exists() else "What an experiment is made of."
-        yield f"{folder + '/':<22}{summary}"
-        yield from listing(ROOT / folder)
-    for name, words in TOP_LEVEL.items():
-        yield f"{name:<22}{words}"
+def modules(package: Path) -> list[Path]:
+    return sorted(path for path in package.glob("*.py") if path.name != "__init__.py")
 
 
-def test_the_readme_shows_the_tree_as_it_is(pytestconfig: pytest.Config) -> None:
-    block = "```\n" + "\n".join(line.rstrip() for line in tree()) + "\n```\n"
-    before, rest = README.read_text().split(OPEN)
-    shown, after = rest.split(CLOSE)
+def folders() -> Iterator[str]:
+    """The tree of the README: folders first, then what lies beside them."""
+    for name in PRODUCT:
+        package = ROOT / name
+        yield f"{name + '/':<20}{first_line(package / '__init__.py')}"
+        for room in rooms(package):
+            yield f"  {room.name + '/':<18}{first_line(room / '__init__.py')}"
+        for module in modules(package):
+            yield f"  {module.name:<18}{first_line(module)}"
+    for name, words in OTHERS.items():
+        yield f"{name:<20}{words}"
+
+
+def every_module() -> Iterator[str]:
+    """The list at the end of the architecture page: room by room, module by module."""
+    packages = [ROOT / name for name in PRODUCT]
+    for place in [p for package in packages for p in (package, *rooms(package))]:
+        yield f"{place.relative_to(ROOT)}/"
+        for module in modules(place):
+            yield f"  {module.name:<20}{first_line(module)}"
+    yield "workspace/"
+    for module in modules(ROOT / "workspace"):
+        yield f"  {module.name:<20}{first_line(module)}"
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "lines"),
+    [(README, "tree", list(folders())), (ARCHITECTURE, "modules", list(every_module()))],
+    ids=["readme", "architecture"],
+)
+def test_a_page_shows_what_is_there(
+    pytestconfig: pytest.Config, page: Path, name: str, lines: list[str]
+) -> None:
+    opening, closing = OPEN.format(name=name), CLOSE.format(name=name)
+    block = "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"
+    before, rest = page.read_text().split(opening)
+    shown, after = rest.split(closing)
     if pytestconfig.getoption("--update-golden"):
-        README.write_text(before + OPEN + block + CLOSE + after)
+        page.write_text(before + opening + block + closing + after)
         shown = block
 
     assert block == shown
 
 
+def test_the_readme_stays_short() -> None:
+    assert len(README.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_readme_s_settings_for_a_repository_are_settings() -> None:
+    section = README.read_text().split("\n## A repository of your own\n")[1]
+    tables = tomllib.loads(section.split("```toml\n")[1].split("```")[0])
+
+    assert {"goal", "workspace"} == set(tables)
+    assert Goal.model_validate(tables["goal"]).is_reported
+    assert "." == WorkspaceSettings.model_validate(tables["workspace"]).path
+
+
 @pytest.mark.parametrize(
     "module",
-    [p for f in ("agent", "sandbox") for p in sorted((ROOT / f).rglob("*.py"))],
+    [p for f in PRODUCT for p in sorted((ROOT / f).rglob("*.py"))],
     ids=lambda path: f"{path.parent.name}.{path.stem}",
 )
 def test_a_module_says_in_ten_words_what_it_is_for(module: Path) -> None:
@@ -68,10 +111,3 @@ def test_a_module_says_in_ten_words_what_it_is_for(module: Path) -> None:
 
     assert line.endswith((".", ":"))
     assert len(line.split()) <= WORDS_OF_A_LINE
-
-
-def test_every_command_is_in_the_readme() -> None:
-    rows = [row for row in README.read_text().splitlines() if row.startswith("| `nightlab ")]
-    told = {name for row in rows for name in re.findall(r"`(?:nightlab )?([a-z]+) ", row)}
-
-    assert set(get_command(app).commands) == told  # type: ignore[attr-defined]

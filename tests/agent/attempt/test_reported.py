@@ -125,8 +125,8 @@ def test_no_log_breaks_the_reader(head: str, tail: str, omitted: int) -> None:
 
 
 def minimal_program() -> str:
-    """The program.md that the README shows, word for word."""
-    section = (ROOT / "README.md").read_text().split("## A repository of your own")[1]
+    """The program.md that the manual shows, word for word."""
+    section = (ROOT / "docs" / "own-repository.md").read_text()
     return section.split("````markdown\n")[1].split("````")[0]
 
 
@@ -333,7 +333,7 @@ def _store(directory: Path, content: bytes) -> str:
     return sha
 
 
-# --- the README's repository, on the real engine ----------------------------------------------
+# --- the manual's repository, on the real engine ----------------------------------------------
 
 TRAIN = '''\
 """Somebody's script, as autoresearch's: it measures itself and prints a summary."""
@@ -418,7 +418,7 @@ ME = {
 
 
 def repository(root: Path, engine: Engine) -> CommandLine:
-    """Somebody's repository, with the README's program.md put in."""
+    """Somebody's repository, with the manual's program.md put in."""
     root.mkdir()
     (root / "train.py").write_text(TRAIN)
     (root / "measure.py").write_text(MEASURE)
