@@ -15,7 +15,6 @@ import argparse
 import array
 import fcntl
 import hashlib
-import http.client
 import importlib.util
 import itertools
 import json
@@ -26,14 +25,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pooch
 import tenacity
 import tokenizers
 
@@ -88,10 +85,6 @@ class PrepareError(Exception):
 
 class UnreachableError(PrepareError):
     """The source may be right but could not be fetched."""
-
-
-class UnsteadyError(Exception):
-    """A transfer failed in a way that may pass."""
 
 
 @dataclass(frozen=True)
@@ -471,104 +464,54 @@ def parse_address(words: list[str], path: Path) -> Address:
 
 def documents_behind(addresses: list[Address], cache: Path) -> Iterator[Document]:
     """Fetches each file where it is not in the cache yet, and reads its documents."""
-    cache.mkdir(parents=True, exist_ok=True)
     for address in addresses:
-        name = Path(urllib.parse.urlsplit(address.url).path).name
-        path = cache / f"{hashlib.sha256(address.url.encode()).hexdigest()[:16]}-{name}"
-        download(address, path, tenacity.wait_exponential(multiplier=0.5, max=30))
-        yield from documents_in(path, name)
+        path = fetch(address, cache, tenacity.wait_exponential(multiplier=0.5, max=30))
+        yield from documents_in(path, Path(urllib.parse.urlsplit(address.url).path).name)
 
 
-def download(
-    address: Address, path: Path, wait: Callable[[tenacity.RetryCallState], float]
-) -> None:
-    """Fetches a file whole or not at all; goes on where an earlier try stopped.
+def fetch(address: Address, cache: Path, wait: Callable[[tenacity.RetryCallState], float]) -> Path:
+    """Fetches a file whole or not at all, unless the cache has it; returns where it lies.
 
     Raises: UnreachableError when the server gives up on us, PrepareError on a wrong checksum.
     """
-    if path.exists() and (address.sha256 is None or file_sha256(path) == address.sha256):
-        return
-    partial = path.with_name(path.name + ".part")
-    attempts = tenacity.Retrying(
+    pooch.get_logger().setLevel("WARNING")  # or it advises to call its own functions otherwise
+    # A server that compresses on the way would make lengths and progress meaningless
+    whole = {"Accept-Encoding": "identity"}
+    http = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 18, timeout=60, headers=whole)
+    # Not pooch's own retries: they ask again for what is missing or has another checksum
+    retry = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(6),
         wait=wait,
-        retry=tenacity.retry_if_exception_type(UnsteadyError),
+        retry=tenacity.retry_if_exception(may_pass),
         before_sleep=lambda state: say(
             f"{address.url}: try {state.attempt_number} failed, trying again"
         ),
         reraise=True,
     )
     try:
-        attempts(fetch_rest, address.url, partial)
-    except UnsteadyError as error:
-        raise UnreachableError(
-            f"could not fetch {address.url} ({error}): run again to go on"
-        ) from error
-    if address.sha256 is not None and file_sha256(partial) != address.sha256:
-        partial.unlink()
+        found = retry(pooch.retrieve, address.url, address.sha256, path=cache, downloader=http)
+    except OSError as error:
+        status = status_of(error)
+        reason = f"HTTP {status}" if status else type(error).__name__
+        advice = "run again to go on" if may_pass(error) else "correct the address in the list"
+        raise UnreachableError(f"could not fetch {address.url} ({reason}): {advice}") from error
+    except ValueError as error:
         raise PrepareError(
             f"{address.url} has another checksum than the list says: correct one of them"
-        )
-    partial.rename(path)
+        ) from error
+    return Path(found)
 
 
-def fetch_rest(url: str, partial: Path) -> None:
-    """Appends what is missing; begins anew when the server sends no part or its file changed.
-
-    Raises: UnsteadyError when it may work later, UnreachableError when it will not.
-    """
-    tag = partial.with_name(partial.name + ".etag")
-    have_bytes = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url)  # noqa: S310 - the scheme was checked
-    if have_bytes:
-        request.add_header("Range", f"bytes={have_bytes}-")
-        if tag.exists():
-            request.add_header("If-Range", tag.read_text())
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            goes_on = answer.status == 206 and continues_at(answer, have_bytes)
-            tag.write_text(answer.headers.get("ETag", "")) if not goes_on else None
-            receive(answer, partial, have_bytes if goes_on else 0)
-    except urllib.error.HTTPError as error:
-        error.close()
-        give_up_or_retry(error.code, url, partial)
-    except (OSError, http.client.HTTPException) as error:
-        raise UnsteadyError(type(error).__name__) from error
-    tag.unlink(missing_ok=True)
+def may_pass(error: BaseException) -> bool:
+    """Tells whether a failed transfer may succeed at another try."""
+    status = status_of(error)
+    return isinstance(error, OSError) and (status in (0, 408, 429) or status >= 500)
 
 
-def continues_at(answer: http.client.HTTPResponse, have_bytes: int) -> bool:
-    """Tells whether a partial answer begins where our file ends."""
-    return answer.headers.get("Content-Range", "").startswith(f"bytes {have_bytes}-")
-
-
-def give_up_or_retry(status: int, url: str, partial: Path) -> None:
-    """Turns an HTTP status into the fitting error."""
-    if status == 416:  # our part is longer than the file: it is not a part of it
-        partial.unlink(missing_ok=True)
-    if status in (408, 416, 429) or status >= 500:
-        raise UnsteadyError(f"HTTP {status}")
-    raise UnreachableError(f"{url} answered HTTP {status}: correct the address in the list")
-
-
-def receive(answer: http.client.HTTPResponse, partial: Path, have_bytes: int) -> None:
-    """Writes the body behind what we have, saying how far it is about once a second.
-
-    Raises: UnsteadyError when the body ends early.
-    """
-    length = answer.headers.get("Content-Length")
-    expected_bytes = have_bytes + int(length) if length and length.isdigit() else None
-    name, told = partial.name.removesuffix(".part"), time.monotonic()
-    with partial.open("ab") as file:
-        file.truncate(have_bytes)
-        while piece := answer.read(1 << 18):
-            file.write(piece)
-            if time.monotonic() - told > 1:
-                told = time.monotonic()
-                say(f"{name}: {file.tell()} of {expected_bytes or 'unknown'} bytes")
-        got_bytes = file.tell()
-    if expected_bytes is not None and got_bytes < expected_bytes:
-        raise UnsteadyError(f"broke off after {got_bytes} of {expected_bytes} bytes")
+def status_of(error: BaseException) -> int:
+    """The HTTP status that a server answered with; 0 where it did not even answer."""
+    answer = getattr(error, "response", None)
+    return 0 if answer is None else int(answer.status_code)
 
 
 # Tokens
