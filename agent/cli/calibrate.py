@@ -16,10 +16,12 @@ from rich.table import Table
 
 from agent.attempt.lab import Observer, hashes_of
 from agent.candidate.workspace import Workspace
+from agent.cli.logs import operational_log
 from agent.cli.shared import (
     BaseImageOption,
     JsonOption,
     ProgramOption,
+    VerboseOption,
     err,
     load,
     open_observer,
@@ -51,6 +53,7 @@ def calibrate_(
         int, typer.Option("--repeats", min=2, max=MOST_REPEATS, help="seeds at each budget")
     ] = 3,
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure this machine; propose budget, batch and repeats.
 
@@ -80,7 +83,10 @@ def calibrate_(
         say=tell,
     )
     bench.root.mkdir(parents=True, exist_ok=True)
-    with exclusive(bench.root / "lock"):
+    with (
+        exclusive(bench.root / "lock"),
+        operational_log(bench.root, "calibrate", os.environ, is_verbose=verbose),
+    ):
         sweep_now()
         minutes = seconds_left(bench, wanted, repeats) / 60
         tell(f"{repeats} trainings at {' and '.join(f'{b:g} s' for b in wanted)}, then batches: "

@@ -16,6 +16,7 @@ import typer
 
 from agent.attempt.lab import Lab
 from agent.candidate.diffs import patch
+from agent.cli.logs import operational_log
 from agent.cli.shared import (
     SERVICE_FAILED,
     JsonOption,
@@ -23,6 +24,7 @@ from agent.cli.shared import (
     SessionArgument,
     TrackDirOption,
     TrackOption,
+    VerboseOption,
     anchor_of,
     err,
     exporter,
@@ -152,6 +154,7 @@ def review(
     ] = False,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Check the result: fresh seeds, holdout, each change left out."""
     directory = session_directory(runs, session)
@@ -162,7 +165,7 @@ def review(
         _tell_review(worth(found[-1], fold(entries)), directory, as_json=as_json)
         return
     try:
-        with _recorded_lab(directory, as_json=as_json) as lab:
+        with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
             version = distribution_version("nightlab")
             table = check_by_daylight(lab, repeats, version, _progress(as_json=as_json))
             _keep_head(lab.ledger)
@@ -178,13 +181,14 @@ def replay(
     attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run one attempt again from the record alone, and compare.
 
     Exit code 0 once it has run, whatever comes of the comparison.
     """
     directory = session_directory(runs, session)
-    with _recorded_lab(directory, as_json=as_json) as lab:
+    with _recorded_lab(directory, "replay", as_json=as_json, is_verbose=verbose) as lab:
         replayed = run_again(lab, attempt, _progress(as_json=as_json))
         _keep_head(lab.ledger)
     if as_json:
@@ -307,9 +311,14 @@ def _keep_head(ledger: Ledger) -> None:
 
 
 @contextmanager
-def _recorded_lab(directory: Path, *, as_json: bool) -> Iterator[Lab]:
+def _recorded_lab(
+    directory: Path, command: str, *, as_json: bool, is_verbose: bool
+) -> Iterator[Lab]:
     """The lab of a session as it was recorded: its image, its data, its settings."""
-    with Ledger.open(directory) as ledger:
+    with (
+        Ledger.open(directory) as ledger,
+        operational_log(directory, command, os.environ, is_verbose=is_verbose),
+    ):
         session, settings = ledger.history.session, settings_of(ledger)
         assert session is not None
         outfit = recorded_outfit(

@@ -14,6 +14,7 @@ import typer
 
 from agent.attempt.lab import Lab
 from agent.attempt.steering import ask_to_continue, ask_to_pause, ask_to_stop
+from agent.cli.logs import operational_log
 from agent.cli.shared import (
     DEFAULT_PROGRAM,
     SERVICE_FAILED,
@@ -28,6 +29,7 @@ from agent.cli.shared import (
     TrackDirOption,
     TrackOption,
     UsdOption,
+    VerboseOption,
     anchor_of,
     err,
     exporter,
@@ -62,6 +64,7 @@ from agent.researcher.base import (
 from agent.settings import Settings
 from agent.text import one_line
 from agent.trackers.export import Export
+from sandbox.contract.log import log
 from sandbox.machine import state_directory
 
 
@@ -82,6 +85,7 @@ def run(
     track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run a session: baseline, then attempt after attempt."""
     content = load(program)
@@ -113,7 +117,11 @@ def run(
         version=distribution_version("nightlab"),
         seed=secrets.randbits(31) if seed is None else seed,
     )
-    with ledger, open_observer(settings, ledger, as_json=as_json) as observer:
+    with (
+        ledger,
+        operational_log(ledger.directory, "run", os.environ, is_verbose=verbose),
+        open_observer(settings, ledger, as_json=as_json) as observer,
+    ):
         lab = open_lab(ledger, settings, outfit, observer)
         _work(lab, content, name, export, as_json=as_json)
 
@@ -130,6 +138,7 @@ def resume(
     track_dir: TrackDirOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Go on with a session that was stopped, killed or may do more."""
     directory = session_directory(runs, session)
@@ -146,11 +155,15 @@ def resume(
             _require_credentials(name, settings)
         else:
             name = _researcher(settings)
-        outfit = recorded_outfit(
-            begun, settings, directory, state_dir=state_directory(os.environ), environ=os.environ
-        )
-        removed = sweep_now()
-        with open_observer(settings, ledger, as_json=as_json) as observer:
+        with (
+            operational_log(directory, "resume", os.environ, is_verbose=verbose),
+            open_observer(settings, ledger, as_json=as_json) as observer,
+        ):
+            state_dir = state_directory(os.environ)
+            outfit = recorded_outfit(
+                begun, settings, directory, state_dir=state_dir, environ=os.environ
+            )
+            removed = sweep_now()
             lab = open_lab(ledger, settings, outfit, observer)
             bring_back(
                 lab,
@@ -239,6 +252,7 @@ def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
         if not anchor.has_failed:
             ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
             warn(one_line(error.message, 300))
+        log.warning("anchor_failed", error=error.message)
         anchor.has_failed = True
 
 
@@ -247,16 +261,18 @@ def _refresh_report(lab: Lab, report: Report) -> None:
     try:
         report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
+        log.warning("report_failed", error=f"{type(error).__name__}: {error}")
         text = f"the report could not be written: {type(error).__name__}: {error}"
         warn(one_line(text, 300))
 
 
 def _track(lab: Lab, export: Export) -> None:
     """Bring the tracker up to date; it warns once of a failure, and tries again each time."""
-    before, problem = export.problem, export(lab.directory)
+    before, problem, tracker = export.problem, export(lab.directory), export.tracker.value
+    if problem:
+        log.warning("tracker_failed", tracker=tracker, error=problem)
     if not problem or problem == before:
         return
-    tracker = export.tracker.value
     later = f"nightlab report {lab.session} --track {tracker}"
     text = f"{tracker} was not brought up to date: {problem}; try it later: {later}"
     warn(text)
@@ -269,6 +285,7 @@ def _warn(warning: str) -> None:
 
 
 def _say_waiting(error: str, wait_seconds: float) -> None:
+    log.info("model_retried", wait_seconds=round(wait_seconds, 1), error=error)
     text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
     warn(text)
 

@@ -44,6 +44,9 @@ TrackDirOption = Annotated[
     Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", help="show nightlab's own log as well, on stderr")
+]
 SessionArgument = Annotated[str, typer.Argument(help="name of the session")]
 BaseImageOption = Annotated[
     str | None, typer.Option("--base-image", help="build on this image instead")
