@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ OPEN = "<!-- {name}: made by tests/whole/test_readme.py --update-golden -->\n"
 CLOSE = "<!-- /{name} -->"
 MOST_LINES = 200
 WORDS_OF_A_LINE = 10
+LINES_A_MINUTE, MINUTES_OFF = 30, 2
 PRODUCT = ("agent", "sandbox")
 OTHERS = {
     "workspace/": "What an experiment is made of: train.py, prepare.py, evaluate.py.",
@@ -99,6 +101,25 @@ def test_the_readme_s_settings_for_a_repository_are_settings() -> None:
     assert {"goal", "workspace"} == set(tables)
     assert Goal.model_validate(tables["goal"]).is_reported
     assert "." == WorkspaceSettings.model_validate(tables["workspace"]).path
+
+
+def test_the_main_path_takes_the_time_that_the_page_says() -> None:
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", ARCHITECTURE.read_text(), re.MULTILINE)
+    takes = {name: len((ROOT / name).read_text().splitlines()) / LINES_A_MINUTE for name, _ in rows}
+
+    assert 7 == len(rows)
+    assert {} == {
+        name: round(takes[name])
+        for name, minutes in rows
+        if abs(takes[name] - int(minutes)) > MINUTES_OFF
+    }
+
+
+def test_every_room_has_its_paragraph() -> None:
+    page = ARCHITECTURE.read_text()
+    names = {str(room.relative_to(ROOT)) for f in PRODUCT for room in rooms(ROOT / f)}
+
+    assert names == set(re.findall(r"^\*\*`([\w/]+)/`\*\*", page, re.MULTILINE)) - {"workspace"}
 
 
 @pytest.mark.parametrize(
