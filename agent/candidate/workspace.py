@@ -11,21 +11,19 @@ Not covered: whoever can already write the workspace as this user needs no help 
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import json
+import itertools
 import os
 import secrets
 import stat
-import subprocess
-import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from agent.candidate.confinement import OpenBeneath, choose_opener
 from agent.settings import FIXED_FILES
 from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
 
@@ -38,34 +36,6 @@ MAX_NAME_BYTES = 200
 """Leaves room for what a temporary name adds below the 255 bytes of common file systems."""
 MAX_MATCHES = 100
 MAX_MATCH_CHARACTERS = 200
-SEARCH_SECONDS = 2.0
-
-OPENAT2 = 437  # one number on every architecture Linux runs Python on, Alpha excepted
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
-RACE_RETRIES = 16  # openat2 answers EAGAIN when the tree changes under it
-
-OpenBeneath = Callable[[int, str, int], int]
-"""Opens a path beneath a directory: (the directory's descriptor, path, flags) -> descriptor."""
-
-# A pattern of the agent's may need exponential time, and `re` cannot be interrupted: so it is
-# compiled and matched in a child that is killed, which gives back line numbers or a complaint.
-REGEX_SCRIPT = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-pattern, files, limit = json.load(sys.stdin)
-found = []
-try:
-    compiled = re.compile(pattern)
-except re.error as error:
-    sys.exit(json.dump(error.msg, sys.stdout))
-for path, text in files:
-    for number, line in enumerate(text.split("\\n"), start=1):
-        if len(found) < limit and compiled.search(line):
-            found.append((path, number))
-json.dump(found, sys.stdout)
-"""
 
 
 class WorkspaceError(NightlabError):
@@ -102,75 +72,6 @@ class Match:
     text: str
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = [
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    ]
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def open_by_kernel(directory: int, path: str, flags: int) -> int:
-    """Open `path` beneath `directory` with openat2; see `OpenBeneath`.
-
-    Raises:
-        OSError: ELOOP for a link, EXDEV for a way out, ENOSYS where there is no openat2.
-    """
-    resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    code = errno.EAGAIN
-    for _ in range(RACE_RETRIES):
-        descriptor: int = _libc.syscall(
-            ctypes.c_long(OPENAT2),
-            ctypes.c_int(directory),
-            ctypes.c_char_p(os.fsencode(path)),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-        if descriptor >= 0:
-            return descriptor
-        code = ctypes.get_errno()
-        if code not in (errno.EAGAIN, errno.EINTR):
-            break
-    raise OSError(code, os.strerror(code))
-
-
-def open_by_walking(directory: int, path: str, flags: int) -> int:
-    """Open `path` beneath `directory` one component at a time; see `OpenBeneath`.
-
-    Raises:
-        OSError: ELOOP or ENOTDIR for a link.
-    """
-    *parents, name = path.split("/")
-    current = os.dup(directory)
-    try:
-        for parent in parents:
-            step = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
-            os.close(current)
-            current = step
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-    finally:
-        os.close(current)
-
-
-def choose_opener(root: Path) -> OpenBeneath:
-    """The kernel's own confinement where it answers, the walk where it does not."""
-    directory = os.open(root, os.O_PATH | os.O_DIRECTORY)
-    try:
-        os.close(open_by_kernel(directory, ".", os.O_PATH | os.O_DIRECTORY))
-    except OSError as error:
-        # Old seccomp profiles answer EPERM to a system call that they do not know.
-        if error.errno in (errno.ENOSYS, errno.EPERM):
-            return open_by_walking
-        raise
-    finally:
-        os.close(directory)
-    return open_by_kernel
-
-
 class Workspace:
     """Files below `root`, of which those that match `editable` may be written.
 
@@ -205,7 +106,7 @@ class Workspace:
             WorkspaceError: there is none, or it is not one the agent may have.
         """
         parts = _parts(path)
-        with self._root_descriptor() as root, _told(path):
+        with self._root_descriptor() as root, _describing_errors(path):
             return self._read(root, "/".join(parts), MAX_FILE_BYTES)
 
     def read_text(self, path: str) -> str:
@@ -241,7 +142,7 @@ class Workspace:
             WorkspaceError: there is no such directory, or too much in it.
         """
         below = "/".join(_parts(path)) if path not in ("", ".", "./") else ""
-        with self._root_descriptor() as root, _told(path or "the workspace"):
+        with self._root_descriptor() as root, _describing_errors(path or "the workspace"):
             found = [
                 FileEntry(name, size, self.is_editable(name))
                 for name, size in self._walk(root, below, MAX_DEPTH)
@@ -250,19 +151,20 @@ class Workspace:
             raise WorkspaceError("too_many_files", f"more than {MAX_FILES} files")
         return sorted(found, key=lambda entry: entry.path)
 
-    def search(self, pattern: str, path: str = "", *, regex: bool = False) -> list[Match]:
-        """Lines that hold `pattern`, in a file or below a directory; the first 100.
+    def search(self, text: str, path: str = "") -> list[Match]:
+        """Lines that hold `text` literally, in a file or below a directory; the first 100.
 
         Raises:
-            WorkspaceError: no such path, not a pattern, or one that takes too long.
+            WorkspaceError: there is no such path.
         """
-        texts = self._texts(path)
-        places = _regex_places(pattern, texts) if regex else _literal_places(pattern, texts)
-        lines = {name: text.split("\n") for name, text in texts}
-        return [
-            Match(name, number, lines[name][number - 1][:MAX_MATCH_CHARACTERS])
-            for name, number in places
-        ]
+        # No regular expressions: one can need exponential time, and `re` cannot be interrupted.
+        matches = (
+            Match(name, number, line[:MAX_MATCH_CHARACTERS])
+            for name, content in self._texts(path)
+            for number, line in enumerate(content.split("\n"), start=1)
+            if text in line
+        )
+        return list(itertools.islice(matches, MAX_MATCHES))
 
     def candidate(self) -> dict[str, bytes]:
         """All files of a snapshot by path: everything but what is left out of it.
@@ -274,7 +176,7 @@ class Workspace:
         entries = [entry for entry in self.list_files() if entry.path not in self._left_out]
         with self._root_descriptor() as root:
             for entry in entries:
-                with _told(entry.path):
+                with _describing_errors(entry.path):
                     files[entry.path] = self._read(root, entry.path, MAX_CANDIDATE_BYTES)
         if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
             limit = MAX_CANDIDATE_BYTES // 2**20
@@ -331,7 +233,7 @@ class Workspace:
         if len(content) > MAX_FILE_BYTES:
             limit = MAX_FILE_BYTES // 1024
             raise WorkspaceError("too_large", f"{path} would be over {limit} KiB", "write less")
-        with self._root_descriptor() as root, _told(path):
+        with self._root_descriptor() as root, _describing_errors(path):
             parent = self._parent(root, parts[:-1])
             try:
                 _replace(parent, parts[-1], content, path)
@@ -340,7 +242,7 @@ class Workspace:
 
     def _remove(self, path: str) -> None:
         *parents, name = _parts(path)
-        with self._root_descriptor() as root, _told(path):
+        with self._root_descriptor() as root, _describing_errors(path):
             parent = self._directory(root, "/".join(parents))
             try:
                 os.unlink(name, dir_fd=parent)
@@ -498,8 +400,8 @@ OS_ERRORS = {
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Tell an operating system's error in words that name nothing of the host.
+def _describing_errors(path: str) -> Iterator[None]:
+    """Turn an operating system's error into a text that names nothing of the host.
 
     Raises:
         WorkspaceError: the path cannot be used so.
@@ -514,34 +416,3 @@ def _told(path: str) -> Iterator[None]:
         fallback = ("cannot_access", f"cannot be accessed ({name})", "")
         code, what, hint = OS_ERRORS.get(error.errno or 0, fallback)
         raise WorkspaceError(code, f"{path} {what}", hint) from None
-
-
-def _literal_places(pattern: str, texts: list[tuple[str, str]]) -> list[tuple[str, int]]:
-    places = [
-        (name, number)
-        for name, text in texts
-        for number, line in enumerate(text.split("\n"), start=1)
-        if pattern in line
-    ]
-    return places[:MAX_MATCHES]
-
-
-def _regex_places(pattern: str, texts: list[tuple[str, str]]) -> list[tuple[str, int]]:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", REGEX_SCRIPT],
-            input=json.dumps([pattern, texts, MAX_MATCHES]).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=SEARCH_SECONDS,
-            check=True,
-        )
-    except subprocess.SubprocessError:
-        message = f"the pattern took more than {SEARCH_SECONDS:g} s or 1 GiB"
-        hint = "avoid nested repetition, or search for plain text"
-        raise WorkspaceError("search_too_costly", message, hint) from None
-    answer = json.loads(done.stdout)
-    if isinstance(answer, str):
-        message = f"not a regular expression: {answer}"
-        raise WorkspaceError("bad_pattern", message, "leave regex out to search for plain text")
-    return [(str(name), int(number)) for name, number in answer]

@@ -61,7 +61,6 @@ class Search(Arguments):
 
     pattern: Annotated[str, Field(min_length=1, max_length=500)]
     path: FilePath = Field("", description="a file or a directory; empty for the whole workspace")
-    regex: bool = Field(False, description="read pattern as a Python regular expression")
 
 
 class Run(Arguments):

@@ -224,7 +224,7 @@ class Toolbox:
         return to_json({"files": files[:200], "left_out": max(0, len(files) - 200)})
 
     def _search(self, call: Search) -> str:
-        found = self._workspace.search(call.pattern, call.path, regex=call.regex)
+        found = self._workspace.search(call.pattern, call.path)
         matches = [{"file": m.path, "line": m.line, "text": m.text} for m in found]
         return to_json({"matches": matches})
 

@@ -15,15 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.candidate.workspace import (
-    MAX_FILE_BYTES,
+from agent.candidate.confinement import (
     OpenBeneath,
-    Workspace,
-    WorkspaceError,
     choose_opener,
     open_by_kernel,
     open_by_walking,
 )
+from agent.candidate.workspace import MAX_FILE_BYTES, MAX_MATCHES, Workspace, WorkspaceError
 
 SECRET = "the host's own secret"
 EDITABLE = ("train.py", "src/*.py", "fifo", "device", "leak*", "hard.py", "dir/*", "deep/*/*")
@@ -260,12 +258,12 @@ def test_restoring_makes_the_editable_files_equal(workspace: Workspace, root: Pa
     assert "x = 1\n" == (root / "prepare.py").read_text()
 
 
-def test_search_is_literal_unless_asked(workspace: Workspace, root: Path) -> None:
+def test_search_finds_literal_text(workspace: Workspace, root: Path) -> None:
     (root / "train.py").write_text("lr = 0.1\nlr_2 = (1)\n")
 
     assert [("train.py", 2)] == [(m.path, m.line) for m in workspace.search("(1)")]
     assert [] == workspace.search("l.*=")
-    found = workspace.search(r"^l.*=", "train.py", regex=True)
+    found = workspace.search("l", "train.py")
     assert [(1, "lr = 0.1"), (2, "lr_2 = (1)")] == [(m.line, m.text) for m in found]
 
 
@@ -275,19 +273,13 @@ def test_search_sees_no_secret(workspace: Workspace) -> None:
     code_of(lambda: workspace.search("secret", "leak"))
 
 
-def test_a_regular_expression_that_never_ends_is_stopped(workspace: Workspace, root: Path) -> None:
-    (root / "train.py").write_text("a" * 60 + "!\n")
-    started = time.monotonic()
+def test_search_stops_at_the_first_hundred_lines(workspace: Workspace, root: Path) -> None:
+    (root / "train.py").write_text("x" * 1000 + "\n" + "x\n" * 2 * MAX_MATCHES)
 
-    code = code_of(lambda: workspace.search(r"^(a+)+$", regex=True))
+    found = workspace.search("x", "train.py")
 
-    assert "search_too_costly" == code
-    assert time.monotonic() - started < 20
-
-
-@pytest.mark.parametrize("pattern", ["(", "[a", "(?P<a", "a{99999999999}", "(" * 5000])
-def test_a_broken_regular_expression_is_refused(workspace: Workspace, pattern: str) -> None:
-    code_of(lambda: [][len(workspace.search(pattern, regex=True))])
+    assert list(range(1, MAX_MATCHES + 1)) == [match.line for match in found]
+    assert len(found[0].text) < 1000
 
 
 NAMES = [
