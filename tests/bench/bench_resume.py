@@ -22,7 +22,8 @@ from statistics import median
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
 from agent.night.turns import Turns
-from tests.support.nights import TOY, Clock, Place
+from tests.support.clock import Clock
+from tests.support.nights import TOY, Place
 
 WINDOW = 50
 IDLE_KNOBS = 10

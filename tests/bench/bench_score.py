@@ -21,17 +21,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from agent.attempt.lab import Lab, fresh_directory, make_readable
 from agent.attempt.measurement import scoring_specs
 from agent.attempt.sheet import measure, parse_sheet
-from agent.candidate.workspace import Workspace
 from agent.machine.setup import make_data
 from agent.program import load_program
-from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox import DockerExecutor, Outcome
 from sandbox.engine.find import find_engine
@@ -39,7 +37,7 @@ from sandbox.image.image import find_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import state_directory
 from tests.support.boxes import box_spec, shipped_recipe
-from tests.support.nights import Quiet
+from tests.support.labs import scoring_lab
 from tests.support.scorer import load_evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -83,19 +81,14 @@ def make_lab(place: Path) -> Lab:
     shutil.copy(WORKSPACE / "evaluate.py", fixed)
     shutil.copy(WORKSPACE / "train.py", fresh_directory(place / "files"))
     make_readable(place)
-    return Lab(
+    return scoring_lab(
+        place,
+        settings,
+        executor,
         session=f"score-{os.getpid()}",
-        directory=place,
-        ledger=cast(Ledger, None),
-        workspace=cast(Workspace, None),
-        settings=settings,
-        executor=executor,
         image_id=find_image(engine, shipped_recipe(), state_dir=state_dir).image_id,
-        device="cpu",
         environment=find_profile("cpu").environment,
         data_dir=make_data(settings, WORKSPACE, state_dir, lambda _: None),
-        fixed_dir=fixed,
-        observer=Quiet(),
     )
 
 

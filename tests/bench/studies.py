@@ -24,7 +24,7 @@ from agent.record.events import AttemptStarted, RunFinished, Split
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.machine import state_directory
-from tests.support.nights import Quiet
+from tests.support.labs import Quiet
 
 ROOT = Path(__file__).parents[2]
 Files = dict[str, bytes]

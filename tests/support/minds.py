@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import Lab
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import Noticed, SessionEnded
 from agent.record.history import History, fold
 from agent.record.ledger import read_ledger
+from tests.support.labs import work
 from tests.support.messages_server import MessagesServer, Request, Turn, say, thinking, tool
 from tests.support.nights import Place
 
@@ -49,7 +48,7 @@ def _edit(old: str, new: str) -> dict[str, Any]:
     return tool("edit", file_path="train.py", old_string=old, new_string=new)
 
 
-def work(
+def work_with_claude(
     lab: Lab,
     place: Place,
     server: MessagesServer,
@@ -59,16 +58,14 @@ def work(
     """One life of our process."""
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
     clock = place.clock
-    researchers = open_models(
+    return work(
         lab,
+        place.program,
         "claude",
-        environ,
-        lambda *_: None,
+        environ=environ,
         sleep=wait or clock.wait,
         clock=clock.monotonic,
     )
-    with lab.ledger, researchers as models:
-        return run_session(assemble(lab, place.program, models), lambda: None)
 
 
 class Scene:
@@ -82,7 +79,7 @@ class Scene:
     def play(self, script: Iterable[Any]) -> SessionEnded:
         clock = self.place.clock
         with MessagesServer(script, clock=clock.monotonic, endless=True) as self.server:
-            return work(self.place.begin("claude"), self.place, self.server)
+            return work_with_claude(self.place.begin("claude"), self.place, self.server)
 
     def then(self, *script: Any) -> Iterable[Any]:
         """The script, and after it a researcher that works."""

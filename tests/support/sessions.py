@@ -12,8 +12,6 @@ from agent.candidate.diffs import patch
 from agent.morning.audit import whole_audit
 from agent.morning.export import Person, approval, original_files, result_files
 from agent.morning.review import replay, review
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import Entry
 from agent.record.history import fold
 from agent.record.ledger import (
@@ -24,6 +22,7 @@ from agent.record.ledger import (
     entry_hash,
     read_ledger,
 )
+from tests.support.labs import play, work
 from tests.support.messages_server import MessagesServer, tinker
 from tests.support.nights import Place
 
@@ -34,8 +33,8 @@ def sampled(root: Path, attempts: int = 8) -> Place:
     """A night of the sampler with its review, a replay and an approval."""
     place = Place(root, changes={"session": {"attempts": attempts}})
     lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    with lab.ledger:
+        play(lab, place.program)
         review(lab, 2, "test", lambda _: None)
         replay(lab, 1, lambda _: None)
         _approve(lab.ledger)
@@ -47,10 +46,9 @@ def talked(root: Path, attempts: int = 3) -> Place:
     place = Place(root, changes={"session": {"attempts": attempts}})
     script: Iterator[Any] = iter(lambda: tinker, None)
     lab = place.begin("claude")
-    with MessagesServer(script, clock=place.clock.monotonic, endless=True) as server, lab.ledger:
+    with MessagesServer(script, clock=place.clock.monotonic, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-        with open_models(lab, "claude", environ, lambda *_: None, sleep=place.clock.wait) as models:
-            run_session(assemble(lab, place.program, models), lambda: None)
+        work(lab, place.program, "claude", environ=environ, sleep=place.clock.wait)
     return place
 
 

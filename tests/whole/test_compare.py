@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -9,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from tests.bench.compare import (
     BEGIN,
     END,
@@ -25,7 +24,9 @@ from tests.bench.compare import (
     table,
     write_between,
 )
-from tests.support.nights import TOY, TRAINING_SECONDS, Crash, CrashingLedger, Place
+from tests.support.executors import TRAINING_SECONDS
+from tests.support.labs import work
+from tests.support.nights import TOY, Crash, CrashingLedger, Place
 
 ATTEMPTS = 3
 
@@ -64,11 +65,8 @@ class Bench:
         if directory.name == self.crash and step == "run":
             assert isinstance(lab.ledger, CrashingLedger)
             lab.ledger.crash_at = 30
-        try:
-            with lab.ledger, open_models(lab, name, {}, lambda *_: None) as models:
-                run_session(assemble(lab, place.program, models), lambda: None)
-        except Crash:
-            pass
+        with contextlib.suppress(Crash):
+            work(lab, place.program, name)
         shutil.copytree(place.directory, directory, dirs_exist_ok=True)
 
 

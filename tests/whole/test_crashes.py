@@ -35,8 +35,6 @@ from agent.candidate.diffs import patch
 from agent.morning.audit import audit
 from agent.morning.export import Person, approval, original_files, result_files, write_approved
 from agent.morning.review import replay, review
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -59,6 +57,8 @@ from agent.record.events import (
 from agent.record.history import fold
 from agent.record.ledger import LEDGER_NAME, read_blob, read_ledger
 from agent.report.report import write_report
+from tests.support.clock import Clock
+from tests.support.labs import play
 from tests.support.messages_server import (
     Cut,
     MessagesServer,
@@ -70,8 +70,8 @@ from tests.support.messages_server import (
     thinking,
     tool,
 )
-from tests.support.minds import DETAILS, Mind, work
-from tests.support.nights import TOY, Clock, Crash, CrashingLedger, Place
+from tests.support.minds import DETAILS, Mind, work_with_claude
+from tests.support.nights import TOY, Crash, CrashingLedger, Place
 from tests.support.sessions import verdicts_of
 
 TRAIN = (TOY / "workspace" / "train.py").read_text()
@@ -136,8 +136,7 @@ class Stage:
         async def wait(seconds: float) -> None:
             lab.sleep(seconds)  # which also ends a pause
 
-        with open_models(lab, self.researcher, environ, lambda *_: None, sleep=wait) as models:
-            run_session(assemble(lab, self.place.program, models), refresh)
+        play(lab, self.place.program, self.researcher, environ, refresh=refresh, sleep=wait)
 
 
 def _morning(lab: Lab) -> None:
@@ -371,7 +370,7 @@ def _place(root: Path, clock: Clock, attempts: int) -> Place:
 
     session = {"attempts": attempts, "hours": 10.0, "max_failures_in_a_row": 10}
     place = Place(root, clock, {"session": session}, sleep=sleep)
-    place.boxes.tells = True  # so that a training can be stopped early
+    place.boxes.shows_progress = True  # so that a training can be stopped early
     return place
 
 
@@ -633,9 +632,9 @@ def test_a_stop_while_waiting_for_the_service_is_not_billed(
     script: Iterator[Any] = itertools.chain([Status(529, "overloaded_error")], mind)
     with MessagesServer(script, endless=True) as server:
         with pytest.raises(kill):
-            work(place.begin("claude"), place, server, wait=stop)
+            work_with_claude(place.begin("claude"), place, server, wait=stop)
         assert _kinds(place)[-2:] == ["model_asked", "retry_waited"]
-        work(place.resume(), place, server)
+        work_with_claude(place.resume(), place, server)
     history = fold(read_ledger(place.directory))
     assert pytest.approx(server.billed_usd) == history.spent_usd
     assert len(server.bills) == history.calls
@@ -647,7 +646,7 @@ def test_every_try_of_a_call_is_announced_before_it_is_sent(tmp_path: Path) -> N
     cut = say(text("half of it " * 50), cut=Cut(5, "fin"))
     mind = itertools.repeat(Mind(random.Random(1)).answer)
     with MessagesServer(itertools.chain(refused, [cut], mind), endless=True) as server:
-        work(place.begin("claude"), place, server)
+        work_with_claude(place.begin("claude"), place, server)
     kinds = [k for k in _kinds(place) if k.startswith(("model_", "retry_"))]
     assert ["model_asked", "retry_waited"] * 2 == kinds[:4]
     assert ["model_asked", "model_called", "retry_waited", "model_asked"] == kinds[4:8]
@@ -669,9 +668,9 @@ def test_a_stop_in_the_middle_of_a_reply_is_billed_once(tmp_path: Path) -> None:
         stopper = threading.Thread(target=interrupt)
         stopper.start()
         with pytest.raises(KeyboardInterrupt):
-            work(place.begin("claude"), place, server)
+            work_with_claude(place.begin("claude"), place, server)
         stopper.join()
-        work(place.resume(), place, server)
+        work_with_claude(place.resume(), place, server)
     calls = [e.event for e in read_ledger(place.directory) if isinstance(e.event, ModelCalled)]
     assert 1 == sum(call.stop_reason == "lost" for call in calls)
     assert len(server.bills) == len(calls)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 from rich.console import Console
 
 from agent.cli.machine import show_check, show_gpus
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import AttemptFinished, Noticed, RunFinished, RunStarted
 from agent.record.history import fold
 from agent.record.ledger import read_ledger
@@ -27,7 +24,7 @@ from sandbox.gpu.leases import GpuRow
 from tests.support import histories
 from tests.support.gpu_nights import GpuPlace
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1
-from tests.support.nights import PretendedBoxes
+from tests.support.labs import work
 from tests.support.sessions import Lines, forge, found, only
 
 ASKED = {"bytes": 20 * GIBIBYTE, "at_least": "watchdog", "allocator_variable": ""}
@@ -40,9 +37,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> GpuPlace:
         "hardware": {"gpu_memory_bytes": 20 * GIBIBYTE},
     }
     place = GpuPlace(tmp_path_factory.mktemp("gpus"), changes=changes)
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    work(place.begin("tpe"), place.program)
     return place
 
 
@@ -147,24 +142,6 @@ def test_what_was_planted_is_named(plant: str, copy: Path) -> None:
     assert any(words in difference for difference in found(copy))
 
 
-@dataclass
-class HotBoxes(PretendedBoxes):
-    """Boxes whose GPU is throttled during the first trainings of a candidate."""
-
-    hot_runs: int = 0
-
-    def run(self, spec: RunSpec, **options: Any) -> RunResult:
-        result = super().run(spec, **options)
-        is_candidate = spec.box == "train" and "-1-" in spec.run_id
-        if not is_candidate or self.hot_runs == 0:
-            return result
-        self.hot_runs -= 1
-        hot = GpuEvent(kind="throttled", words="lower clocks: heat", is_fault=False)
-        return result.model_copy(
-            update={"gpu": tuple(u.model_copy(update={"events": (hot,)}) for u in result.gpu)}
-        )
-
-
 @pytest.mark.parametrize(("hot_runs", "is_judged"), [(1, True), (9, False)])
 def test_a_training_on_a_throttled_gpu_is_repeated_and_never_judged(
     tmp_path: Path, hot_runs: int, is_judged: bool
@@ -176,10 +153,20 @@ def test_a_training_on_a_throttled_gpu_is_repeated_and_never_judged(
         "economy": {"smoke": "off"},
     }
     place = GpuPlace(tmp_path, changes=changes)
-    place.boxes = HotBoxes(place.clock, hot_runs=hot_runs)
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    hot_left = hot_runs
+
+    def hot(spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+        """Throttled during the first trainings of a candidate."""
+        nonlocal hot_left
+        if spec.box != "train" or "-1-" not in spec.run_id or hot_left == 0:
+            return result
+        hot_left -= 1
+        event = GpuEvent(kind="throttled", words="lower clocks: heat", is_fault=False)
+        used = tuple(use.model_copy(update={"events": (event,)}) for use in result.gpu)
+        return result.model_copy(update={"gpu": used})
+
+    place.boxes.outcome = hot
+    work(place.begin("tpe"), place.program)
     finished = [e for e in events(place, AttemptFinished) if e.attempt == 1]
     assert [is_judged] == [e.reason != "disturbed" for e in finished]
     assert ("throttled" in finished[0].explanation) is not is_judged

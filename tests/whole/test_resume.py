@@ -21,8 +21,6 @@ from agent.attempt.lab import Lab
 from agent.candidate.workspace import Workspace
 from agent.cli.app import app
 from agent.morning.audit import audit
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.night.session import SessionError, settings_in, settings_of
 from agent.record.events import AttemptFinished, AttemptInterrupted, Event, SessionEnded, StopReason
 from agent.record.history import fold
@@ -39,10 +37,12 @@ from agent.report.report import write_report
 from sandbox import DockerExecutor, SandboxError
 from sandbox.contract.errors import MAKE_ROOM
 from tests.support.boxes import python_spec
+from tests.support.clock import EVENING, Clock
 from tests.support.command_line import CommandLine, wait_for
+from tests.support.labs import work
 from tests.support.messages_server import MessagesServer
-from tests.support.minds import Mind, work
-from tests.support.nights import EVENING, Clock, Crash, CrashingLedger, Place
+from tests.support.minds import Mind, work_with_claude
+from tests.support.nights import Crash, CrashingLedger, Place
 from tests.support.sessions import verdicts_of
 
 STORED = Path(__file__).parents[2] / "tests/support/recorded" / "nightlab_0_1_0.json"
@@ -112,7 +112,7 @@ def test_a_session_of_an_older_nightlab_goes_on_to_its_end(tmp_path: Path) -> No
     place = _stored_session(tmp_path)
     with MessagesServer(itertools.repeat(Mind(random.Random(5)).answer), endless=True) as server:
         server._tool_ids = 1000  # the service goes on where it was, too
-        ended = work(place.resume(), place, server)
+        ended = work_with_claude(place.resume(), place, server)
     entries = read_ledger(place.directory)
     assert StopReason.ATTEMPTS is ended.reason
     assert 2 == len(fold(entries).completed)
@@ -505,5 +505,4 @@ def _work(lab: Lab, place: Place, *, report: bool = False) -> SessionEnded:
             except OSError:
                 return
 
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        return run_session(assemble(lab, place.program, models), refresh)
+    return work(lab, place.program, refresh=refresh)

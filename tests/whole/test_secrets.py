@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.night.assemble import assemble, check_models, open_models
-from agent.night.loop import run_session
+from agent.night.assemble import check_models
 from agent.record.events import RetryWaited, RunFinished, SessionEnded
 from agent.record.ledger import Ledger, read_blob, read_ledger
 from agent.report.report import write_report
@@ -21,6 +20,7 @@ from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
+from tests.support.labs import play
 from tests.support.messages_server import Entry, MessagesServer, Status, tinker
 from tests.support.nights import TOY, Place
 from tests.support.spans import Collector
@@ -85,12 +85,15 @@ def simulated(root: Path) -> tuple[Place, Collector, list[str]]:
     server = MessagesServer(script(last=401), clock=place.clock.monotonic, endless=True)
     with server, lab.ledger:
         environ = PLANTED | {"ANTHROPIC_BASE_URL": server.url}
-        with open_models(
-            lab, "claude", environ, lambda error, _: said.append(error), sleep=place.clock.wait
-        ) as models:
-            ended = run_session(
-                assemble(lab, place.program, models, tracer=collector), lambda: None
-            )
+        ended = play(
+            lab,
+            place.program,
+            "claude",
+            environ,
+            tracer=collector,
+            on_retry=lambda error, _: said.append(error),
+            sleep=place.clock.wait,
+        )
         said.append(ended.explanation)
         write_report(place.directory, lab.ledger.entries, lab.ledger.get_blob)
     return place, collector, said

@@ -11,7 +11,7 @@ import ast
 import shutil
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,11 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from agent.attempt.lab import Lab
 from agent.attempt.measurement import scoring_specs
 from agent.attempt.sheet import Finding, finding, measure, parse_sheet
-from agent.candidate.workspace import Workspace
 from agent.program import load_program
-from agent.record.ledger import Ledger
 from sandbox import DockerExecutor
-from tests.support.nights import Quiet
+from tests.support.labs import scoring_lab
 from tests.support.scorer import BOS, CONTEXT, VOCABULARY, habits, write_data
 
 CHEATS = Path(__file__).parent / "cheats"
@@ -120,19 +118,14 @@ def honest_value(place: Path) -> float:
 def lab_at(place: Path, image_id: str, executor: DockerExecutor) -> Lab:
     """A lab that scores and records nothing."""
     settings = load_program(ROOT / "program.md").settings
-    return Lab(
+    return scoring_lab(
+        place,
+        settings,
+        executor,
         session="cheats",
-        directory=place,
-        ledger=cast(Ledger, None),
-        workspace=cast(Workspace, None),
-        settings=settings,
-        executor=executor,
         image_id=image_id,
-        device="cpu",
         environment={},
         data_dir=place / "data",
-        fixed_dir=place / "fixed",
-        observer=Quiet(),
     )
 
 

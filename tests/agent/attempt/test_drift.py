@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,20 +12,18 @@ import pytest
 from agent.attempt.disturbance import usual_speed
 from agent.attempt.drift import is_due
 from agent.attempt.judge import Noise, drift_tolerance, has_drifted
-from agent.attempt.lab import Lab, find_known, stored_files
+from agent.attempt.lab import find_known, stored_files
 from agent.attempt.machine_state import held_back, machine_state
 from agent.morning.review import replay
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.night.session import machine
 from agent.record.events import Entry, Event, LaterRun, MachineState, RunFinished, SessionResumed
 from agent.record.history import History, fold
 from agent.record.ledger import read_blob, read_ledger
 from agent.report.report import render_markdown
 from agent.report.summary import summary
-from sandbox.contract.run import RunResult, RunSpec
 from tests.support import sessions
-from tests.support.nights import Place, PretendedBoxes
+from tests.support.labs import with_machine, work
+from tests.support.nights import Place
 
 SLOW_AFTER_RUNS = 8
 LOSS = 0.5
@@ -121,43 +116,18 @@ def test_a_run_is_held_back_when_heat_was_counted_meanwhile() -> None:
 # --- a night on a machine that slows down -----------------------------------------------------
 
 
-def work(place: Place, lab: Lab) -> None:
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
-
-
-class SlowingBoxes(PretendedBoxes):
-    """The toy on a machine that is worse from some training on."""
-
-    def run(
-        self,
-        spec: RunSpec,
-        *,
-        output_dir: Path | None = None,
-        channel: socket.socket | None = None,
-        on_log: Callable[[bytes], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> RunResult:
-        done = super().run(
-            spec, output_dir=output_dir, channel=channel, on_log=on_log, should_stop=should_stop
-        )
-        trainings = sum(run.box == "train" for run in self.runs)
-        if spec.box == "train" and trainings > SLOW_AFTER_RUNS and done.output:
-            assert output_dir is not None
-            point = json.loads((output_dir / "point.json").read_text())
-            point["noise"] += LOSS
-            (output_dir / "point.json").write_text(json.dumps(point))
-        return done
-
-
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(
         tmp_path_factory.mktemp("slowing"),
-        boxes_type=SlowingBoxes,
         changes={"session": {"attempts": 12}, "noise": {"check_best_every": 3}},
     )
-    work(place, place.begin("tpe"))
+
+    def slower(noise: float) -> float:
+        return noise + (LOSS if place.boxes.trainings > SLOW_AFTER_RUNS else 0.0)
+
+    place.boxes.luck = slower
+    work(place.begin("tpe"), place.program)
     return place
 
 
@@ -259,12 +229,12 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
 
 def test_after_a_move_a_look_says_how_fast_the_machine_is(tmp_path: Path) -> None:
     place = Place(tmp_path, changes={"session": {"attempts": 1}})
-    work(place, place.begin("tpe"))
+    work(place.begin("tpe"), place.program)
     sessions.forge(
         place.directory, lambda lines: lines[0]["event"]["machine"].update(cpu="another one")
     )
     place = replace(place, changes={"session": {"attempts": 3}})
-    work(place, place.resume())
+    work(place.resume(), place.program)
 
     entries = read_ledger(place.directory)
     moved = next(e.seq for e in entries if isinstance(e.event, SessionResumed))
@@ -333,11 +303,10 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
         },
     )
     heat = count()
-    lab = replace(
-        place.begin("tpe"),
-        read_machine=lambda: COOL.model_copy(update={"throttle_events": next(heat)}),
+    lab = with_machine(
+        place.begin("tpe"), lambda: COOL.model_copy(update={"throttle_events": next(heat)})
     )
-    work(place, lab)
+    work(lab, place.program)
 
     history = fold(read_ledger(place.directory))
     assert history.baseline is not None  # measured all the same: its noise then shows it

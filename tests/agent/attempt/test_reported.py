@@ -7,9 +7,7 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,6 @@ from rich.console import Console
 from agent.attempt.reported import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, read_reported
 from agent.morning.review import replay, review
 from agent.morning.worth import reviews, worth
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.program import parse_program
 from agent.record.events import ReplayFinished, Scored, Verdict
 from agent.record.history import History, fold
@@ -40,8 +36,10 @@ from sandbox.contract.run import Log, RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support import sessions
+from tests.support.clock import EVENING
 from tests.support.command_line import CommandLine
-from tests.support.nights import EVENING, Place, PretendedBoxes
+from tests.support.labs import play
+from tests.support.nights import Place
 
 ROOT = Path(__file__).parents[3]
 SUMMARY = """\
@@ -164,28 +162,17 @@ def test_settings_that_do_not_go_together_are_refused(old: str, new: str, said: 
 # --- a night without boxes --------------------------------------------------------------------
 
 
-class ReportingBoxes(PretendedBoxes):
+def reporting(spec: RunSpec, result: RunResult, output_dir: Path | None) -> RunResult:
     """The toy as a program that prints its distance."""
-
-    def run(
-        self,
-        spec: RunSpec,
-        *,
-        output_dir: Path | None = None,
-        channel: socket.socket | None = None,
-        on_log: Callable[[bytes], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> RunResult:
-        assert spec.box == "train"
-        assert "NIGHTLAB_DATA" not in spec.environment
-        done = super().run(spec, output_dir=output_dir, channel=channel, on_log=on_log)
-        if not done.output:
-            return done
-        assert output_dir is not None
-        point = json.loads((output_dir / "point.json").read_text())
-        value = abs(point["x"] - 3.0) + point["noise"]
-        log = Log(head=f"distance: 99\ndistance: {value!r}\n", tail="", omitted_bytes=0)
-        return done.model_copy(update={"log": log})
+    assert spec.box == "train"
+    assert "NIGHTLAB_DATA" not in spec.environment
+    if not result.output:
+        return result
+    assert output_dir is not None
+    point = json.loads((output_dir / "point.json").read_text())
+    value = abs(point["x"] - 3.0) + point["noise"]
+    log = Log(head=f"distance: 99\ndistance: {value!r}\n", tail="", omitted_bytes=0)
+    return result.model_copy(update={"log": log})
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +180,6 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A night of the sampler over a program that reports, with its review and a replay."""
     place = Place(
         tmp_path_factory.mktemp("reported"),
-        boxes_type=ReportingBoxes,
         changes={
             "goal": {"source": "reported"},
             "scoring": None,
@@ -201,9 +187,10 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
             "session": {"attempts": 6},
         },
     )
+    place.boxes.outcome = reporting
     lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    with lab.ledger:
+        play(lab, place.program)
         review(lab, 2, "test", lambda _: None)
         replay(lab, 1, lambda _: None)
     return place

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,15 @@ from agent.record.ledger import read_ledger
 from agent.report.tables import time_spent
 from agent.settings import Budget
 from sandbox.contract.errors import SandboxError
-from sandbox.contract.run import Outcome
+from sandbox.contract.run import Outcome, RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
+from tests.support.clock import Clock
 from tests.support.command_line import CommandLine
+from tests.support.executors import SCORING_SECONDS, FakeExecutor
+from tests.support.labs import with_executor, with_settings
 from tests.support.messages_server import MessagesServer, say, tool
-from tests.support.nights import SCORING_SECONDS, TOY, Place, PretendedBoxes
+from tests.support.nights import TOY, Place
 from tests.support.sessions import Lines, forge, found, only
 
 TRAIN = (TOY / "workspace" / "train.py").read_text()
@@ -76,7 +78,7 @@ def test_new_code_is_smoked_where_that_costs_a_twentieth_of_the_budget_at_most(
     with (lab := a_lab(tmp_path, **economy)).ledger:
         files = rewritten(lab, line)
         budget = lab.settings.budget.model_copy(update={"seconds": budget_seconds})
-        lab = replace(lab, settings=lab.settings.model_copy(update={"budget": budget}))
+        lab = with_settings(lab, lab.settings.model_copy(update={"budget": budget}))
         assert due == is_due(lab, files)
 
 
@@ -173,13 +175,11 @@ def test_the_number_of_smokes_counts_from_the_last_attempt(tmp_path: Path) -> No
 
 
 def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> None:
-    class Killed(PretendedBoxes):
-        def run(self, spec: Any, **options: Any) -> Any:
-            result = super().run(spec, **options)
-            return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
+    def killed(_spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+        return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
 
     with (lab := a_lab(tmp_path)).ledger:
-        lab = replace(lab, executor=Killed(Place(tmp_path).clock))
+        lab = with_executor(lab, FakeExecutor(Clock(), outcome=killed))
         files = rewritten(lab, "# new code")
         with pytest.raises(SandboxError, match="ended by somebody else"):
             smoke(lab, files, asked_by_researcher=True)
@@ -188,18 +188,14 @@ def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("box", ["train", "model"])
 def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) -> None:
-    class KilledOnce(PretendedBoxes):
-        is_due = True
+    outcomes = [Outcome.INTERRUPTED]
 
-        def run(self, spec: Any, **options: Any) -> Any:
-            result = super().run(spec, **options)
-            if spec.box != box or not self.is_due:
-                return result
-            self.is_due = False
-            return result.model_copy(update={"outcome": Outcome.INTERRUPTED})
+    def killed_once(spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+        is_due = spec.box == box and outcomes
+        return result.model_copy(update={"outcome": outcomes.pop()} if is_due else {})
 
     with (lab := a_lab(tmp_path)).ledger:
-        lab = replace(lab, executor=KilledOnce(Place(tmp_path).clock))
+        lab = with_executor(lab, FakeExecutor(Clock(), outcome=killed_once))
         rewritten(lab, "")
         attempt = run_patiently(lab, "candidate", "the same again", "claude")
         assert attempt.finished is not None
@@ -211,17 +207,13 @@ def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) ->
 def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_agrees(
     tmp_path: Path, box: str
 ) -> None:
-    class FaultyOnce(PretendedBoxes):
-        is_due = True
+    faults = [SandboxError("the engine is gone", "start it")]
 
-        def run(self, spec: Any, **options: Any) -> Any:
-            if spec.box == box and self.is_due:
-                self.is_due = False
-                raise SandboxError("the engine is gone", "start it")
-            return super().run(spec, **options)
+    def faulty_once(spec: RunSpec) -> SandboxError | None:
+        return faults.pop() if spec.box == box and faults else None
 
     with (lab := a_lab(tmp_path)).ledger:
-        lab = replace(lab, executor=FaultyOnce(Place(tmp_path).clock))
+        lab = with_executor(lab, FakeExecutor(Clock(), fault=faulty_once))
         smoked = smoke_patiently(lab, rewritten(lab, "# new code"))
         assert smoked.finished is not None
         assert smoked.finished.passed
@@ -231,15 +223,13 @@ def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_ag
 
 @pytest.mark.parametrize("box", ["train", "model"])
 def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path, box: str) -> None:
-    class KillsItself(PretendedBoxes):
-        def run(self, spec: Any, **options: Any) -> Any:
-            result = super().run(spec, **options)
-            own = {"reported": True, "killed_by": None}
-            killed = {"outcome": Outcome.INTERRUPTED, "signal": 9, "evidence": own}
-            return result.model_copy(update=killed if spec.box == box else {})
+    def kills_itself(spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+        own = {"reported": True, "killed_by": None}
+        killed = {"outcome": Outcome.INTERRUPTED, "signal": 9, "evidence": own}
+        return result.model_copy(update=killed if spec.box == box else {})
 
     with (lab := a_lab(tmp_path)).ledger:
-        lab = replace(lab, executor=KillsItself(Place(tmp_path).clock))
+        lab = with_executor(lab, FakeExecutor(Clock(), outcome=kills_itself))
         rewritten(lab, "")
         attempt = run_patiently(lab, "candidate", "kills itself", "claude")
         assert attempt.finished is not None

@@ -30,16 +30,16 @@ from agent.attempt.stopping import (
     smoothed,
 )
 from agent.morning.review import replay, review
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.curves import Curve, curve_of, packed, unpacked
 from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict
 from agent.record.ledger import read_ledger
 from agent.report.summary import summary
 from agent.report.worth_table import replay_lines
 from agent.settings import Budget, Settings
-from sandbox.contract.run import Outcome, RunResult, RunSpec
-from tests.support.nights import TRAINING_SECONDS, Place, PretendedBoxes
+from sandbox.contract.run import Outcome
+from tests.support.executors import TRAINING_SECONDS
+from tests.support.labs import work
+from tests.support.nights import Place
 from tests.support.sessions import Lines, forge, found, only
 
 WALL = Budget(kind="wall", seconds=100, grace_seconds=10)
@@ -198,7 +198,7 @@ def test_a_stored_curve_is_the_one_that_was_decided_from(points: list[tuple[floa
 
 
 def a_night(
-    root: Path, kind: str, *, attempts: int = 12, boxes: Callable[[Place], Any] | None = None
+    root: Path, kind: str, *, attempts: int = 12, log_line: Callable[[bytes], bytes] | None = None
 ) -> Place:
     place = Place(
         root,
@@ -208,12 +208,10 @@ def a_night(
             "noise": {"baseline_repeats": 3},
         },
     )
-    place.boxes.tells = True
-    if boxes is not None:
-        boxes(place)
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    place.boxes.shows_progress = True
+    if log_line is not None:
+        place.boxes.log_line = log_line
+    work(place.begin("tpe"), place.program)
     return place
 
 
@@ -302,7 +300,7 @@ def test_baseline_and_reviews_run_to_their_end(tmp_path: Path) -> None:
     """What measures noise must not be chosen by its luck, so it is never stopped."""
     changes = {"early_stopping": "median", "stop_after": 0.1}
     place = Place(tmp_path, changes={"economy": changes})
-    place.boxes.tells = True
+    place.boxes.shows_progress = True
     lab = place.begin("tpe")
     with lab.ledger:
         run_attempt(lab, "baseline", "as it is", "nightlab")
@@ -397,17 +395,10 @@ def copied(place: Place, root: Path) -> Path:
 def test_a_candidate_that_lies_about_its_loss_is_scored_like_any_other(tmp_path: Path) -> None:
     """Praise keeps it from being stopped, and nothing else: its score decides."""
 
-    class Liar(PretendedBoxes):
-        def run(self, spec: RunSpec, **options: Any) -> RunResult:
-            on_log = options.pop("on_log", None)
-            lie = on_log and (lambda line: on_log(re.sub(rb'"loss": [^}]*', b'"loss": 0', line)))
-            return super().run(spec, on_log=lie, **options)
+    def praise(line: bytes) -> bytes:
+        return re.sub(rb'"loss": [^}]*', b'"loss": 0', line)
 
-    def lying(place: Place) -> None:
-        place.boxes = Liar(place.clock)
-        place.boxes.tells = True
-
-    place = a_night(tmp_path, "median", attempts=6, boxes=lying)
+    place = a_night(tmp_path, "median", attempts=6, log_line=praise)
     assert [] == stopped_runs(place)
     verdicts = [end for end in ends(place) if end.reason != "baseline"]
     assert all(end.arithmetic is not None for end in verdicts if end.verdict is Verdict.KEPT)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +27,10 @@ from agent.record.events import RunFinished, SessionStarted
 from agent.record.ledger import Ledger
 from agent.record.mfu import mfu_of, peak_of
 from agent.settings import Settings
-from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
-from tests.support.nights import Crash, Place, PretendedBoxes, Quiet, _result
+from sandbox.contract.run import Outcome, RunResult, RunSpec
+from tests.support.executors import FakeExecutor
+from tests.support.labs import Quiet
+from tests.support.nights import Crash, Place
 
 RATES = {
     "device": "AMD EPYC",
@@ -211,28 +212,11 @@ def bench(place: Place) -> Bench:
     )
 
 
-@dataclass
-class Measuring(PretendedBoxes):
-    """The toy's boxes, which also answer how fast they are, and may die at a training."""
-
-    dies_at_training: int = 0
-    trainings: int = 0
-
-    def run(self, spec: RunSpec, **options: Any) -> RunResult:
-        if spec.run_id.endswith("-rates"):
-            said = Log(head=json.dumps(RATES) + "\n", tail="", omitted_bytes=0)
-            now = self.clock.now()
-            return _result(spec, Outcome.OK, 1.0, None, now, now).model_copy(update={"log": said})
-        self.trainings += spec.box == "train"
-        if spec.box == "train" and self.trainings == self.dies_at_training:
-            raise Crash
-        return super().run(spec, **options)
-
-
-def calibrated_place(root: Path, *, dies_at_training: int = 0) -> Place:
+def calibrated_place(root: Path) -> Place:
+    """The toy's boxes, which also answer how fast they are."""
     root.mkdir(exist_ok=True)
     place = Place(root)
-    place.boxes = Measuring(place.clock, dies_at_training=dies_at_training)
+    place.boxes.prints = {"-rates": json.dumps(RATES) + "\n"}
     return place
 
 
@@ -249,15 +233,19 @@ def test_every_budget_is_measured_at_its_own_seeds_and_said_to_be_so(tmp_path: P
 
 def test_what_an_interruption_left_is_not_measured_again(tmp_path: Path) -> None:
     whole = calibrate(bench(calibrated_place(tmp_path / "whole")), [300], 3)
-    place = calibrated_place(tmp_path / "cut", dies_at_training=3)
+    place = calibrated_place(tmp_path / "cut")
+
+    def dies_at_the_third_training(spec: RunSpec) -> Crash | None:
+        return Crash() if spec.box == "train" and place.boxes.trainings == 2 else None
+
+    place.boxes.fault = dies_at_the_third_training
     all_of_it = seconds_left(bench(place), [300], 3)
 
     with pytest.raises(Crash):
         calibrate(bench(place), [300], 3)
-    assert isinstance(place.boxes, Measuring)
     assert all_of_it - 2 * (300 + SCORING_SECONDS) == seconds_left(bench(place), [300], 3)
 
-    place.boxes.dies_at_training = place.boxes.trainings = 0
+    place.boxes = FakeExecutor(place.clock, prints=place.boxes.prints)
     found = calibrate(bench(place), [300], 3)
 
     assert 1 == place.boxes.trainings

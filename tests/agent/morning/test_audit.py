@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from agent.morning.anchor import compare_heads
 from agent.morning.audit import BLOB_FIELDS, BLOB_TABLES, audit, named_blobs, whole_audit
 from agent.morning.listing import ListingError, facts, lines, make_filter, table
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -29,10 +27,10 @@ from agent.record.events import (
 )
 from agent.record.history import FIVE_DIGITS
 from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
-from sandbox.contract.run import RunResult, RunSpec
 from tests.support import histories
+from tests.support.labs import work
 from tests.support.long_night import long_session
-from tests.support.nights import Place, PretendedBoxes
+from tests.support.nights import Place
 from tests.support.sessions import Lines, forge, found, only, restored, resumed, sampled, talked
 
 ELSEWHERE = "0" * 64
@@ -76,24 +74,12 @@ def test_an_honest_night_with_its_morning_has_no_differences(night: Place, talk:
     assert [] == found(talk.directory)
 
 
-class SteadyBoxes(PretendedBoxes):
-    """The toy on a machine whose scores differ in the seventh digit only."""
-
-    def run(self, spec: RunSpec, **options: Any) -> RunResult:
-        done = super().run(spec, **options)
-        if spec.box == "train" and done.output:
-            path = options["output_dir"] / "point.json"
-            point = json.loads(path.read_text())
-            path.write_text(json.dumps(point | {"noise": point["noise"] / 10_000}))
-        return done
-
-
 def test_an_honest_night_whose_baseline_hardly_differs_has_no_differences(tmp_path: Path) -> None:
     changes = {"session": {"attempts": 5}, "noise": {"check_best_every": 2}}
-    place = Place(tmp_path, boxes_type=SteadyBoxes, changes=changes)
+    place = Place(tmp_path, changes=changes)
+    place.boxes.luck = lambda noise: noise / 10_000  # the scores differ in the seventh digit only
     lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    work(lab, place.program)
     history = lab.ledger.history
     assert history.baseline is not None
     scores = history.baseline.values().values()

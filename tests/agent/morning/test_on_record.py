@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from agent.attempt.steering import ask_to_continue, ask_to_pause
 from agent.candidate.diffs import unified_diff
 from agent.machine.setup import find_outfit
 from agent.morning.audit import whole_audit
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.night.session import bring_back
 from agent.record.events import (
     AttemptFinished,
@@ -50,6 +46,7 @@ from sandbox.contract.run import RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support import histories
+from tests.support.labs import with_settings, with_sleep, work
 from tests.support.messages_server import (
     Entry,
     MessagesServer,
@@ -60,7 +57,7 @@ from tests.support.messages_server import (
     tinker,
     tool,
 )
-from tests.support.nights import Place, PretendedBoxes
+from tests.support.nights import Place
 from tests.support.sessions import sampled
 
 DETAILS = {"type": "refusal", "category": "frontier_llm", "explanation": "It may compete."}
@@ -107,14 +104,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     server = MessagesServer(script, clock=place.clock.monotonic, endless=True)
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
     lab = place.begin("claude")
-    lab = type(lab)(**{**vars(lab), "sleep": unpausing})
+    lab = with_sleep(lab, unpausing)
     with server:
         for attempts in (1, 2):
-            settings = lab.settings.with_overrides(attempts=attempts)
-            lab = type(lab)(**{**vars(lab), "settings": settings})
-            models = open_models(lab, "claude", environ, lambda *_: None, sleep=place.clock.wait)
-            with lab.ledger, models as researchers:
-                run_session(assemble(lab, place.program, researchers), lambda: None)
+            lab = with_settings(lab, lab.settings.with_overrides(attempts=attempts))
+            work(lab, place.program, "claude", environ=environ, sleep=place.clock.wait)
             if attempts == 1:
                 lab = place.resume()
     return Asked(place)
@@ -207,10 +201,9 @@ def test_a_new_file_has_no_before(tmp_path: Path) -> None:
     ]
     script += [Status(401)] * 9
     lab = place.begin("claude")
-    with MessagesServer(script, endless=True) as server, lab.ledger:
+    with MessagesServer(script, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": server.url}
-        with open_models(lab, "claude", environ, lambda *_: None) as models:
-            run_session(assemble(lab, place.program, models), lambda: None)
+        work(lab, place.program, "claude", environ=environ)
     (change,) = Asked(place).events(FileChanged)
     assert ("notes.txt", None) == (change.path, change.before)
     assert b"hm\n" == read_blob(place.directory, change.after)
@@ -225,33 +218,18 @@ def test_every_tool_call_has_its_arguments_and_its_answer(asked: Asked) -> None:
     assert all(asked.blob(e.output) for e in returned.values())
 
 
-class BoxesWithSettings(PretendedBoxes):
-    """Pretended boxes that tell their container's settings, as the real executor does."""
-
-    def run(
-        self,
-        spec: RunSpec,
-        *,
-        output_dir: Path | None = None,
-        channel: socket.socket | None = None,
-        on_log: Callable[[bytes], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> RunResult:
-        result = super().run(
-            spec, output_dir=output_dir, channel=channel, on_log=on_log, should_stop=should_stop
-        )
-        asked = {"HostConfig": {"Memory": spec.limits.memory_bytes}}
-        return result.model_copy(update={"evidence": {"container": {"asked": asked}, "seen": 1}})
+def tells_its_settings(spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+    """A run that tells its container's settings, as the real executor's do."""
+    asked = {"HostConfig": {"Memory": spec.limits.memory_bytes}}
+    return result.model_copy(update={"evidence": {"container": {"asked": asked}, "seen": 1}})
 
 
 def test_the_containers_settings_are_a_blob_and_the_evidence_stays_in_the_line(
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path)
-    place.boxes = BoxesWithSettings(place.clock)
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    place.boxes.outcome = tells_its_settings
+    work(place.begin("tpe"), place.program)
     runs = Asked(place).events(RunFinished)
     assert {"train", "model", "scorer"} == {run.result.box for run in runs}
     for run in runs:

@@ -40,7 +40,7 @@ from tests.support.messages_server import (
     Turn,
     text,
 )
-from tests.support.minds import DETAILS, Mind, work
+from tests.support.minds import DETAILS, Mind, work_with_claude
 from tests.support.nights import Crash, CrashingLedger, Place
 
 ATTEMPTS = 120
@@ -103,9 +103,9 @@ def work_through_crashes(
         assert isinstance(lab.ledger, CrashingLedger)
         lab.ledger.crash_at, lab.ledger.crash_after_writing = crash_at, after_writing
         with pytest.raises(Crash):
-            work(lab, place, server)
+            work_with_claude(lab, place, server)
         lab = place.resume()
-    return work(lab, place, server)
+    return work_with_claude(lab, place, server)
 
 
 @dataclass

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.night.tracing import TracedExecutor
+from tests.support.labs import with_executor, work
 from tests.support.nights import Place
 from tests.support.spans import Collector
 
@@ -16,9 +15,7 @@ def test_session_attempt_call_tool_and_run_have_spans_that_hang_together(tmp_pat
     collector = Collector()
     lab = place.begin("tpe")
     executor = TracedExecutor(place.boxes, collector)
-    lab = type(lab)(**{**vars(lab), "executor": executor})
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models, tracer=collector), lambda: None)
+    work(with_executor(lab, executor), place.program, tracer=collector)
 
     (session,) = collector.named("invoke_agent nightlab")
     attempts = collector.named("nightlab.attempt")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.attempt.lab import Lab
 from agent.attempt.steering import (
     PAUSE,
     STOP,
@@ -23,8 +22,7 @@ from agent.attempt.steering import (
 )
 from agent.cli.app import app
 from agent.morning.audit import whole_audit
-from agent.night.assemble import assemble, check_models, open_models
-from agent.night.loop import run_session
+from agent.night.assemble import check_models, open_models
 from agent.night.session import bring_back
 from agent.record.events import (
     ConversationOpened,
@@ -40,6 +38,7 @@ from agent.record.ledger import read_blob, read_ledger
 from agent.report.console import attempt_line
 from agent.report.summary import summary
 from agent.researcher.base import ModelError
+from tests.support.labs import play, with_sleep, work
 from tests.support.messages_server import (
     CATALOGUE,
     Cut,
@@ -52,7 +51,7 @@ from tests.support.messages_server import (
     thinking,
     tool,
 )
-from tests.support.minds import DETAILS, Scene, work
+from tests.support.minds import DETAILS, Scene, work_with_claude
 from tests.support.nights import Crash, CrashingLedger, Place
 
 REFUSED = Turn((text("I"),), "refusal", DETAILS)
@@ -134,7 +133,7 @@ def test_a_resumed_session_goes_on_with_the_researcher_that_stood_in(tmp_path: P
         "", settings.model_copy(update={"session": more}), scene.place.program.source
     )
     with MessagesServer([], endless=True) as server:
-        work(scene.place.resume(), scene.place, server)
+        work_with_claude(scene.place.resume(), scene.place, server)
     assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
     assert 3 == len(scene.history.completed)
 
@@ -153,9 +152,9 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
         place.program, settings=settings.with_overrides(researcher="tpe")
     )
     lab = place.open()
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+    with lab.ledger:
         bring_back(lab, version="test", removed_containers=(), researcher="tpe")
-        ended = run_session(assemble(lab, place.program, models), lambda: None)
+        ended = play(lab, place.program)
     assert StopReason.ATTEMPTS is ended.reason
     assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
     entries = read_ledger(place.directory)
@@ -169,15 +168,13 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
 def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 1})
     place = scene.place
-    lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
+    work(place.begin("tpe"), place.program)
     more = place.program.settings.with_overrides(attempts=2)
     place.program = dataclasses.replace(place.program, settings=more)
     lab = place.open()
     bring_back(lab, version="test", removed_containers=(), researcher="claude")
     with MessagesServer(scene.then(), endless=True) as server:
-        assert StopReason.ATTEMPTS is work(lab, place, server).reason
+        assert StopReason.ATTEMPTS is work_with_claude(lab, place, server).reason
     assert server.requests
     first, second = (attempt.started.researcher for attempt in scene.history.completed)
     assert "tpe" == first != second
@@ -265,9 +262,9 @@ def test_a_pause_waits_longer_than_the_hours_and_costs_none_of_them(tmp_path: Pa
         if clock.seconds >= end:
             ask_to_continue(directory)
 
-    lab = type(lab)(**{**vars(lab), "sleep": sleep})
+    lab = with_sleep(lab, sleep)
     with MessagesServer(scene.then(pause), endless=True) as server:
-        ended = work(lab, scene.place, server)
+        ended = work_with_claude(lab, scene.place, server)
     assert StopReason.ATTEMPTS is ended.reason
     assert ["paused", "continued"] == [k for k in scene.notices() if k in ("paused", "continued")]
     assert scene.history.active_seconds == pytest.approx(clock.seconds - 3000)
@@ -294,9 +291,9 @@ def test_guidance_that_changed_while_nobody_was_at_work_is_told(
         return READ
 
     with MessagesServer(scene.then(stop, READ), endless=True) as server:
-        assert StopReason.STOPPED is work(lab, scene.place, server).reason
+        assert StopReason.STOPPED is work_with_claude(lab, scene.place, server).reason
         path.write_text(now)
-        work(scene.place.resume(), scene.place, server)
+        work_with_claude(scene.place.resume(), scene.place, server)
     first, resumed, later, last = server.requests[:4]
     assert before in str(first["messages"][0])
     assert told not in str(resumed["messages"])
@@ -458,9 +455,7 @@ def test_an_alert_about_the_cache_carries_the_services_own_diagnosis(tmp_path: P
 
 def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 6})
-    lab = scene.place.begin("random")
-    with lab.ledger, open_models(lab, "random", {}, lambda *_: None) as models:
-        ended = run_session(assemble(lab, scene.place.program, models), lambda: None)
+    ended = work(scene.place.begin("random"), scene.place.program, "random")
     assert ended.reason is StopReason.ATTEMPTS
     assert {"random"} == {a.started.researcher for a in scene.history.completed}
     assert 0.0 == scene.history.spent_usd
@@ -468,22 +463,17 @@ def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
 
 def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
     whole = Place(tmp_path / "whole", changes={"session": {"attempts": 9}})
-    turn_knobs(whole, whole.begin("tpe"))
+    work(whole.begin("tpe"), whole.program)
     halves = Place(tmp_path / "halves", changes={"session": {"attempts": 4}})
-    turn_knobs(halves, halves.begin("tpe"))
+    work(halves.begin("tpe"), halves.program)
     halves.program = whole.program
-    turn_knobs(halves, halves.resume())
+    work(halves.resume(), halves.program)
     tried = [
         [attempt.started.files for attempt in fold(read_ledger(place.directory)).attempts]
         for place in (whole, halves)
     ]
     assert 10 == len(tried[0])
     assert tried[0] == tried[1]
-
-
-def turn_knobs(place: Place, lab: Lab) -> None:
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        run_session(assemble(lab, place.program, models), lambda: None)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -499,7 +489,7 @@ def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: in
             lab.ledger.crash_at = at
             lab.ledger.crash_after_writing = chance.random() < 0.5
             try:
-                ended = work(lab, scene.place, server)
+                ended = work_with_claude(lab, scene.place, server)
             except Crash:
                 crashes += 1
                 lab = scene.place.resume()

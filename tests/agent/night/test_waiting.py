@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.attempt.lab import Lab
 from agent.attempt.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.attempt.waiting import SessionOver, is_paused
 from agent.morning.audit import whole_audit
 from agent.morning.review import review
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import (
     Noticed,
     RetryWaited,
@@ -28,65 +25,32 @@ from agent.record.history import TRIES, History, fold
 from agent.record.ledger import read_ledger
 from agent.report.activity import activity
 from agent.report.summary import summary
-from sandbox.contract.errors import BoxLost, EngineUnavailable, SandboxError
-from sandbox.contract.run import RunResult, RunSpec
+from sandbox.contract.errors import BoxLost, SandboxError
+from sandbox.contract.run import RunSpec
+from tests.support.clock import Clock
+from tests.support.executors import Outage
 from tests.support.gpu_nights import GpuPlace
+from tests.support.labs import in_directory, work
 from tests.support.messages_server import MessagesServer, Status
-from tests.support.minds import Scene
-from tests.support.minds import work as work_with_claude
-from tests.support.nights import Clock, Place, PretendedBoxes
-
-
-@dataclass
-class TroubledBoxes(PretendedBoxes):
-    """An engine that goes away and comes back, and boxes that are lost."""
-
-    away_from_run: int | None = None
-    away_seconds: float = 0.0
-    fails_while_it_answers: Callable[[RunSpec], SandboxError | None] = lambda _: None
-    back_at: float | None = None
-
-    def answers(self) -> bool:
-        return self.back_at is None or self.clock.seconds >= self.back_at
-
-    def run(self, spec: RunSpec, **options: Any) -> RunResult:
-        is_due = self.away_from_run is not None and len(self.runs) >= self.away_from_run
-        if self.back_at is None and is_due:
-            self.back_at = self.clock.seconds + self.away_seconds
-        if not self.answers():
-            raise EngineUnavailable("the engine does not answer: connection refused")
-        if (error := self.fails_while_it_answers(spec)) is not None:
-            raise error
-        return super().run(spec, **options)
+from tests.support.minds import Scene, work_with_claude
+from tests.support.nights import Place
 
 
 @dataclass
 class TroubledPlace(Place):
     """A toy session in such boxes."""
 
-    boxes_type: type[PretendedBoxes] = TroubledBoxes
-
-    @property
-    def troubled(self) -> TroubledBoxes:
-        assert isinstance(self.boxes, TroubledBoxes)
-        return self.boxes
-
     @property
     def history(self) -> History:
         return fold(read_ledger(self.directory))
 
     def play(self) -> SessionEnded:
-        return work(self, self.begin("tpe"))
+        return work(self.begin("tpe"), self.program)
 
 
 def notices(place: Place) -> list[str]:
     events = [entry.event for entry in read_ledger(place.directory)]
     return [event.kind for event in events if isinstance(event, Noticed)]
-
-
-def work(place: Place, lab: Lab) -> SessionEnded:
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
-        return run_session(assemble(lab, place.program, models), lambda: None)
 
 
 def trouble(root: Path, **session: Any) -> TroubledPlace:
@@ -99,7 +63,7 @@ def trouble(root: Path, **session: Any) -> TroubledPlace:
 @pytest.mark.parametrize("run", [1, 10, 14], ids=["baseline", "candidate", "later"])
 def test_an_engine_that_is_away_for_hours_is_waited_for(tmp_path: Path, run: int) -> None:
     place = trouble(tmp_path)
-    place.troubled.away_from_run, place.troubled.away_seconds = run, 3 * 3600
+    place.boxes.outage = Outage(run, 3 * 3600)
     assert place.play().reason is StopReason.ATTEMPTS
     assert ["engine_away", "engine_back"] == notices(place)
     history = place.history
@@ -110,7 +74,7 @@ def test_an_engine_that_is_away_for_hours_is_waited_for(tmp_path: Path, run: int
 
 def test_a_stop_is_heeded_while_the_engine_is_away(tmp_path: Path) -> None:
     place = trouble(tmp_path)
-    place.troubled.away_from_run, place.troubled.away_seconds = 10, 9 * 3600
+    place.boxes.outage = Outage(10, 9 * 3600)
 
     def sleep(seconds: float) -> None:
         place.clock.advance(seconds)
@@ -125,7 +89,7 @@ def test_a_stop_is_heeded_while_the_engine_is_away(tmp_path: Path) -> None:
 
 def test_the_hours_end_a_wait_for_an_engine_that_stays_away(tmp_path: Path) -> None:
     place = trouble(tmp_path, hours=2.0)
-    place.troubled.away_from_run, place.troubled.away_seconds = 1, 1e9
+    place.boxes.outage = Outage(1, 1e9)
     ended = place.play()
     assert StopReason.HOURS is ended.reason
     assert place.clock.seconds == pytest.approx(2 * 3600, abs=30)
@@ -134,7 +98,7 @@ def test_the_hours_end_a_wait_for_an_engine_that_stays_away(tmp_path: Path) -> N
 
 def test_who_watches_sees_what_is_waited_for(tmp_path: Path) -> None:
     place = trouble(tmp_path, hours=1.0)
-    place.troubled.away_from_run, place.troubled.away_seconds = 1, 1e9
+    place.boxes.outage = Outage(1, 1e9)
     seen = set()
 
     def sleep(seconds: float) -> None:
@@ -149,7 +113,7 @@ def test_who_watches_sees_what_is_waited_for(tmp_path: Path) -> None:
 
 def test_an_engine_that_answers_and_fails_ends_the_session(tmp_path: Path) -> None:
     place = trouble(tmp_path)
-    place.troubled.fails_while_it_answers = lambda _: SandboxError("the engine refused: no")
+    place.boxes.fault = lambda _: SandboxError("the engine refused: no")
     ended = place.play()
     assert StopReason.SANDBOX_FAULT is ended.reason
     assert TRIES == len(place.history.attempts)
@@ -158,8 +122,7 @@ def test_an_engine_that_answers_and_fails_ends_the_session(tmp_path: Path) -> No
 
 def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Path) -> None:
     place = trouble(tmp_path, attempts=8)
-    place.troubled.away_from_run = 15  # something was kept by then
-    place.troubled.away_seconds = 1e9
+    place.boxes.outage = Outage(15, 1e9)  # something was kept by then
 
     def sleep(seconds: float) -> None:
         place.clock.advance(seconds)
@@ -172,8 +135,8 @@ def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Pa
     assert ["engine_away", *["holdout_missing"] * TRIES] == notices(place)
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
 
-    place.troubled.back_at, place.sleep = 0.0, None
-    assert StopReason.ATTEMPTS is work(place, place.resume()).reason
+    place.boxes.outage = place.sleep = None
+    assert StopReason.ATTEMPTS is work(place.resume(), place.program).reason
     assert place.history.best is not None
     assert place.history.best.values("holdout")
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
@@ -190,11 +153,11 @@ def test_a_holdout_that_fails_is_tried_again_and_the_record_holds(
         is_over = spec.box == "model" and len(place.history.completed) == 8
         return faults.pop() if is_over and faults else None
 
-    place.troubled.fails_while_it_answers = on_holdout
+    place.boxes.fault = on_holdout
     assert StopReason.ATTEMPTS is place.play().reason
     assert ["holdout_missing"] * tries == notices(place)
     assert [] == whole_audit(place.directory, read_ledger(place.directory))
-    assert StopReason.ATTEMPTS is work(place, place.resume()).reason
+    assert StopReason.ATTEMPTS is work(place.resume(), place.program).reason
     entries = read_ledger(place.directory)
     assert fold(entries).best is not None
     assert [] == [a for a in summary(entries).attention if a.kind == "holdout_missing"]
@@ -206,7 +169,7 @@ def test_a_look_at_the_machine_heeds_a_stop(tmp_path: Path) -> None:
     lab = trouble(tmp_path).begin("tpe")
     ask_to_stop(lab.directory)
     with lab.ledger, pytest.raises(SessionOver, match="asked to stop"):
-        is_paused(replace(lab, directory=tmp_path / "scratch"))
+        is_paused(in_directory(lab, tmp_path / "scratch"))
 
 
 # --- boxes that are lost ------------------------------------------------------------------------
@@ -225,7 +188,7 @@ def test_a_candidate_whose_box_is_lost_each_time_fails_and_the_night_goes_on(
         poison[:] = poison or [source.read_bytes()]
         return BoxLost("PID 1 is gone") if source.read_bytes() == poison[0] else None
 
-    place.troubled.fails_while_it_answers = lost
+    place.boxes.fault = lost
     assert place.play().reason is StopReason.ATTEMPTS
     failed = [a for a in place.history.completed if a.finished and a.finished.reason == "box_lost"]
     assert [Verdict.FAILED] == [a.finished.verdict for a in failed if a.finished]
@@ -241,7 +204,7 @@ def test_a_candidate_is_not_blamed_unless_its_box_was_lost_each_time(tmp_path: P
         is_candidate = spec.box == "train" and len(place.boxes.runs) >= 9
         return faults.pop(0) if is_candidate and faults else None
 
-    place.troubled.fails_while_it_answers = faulty
+    place.boxes.fault = faulty
     assert StopReason.SANDBOX_FAULT is place.play().reason
     assert "box_lost" not in {a.finished.reason for a in place.history.completed if a.finished}
 
@@ -264,7 +227,7 @@ def test_smokes_that_lose_their_box_come_to_an_end(tmp_path: Path) -> None:
 
 def test_a_baseline_whose_box_is_lost_each_time_ends_the_session(tmp_path: Path) -> None:
     place = trouble(tmp_path)
-    place.troubled.fails_while_it_answers = lambda _: BoxLost("PID 1 is gone")
+    place.boxes.fault = lambda _: BoxLost("PID 1 is gone")
     assert place.play().reason is StopReason.SANDBOX_FAULT
 
 
@@ -324,7 +287,7 @@ def test_a_pause_is_heeded_while_the_service_is_away_and_costs_no_hours(tmp_path
 
 def test_a_review_waits_for_a_gpu_whatever_the_night_was_asked(tmp_path: Path) -> None:
     place = GpuPlace(tmp_path, changes={"session": {"attempts": 8, "hours": 10.0}})
-    work(place, place.begin("tpe"))
+    work(place.begin("tpe"), place.program)
     place.clock.advance(20 * 3600)
     ask_to_stop(place.directory)
     place.source.purposes.clear()  # so that the next run has to wait
@@ -341,7 +304,7 @@ def test_a_stop_is_heeded_while_a_gpu_is_waited_for(tmp_path: Path) -> None:
     place = GpuPlace(tmp_path, changes={"session": {"attempts": 2}})
     lab = place.begin("tpe")
     ask_to_stop(place.directory)
-    ended = work(place, lab)
+    ended = work(lab, place.program)
     assert StopReason.STOPPED is ended.reason
     assert ["gpu_awaited"] == notices(place)
     history = fold(read_ledger(place.directory))

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from agent.night.assemble import assemble, open_models
-from agent.night.loop import run_session
 from agent.record.events import PLANNED_STOPS, MessageAdded, ModelCalled, Noticed, ToolCalled
 from agent.record.ledger import read_blob, read_ledger
 from agent.researcher.base import cost_usd
 from tests.support.facilities import missing
+from tests.support.labs import work
 from tests.support.messages_server import MessagesServer, Turn, say, text, thinking, tool
 from tests.support.nights import Place
 
@@ -43,11 +42,7 @@ def check_session(root: Path, environ: dict[str, str], model: str) -> None:
         },
     )
     lab, warnings = place.begin("claude"), list[str]()
-    with (
-        lab.ledger,
-        open_models(lab, "claude", environ, lambda *_: None, on_warning=warnings.append) as models,
-    ):
-        ended = run_session(assemble(lab, place.program, models), lambda: None)
+    ended = work(lab, place.program, "claude", environ=environ, on_warning=warnings.append)
     entries = read_ledger(place.directory)
 
     def events(kind: type) -> list[Any]:

@@ -1,0 +1,103 @@
+"""The one place where tests make a lab, change one, and let a session work in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from opentelemetry.trace import Tracer
+
+from agent.attempt.lab import Lab
+from agent.attempt.machine_state import ReadMachine
+from agent.candidate.workspace import Workspace
+from agent.night.assemble import assemble, open_models
+from agent.night.loop import run_session
+from agent.night.session import Outfit, open_lab
+from agent.program import Program
+from agent.record.events import SessionEnded
+from agent.record.ledger import Ledger
+from agent.settings import Settings
+from sandbox.contract.run import Executor
+
+
+class Quiet:
+    """An observer that shows nothing."""
+
+    def attempt_started(self, *_: Any) -> None: ...
+    def run_started(self, *_: Any) -> None: ...
+    def log(self, *_: Any) -> None: ...
+    def run_finished(self, *_: Any) -> None: ...
+    def attempt_finished(self, *_: Any) -> None: ...
+    def drift_checked(self, *_: Any) -> None: ...
+    def waiting(self, *_: Any) -> None: ...
+
+
+def quiet_lab(
+    ledger: Ledger, settings: Settings, outfit: Outfit, sleep: Callable[[float], None]
+) -> Lab:
+    """The lab of a session, with nobody who watches."""
+    return open_lab(ledger, settings, outfit, Quiet(), sleep=sleep)
+
+
+def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given: Any) -> Lab:
+    """A lab that scores and records nothing: it has neither ledger nor workspace."""
+    return Lab(
+        directory=directory,
+        ledger=cast(Ledger, None),
+        workspace=cast(Workspace, None),
+        settings=settings,
+        executor=executor,
+        device="cpu",
+        fixed_dir=directory / "fixed",
+        observer=Quiet(),
+        **given,
+    )
+
+
+def with_executor(lab: Lab, executor: Executor) -> Lab:
+    """The same lab with other boxes."""
+    return replace(lab, executor=executor)
+
+
+def with_settings(lab: Lab, settings: Settings) -> Lab:
+    """The same lab with other settings in force."""
+    return replace(lab, settings=settings)
+
+
+def with_sleep(lab: Lab, sleep: Callable[[float], None]) -> Lab:
+    """The same lab with another way to wait."""
+    return replace(lab, sleep=sleep)
+
+
+def with_machine(lab: Lab, read_machine: ReadMachine) -> Lab:
+    """The same lab on a machine whose state is what the function says."""
+    return replace(lab, read_machine=read_machine)
+
+
+def in_directory(lab: Lab, directory: Path) -> Lab:
+    """The same lab with its boxes' files elsewhere."""
+    return replace(lab, directory=directory)
+
+
+def play(
+    lab: Lab,
+    program: Program,
+    researcher: str = "tpe",
+    environ: Mapping[str, str] | None = None,
+    *,
+    refresh: Callable[[], None] = lambda: None,
+    tracer: Tracer | None = None,
+    on_retry: Callable[[str, float], None] = lambda *_: None,
+    **model: Any,
+) -> SessionEnded:
+    """Work on a session until it ends, and leave its ledger open."""
+    with open_models(lab, researcher, environ or {}, on_retry, **model) as models:
+        return run_session(assemble(lab, program, models, tracer=tracer), refresh)
+
+
+def work(lab: Lab, program: Program, researcher: str = "tpe", **options: Any) -> SessionEnded:
+    """One life of our process: see `play`."""
+    with lab.ledger:
+        return play(lab, program, researcher, **options)
