@@ -212,12 +212,20 @@ def described(name: str, command: Any) -> Iterator[str]:
     """One command as the page shows it."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    usage = " ".join(["nightlab", name, *(p.name.upper() for p in arguments)])
+    usage = " ".join(["nightlab", name, *map(shown, arguments)])
     yield f"## {name}\n\n`{usage}`: {' '.join((command.help or '').split())}\n\n"
     for option in options:
-        flag = option.opts[0] if option.is_flag else f"{option.opts[0]} {option.name.upper()}"
+        flag = option.opts[0] if option.is_flag else f"{option.opts[0]} …"
         yield f"- `{flag}`: {option.help}\n"
     yield "\n" if options else ""
+
+
+def shown(argument: Any) -> str:
+    """An argument in the line that says how a command is called."""
+    word = argument.name.upper()
+    if argument.nargs == -1:
+        return f"-- {word}…"
+    return word if argument.required else f"[{word}]"
 
 
 def every_command() -> Iterator[str]:
