@@ -1,4 +1,9 @@
-"""The settings of program.md, each value checked."""
+"""The settings of program.md, each value checked.
+
+One class a table, in the order in which program.md has them; `Settings` at the end holds them all.
+An example stands beside every setting, since an error shows it. Whatever bounds something has no
+default: a limit that is missing is an error and not infinity.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +59,17 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
 Metric = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_./@-]{0,63}$")]
 
 
+class ProgramError(NightlabError):
+    """program.md, or a flag that overrides it, says something nightlab cannot use."""
+
+    usual_hint = "nightlab init puts a program.md to compare with into an empty directory"
+
+
 class Section(Record):
     """One table of the settings; values are taken as they are written, never converted."""
 
+    # Strict, or `hours = true` would be one hour. By both names: program.md says `memory = "4g"`,
+    # the record and the code say `memory_bytes`.
     model_config = ConfigDict(strict=True, validate_by_name=True, validate_by_alias=True)
 
 
@@ -66,7 +79,7 @@ class Goal(Section):
     metric: Metric = Field("val_bpb", examples=["val_bpb"])
     direction: Direction = Field("minimize", examples=["minimize"])
     source: Source = Field("scored", examples=["scored"])
-    """`scored`: by evaluate.py in boxes of its own; `reported`: the program's own word."""
+    """`scored`: by evaluate.py in boxes of its own; `reported`: its own word (decision 0009)."""
 
     @property
     def is_reported(self) -> bool:
@@ -83,6 +96,7 @@ class WorkspaceSettings(Section):
 
     path: Annotated[str, Field(max_length=1024)] = Field("workspace", examples=["workspace"])
     """Beside program.md; "." for the directory in which it lies."""
+    # Not strict where a tuple is kept: toml and JSON have lists only.
     command: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)], ...],
         Field(min_length=1, max_length=64, strict=False),
@@ -116,7 +130,7 @@ def _is_plain(path: str) -> bool:
 
 
 class Budget(Section):
-    """What one training may use."""
+    """What one training may use (decision 0002)."""
 
     kind: Literal["wall", "tokens"] = Field(examples=["wall"])
     seconds: Duration = Field(examples=[300])
@@ -156,11 +170,11 @@ class Scoring(Section):
     wall_seconds: Duration = Field(examples=[300])
     memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["2g"])
     model_boxes: Annotated[int, Field(ge=1, le=2)] = Field(1, examples=[2])
-    """How many the scorer speaks to; one in ledgers from before there could be two."""
+    """How many the scorer speaks to (decision 0015)."""
 
 
-class Session(Section):
-    """What ends a night."""
+class SessionLimits(Section):
+    """What ends a night: whichever comes first."""
 
     attempts: Annotated[int, Field(ge=1, le=100_000)] = Field(examples=[100])
     hours: Annotated[float, Field(gt=0, le=24 * 366)] = Field(examples=[10.0])
@@ -179,18 +193,18 @@ class Session(Section):
     """Attempts of which none was kept; none for no limit."""
 
 
-class Noise(Section):
-    """How sure the judge must be."""
+class NoiseSettings(Section):
+    """How sure the judge must be (decision 0003)."""
 
     baseline_repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, examples=[3])
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, examples=[0.95])
     max_repeats: Annotated[int, Field(ge=1, le=100)] = Field(3, examples=[3])
     check_best_every: Annotated[int, Field(ge=0, le=100_000)] = Field(25, examples=[25])
-    """Attempts after which the best is measured again; 0 for never."""
+    """Attempts after which the best is measured again (decision 0010); 0 for never."""
 
 
 class DisturbanceSettings(Section):
-    """When the rest of the machine spoils a run."""
+    """When the rest of the machine spoils a run (decision 0017)."""
 
     max_other_cores: Annotated[float, Field(ge=0)] = Field(0.06, examples=[0.06])
     """Beside those that a run leaves free; or half of it more than beside the baseline."""
@@ -200,7 +214,7 @@ class DisturbanceSettings(Section):
 
 
 class Economy(Section):
-    """How the night saves time on runs that cannot win."""
+    """How the night saves time on runs that cannot win (decision 0012)."""
 
     smoke: Literal["off", "auto", "always"] = Field("auto", examples=["auto"])
     smoke_seconds: Duration = Field(5.0, examples=[5])
@@ -262,15 +276,6 @@ class Hardware(Section):
         )
 
 
-class RecordSettings(Section):
-    """Where the ledger's head is written down a second time."""
-
-    anchor: Annotated[str, Field(pattern=r"^(/|~/)[^\x00]+$", max_length=4096)] | None = Field(
-        None, examples=["~/nightlab-heads.jsonl"]
-    )
-    """None for no second place."""
-
-
 class DataSettings(Section):
     """What is learned from."""
 
@@ -279,6 +284,15 @@ class DataSettings(Section):
     )
     vocab_size: Annotated[int, Field(ge=256, le=65_536)] = Field(1024, examples=[1024])
     context: Annotated[int, Field(ge=8, le=65_536)] = Field(256, examples=[256])
+
+
+class RecordSettings(Section):
+    """Where the ledger's head is written down a second time."""
+
+    anchor: Annotated[str, Field(pattern=r"^(/|~/)[^\x00]+$", max_length=4096)] | None = Field(
+        None, examples=["~/nightlab-heads.jsonl"]
+    )
+    """None for no second place."""
 
 
 class Settings(Section):
@@ -290,8 +304,8 @@ class Settings(Section):
     limits: BoxLimits
     scoring: Scoring | None = Field(None, validate_default=True)
     """None where the program reports its own score: then there are no boxes that score."""
-    session: Session
-    noise: Noise = Noise()
+    session: SessionLimits
+    noise: NoiseSettings = NoiseSettings()
     disturbance: DisturbanceSettings = DisturbanceSettings()
     economy: Economy = Economy()
     researcher: ResearcherSettings = ResearcherSettings()
@@ -300,6 +314,7 @@ class Settings(Section):
     """None where the program reports its own score and brings what it needs."""
     record: RecordSettings = RecordSettings()
 
+    # Validators of a field and not of the whole, so that an error names the section's own line.
     @field_validator("scoring")
     @classmethod
     def _scored_by_boxes(cls, scoring: Scoring | None, info: ValidationInfo) -> Scoring | None:
@@ -397,13 +412,8 @@ class Settings(Section):
             raise ProgramError(message, "see the command's --help") from None
 
 
-class ProgramError(NightlabError):
-    """program.md, or a flag that overrides it, says something nightlab cannot use."""
-
-    usual_hint = "nightlab init puts a program.md to compare with into an empty directory"
-
-
 def reason_refused(detail: ErrorDetails) -> str:
+    """Why pydantic refused a value, as the end of a sentence that names it."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     return detail["msg"][:1].lower() + detail["msg"][1:]

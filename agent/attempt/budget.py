@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from agent.record.events import Reserve, StopReason
 from agent.record.history import History
-from agent.settings import Session
+from agent.settings import SessionLimits
 
 Ending = tuple[StopReason, str]
 
@@ -19,7 +19,7 @@ NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
 
 
 def reason_to_stop(
-    history: History, limits: Session, *, reserve: Reserve = NOTHING
+    history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
 ) -> Ending | None:
     """Why the session must not go on, if it must not.
 
@@ -36,7 +36,7 @@ def reason_to_stop(
     )
 
 
-def seconds_left(history: History, limits: Session, *, idle_seconds: float = 0.0) -> float:
+def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
     """Seconds until the session's time is over, never negative.
 
     Args:
@@ -51,7 +51,9 @@ def seconds_left(history: History, limits: Session, *, idle_seconds: float = 0.0
     return max(0.0, left - idle_seconds)
 
 
-def time_is_over(history: History, limits: Session, *, idle_seconds: float = 0.0) -> Ending | None:
+def time_is_over(
+    history: History, limits: SessionLimits, *, idle_seconds: float = 0.0
+) -> Ending | None:
     """How a session ends whose time is over, if it is; see `seconds_left`."""
     if seconds_left(history, limits, idle_seconds=idle_seconds) > 0:
         return None
@@ -68,7 +70,7 @@ def stop_time(until: str, since: str) -> datetime:
     return (stop if stop > begun else stop + timedelta(days=1)).astimezone()
 
 
-def _work_is_done(history: History, limits: Session) -> Ending | None:
+def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
     if history.failures_in_a_row >= limits.max_failures_in_a_row:
@@ -85,7 +87,7 @@ def _work_is_done(history: History, limits: Session) -> Ending | None:
     return None
 
 
-def _calls_are_out(history: History, limits: Session, reserve: Reserve) -> Ending | None:
+def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
     if limits.calls is not None and history.calls + reserve.calls > limits.calls:
         return StopReason.CALLS, f"{history.calls} of {limits.calls} calls are made"
     used = history.input_tokens + history.output_tokens

@@ -15,7 +15,7 @@ from agent.record.events import (
     StopReason,
 )
 from agent.record.history import History
-from agent.settings import Session, Settings
+from agent.settings import SessionLimits, Settings
 
 
 @dataclass
@@ -52,7 +52,7 @@ class LimitChecks:
         if could_usd > limit_usd and not math.isclose(could_usd, limit_usd):
             yield f"${could_usd:.2f} could be spent after this call; the limit is ${limit_usd:.2f}"
 
-    def _end(self, event: SessionEnded, limits: Session) -> Iterator[str]:
+    def _end(self, event: SessionEnded, limits: SessionLimits) -> Iterator[str]:
         """Ends that follow from counts must be what the counts come to."""
         discards = limits.max_discards_in_a_row
         holds = {

@@ -10,14 +10,14 @@ import pytest
 from agent.attempt.budget import NOTHING, reason_to_stop, seconds_left, stop_time
 from agent.record.events import Reserve, StopReason
 from agent.record.history import History
-from agent.settings import Session
+from agent.settings import SessionLimits
 from tests.support.histories import night
 
 
-def limits(**changes: Any) -> Session:
+def limits(**changes: Any) -> SessionLimits:
     """No limit but those given."""
     generous = {"attempts": 1000, "hours": 1000.0, "max_failures_in_a_row": 1000}
-    return Session.model_validate(generous | changes)
+    return SessionLimits.model_validate(generous | changes)
 
 
 @pytest.fixture(scope="module")
