@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import signal
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
 from sandbox.box.link import Counters, ExitReport, Fullest
 from sandbox.box.proof import Proof
 from sandbox.contract.record import Record
-from sandbox.contract.run import Outcome, RunSpec
+from sandbox.contract.run import Log, Outcome, OutputFile, RunSpec
 
 NEARLY_FULL_BYTES = 65536
 NEARLY_ALL_MEMORY_BYTES = 4 * 2**20
@@ -25,6 +26,29 @@ GPU_MEMORY_PATTERN = re.compile(
 GPU_TRIED_PATTERN = re.compile(r"Tried to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 NO_SPACE_PATTERN = re.compile(r"^(\w+\.)*\w*Error: .*(No space left on device|\[Errno 28\])")
+
+
+class Observed(Record):
+    """What the host saw of a run between go and the end."""
+
+    started_at: datetime
+    finished_at: datetime
+    wall_seconds: float
+    report: ExitReport | None
+    """PID 1's; None where it died, or came too late."""
+    log: Log
+    output: tuple[OutputFile, ...]
+    skipped: dict[str, int]
+    killed_by_host: bool
+    asked_to_stop: bool
+    ended_for: Literal["gpu_memory", "gpu_fault"] | None
+    engine_state: dict[str, Any] | None
+    """The engine's own view, asked only where PID 1 said nothing."""
+
+    @property
+    def log_end(self) -> str:
+        """Return the end of the log, where a program says why it failed."""
+        return self.log.tail or self.log.head
 
 
 class Evidence(Record):
@@ -159,49 +183,28 @@ def _reached_memory_limit(spec: RunSpec, counters: Counters) -> bool:
 
 
 def gather(
-    spec: RunSpec,
-    proof: Proof,
-    report: ExitReport | None,
-    *,
-    log_tail: str,
-    killed_by_host: bool,
-    asked_to_stop: bool,
-    engine_oom_killed: bool | None,
-    ended_for: Literal["gpu_memory", "gpu_fault"] | None = None,
-    gpu_memory_reached: bool | None = None,
+    spec: RunSpec, proof: Proof, observed: Observed, gpu_memory_reached: bool | None
 ) -> Evidence:
     """Return the evidence of one run; without PID 1's report there is little of it."""
-    if report is None:
-        by_host: Literal["host_deadline", "nightlab"] = (
-            "nightlab" if asked_to_stop else "host_deadline"
-        )
-        return Evidence(
-            reported=False,
-            exit_code=None,
-            signal=None,
-            killed_by=ended_for or (by_host if killed_by_host else None),
-            oom_kills=0,
-            memory_limit_reached=False,
-            pids_refused=0,
-            full=(),
-            half_full=False,
-            last_error=last_error(log_tail),
-            gpus_leased=bool(spec.gpus),
-            gpu_memory_reached=gpu_memory_reached,
-            engine_oom_killed=engine_oom_killed,
-        )
-    return Evidence(
-        reported=True,
-        exit_code=report.exit_code,
-        signal=report.signal,
-        killed_by=ended_for or report.killed_by,
-        oom_kills=report.counters.oom_kills,
-        memory_limit_reached=_reached_memory_limit(spec, report.counters),
-        pids_refused=report.counters.pids_refused,
-        full=full_places(spec, proof, report.fullest),
-        half_full=is_half_full(proof, report.fullest),
-        last_error=last_error(log_tail),
-        gpus_leased=bool(spec.gpus),
-        gpu_memory_reached=gpu_memory_reached,
-        engine_oom_killed=engine_oom_killed,
+    report, state = observed.report, observed.engine_state
+    by_host = "nightlab" if observed.asked_to_stop else "host_deadline"
+    killed_by = report.killed_by if report else by_host if observed.killed_by_host else None
+    counters = report.counters if report else None
+    fullest = report.fullest if report else {}
+    return Evidence.model_validate(
+        {
+            "reported": report is not None,
+            "exit_code": report and report.exit_code,
+            "signal": report and report.signal,
+            "killed_by": observed.ended_for or killed_by,
+            "oom_kills": counters.oom_kills if counters else 0,
+            "memory_limit_reached": bool(counters and _reached_memory_limit(spec, counters)),
+            "pids_refused": counters.pids_refused if counters else 0,
+            "full": full_places(spec, proof, fullest),
+            "half_full": is_half_full(proof, fullest),
+            "last_error": last_error(observed.log_end),
+            "gpus_leased": bool(spec.gpus),
+            "gpu_memory_reached": gpu_memory_reached,
+            "engine_oom_killed": None if state is None else bool(state["OOMKilled"]),
+        }
     )

@@ -18,7 +18,7 @@ import docker.errors
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
-from sandbox.box.executor import Step
+from sandbox.box.follow import Step
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.reaper import sweep, sweep_run_directories
 from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable

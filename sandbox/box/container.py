@@ -1,0 +1,220 @@
+"""One container: asked of the engine, killed and removed even where that hangs.
+
+A container can make every answer about it hang, and the engine with it. So nothing here is asked
+without a time limit, and death is brought by the host's kernel first: PID 1 is held by a
+descriptor, which cannot come to mean another process. What survives even that is an error of its
+own kind, since its devices must not be used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from sandbox.box.hardening import Settings
+from sandbox.box.quota import CpuQuota
+from sandbox.box.reaper import lift_cpu_limit
+from sandbox.contract.errors import (
+    ContainerUnkillable,
+    EngineUnavailable,
+    LimitNotEnforced,
+    SandboxError,
+)
+from sandbox.contract.log import log
+from sandbox.engine.host import is_readable
+from sandbox.gpu.request import TOOLKIT_HINT
+
+REMOVAL_PAUSES_SECONDS = (0.1, 1.0)
+FAILED_CALLS = requests.RequestException
+"""The SDK's own APIError is one of them."""
+
+
+class Container:
+    """A box's container on its engine, and its PID 1 as this host's kernel knows it.
+
+    Args:
+        client: of the engine; used by one thread.
+        name: of the container.
+        death_seconds: how long it may take to be gone once it is killed.
+    """
+
+    def __init__(self, client: docker.APIClient, name: str, death_seconds: float) -> None:
+        self.name = name
+        self.may_come_late = False
+        """The engine was asked for the container and never said that it is gone."""
+        self.pid = 0
+        """PID 1's process id on this host; 0 where it has none."""
+        self._client = client
+        self._death_seconds = death_seconds
+        self._is_made = False
+        self._is_unkillable = False
+        self._init: int | None = None
+        self._quota: CpuQuota | None = None
+
+    def create(self, settings: Settings) -> None:
+        """Create the container; an engine that warns has dropped a limit."""
+        self.may_come_late = True
+        try:
+            # The SDK's friendlier calls throw the engine's warnings away.
+            created = self._client.create_container_from_config(  # type: ignore[no-untyped-call]
+                settings, self.name
+            )
+        except docker.errors.APIError:
+            self.may_come_late = False  # a refusal is an answer
+            raise
+        self._is_made = True
+        if created.get("Warnings"):
+            raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            SandboxError: the image or the engine lacks what every box needs.
+        """
+        try:
+            self._client.start(self.name)
+        except docker.errors.APIError as error:
+            if error.status_code == 400 or "python3" in str(error):
+                hint = "the image needs a `python3` on its PATH"
+                raise SandboxError(f"the box did not start: {error.explanation}", hint) from error
+            if "could not select device driver" in str(error):
+                problem = "the engine has no way to give a box GPUs"
+                raise SandboxError(problem, TOOLKIT_HINT) from error
+            raise
+
+    def hold(self, pid: int) -> None:
+        """Take hold of PID 1, so that it can be killed without the engine.
+
+        Args:
+            pid: as this host sees it; 0 when it is in no pid namespace of ours.
+        """
+        self.pid = pid
+        self._init = _open_process(pid)
+        self._quota = CpuQuota(pid)
+
+    def inspect(self) -> dict[str, Any]:
+        """Return what the engine recorded of it."""
+        return dict(self._client.inspect_container(self.name))
+
+    def last_lines(self) -> str:
+        """Return the end of what PID 1 printed; it prints only when it cannot reach the link."""
+        return str(self._client.logs(self.name, tail=20)[-2000:].decode(errors="replace"))
+
+    def end_state(self) -> dict[str, Any]:
+        """Return the engine's own view of a container whose PID 1 said nothing."""
+        self._is_gone(self._death_seconds)
+        self._client.wait(self.name, timeout=math.ceil(self._death_seconds))
+        state = self.inspect()["State"]
+        names = ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
+        return {name: state.get(name) for name in names}
+
+    @property
+    def can_lift(self) -> bool:
+        """Whether this process may lift the box's CPU limit itself, which costs nothing."""
+        return self._quota is not None and self._quota.is_in_reach
+
+    def lift(self) -> None:
+        """Give the box every CPU to die with: by the host's kernel, else through the engine."""
+        if self._quota is None or not self._quota.lift():
+            lift_cpu_limit(self._client, self.name)
+
+    def end_now(self) -> bool:
+        """Kill PID 1 at once, from any thread; False where it is out of the kernel's reach."""
+        if self._init is None:
+            return False
+        try:
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
+
+        The kernel's way needs no engine, whose calls a container can make hang.
+
+        Raises:
+            ContainerUnkillable: neither took.
+        """
+        log.info("container_killed", container=self.name)
+        if self.end_now() and self._is_gone(self._death_seconds):
+            return
+        with contextlib.suppress(FAILED_CALLS):
+            self._client.kill(self.name)
+        if self._init is not None and not self._is_gone(self._death_seconds):
+            self._is_unkillable = True
+            raise self._unkillable()
+
+    def remove(self) -> None:
+        """Make sure that nothing of it is left.
+
+        Raises:
+            ContainerUnkillable: it lives on.
+            EngineUnavailable: it is dead, and the engine keeps it.
+        """
+        try:
+            self._remove()
+        finally:
+            if self._quota is not None:
+                self._quota.close()
+            if self._init is not None:
+                os.close(self._init)
+
+    def _remove(self) -> None:
+        if self._init is not None and not self._is_unkillable and not self._is_gone(0.5):
+            self.lift()
+            with contextlib.suppress(ContainerUnkillable):  # the engine's removal may still do it
+                self.kill()
+        for pause_seconds in () if self._is_unkillable else REMOVAL_PAUSES_SECONDS:
+            try:
+                return self._ask_to_remove()
+            except FAILED_CALLS as error:
+                call, why = "remove_container", type(error).__name__
+                log.warning("engine_call_retried", call=call, container=self.name, error=why)
+            time.sleep(pause_seconds)
+        try:
+            self._ask_to_remove()
+        except FAILED_CALLS as error:
+            if self._init is None or self._is_gone(0):
+                problem = f"the engine did not remove a container: {error}"
+                raise EngineUnavailable(problem) from error
+            raise self._unkillable() from error
+
+    def _ask_to_remove(self) -> None:
+        """Remove the container; it may also be gone, or somebody else may be removing it."""
+        try:
+            self._client.remove_container(self.name, v=True, force=True)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):
+                raise
+            if error.status_code == 409 or not self._is_made:
+                return  # one that is being made may still come
+        self.may_come_late = False
+
+    def _is_gone(self, seconds: float) -> bool:
+        """Tell whether PID 1 ends in time; the kernel says so once all of its namespace has."""
+        return self._init is not None and is_readable(self._init, seconds)
+
+    def _unkillable(self) -> ContainerUnkillable:
+        return ContainerUnkillable(
+            f"container {self.name} was killed and lives on, inside the kernel",
+            "look at it with `docker inspect` and at the kernel's log; a restart of the machine "
+            "ends it, and the next start of nightlab removes what is left",
+        )
+
+
+def _open_process(pid: int) -> int | None:
+    """Return a pidfd, which cannot come to mean another process; None where there is none."""
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except OSError:
+        return None
