@@ -18,7 +18,7 @@ test: .venv/.developed chromium engines ## set up what is missing, then run ever
 	$(BIN)/pytest --require docker --require chromium $(if $(ROOT),--require engines)
 
 test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing was run
-	@if $(BIN)/python -c 'from sandbox.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \
+	@if $(BIN)/python -c 'from sandbox.gpu.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \
 	then $(BIN)/pytest -m gpu --require gpu --require docker; \
 	else echo "SKIPPED, nothing was run: there is no NVIDIA GPU or no driver here; the tests are:"; \
 	  $(BIN)/pytest -m gpu --collect-only -q; fi

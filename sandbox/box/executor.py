@@ -42,6 +42,7 @@ from sandbox.contract.errors import (
     host_faults,
 )
 from sandbox.contract.run import Limits, RunResult, RunSpec
+from sandbox.engine.find import EngineClient
 from sandbox.gpu.run import Attendance, attended
 
 ENGINE_SECONDS = 60
@@ -143,9 +144,9 @@ class DockerExecutor:
             return False
 
     @contextlib.contextmanager
-    def _client(self, call_seconds: int | None = None) -> Iterator[docker.APIClient]:
+    def _client(self, call_seconds: int | None = None) -> Iterator[EngineClient]:
         """Give a client of this call's own: the SDK's are not safe to share between threads."""
-        client = docker.APIClient(
+        client = EngineClient(
             base_url=self._base_url,
             version=self._api_version,
             timeout=call_seconds or self._call_seconds,

@@ -9,6 +9,7 @@ to PID 1 is a Unix socket, and Podman's Docker API drops GPU requests without a 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, Literal
 import docker
 from docker.context import ContextAPI
 from docker.errors import DockerException
+from requests import PreparedRequest, Response
 from requests.exceptions import RequestException
 
 from sandbox.contract.errors import EngineUnavailable
+from sandbox.contract.log import log
 from sandbox.contract.record import Record
 from sandbox.engine.host import last_lines, own_places
 
@@ -72,11 +75,31 @@ def find_engine(
     )
 
 
+class EngineClient(docker.APIClient):
+    """The SDK's client of one engine, for one thread; calls that are slow stand in the log."""
+
+    slow_seconds = 5.0
+    """A call that takes longer is one that a person looks for when a night was slow."""
+
+    def send(self, request: PreparedRequest, **options: Any) -> Response:
+        """Send one request; its answer has begun, or never came, when this returns."""
+        began = time.monotonic()
+        try:
+            return super().send(request, **options)
+        finally:
+            seconds = time.monotonic() - began
+            call = f"{request.method} {request.path_url.partition('?')[0]}"
+            if seconds > self.slow_seconds and not call.endswith("/wait"):
+                log.warning("engine_call_slow", call=call, seconds=round(seconds, 1))
+
+
 def connect(engine: Engine, *, timeout_seconds: int = CALL_SECONDS) -> docker.DockerClient:
     """A client of `engine` for one thread, with its API version pinned; the caller closes it."""
-    return docker.DockerClient(
+    client = docker.DockerClient(
         base_url=engine.base_url, version=engine.api_version, timeout=timeout_seconds
     )
+    client.api = EngineClient(engine.base_url, engine.api_version, timeout_seconds)
+    return client
 
 
 def named_address(environ: Mapping[str, str]) -> str | None:

@@ -20,12 +20,21 @@ from sandbox.box.watchdog import ask
 from sandbox.engine.find import Engine, find_engine
 from sandbox.engine.host import own_places
 from sandbox.engine.own import install_and_start, stop_own_engine
+from sandbox.gpu.request import Gpu
 
 SOURCES = Path(__file__).parent / "gpu"
 NO_SOCKET = Path("/nonexistent/docker.sock")
 GIBIBYTE = 2**30
 GPU_0, GPU_1, GPU_2 = (f"GPU-8a6e0a5e-0000-4000-8000-00000000000{n}" for n in range(3))
 MIG_0, MIG_1 = (f"MIG-3c5f1b2d-0000-4000-8000-00000000000{n}" for n in range(2))
+
+
+def gpu(uuid: str, parent: str | None = None) -> Gpu:
+    """Return a device without nodes, as leases know it."""
+    return Gpu(id=uuid, index="0", name="a GPU", parent=parent, memory_bytes=1, nodes=())
+
+
+BOTH = [gpu(GPU_0), gpu(GPU_1)]
 
 
 class Cards:

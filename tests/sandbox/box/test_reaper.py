@@ -177,7 +177,7 @@ def test_one_that_will_not_go_is_named_and_keeps_no_other(
 
 HIDDEN = """
 import ctypes, os, subprocess, sys
-from sandbox.reaper import is_alive
+from sandbox.box.reaper import is_alive
 ctypes.CDLL(None).unshare(0x00020000)
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)

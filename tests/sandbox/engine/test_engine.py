@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -18,9 +19,11 @@ from socketserver import ThreadingUnixStreamServer
 from typing import Any
 
 import pytest
+from requests.exceptions import RequestException
+from structlog.testing import capture_logs
 
 from sandbox.contract.errors import EngineUnavailable
-from sandbox.engine.find import Engine, connect, find_engine
+from sandbox.engine.find import Engine, EngineClient, connect, find_engine
 from sandbox.engine.host import last_lines, own_places, why_not_installable
 from sandbox.engine.own import install_and_start, stop_own_engine
 
@@ -260,3 +263,25 @@ def test_docker_host_and_a_context_lead_to_the_same_engine(engine: Engine, tmp_p
     by_context = find_engine(tmp_path, environ={"DOCKER_CONTEXT": "near"}, default_socket=NO_SOCKET)
     assert by_host == by_context
     assert engine.engine_id == by_host.engine_id
+
+
+def test_a_slow_call_stands_in_the_log_by_its_name(tmp_path: Path) -> None:
+    with engine_that_says(tmp_path / "s.sock", {}):
+        client = EngineClient(f"unix://{tmp_path}/s.sock", "1.41")
+        with capture_logs() as events, closing(client):
+            client.version(api_version=False)
+            client.slow_seconds = 0
+            client.version(api_version=False)
+    assert ["engine_call_slow"] == [event["event"] for event in events]
+    assert "GET /version" == events[0]["call"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the SDK forgets a socket that failed
+def test_a_call_that_was_never_answered_stands_in_the_log_too(tmp_path: Path) -> None:
+    client = EngineClient(f"unix://{tmp_path}/s.sock", "1.41")
+    client.slow_seconds = 0
+    with capture_logs() as events, closing(client), pytest.raises(RequestException):
+        client.ping()
+    assert ["GET /v1.41/_ping"] == [event["call"] for event in events]
+    del client
+    gc.collect()

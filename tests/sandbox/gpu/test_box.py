@@ -12,8 +12,7 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import docker
 import pytest
 
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
+from sandbox.box.follow import Step
 from sandbox.box.hardening import LABEL_GPUS, LABEL_SESSION
 from sandbox.check.self_check import lay_out, try_gpus
 from sandbox.contract.errors import GpuFault, LimitNotEnforced
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.docker
 SEES = "import os; print(*sorted(n for n in os.listdir('/dev') if n.startswith('nvidia')))"
 SLEEPS = "import time; print('up', flush=True); time.sleep(30)"
 OUT_OF_MEMORY = (
-    "import sys, time; time.sleep(1); "
+    "import sys, time; print('up', flush=True); time.sleep(1); "
     "sys.exit('torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {}. GPU 0 has …')"
 )
 
@@ -139,27 +139,14 @@ def test_an_engine_without_a_hook_says_what_is_missing(
 # --- bounds ---
 
 
-def while_running(client: docker.APIClient, act: Callable[[], None]) -> threading.Thread:
-    """Do something once a program with a GPU runs."""
-
-    def wait() -> None:
-        filters = {"label": LABEL_GPUS, "status": "running"}
-        assert wait_until(lambda: bool(client.containers(filters=filters)), 30)
-        act()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 def test_a_run_over_its_gpu_memory_is_ended_and_the_numbers_are_kept(
-    gpu_machine: GpuMachine, boxes: DockerExecutor, client: docker.APIClient
+    gpu_machine: GpuMachine, boxes: DockerExecutor
 ) -> None:
     asked = GpuMemory(bytes=4 * GIBIBYTE, at_least="watchdog")
-    grow = lambda: gpu_machine.cards.set("0/memory_used", 7 * GIBIBYTE)  # noqa: E731
-    thread = while_running(client, grow)
-    result = boxes.run(spec_on(gpu_machine, SLEEPS, GPU_0, memory=asked))
-    thread.join()
+    result = boxes.run(
+        spec_on(gpu_machine, SLEEPS, GPU_0, memory=asked),
+        on_log=lambda _: gpu_machine.cards.set("0/memory_used", 7 * GIBIBYTE),
+    )
     assert Outcome.OUT_OF_GPU_MEMORY == result.outcome
     assert ["memory_left"] == [event.kind for event in result.gpu[0].events]  # and still judged
     assert [GPU_0] == out_of_use(gpu_machine)
@@ -208,19 +195,17 @@ def test_the_program_s_allocator_is_told_its_share(
     ],
 )
 def test_a_program_that_says_out_of_gpu_memory_is_believed_when_the_gpu_bears_it_out(
-    gpu_machine: GpuMachine,
-    boxes: DockerExecutor,
-    client: docker.APIClient,
-    taken: int,
-    tried: str,
-    outcome: Outcome,
+    gpu_machine: GpuMachine, tmp_path: Path, taken: int, tried: str, outcome: Outcome
 ) -> None:
-    thread = while_running(client, lambda: gpu_machine.cards.set("0/memory_used", taken))
-    free = threading.Timer(4, lambda: gpu_machine.cards.set("0/memory_used", GIBIBYTE // 2))
-    free.start()
-    result = boxes.run(spec_on(gpu_machine, OUT_OF_MEMORY.format(tried), GPU_0))
-    thread.join()
-    free.join()
+    def free(step: Step) -> None:
+        if step == "reported":
+            gpu_machine.cards.set("0/memory_used", GIBIBYTE // 2)
+
+    url, version = gpu_machine.engine.base_url, gpu_machine.engine.api_version
+    result = DockerExecutor(url, version, tmp_path, on_step=free).run(
+        spec_on(gpu_machine, OUT_OF_MEMORY.format(tried), GPU_0),
+        on_log=lambda _: gpu_machine.cards.set("0/memory_used", taken),
+    )
     assert outcome == result.outcome
 
 
@@ -230,10 +215,11 @@ def test_a_program_that_says_out_of_gpu_memory_is_believed_when_the_gpu_bears_it
 def test_a_gpu_that_fails_under_a_run_ends_it_at_once_and_goes_out_of_use(
     gpu_machine: GpuMachine, boxes: DockerExecutor, client: docker.APIClient
 ) -> None:
-    thread = while_running(client, lambda: gpu_machine.cards.report(0, 79))
     with pytest.raises(GpuFault, match="Xid 79") as fault:
-        boxes.run(in_session(spec_on(gpu_machine, SLEEPS, GPU_0), "gpu-fault"))
-    thread.join()
+        boxes.run(
+            in_session(spec_on(gpu_machine, SLEEPS, GPU_0), "gpu-fault"),
+            on_log=lambda _: gpu_machine.cards.report(0, 79),
+        )
     assert f"nightlab gpus --lift {GPU_0}" in fault.value.hint
     assert [GPU_0] == out_of_use(gpu_machine)
     assert [] == boxes_of(client, "gpu-fault")
@@ -256,11 +242,12 @@ def test_an_error_of_the_program_s_own_making_is_its_own_failure(
 
 
 def test_memory_left_behind_takes_the_gpu_out_of_use_and_leaves_the_result_alone(
-    gpu_machine: GpuMachine, boxes: DockerExecutor, client: docker.APIClient
+    gpu_machine: GpuMachine, boxes: DockerExecutor
 ) -> None:
-    thread = while_running(client, lambda: gpu_machine.cards.set("0/memory_used", 3 * GIBIBYTE))
-    result = boxes.run(spec_on(gpu_machine, "import time; time.sleep(1)", GPU_0))
-    thread.join()
+    result = boxes.run(
+        spec_on(gpu_machine, "print('up', flush=True)", GPU_0),
+        on_log=lambda _: gpu_machine.cards.set("0/memory_used", 3 * GIBIBYTE),
+    )
     assert (Outcome.OK, ["memory_left"]) == (
         result.outcome,
         [event.kind for event in result.gpu[0].events],
@@ -347,8 +334,8 @@ ATTEMPT = """
     import os, sys
     from pathlib import Path
     from sandbox import RunSpec
-    from sandbox.engine import find_engine
-    from sandbox.library import executor, gpu_source
+    from sandbox.engine.find import find_engine
+    from sandbox.machine import executor, gpu_source
     state, spec = Path(sys.argv[1]), RunSpec.model_validate_json(sys.argv[2])
     engine = find_engine(state, environ=os.environ)
     with gpu_source(engine, state, "nvidia", (), 1).lease(spec.session) as gpus:

@@ -21,18 +21,10 @@ from hypothesis import strategies as st
 
 from sandbox.contract.errors import SandboxError
 from sandbox.gpu.leases import FROZEN_SECONDS, Leases, Ticket, allot, gpu_rows, overlap
-from sandbox.gpu.request import Gpu
 from tests.support.boxes import wait_until
-from tests.support.gpu_stand_ins import GPU_0, GPU_1, MIG_0, MIG_1
+from tests.support.gpu_stand_ins import BOTH, GPU_0, GPU_1, MIG_0, MIG_1, gpu
 
 PARENTS = {GPU_0: None, GPU_1: None, MIG_0: GPU_1, MIG_1: GPU_1}
-
-
-def gpu(uuid: str, parent: str | None = None) -> Gpu:
-    return Gpu(id=uuid, index="0", name="a GPU", parent=parent, memory_bytes=1, nodes=())
-
-
-BOTH = [gpu(GPU_0), gpu(GPU_1)]
 
 
 def ticket(*pool: str, count: int = 1) -> Ticket:
@@ -135,8 +127,8 @@ def test_waiting_ends_when_the_container_does_and_is_told_once(tmp_path: Path) -
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from sandbox.leases import Leases
-    from tests.sandbox.gpu.test_leases import BOTH
+    from sandbox.gpu.leases import Leases
+    from tests.support.gpu_stand_ins import BOTH
     place, count, name = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     line = Leases(place, lambda: [], name, sleep=lambda _: time.sleep(0.02))
     with line.lease(BOTH, count, name) as granted:
