@@ -28,7 +28,7 @@ def seen(
     assert engine.base_url
     assert image.image_id
     code, data = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("data")
-    for path in (ROOT / "workspace" / "train.py", ROOT / "tests" / "train_ways.py"):
+    for path in (ROOT / "workspace" / "train.py", ROOT / "tests" / "support" / "train_ways.py"):
         (code / path.name).write_bytes(path.read_bytes())
     stream = random.Random(1).choices(range(VOCABULARY), k=TOKENS)
     (data / "tokens.bin").write_bytes(struct.pack(f"<{TOKENS}H", *stream))
