@@ -31,10 +31,10 @@ from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.night.session import SessionError
 from agent.settings import parse_size
 from agent.text import one_line
-from sandbox.check.escapes import installed, version_rows
 from sandbox.check.self_check import CheckResult, timed_check
 from sandbox.engine.find import find_engine
 from sandbox.engine.own import stop_own_engine
+from sandbox.engine.versions import installed
 from sandbox.gpu.inventory import find_gpus
 from sandbox.gpu.leases import GpuRow, gpu_rows
 from sandbox.image.image import find_image
@@ -96,7 +96,6 @@ def check(
     engine = find_engine(state_dir, environ=os.environ)
     recipe = image_recipe(settings, program.parent)
     image = find_image(engine, recipe, state_dir=state_dir)
-    components = installed(engine, os.environ)
     devices = recipe.profile.devices
     source = gpu_source(engine, state_dir, devices, settings.hardware.gpus, 1)
     found = timed_check(
@@ -104,8 +103,7 @@ def check(
         image.image_id,
         state_dir / "run",
         os.environ,
-        components,
-        version_rows(components),
+        installed(engine, os.environ),
         source,
         gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).standing()),
     )
@@ -213,21 +211,14 @@ def show_check(console: Console, found: CheckResult) -> None:
     console.print()
     show_gpus(console, found.gpus)
     console.print(_version_table(found))
-    for row in found.versions:
-        if row.standing != "ok":
-            words = f"{row.standing}: {row.escape} ({row.component} {row.version}): {row.words}"
-            console.print(words, markup=False, highlight=False)
     console.print(f"\n{_counts(found)} in {found.seconds:.0f} s", highlight=False)
 
 
 def _version_table(found: CheckResult) -> Table:
-    """Each part of the machine, and how many of its known ways out are closed."""
-    table = Table("part", "version", "known ways out of a container", box=None, pad_edge=False)
+    """Each part of the machine that a box rests on, and its version."""
+    table = Table("part", "version", "the distribution's own", box=None, pad_edge=False)
     for part in found.components:
-        rows = [row for row in found.versions if row.component == part.name]
-        closed = sum(row.standing == "ok" for row in rows)
-        told = f"{closed} of {len(rows)} closed or avoided" if rows else "none on record here"
-        table.add_row(part.name, Text(one_line(part.version, 60)), told)
+        table.add_row(part.name, Text(one_line(part.version, 60)), Text(one_line(part.package, 60)))
     return table
 
 
@@ -236,10 +227,6 @@ def _counts(found: CheckResult) -> str:
     standings = [finding.standing for finding in found.findings]
     told = [f"{standings.count('held')} of {len(standings)} attempts held"]
     told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := standings.count(s))]
-    doubtful = sum(row.standing == "warning" for row in found.versions)
-    broken = sum(row.standing == "gave way" for row in found.versions)
-    told += [f"{doubtful} known ways out to look up"] if doubtful else []
-    told += [f"{broken} known ways out stand open"] if broken else []
     return ", ".join(told)
 
 

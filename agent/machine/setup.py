@@ -19,10 +19,10 @@ from agent.machine.calibration import Calibration
 from agent.night.session import Outfit, SessionError
 from agent.record.events import SessionStarted
 from agent.settings import DataSettings, Settings
-from sandbox.check.escapes import installed
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError
 from sandbox.engine.find import Engine, find_engine
 from sandbox.engine.own import install_and_start
+from sandbox.engine.versions import installed
 from sandbox.image.image import ImageRecord, Recipe, ensure_image, find_image, has_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import box_environment, clean_up, executor, gpu_source

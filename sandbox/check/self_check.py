@@ -18,13 +18,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from sandbox.check.escapes import Component, VersionRow
 from sandbox.check.probes import PROBES
 from sandbox.check.stress import BEGAN, STRAINS, Strain, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource
 from sandbox.contract.record import Record
 from sandbox.contract.run import Executor, Limits, Mount, RunResult, RunSpec
+from sandbox.engine.versions import Component
 from sandbox.gpu.leases import GpuRow
 
 Standing = Literal["held", "gave way", "not tried"]
@@ -67,16 +67,14 @@ class CheckResult(Record):
 
     findings: tuple[Finding, ...]
     components: tuple[Component, ...]
-    versions: tuple[VersionRow, ...]
-    gpus: tuple[GpuRow, ...] = ()
+    gpus: tuple[GpuRow, ...]
     """Those of the profile's kind on this machine."""
     seconds: float
 
     @property
     def gave_way(self) -> bool:
         """Tell whether a wall is down, or was never tried."""
-        walls = any(finding.standing != "held" for finding in self.findings)
-        return walls or any(row.standing == "gave way" for row in self.versions)
+        return any(finding.standing != "held" for finding in self.findings)
 
 
 class _Told(Record):
@@ -273,7 +271,6 @@ def timed_check(
     root: Path,
     environ: MutableMapping[str, str],
     components: tuple[Component, ...],
-    versions: tuple[VersionRow, ...],
     source: GpuSource,
     gpus: tuple[GpuRow, ...],
 ) -> CheckResult:
@@ -283,7 +280,6 @@ def timed_check(
     return CheckResult(
         findings=findings,
         components=components,
-        versions=versions,
         gpus=gpus,
         seconds=time.monotonic() - started,
     )

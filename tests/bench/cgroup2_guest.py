@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.check.escapes import installed
 from sandbox.engine.find import Engine, connect, find_engine
+from sandbox.engine.versions import installed
 from sandbox.image.image import BaseImage, ImageRecord
 from sandbox.image.wheels import Target
 from sandbox.machine import state_directory
