@@ -105,7 +105,7 @@ def check(
         os.environ,
         installed(engine, os.environ),
         source,
-        gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).standing()),
+        gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).status()),
     )
     if as_json:
         print_line(found.model_dump_json())
@@ -174,7 +174,7 @@ def gpus(
         say(f"{lift} is back in use")
         return
     devices = image_recipe(load(program).settings, program.parent).profile.devices
-    rows = gpu_rows(find_gpus(devices), leases.standing())
+    rows = gpu_rows(find_gpus(devices), leases.status())
     if as_json:
         print_line(json.dumps([row.model_dump() for row in rows]))
         return
@@ -190,12 +190,12 @@ def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
     table = Table("index", "id", "name", "memory", "", box=None, pad_edge=False)
     for row in rows:
         size = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.0f} GiB"
-        style = "bold red" if row.standing == "out of use" else ""
-        words = Text(one_line(f"{row.standing}: {row.words}" if row.words else row.standing, 100))
+        style = "bold red" if row.status == "out of use" else ""
+        words = Text(one_line(f"{row.status}: {row.words}" if row.words else row.status, 100))
         table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, words, style=style)
     console.print(table)
     for row in rows:
-        if row.standing == "out of use":
+        if row.status == "out of use":
             advice = f"once you know why: nightlab gpus --lift {row.id}"
             console.print(advice, markup=False, highlight=False)
 
@@ -203,10 +203,10 @@ def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
 def show_check(console: Console, found: CheckResult) -> None:
     """A table of what was tried and what held, then the versions a box rests on."""
     table = Table("wall", "what was tried", "", "what was seen", box=None, pad_edge=False)
-    for finding in found.findings:
-        style = "" if finding.standing == "held" else "bold red"
-        seen = Text(one_line(finding.seen, 60))
-        table.add_row(finding.family, Text(finding.tried), finding.standing, seen, style=style)
+    for wall in found.walls:
+        style = "" if wall.status == "held" else "bold red"
+        seen = Text(one_line(wall.seen, 60))
+        table.add_row(wall.family, Text(wall.tried), wall.status, seen, style=style)
     console.print(table)
     console.print()
     show_gpus(console, found.gpus)
@@ -224,9 +224,9 @@ def _version_table(found: CheckResult) -> Table:
 
 def _counts(found: CheckResult) -> str:
     """How many attempts held, and what else there is to know."""
-    standings = [finding.standing for finding in found.findings]
-    told = [f"{standings.count('held')} of {len(standings)} attempts held"]
-    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := standings.count(s))]
+    statuses = [wall.status for wall in found.walls]
+    told = [f"{statuses.count('held')} of {len(statuses)} attempts held"]
+    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := statuses.count(s))]
     return ", ".join(told)
 
 

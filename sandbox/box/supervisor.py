@@ -218,8 +218,8 @@ def gpu_driver() -> dict[str, int]:
     found = {}
     for name in sorted(os.listdir(GPU_DRIVER_PATH))[:MOST_GPU_NODES]:
         text = read_text(GPU_DRIVER_PATH + "/" + name + "/information") or ""
-        told = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-        uuid, minor = told.get("GPU UUID", "").strip(), told.get("Device Minor", "").strip()
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        uuid, minor = fields.get("GPU UUID", "").strip(), fields.get("Device Minor", "").strip()
         if "?" not in uuid and minor.isdigit():  # the driver has not looked at it yet
             found[uuid] = int(minor)
     return found
@@ -322,10 +322,10 @@ class Link:
     def expect_stop(self) -> None:
         """Read the one thing that the host may say after go; anything else is its end."""
         try:
-            said = self.connection.recv(5)  # sent at once, so it comes at once
+            order = self.connection.recv(5)  # sent at once, so it comes at once
         except OSError as error:
             raise LinkLost(str(error)) from error
-        if said != b"S\0\0\0\0":
+        if order != b"S\0\0\0\0":
             raise LinkLost("the controller is gone")
 
     def _receive(self, length: int) -> bytes:

@@ -123,8 +123,8 @@ def system_call(numbers: tuple[int, int], arguments: tuple[int, ...]) -> list[st
         os._exit(0)
     if answer == -1 and ctypes.get_errno() in REFUSALS:
         return []
-    told = errno.errorcode.get(ctypes.get_errno(), "no error") if answer == -1 else "it worked"
-    return ["reached the kernel: " + told]
+    name = errno.errorcode.get(ctypes.get_errno(), "no error") if answer == -1 else "it worked"
+    return ["reached the kernel: " + name]
 
 
 def succeeds(what: str, attempt: Callable[[], object]) -> list[str]:
@@ -650,14 +650,14 @@ def supervisor(_: Context) -> list[str]:
 # --- the main line ----------------------------------------------------------------------------
 
 
-def tell(family: str, tried: str, attempt: Attempt, context: Context) -> str:
-    """Make one attempt and return what is told of it."""
-    told: dict[str, object] = {"family": family, "tried": tried, "error": None, "gave_way": []}
+def describe(family: str, tried: str, attempt: Attempt, context: Context) -> str:
+    """Make one attempt and return one line about it."""
+    answer: dict[str, object] = {"family": family, "tried": tried, "error": None, "gave_way": []}
     try:
-        told["gave_way"] = attempt(context)
+        answer["gave_way"] = attempt(context)
     except BaseException as error:  # noqa: BLE001 - an attempt that broke was not made
-        told["error"] = repr(error)[:LOST_BYTES]
-    return json.dumps(told)
+        answer["error"] = repr(error)[:LOST_BYTES]
+    return json.dumps(answer)
 
 
 def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) -> bytes:
@@ -666,7 +666,7 @@ def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) ->
     child = os.fork()
     if child == 0:
         os.close(reading)
-        os.write(writing, tell(family, tried, attempt, context)[:4000].encode())
+        os.write(writing, describe(family, tried, attempt, context)[:4000].encode())
         os._exit(0)
     os.close(writing)
     ready = select.select([reading], [], [], PROBE_SECONDS)[0]

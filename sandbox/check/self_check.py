@@ -1,6 +1,6 @@
 """Tries every wall for real on this user's engine.
 
-Most attempts run inside a box (`probes`), the rest press one to its end (`strains`). What held and
+Most attempts run inside a box (`probes`), the rest press one to its end (`stress`). What held and
 what gave way is told apart from what was never tried: silence is no wall.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from sandbox.check.probes import PROBES
-from sandbox.check.stress import BEGAN, STRAINS, Strain, program_text
+from sandbox.check.stress import BEGAN, STRESS_TESTS, StressTest, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource
 from sandbox.contract.record import Record
@@ -27,7 +27,7 @@ from sandbox.contract.run import Executor, Limits, Mount, RunResult, RunSpec
 from sandbox.engine.versions import Component
 from sandbox.gpu.leases import GpuRow
 
-Standing = Literal["held", "gave way", "not tried"]
+Status = Literal["held", "gave way", "not tried"]
 
 FAMILIES = (
     *("network", "files", "processes", "memory", "time"),
@@ -53,19 +53,19 @@ CHECK_LIMITS = Limits(
 )
 
 
-class Finding(Record):
+class WallCheck(Record):
     """One attempt and what came of it."""
 
     family: str
     tried: str
-    standing: Standing
+    status: Status
     seen: str
 
 
 class CheckResult(Record):
     """Everything that one check found."""
 
-    findings: tuple[Finding, ...]
+    walls: tuple[WallCheck, ...]
     components: tuple[Component, ...]
     gpus: tuple[GpuRow, ...]
     """Those of the profile's kind on this machine."""
@@ -74,10 +74,10 @@ class CheckResult(Record):
     @property
     def gave_way(self) -> bool:
         """Tell whether a wall is down, or was never tried."""
-        return any(finding.standing != "held" for finding in self.findings)
+        return any(wall.status != "held" for wall in self.walls)
 
 
-class _Told(Record):
+class _Answer(Record):
     """One line of a box's probes."""
 
     family: str
@@ -101,7 +101,7 @@ def try_walls(
     root: Path,
     environ: MutableMapping[str, str],
     source: GpuSource,
-) -> tuple[Finding, ...]:
+) -> tuple[WallCheck, ...]:
     """Make every attempt on boxes of this executor and say what came of each.
 
     Args:
@@ -115,12 +115,12 @@ def try_walls(
         SandboxError: the engine failed.
     """
     with lay_out(image, root, environ) as place:
-        findings = [f for family in FAMILIES for f in try_family(executor, place, family)]
-        findings += [try_strain(executor, place, strain) for strain in STRAINS]
-        findings += try_gpus(executor, place, source)
-        findings.append(_canary_is_whole(place))
+        walls = [f for family in FAMILIES for f in try_family(executor, place, family)]
+        walls += [try_stress_test(executor, place, test) for test in STRESS_TESTS]
+        walls += try_gpus(executor, place, source)
+        walls.append(_canary_is_whole(place))
     order = {family: number for number, family in enumerate(FAMILIES)}
-    return tuple(sorted(findings, key=lambda finding: order[finding.family]))
+    return tuple(sorted(walls, key=lambda wall: order[wall.family]))
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _spec(place: Place, name: str, argv: tuple[str, ...], limits: Limits) -> Run
 # --- attempts from inside ---------------------------------------------------------------------
 
 
-def try_family(executor: Executor, place: Place, family: str) -> list[Finding]:
+def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]:
     """Make one family's attempts in one box."""
     source = resources.files("sandbox.check").joinpath("probes.py").read_text(encoding="utf-8")
     context = CHECK_LIMITS.model_dump() | {
@@ -176,65 +176,65 @@ def try_family(executor: Executor, place: Place, family: str) -> list[Finding]:
     try:
         result = executor.run(_spec(place, family, argv, CHECK_LIMITS))
     except LimitNotEnforced as refusal:
-        return [_finding(f, t, "gave way", refusal.message) for f, t in PROBES if f == family]
-    told = _told(result.log.head)
-    return [_judge(told, f, t) for f, t in PROBES if f == family]
+        return [_wall(f, t, "gave way", refusal.message) for f, t in PROBES if f == family]
+    answers = _answers_in(result.log.head)
+    return [_judge(answers, f, t) for f, t in PROBES if f == family]
 
 
-def _told(log: str) -> dict[tuple[str, str], _Told]:
+def _answers_in(log: str) -> dict[tuple[str, str], _Answer]:
     """Return the lines of the probes; anything else in the log is passed over."""
-    told = {}
+    answers = {}
     for line in log.splitlines():
         try:
-            answer = _Told.model_validate_json(line)
+            answer = _Answer.model_validate_json(line)
         except ValidationError:
             continue
-        told[answer.family, answer.tried] = answer
-    return told
+        answers[answer.family, answer.tried] = answer
+    return answers
 
 
-def _judge(told: dict[tuple[str, str], _Told], family: str, tried: str) -> Finding:
-    answer = told.get((family, tried))
+def _judge(answers: dict[tuple[str, str], _Answer], family: str, tried: str) -> WallCheck:
+    answer = answers.get((family, tried))
     if answer is None:
-        return _finding(family, tried, "not tried", "no answer came from inside")
+        return _wall(family, tried, "not tried", "no answer came from inside")
     if answer.error is not None:
-        return _finding(family, tried, "not tried", answer.error)
+        return _wall(family, tried, "not tried", answer.error)
     if answer.gave_way:
-        return _finding(family, tried, "gave way", ", ".join(answer.gave_way))
-    return _finding(family, tried, "held", "")
+        return _wall(family, tried, "gave way", ", ".join(answer.gave_way))
+    return _wall(family, tried, "held", "")
 
 
-def _finding(family: str, tried: str, standing: Standing, seen: str) -> Finding:
-    return Finding(family=family, tried=tried, standing=standing, seen=seen[:SEEN_CHARACTERS])
+def _wall(family: str, tried: str, status: Status, seen: str) -> WallCheck:
+    return WallCheck(family=family, tried=tried, status=status, seen=seen[:SEEN_CHARACTERS])
 
 
 # --- attempts that end a box ------------------------------------------------------------------
 
 
-def try_strain(executor: Executor, place: Place, strain: Strain) -> Finding:
+def try_stress_test(executor: Executor, place: Place, test: StressTest) -> WallCheck:
     """Press one box to its end and judge by what the host saw."""
-    limits = CHECK_LIMITS.model_copy(update=strain.limits)
-    text = program_text(strain, limits.memory_bytes, limits.pids)
-    spec = _spec(place, "strain", ("python3", "-I", "-S", "-c", text), limits)
+    limits = CHECK_LIMITS.model_copy(update=test.limits)
+    text = program_text(test, limits.memory_bytes, limits.pids)
+    spec = _spec(place, "stress", ("python3", "-I", "-S", "-c", text), limits)
     try:
         with TemporaryDirectory(dir=place.workspace.parent) as output:
             result = executor.run(spec, output_dir=Path(output))
     except LimitNotEnforced as refusal:
-        return _finding(strain.family, strain.tried, "gave way", refusal.message)
-    return _finding(strain.family, strain.tried, _strain_standing(strain, result), _words(result))
+        return _wall(test.family, test.tried, "gave way", refusal.message)
+    return _wall(test.family, test.tried, _stress_status(test, result), _words(result))
 
 
-def _strain_standing(strain: Strain, result: RunResult) -> Standing:
+def _stress_status(test: StressTest, result: RunResult) -> Status:
     if not result.log.head.startswith(BEGAN):
         return "not tried"
-    return "held" if strain.held(result) else "gave way"
+    return "held" if test.held(result) else "gave way"
 
 
 def _words(result: RunResult) -> str:
     return f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
 
 
-def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[Finding]:
+def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[WallCheck]:
     """Look what a box with a GPU sees, and by what its memory can be bounded; nothing without."""
     if source.devices == "none":
         return []
@@ -246,15 +246,15 @@ def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[Findin
             given = {"devices": source.devices, "gpus": granted, "gpu_memory": bound}
             result = executor.run(RunSpec.model_validate(spec | given))
     except LimitNotEnforced as refusal:
-        return [_finding(family, tried, "gave way", refusal.message)]
+        return [_wall(family, tried, "gave way", refusal.message)]
     except SandboxError as error:
-        return [_finding(family, tried, "not tried", f"{error.message}; {error.hint}")]
+        return [_wall(family, tried, "not tried", f"{error.message}; {error.hint}")]
     bounds = {use.memory_bound for use in result.gpu}
     words = f"{', '.join(result.gpus)}; its memory can be bounded by: {', '.join(sorted(bounds))}"
-    return [_finding(family, tried, "held", words)]
+    return [_wall(family, tried, "held", words)]
 
 
-def _canary_is_whole(place: Place) -> Finding:
+def _canary_is_whole(place: Place) -> WallCheck:
     """Judge, after everything was tried, what no box may have changed."""
     whole = place.canary_file.read_text() == place.canary
     candidate = (place.workspace / "train.py").read_text() == "pass\n"
@@ -262,7 +262,7 @@ def _canary_is_whole(place: Place) -> Finding:
     held = whole and candidate and alone
     seen = "unchanged" if held else "changed on the host"
     tried = "change ledger or candidate on the host"
-    return _finding("record", tried, "held" if held else "gave way", seen)
+    return _wall("record", tried, "held" if held else "gave way", seen)
 
 
 def timed_check(
@@ -276,9 +276,9 @@ def timed_check(
 ) -> CheckResult:
     """Try the walls and put everything found together."""
     started = time.monotonic()
-    findings = try_walls(executor, image, root, environ, source)
+    walls = try_walls(executor, image, root, environ, source)
     return CheckResult(
-        findings=findings,
+        walls=walls,
         components=components,
         gpus=gpus,
         seconds=time.monotonic() - started,

@@ -18,7 +18,7 @@ TRAPS_LEFT = ("lone",)
 DEADLINE_SLACK_SECONDS = 1.5
 
 
-class Strain(NamedTuple):
+class StressTest(NamedTuple):
     """One program, and how the host tells that the wall held."""
 
     family: str
@@ -77,15 +77,15 @@ with open({place + "/filler"!r}, "wb", buffering=0) as file:
 """
 
 
-STRAINS = (
-    Strain(
+STRESS_TESTS = (
+    StressTest(
         "memory",
         "four times the memory",
         "kept = [b'x' * 2**20 for _ in range(4 * memory // 2**20)]",
         {},
         _ended_for_memory,
     ),
-    Strain(
+    StressTest(
         "memory",
         "four times the memory, in a file of no file system",
         "fd = os.memfd_create('m')\n"
@@ -93,17 +93,17 @@ STRAINS = (
         {"tmp_bytes": 2**29},
         _ended_for_memory,
     ),
-    Strain("memory", "fill /dev/shm", _fill("/dev/shm"), {}, _filled("/dev/shm")),  # noqa: S108
-    Strain("files", "fill /tmp", _fill("/tmp"), {}, _filled("/tmp")),  # noqa: S108
-    Strain("files", "fill the output", _fill("/out"), {}, _filled("/out")),
-    Strain(
+    StressTest("memory", "fill /dev/shm", _fill("/dev/shm"), {}, _filled("/dev/shm")),  # noqa: S108
+    StressTest("files", "fill /tmp", _fill("/tmp"), {}, _filled("/tmp")),  # noqa: S108
+    StressTest("files", "fill the output", _fill("/out"), {}, _filled("/out")),
+    StressTest(
         "files",
         "ten thousand files in the output",
         "for n in range(10_000): open(f'/out/f{n}', 'w').close()",
         {},
         _filled("/out"),
     ),
-    Strain(
+    StressTest(
         "processes",
         "four times the processes",
         """
@@ -115,7 +115,7 @@ for _ in range(4 * pids):
         {},
         _refused_processes,
     ),
-    Strain(
+    StressTest(
         "processes",
         "four times the threads",
         "for _ in range(4 * pids): threading.Thread(target=time.sleep, args=(0.5,), daemon=True)"
@@ -123,7 +123,7 @@ for _ in range(4 * pids):
         {},
         _refused_processes,
     ),
-    Strain(
+    StressTest(
         "processes",
         "kill everything",
         "if os.fork() == 0: time.sleep(30)\n"
@@ -133,7 +133,7 @@ for _ in range(4 * pids):
         {},
         _told_by_pid_1,
     ),
-    Strain(
+    StressTest(
         "time",
         "outlive the deadline, deaf to signals and out of its session",
         """
@@ -148,7 +148,7 @@ time.sleep(4)
         {"wall_seconds": 0.7},
         _ended_in_time,
     ),
-    Strain(
+    StressTest(
         "time",
         "outlive the deadline by stopping everything",
         """
@@ -161,14 +161,14 @@ time.sleep(4)
         {"wall_seconds": 0.7},
         _ended_in_time,
     ),
-    Strain(
+    StressTest(
         "record",
         "flood the log",
         f"for _ in range({FLOOD_BYTES // 2**16}): os.write(1, b'y' * 2**16)",
         {},
         _log_is_bounded,
     ),
-    Strain(
+    StressTest(
         "record",
         "output that leads out: links, a pipe, a hard link, a sparse file",
         """
@@ -187,10 +187,10 @@ with open('sparse', 'wb') as file: file.truncate(2**23)
 )
 
 
-def program_text(strain: Strain, memory_bytes: int, pids: int) -> str:
+def program_text(test: StressTest, memory_bytes: int, pids: int) -> str:
     """Return the program with what it has to know of its limits."""
     return (
         "import os, signal, sys, threading, time\n"
         f"memory, pids = {memory_bytes}, {pids}\n"
-        f"os.write(1, b'{BEGAN}\\n')\n{strain.program}\n"
+        f"os.write(1, b'{BEGAN}\\n')\n{test.program}\n"
     )

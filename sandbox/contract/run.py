@@ -156,8 +156,8 @@ class RunResult(Record):
 
         A program can kill itself, but not PID 1, which then lives to tell of it.
         """
-        told = self.evidence.get("reported") and self.evidence.get("killed_by") is None
-        is_own_deed = told and self.signal == signal.SIGKILL and self.oom_kills == 0
+        reported = self.evidence.get("reported") and self.evidence.get("killed_by") is None
+        is_own_deed = reported and self.signal == signal.SIGKILL and self.oom_kills == 0
         return self.outcome is Outcome.INTERRUPTED and not is_own_deed
 
     @property

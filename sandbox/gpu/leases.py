@@ -57,7 +57,7 @@ class Quarantined(Record):
     at: str
 
 
-class Standing(Record):
+class LeaseStatus(Record):
     """Everything about leases at one moment."""
 
     held: dict[str, str]
@@ -73,15 +73,13 @@ class GpuRow(Record):
     id: str
     name: str
     memory_bytes: int | None
-    standing: Literal["free", "in use", "out of use"]
+    status: Literal["free", "in use", "out of use"]
     words: str
 
 
-def gpu_rows(gpus: Sequence[Gpu], standing: Standing) -> tuple[GpuRow, ...]:
+def gpu_rows(gpus: Sequence[Gpu], status: LeaseStatus) -> tuple[GpuRow, ...]:
     """Return every GPU of this machine with who has it, and those out of use that are gone."""
-    lost = {
-        entry.gpu: f"{entry.why} ({entry.run_id}, {entry.at})" for entry in standing.quarantined
-    }
+    lost = {entry.gpu: f"{entry.why} ({entry.run_id}, {entry.at})" for entry in status.quarantined}
     there = {gpu.id: gpu for gpu in gpus}
     missing = {
         name: Gpu(id=name, index="", name="", parent=None, memory_bytes=None, nodes=())
@@ -93,12 +91,12 @@ def gpu_rows(gpus: Sequence[Gpu], standing: Standing) -> tuple[GpuRow, ...]:
             id=gpu.id,
             name=gpu.name,
             memory_bytes=gpu.memory_bytes,
-            standing="out of use"
+            status="out of use"
             if gpu.id in lost
             else "in use"
-            if gpu.id in standing.held
+            if gpu.id in status.held
             else "free",
-            words=lost.get(gpu.id) or standing.held.get(gpu.id, ""),
+            words=lost.get(gpu.id) or status.held.get(gpu.id, ""),
         )
         for gpu in (there | missing).values()
     )
@@ -195,23 +193,23 @@ class Leases:
             pool=tuple(parents), count=count, granted=(), owner=self._owner, purpose=purpose
         )
         with self._drawn(wish) as (number, descriptor):
-            told = False
+            has_waited = False
             while not (granted := self._granted(number, descriptor, wish, parents)):
-                if not told:
+                if not has_waited:
                     on_wait(self._why_waiting(number))
-                    told = True
+                    has_waited = True
                 while_waiting()
                 self._sleep(POLL_SECONDS)
             yield granted
 
-    def standing(self) -> Standing:
+    def status(self) -> LeaseStatus:
         """Return who holds and who waits now."""
         with self._locked():
             tickets = self._tickets()
             held = dict.fromkeys(self._living(), "a container")
             held |= {gpu: t.purpose for _, t in tickets if t for gpu in t.granted}
             waiting = tuple(_purpose(t) for _, t in tickets if t is None or not t.granted)
-        return Standing(held=held, waiting=waiting, quarantined=self.quarantined())
+        return LeaseStatus(held=held, waiting=waiting, quarantined=self.quarantined())
 
     # --- out of use ---
 

@@ -139,9 +139,9 @@ class Driver:
         ci = pynvml.nvmlDeviceGetComputeInstanceId(instance)
         place = self._driver_files / f"capabilities/gpu{whole.nodes[0].minor}/mig/gi{gi}"
         for path in (place / "access", place / f"ci{ci}" / "access"):
-            told = re.search(r"DeviceFileMinor:\s*(\d+)", path.read_text())
-            if told is not None:
-                minor = int(told.group(1))
+            found = re.search(r"DeviceFileMinor:\s*(\d+)", path.read_text())
+            if found is not None:
+                minor = int(found.group(1))
                 major = self._capability_major()
                 yield Node(path=f"nvidia-caps/nvidia-cap{minor}", major=major, minor=minor, group=0)
 
@@ -277,11 +277,11 @@ class XidWatch:
         found: list[tuple[str, GpuEvent]] = []
         while self._set is not None:
             try:
-                told = pynvml.nvmlEventSetWait_v2(self._set, 0)
-                whole = pynvml.nvmlDeviceGetUUID(told.device).lower().replace("gpu-", "GPU-")
+                event = pynvml.nvmlEventSetWait_v2(self._set, 0)
+                whole = pynvml.nvmlDeviceGetUUID(event.device).lower().replace("gpu-", "GPU-")
             except pynvml.NVMLError:  # a time-out means that there is nothing
                 break
-            found += [(gpu, xid_event(int(told.eventData))) for gpu in self._of.get(whole, [])]
+            found += [(gpu, xid_event(int(event.eventData))) for gpu in self._of.get(whole, [])]
         return found
 
     def close(self) -> None:
@@ -376,14 +376,14 @@ def _is_mig(handle: Any) -> bool:
 
 def _memory(handle: Any) -> tuple[int | None, int | None]:
     """Return the memory in use and in all; what the driver keeps for itself is neither."""
-    told = _asked(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
-    told = told or _asked(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    return (None, None) if told is None else (told.used, told.total)
+    answer = _asked(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    answer = answer or _asked(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return (None, None) if answer is None else (answer.used, answer.total)
 
 
 def _thousandth(ask: Callable[[Any], int], handle: Any) -> float | None:
-    told = _asked(ask, handle)
-    return None if told is None else told / 1000
+    answer = _asked(ask, handle)
+    return None if answer is None else answer / 1000
 
 
 def _throttled_by(handle: Any) -> tuple[str, ...]:

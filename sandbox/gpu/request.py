@@ -90,9 +90,9 @@ def choose_form(
         return "none"
     if devices != "nvidia":
         return "nodes"
-    told = {entry.get("ID") for entry in info.get("DiscoveredDevices") or ()}
+    names = {entry.get("ID") for entry in info.get("DiscoveredDevices") or ()}
     if info.get("CDISpecDirs") and all(
-        _cdi_name(gpu) in told or any(_names(text, gpu) for text in spec_files) for gpu in gpus
+        _cdi_name(gpu) in names or any(_names(text, gpu) for text in spec_files) for gpu in gpus
     ):
         return "cdi"
     return "hook"
@@ -230,18 +230,18 @@ def are_instances_within(gpus: Sequence[Gpu], bytes_asked: int) -> bool:
     )
 
 
-def allocator_environment(asked: GpuMemory, gpus: Sequence[Gpu], told: str) -> dict[str, str]:
+def allocator_environment(asked: GpuMemory, gpus: Sequence[Gpu], given: str) -> dict[str, str]:
     """Return the variable that tells the program's allocator its share of the smallest GPU.
 
     Args:
         asked: names the variable.
         gpus: all of them of known size.
-        told: what the program's environment says in that variable already.
+        given: what the program's environment says in that variable already.
     """
     smallest = min(gpu.memory_bytes or 0 for gpu in gpus)
     usable = max(asked.bytes - CONTEXT_BYTES, asked.bytes // 2)
     share = f"per_process_memory_fraction:{min(1.0, usable / smallest):.4f}"
-    return {asked.allocator_variable: f"{told},{share}" if told else share}
+    return {asked.allocator_variable: f"{given},{share}" if given else share}
 
 
 # --- which ones a person means ----------------------------------------------------------------

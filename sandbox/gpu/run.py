@@ -20,7 +20,7 @@ from sandbox.gpu.request import (
     require_bound,
     strongest_bound,
 )
-from sandbox.gpu.watch import PROC, End, Watch, watching
+from sandbox.gpu.watch import PROC, End, GpuWatch, watching
 
 REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
@@ -36,7 +36,7 @@ class Attendance:
     """What a run's GPUs need beside its box; of a run without GPUs nothing."""
 
     def __init__(
-        self, spec: RunSpec, request: GpuRequest, driver: Driver | None, watch: Watch | None
+        self, spec: RunSpec, request: GpuRequest, driver: Driver | None, watch: GpuWatch | None
     ) -> None:
         self.request = request
         self._spec = spec
@@ -62,8 +62,8 @@ class Attendance:
             self._bound = strongest_bound(self._means(pid))
             require_bound(asked, self._bound)
             if self._bound == "library":
-                told = self._spec.environment.get(asked.allocator_variable, "")
-                environment = allocator_environment(asked, self.request.gpus, told)
+                given = self._spec.environment.get(asked.allocator_variable, "")
+                environment = allocator_environment(asked, self.request.gpus, given)
         if self._watch is not None:
             limit = None if asked is None or self._bound == "hardware" else asked.bytes
             only = self._bound == "watchdog"

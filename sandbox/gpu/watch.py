@@ -147,7 +147,7 @@ def _grown(first: float | None, last: float | None) -> float | None:
     return None if first is None or last is None else max(0.0, last - first)
 
 
-class Watch:
+class GpuWatch:
     """The watch over one run.
 
     Args:
@@ -372,9 +372,9 @@ class Watch:
 
 
 @contextmanager
-def watching(driver: Driver, gpus: Sequence[Gpu]) -> Iterator[Watch]:
+def watching(driver: Driver, gpus: Sequence[Gpu]) -> Iterator[GpuWatch]:
     """Give a watch that is over at the end of the block."""
-    watch = Watch(driver, gpus)
+    watch = GpuWatch(driver, gpus)
     try:
         yield watch
     finally:

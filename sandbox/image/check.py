@@ -100,12 +100,12 @@ def check_image(client: docker.DockerClient, reference: str, profile: Profile) -
             f"the image {reference} is not fit for a box: {'; '.join(problems)}",
             "build it with the shipped Dockerfile.train, which sets all of this",
         )
-    said = ask_python(client, facts["Id"], QUESTIONS, profile.environment)
+    printed = ask_python(client, facts["Id"], QUESTIONS, profile.environment)
     try:
-        contents = Contents.model_validate_json(said.strip().rpartition("\n")[2])
+        contents = Contents.model_validate_json(printed.strip().rpartition("\n")[2])
     except ValidationError as error:
         raise ImageUnfit(
-            f"the image {reference} cannot import torch and numpy: {last_lines(said, 3)}",
+            f"the image {reference} cannot import torch and numpy: {last_lines(printed, 3)}",
             "a base image that brings its own torch needs numpy as well, and libraries that it "
             "finds without LD_LIBRARY_PATH or with the one in the profile's environment",
         ) from error

@@ -47,7 +47,7 @@ BUILD_SECONDS = 1800
 DEBIAN_SECONDS = 1800
 TAG_DIGITS = 16
 MACHINES = ("x86_64", "aarch64")
-TOLD_AT_RUN = {"description", "base_advice", "dtype", "knobs", "peak_flops", "environment"}
+NOT_IN_THE_IMAGE = {"description", "base_advice", "dtype", "knobs", "peak_flops", "environment"}
 """Fields of a profile that no image is made of."""
 ARCHIVE_KEYRINGS = Path("/usr/share/keyrings")
 # Afterwards and not by dpkg's path-exclude, which runs a Python filter for every package;
@@ -120,7 +120,7 @@ class Recipe(Record):
         What programs are told, such as the environment, goes into no image and builds none anew.
         """
         lock = lock_text(self.profile.torch) if self.profile.torch else ""
-        parts = self.profile.model_dump_json(exclude=TOLD_AT_RUN)
+        parts = self.profile.model_dump_json(exclude=NOT_IN_THE_IMAGE)
         return _key(parts, lock, self.dockerfile, self.base_image)
 
 
@@ -328,13 +328,13 @@ def _describe(
     return base
 
 
-def _target(reference: str, said: str) -> Target:
+def _target(reference: str, printed: str) -> Target:
     """The wheels' target for a base whose Python said this of itself."""
     try:
-        probed = _Probed.model_validate_json(said)
+        probed = _Probed.model_validate_json(printed)
     except ValidationError as error:
         raise BaseUnavailable(
-            f"the base image {reference} has no usable python3: {last_lines(said, 1)}",
+            f"the base image {reference} has no usable python3: {last_lines(printed, 1)}",
             "give `--base-image` one that has Python 3.11 or later",
         ) from error
     version = tuple(int(part) for part in probed.python.split("."))
@@ -521,14 +521,14 @@ def _drain(events: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         BuildFailed: the engine reported an error; with the end of what was said before.
     """
-    said, errors = "", []
+    printed, errors = "", []
     for event in events:  # to its end even after an error: until then its connection is not free
-        said = (said + str(event.get("stream", "")))[-8000:]
+        printed = (printed + str(event.get("stream", "")))[-8000:]
         errors += [str(event["error"])] if "error" in event else []
     if errors:
         raise BuildFailed(
             f"the engine reports: {last_lines(errors[0], 3)[-300:]}",
-            f"the end of its output:\n{last_lines(said)}",
+            f"the end of its output:\n{last_lines(printed)}",
         )
 
 

@@ -22,7 +22,7 @@ TORCH_DEVICES: dict[Devices, str] = {"none": "cpu", "nvidia": "cuda", "rocm": "c
 """What torch calls the device; its builds for ROCm say cuda too."""
 TORCH_BUILDS: dict[Devices, str] = {"nvidia": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
 """What torch must have been built for, to use what a box is given."""
-SAID_BY_NIGHTLAB = ("NIGHTLAB_", "NVIDIA_", "LD_PRELOAD", "LD_AUDIT")
+SET_BY_NIGHTLAB = ("NIGHTLAB_", "NVIDIA_", "LD_PRELOAD", "LD_AUDIT")
 """Beginnings of variables that decide what a box gets, and so are no profile's to set."""
 
 
@@ -76,17 +76,17 @@ class Profile(Record):
     @classmethod
     def _leaves_the_box_alone(cls, environment: dict[str, str]) -> dict[str, str]:
         for name in environment:
-            if name.startswith(SAID_BY_NIGHTLAB):
+            if name.startswith(SET_BY_NIGHTLAB):
                 raise ValueError(f"{name[:60]} is not for a profile to set")
         return environment
 
     @property
     def variables(self) -> dict[str, str]:
         """What programs are told of the hardware: the profile's own words, device, dtype."""
-        told = {"NIGHTLAB_DEVICE": TORCH_DEVICES[self.devices]}
+        described = {"NIGHTLAB_DEVICE": TORCH_DEVICES[self.devices]}
         if self.dtype != "auto":
-            told["NIGHTLAB_DTYPE"] = self.dtype
-        return self.environment | told
+            described["NIGHTLAB_DTYPE"] = self.dtype
+        return self.environment | described
 
 
 def find_profile(name: str, place: Path | None = None) -> Profile:

@@ -182,10 +182,11 @@ def _fetch_locked(lock: str, target: Target, place: Path, pip: Pip, say: Say) ->
         requirements.write_text(lock)
         arguments = ["download", *_target_options(target), "--require-hashes"]
         arguments += ["-d", str(incoming), "-r", str(requirements)]
-        said = _run_pip(arguments, pip, None, say)
-        if said is not None:
+        complaint = _run_pip(arguments, pip, None, say)
+        if complaint is not None:
             raise WheelsUnavailable(
-                "pip could not fetch the image's wheels", f"check pip's settings; it said:\n{said}"
+                "pip could not fetch the image's wheels",
+                f"check pip's settings; it said:\n{complaint}",
             )
         for path in incoming.glob("*.whl"):
             path.replace(place / path.name)
@@ -214,7 +215,7 @@ def _fetch_torch(wanted: TorchBuild, target: Target, place: Path, pip: Pip, say:
     if index:
         attempts.append((marked, ["--index-url", index]))
     unmarked = f"torch=={wanted.version}"
-    said = ""
+    complaint = ""
     with _incoming(place) as incoming:
         for requirement, options in [*attempts, (unmarked, [])]:
             if requirement == unmarked:
@@ -224,10 +225,10 @@ def _fetch_torch(wanted: TorchBuild, target: Target, place: Path, pip: Pip, say:
             answer = _run_pip(arguments, pip, wanted.limit_bytes, say)
             if answer is None:
                 return _keep_torch(incoming, place)
-            said = answer
+            complaint = answer
     raise WheelsUnavailable(
         f"pip finds no torch {wanted.version} for {target.tag}",
-        f"{_how_to_get_it(wanted)}; pip said:\n{said}",
+        f"{_how_to_get_it(wanted)}; pip said:\n{complaint}",
     )
 
 
@@ -239,11 +240,11 @@ def _refuse_announced_accelerators(
     arguments = ["install", "--dry-run", "--ignore-installed", "--target", str(incoming / "none")]
     arguments += [*_target_options(target), "--report", str(report)]
     arguments.append(f"torch=={wanted.version}")
-    said = _run_pip(arguments, pip, wanted.limit_bytes, say)
-    if said is not None:
+    complaint = _run_pip(arguments, pip, wanted.limit_bytes, say)
+    if complaint is not None:
         raise WheelsUnavailable(
             f"pip finds no torch {wanted.version} for {target.tag}",
-            f"{_how_to_get_it(wanted)}; pip said:\n{said}",
+            f"{_how_to_get_it(wanted)}; pip said:\n{complaint}",
         )
     (chosen,) = json.loads(report.read_text())["install"]
     requires = chosen["metadata"].get("requires_dist", [])
@@ -357,9 +358,9 @@ def _watch_announcement(line: str, limit_bytes: int | None, say: Say) -> None:
         say(f"Downloading {filename} ({announced[2]} {announced[3]}).")
 
 
-def _complaint(said: str) -> str:
-    if "No module named pip" in said:
+def _complaint(output: str) -> str:
+    if "No module named pip" in output:
         raise WheelsUnavailable(
             "the Python that runs nightlab has no pip", f"{sys.executable} -m ensurepip"
         )
-    return last_lines(said)
+    return last_lines(output)

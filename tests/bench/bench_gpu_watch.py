@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from sandbox.gpu.nvml import open_driver
-from sandbox.gpu.watch import PERIOD_SECONDS, Watch
+from sandbox.gpu.watch import PERIOD_SECONDS, GpuWatch
 from tests.support.gpu_stand_ins import Cards, build_library, load_library
 
 SECONDS = 20.0
@@ -28,7 +28,7 @@ def cores_used(count: int, seconds: float) -> float:
         os.environ["NIGHTLAB_STUB_NVML"] = str(cards.root)
         load_library(build_library(Path(name)))
         with open_driver() as driver:
-            watch = Watch(driver, driver.gpus())
+            watch = GpuWatch(driver, driver.gpus())
             before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
             watch.begin(os.getpid(), lambda _: None, None, is_only_bound=False)
             time.sleep(seconds)

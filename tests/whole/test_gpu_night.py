@@ -184,8 +184,8 @@ def test_the_flag_names_gpus_by_index_or_id() -> None:
 
 
 ROWS = (
-    GpuRow(index="0", id=GPU_0, name="A", memory_bytes=2**30, standing="in use", words="night-7"),
-    GpuRow(index="1", id=GPU_1, name="B", memory_bytes=None, standing="out of use", words="Xid 79"),
+    GpuRow(index="0", id=GPU_0, name="A", memory_bytes=2**30, status="in use", words="night-7"),
+    GpuRow(index="1", id=GPU_1, name="B", memory_bytes=None, status="out of use", words="Xid 79"),
 )
 
 
@@ -204,5 +204,5 @@ def test_a_person_sees_who_has_a_gpu_and_how_one_comes_back_into_use() -> None:
 
 
 def test_the_check_shows_the_gpus_as_well() -> None:
-    found = CheckResult(findings=(), components=(), gpus=ROWS, seconds=1.0)
+    found = CheckResult(walls=(), components=(), gpus=ROWS, seconds=1.0)
     assert "out of use: Xid 79" in shown(lambda console: show_check(console, found))

@@ -21,13 +21,13 @@ from sandbox.check.self_check import (
     CHECK_LIMITS,
     FAMILIES,
     CheckResult,
-    Finding,
+    WallCheck,
     lay_out,
     try_family,
-    try_strain,
+    try_stress_test,
     try_walls,
 )
-from sandbox.check.stress import FLOOD_BYTES, STRAINS, Strain
+from sandbox.check.stress import FLOOD_BYTES, STRESS_TESTS, StressTest
 from sandbox.contract.gpu import NoGpus
 from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
 from sandbox.engine.find import Engine, connect
@@ -107,36 +107,36 @@ class Bare:
 def test_every_wall_of_a_box_holds(engine: Engine, image: ImageRecord, state_dir: Path) -> None:
     executor = DockerExecutor(engine.base_url, engine.api_version, state_dir / "run")
 
-    findings = try_walls(executor, image.image_id, state_dir / "run", os.environ, NoGpus())
+    walls = try_walls(executor, image.image_id, state_dir / "run", os.environ, NoGpus())
 
-    assert [] == [finding for finding in findings if finding.standing != "held"]
-    assert len(findings) >= 100
+    assert [] == [wall for wall in walls if wall.status != "held"]
+    assert len(walls) >= 100
     assert "NIGHTLAB_CHECK_CANARY" not in os.environ
 
 
 @pytest.fixture(scope="module")
-def without_walls(engine: Engine, image: ImageRecord, state_dir: Path) -> list[Finding]:
+def without_walls(engine: Engine, image: ImageRecord, state_dir: Path) -> list[WallCheck]:
     with lay_out(image.image_id, state_dir / "run", os.environ) as place:
         return [f for family in FAMILIES for f in try_family(Bare(engine), place, family)]
 
 
-def test_every_attempt_succeeds_where_the_walls_are_gone(without_walls: list[Finding]) -> None:
-    held = {finding.tried for finding in without_walls if finding.standing != "gave way"}
+def test_every_attempt_succeeds_where_the_walls_are_gone(without_walls: list[WallCheck]) -> None:
+    held = {wall.tried for wall in without_walls if wall.status != "gave way"}
 
     assert set() == held - set(STILL_HELD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_notices_that_its_walls_are_gone(
-    without_walls: list[Finding], family: str
+    without_walls: list[WallCheck], family: str
 ) -> None:
-    standings = {finding.standing for finding in without_walls if finding.family == family}
+    statuses = {wall.status for wall in without_walls if wall.family == family}
 
-    assert "gave way" in standings
+    assert "gave way" in statuses
 
 
-def test_every_family_of_probes_and_strains_is_made() -> None:
-    families = {family for family, _ in PROBES} | {strain.family for strain in STRAINS}
+def test_every_family_of_probes_and_stress_tests_is_made() -> None:
+    families = {family for family, _ in PROBES} | {stress.family for stress in STRESS_TESTS}
     assert set(FAMILIES) == families
 
 
@@ -148,9 +148,9 @@ def test_a_program_that_says_nothing_proves_nothing(
             return super().run(spec.model_copy(update={"argv": ("true",)}))
 
     with lay_out(image.image_id, state_dir / "run", os.environ) as place:
-        findings = try_family(Silent(engine), place, "identity")
+        walls = try_family(Silent(engine), place, "identity")
 
-    assert {"not tried"} == {finding.standing for finding in findings}
+    assert {"not tried"} == {wall.status for wall in walls}
 
 
 class Roomy(DockerExecutor):
@@ -172,24 +172,28 @@ class Roomy(DockerExecutor):
         return result.model_copy(update={"limits": asked})
 
 
-BOUNDED = [s for s in STRAINS if s.family in ("memory", "processes", "time") or "fill" in s.tried]
-BOUNDED = [s for s in BOUNDED if s.tried != "kill everything"]
+BOUNDED = [
+    test
+    for test in STRESS_TESTS
+    if (test.family in ("memory", "processes", "time") or "fill" in test.tried)
+    and test.tried != "kill everything"
+]
 
 
-@pytest.mark.parametrize("strain", BOUNDED, ids=lambda strain: strain.tried)
-def test_a_strain_notices_that_its_bound_is_gone(
-    strain: Strain, engine: Engine, image: ImageRecord, state_dir: Path
+@pytest.mark.parametrize("stress", BOUNDED, ids=lambda stress: stress.tried)
+def test_a_stress_test_notices_that_its_bound_is_gone(
+    stress: StressTest, engine: Engine, image: ImageRecord, state_dir: Path
 ) -> None:
     executor = Roomy(engine.base_url, engine.api_version, state_dir / "run")
     with lay_out(image.image_id, state_dir / "run", os.environ) as place:
-        assert "gave way" == try_strain(executor, place, strain).standing
+        assert "gave way" == try_stress_test(executor, place, stress).status
 
 
 def result_of(head: str = "began\n", **changes: Any) -> RunResult:
     """Return what a run came to that went well."""
     now = datetime.now(UTC)
     result = RunResult(
-        run_id="check-strain",
+        run_id="check-stress",
         box="train",
         outcome=Outcome.OK,
         exit_code=0,
@@ -227,11 +231,11 @@ WHOLE = FLOOD_BYTES + len("began\n")
         ("output that leads out", {"output": (LONE,), "evidence": {"output_skipped": {}}}),
     ],
 )
-def test_a_strain_without_a_bound_is_judged_by_what_came_out(
+def test_a_stress_test_without_a_bound_is_judged_by_what_came_out(
     tried: str, changes: dict[str, Any]
 ) -> None:
-    (strain,) = (strain for strain in STRAINS if strain.tried.startswith(tried))
-    assert not strain.held(result_of(**changes))
+    (stress,) = (stress for stress in STRESS_TESTS if stress.tried.startswith(tried))
+    assert not stress.held(result_of(**changes))
 
 
 def test_an_engine_that_drops_a_limit_makes_check_exit_1(
@@ -249,7 +253,7 @@ def test_an_engine_that_drops_a_limit_makes_check_exit_1(
             text=True,
             check=False,
         )
-    findings = CheckResult.model_validate_json(done.stdout).findings
+    walls = CheckResult.model_validate_json(done.stdout).walls
     assert 1 == done.returncode
-    assert {"gave way"} == {f.standing for f in findings if f.tried.startswith("four times")}
-    assert any("pids: asked 48" in finding.seen for finding in findings)
+    assert {"gave way"} == {f.status for f in walls if f.tried.startswith("four times")}
+    assert any("pids: asked 48" in wall.seen for wall in walls)

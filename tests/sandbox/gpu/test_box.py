@@ -301,11 +301,11 @@ def test_a_person_sees_the_gpus_and_puts_one_back_into_use(
     line.quarantine(GPU_1, "Xid 79", "run-7")
     rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
     assert [("0", GPU_0, "free"), ("1", GPU_1, "out of use")] == [
-        (row["index"], row["id"], row["standing"]) for row in rows
+        (row["index"], row["id"], row["status"]) for row in rows
     ]
     nightlab(gpu_machine, tmp_path, "gpus", "--lift", GPU_1)
     rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
-    assert ["free", "free"] == [row["standing"] for row in rows]
+    assert ["free", "free"] == [row["status"] for row in rows]
 
 
 def test_the_check_runs_a_box_with_a_gpu_and_says_what_bounds_its_memory(
@@ -313,18 +313,18 @@ def test_the_check_runs_a_box_with_a_gpu_and_says_what_bounds_its_memory(
 ) -> None:
     source = gpu_source(gpu_machine.engine, gpu_machine.state_dir, "nvidia", (), 1)
     with lay_out(gpu_machine.image, tmp_path, {}) as place:
-        (finding,) = try_gpus(boxes, place, source)
+        (wall,) = try_gpus(boxes, place, source)
         assert ("held", f"{GPU_0}; its memory can be bounded by: watchdog") == (
-            finding.standing,
-            finding.seen,
+            wall.status,
+            wall.seen,
         )
         gpu_machine.cards.set("misbehave", "all")
-        (finding,) = try_gpus(boxes, place, source)
-        assert "gave way" == finding.standing
+        (wall,) = try_gpus(boxes, place, source)
+        assert "gave way" == wall.status
         for uuid in (GPU_0, GPU_1):
             gpu_leases(gpu_machine.engine, gpu_machine.state_dir).quarantine(uuid, "lost", "r")
-        (finding,) = try_gpus(boxes, place, source)
-        assert "not tried" == finding.standing
+        (wall,) = try_gpus(boxes, place, source)
+        assert "not tried" == wall.status
         assert [] == try_gpus(boxes, place, NoGpus())
 
 
@@ -387,18 +387,18 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         hanging = others.enter_context(attempt(gpu_machine, "hanging", HANGS, 20))
         assert GPU_1 == said(hanging)
         killed = others.enter_context(attempt(gpu_machine, "killed", SLEEPS, 60))
-        assert wait_until(lambda: line.standing().waiting == ("killed",), 20)
+        assert wait_until(lambda: line.status().waiting == ("killed",), 20)
         well = others.enter_context(attempt(gpu_machine, "well", SEES, 60))
-        assert wait_until(lambda: line.standing().waiting == ("killed", "well"), 20)
+        assert wait_until(lambda: line.status().waiting == ("killed", "well"), 20)
         assert wait_until(lambda: having() == {GPU_0: "orphaned", GPU_1: "hanging"}, 20)
-        assert {GPU_0: "orphaned", GPU_1: "hanging"} == line.standing().held
+        assert {GPU_0: "orphaned", GPU_1: "hanging"} == line.status().held
 
         orphaned.kill()
         assert GPU_0 == said(killed)
         assert "orphaned" not in having().values()
         assert wait_until(lambda: len(running(client, "killed")) > 1, 20)  # PID 1 and program
         assert "killed" == having()[GPU_0]
-        assert "well" in line.standing().waiting
+        assert "well" in line.status().waiting
 
         for box in boxes_of(client, "killed"):
             client.kill(box["Id"])
@@ -409,6 +409,6 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         assert f"timed_out {GPU_1}" == said(hanging)
         for controller in (killed, well, hanging):
             assert 0 == controller.wait(20)
-    after = line.standing()
+    after = line.status()
     assert ({}, (), ()) == (after.held, after.waiting, after.quarantined)
     assert {} == having()

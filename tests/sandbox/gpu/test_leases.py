@@ -101,10 +101,10 @@ def leases(place: Path, living: list[str] | None = None) -> Leases:
 def test_a_lease_is_over_with_its_block_also_when_it_breaks(tmp_path: Path) -> None:
     with leases(tmp_path).lease(BOTH, 2, "a run") as granted:
         assert (GPU_0, GPU_1) == granted
-        assert {GPU_0: "a run", GPU_1: "a run"} == leases(tmp_path).standing().held
+        assert {GPU_0: "a run", GPU_1: "a run"} == leases(tmp_path).status().held
     with pytest.raises(ZeroDivisionError), leases(tmp_path).lease(BOTH, 1, "a run"):
         raise ZeroDivisionError
-    assert {} == leases(tmp_path).standing().held
+    assert {} == leases(tmp_path).status().held
 
 
 def test_what_living_containers_have_is_taken_whoever_started_them(tmp_path: Path) -> None:
@@ -161,24 +161,24 @@ def test_a_killed_holder_leaves_nothing_and_a_killed_waiter_holds_nobody_up(
     with process(tmp_path, 2, "holder") as holder:
         assert f"{GPU_0} {GPU_1}" == said(holder)
         with process(tmp_path, 2, "waiter") as waiter:
-            assert wait_until(lambda: leases(tmp_path).standing().waiting == ("waiter",), 20)
+            assert wait_until(lambda: leases(tmp_path).status().waiting == ("waiter",), 20)
             with process(tmp_path, 1, "last") as last:
                 waits = ("waiter", "last")
-                assert wait_until(lambda: leases(tmp_path).standing().waiting == waits, 20)
+                assert wait_until(lambda: leases(tmp_path).status().waiting == waits, 20)
                 waiter.kill()
                 waiter.wait()
-                assert wait_until(lambda: leases(tmp_path).standing().waiting == ("last",), 20)
+                assert wait_until(lambda: leases(tmp_path).status().waiting == ("last",), 20)
                 holder.kill()
                 holder.wait()
                 assert GPU_0 == said(last)
-                assert {GPU_0: "last"} == leases(tmp_path).standing().held
+                assert {GPU_0: "last"} == leases(tmp_path).status().held
 
 
 def test_a_waiter_that_is_frozen_is_passed_over_until_it_looks_again(tmp_path: Path) -> None:
     with process(tmp_path, 2, "holder") as holder:
         assert said(holder)
         with process(tmp_path, 1, "frozen") as frozen:
-            assert wait_until(lambda: leases(tmp_path).standing().waiting == ("frozen",), 20)
+            assert wait_until(lambda: leases(tmp_path).status().waiting == ("frozen",), 20)
             os.kill(frozen.pid, signal.SIGSTOP)
             later = Leases(tmp_path, list, "later", now=long_after)
             holder.kill()
@@ -244,7 +244,7 @@ def test_a_wish_that_can_never_come_true_is_refused_with_what_to_do(tmp_path: Pa
     ):
         pass
     assert "--lift" in refusal.value.hint
-    assert () == leases(tmp_path).standing().waiting
+    assert () == leases(tmp_path).status().waiting
 
 
 def test_an_instance_of_a_gpu_out_of_use_is_out_of_use(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_who_gives_up_waiting_gives_its_place_up(tmp_path: Path) -> None:
     line = leases(tmp_path, [GPU_1])
     with pytest.raises(TimeoutError):
         line.lease([gpu(GPU_1)], 1, "a run", while_waiting=give_up).__enter__()
-    assert () == line.standing().waiting
+    assert () == line.status().waiting
     assert [] == list((tmp_path / "queue").iterdir())
 
 
@@ -291,12 +291,12 @@ def test_a_ticket_of_another_version_counts_while_its_process_lives(
 
     with path.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert told == line.standing().held
+        assert told == line.status().held
         if free:
             with line.lease(BOTH, 1, "a run") as granted:
                 assert free == granted
         else:
-            assert ("another version of nightlab",) == line.standing().waiting
+            assert ("another version of nightlab",) == line.status().waiting
             with pytest.raises(TimeoutError):
                 line.lease(BOTH, 1, "a run", while_waiting=give_up).__enter__()
     with line.lease(BOTH, 2, "a run") as granted:
@@ -307,9 +307,9 @@ def test_a_person_is_told_who_has_which_gpu_and_which_are_gone(tmp_path: Path) -
     line = leases(tmp_path)
     line.quarantine(MIG_0, "memory left", "run-7")
     with line.lease([gpu(GPU_0)], 1, "session a, attempt 3"):
-        rows = gpu_rows(BOTH, line.standing())
+        rows = gpu_rows(BOTH, line.status())
     assert [("in use", "session a, attempt 3"), ("free", "")] == [
-        (row.standing, row.words) for row in rows[:2]
+        (row.status, row.words) for row in rows[:2]
     ]
-    assert ("out of use", MIG_0) == (rows[2].standing, rows[2].id)
+    assert ("out of use", MIG_0) == (rows[2].status, rows[2].id)
     assert "memory left (run-7" in rows[2].words

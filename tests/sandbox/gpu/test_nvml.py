@@ -15,7 +15,7 @@ from sandbox.contract.run import RunSpec
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver, xid_event
 from sandbox.gpu.request import Gpu
 from sandbox.gpu.run import attended
-from sandbox.gpu.watch import LEFT_BYTES, Watch
+from sandbox.gpu.watch import LEFT_BYTES, GpuWatch
 from tests.support.boxes import python_spec, wait_until
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, GPU_2, MIG_0, MIG_1, Cards
 
@@ -192,7 +192,7 @@ def test_a_gpu_that_cannot_be_listened_to_is_named_and_no_event_set_stays_open(
     open_sets = (cards.root / "event_sets").read_text()
     cards.fail("1/register", UNKNOWN)
     with pytest.raises(DriverFault) as fault:
-        Watch(driver, both)
+        GpuWatch(driver, both)
     assert GPU_1 == fault.value.gpu
     assert open_sets == (cards.root / "event_sets").read_text()
 
@@ -274,9 +274,11 @@ class Ended:
         self.why.append(why)
 
 
-def started(driver: Driver, limit: int | None = None, *, only: bool = False) -> tuple[Watch, Ended]:
+def started(
+    driver: Driver, limit: int | None = None, *, only: bool = False
+) -> tuple[GpuWatch, Ended]:
     """Return a quick watch over GPU 0 for a box that is this very process."""
-    watch, ended = Watch(driver, [gpu(driver, GPU_0)], period_seconds=0.01), Ended()
+    watch, ended = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01), Ended()
     watch.begin(os.getpid(), ended, limit, is_only_bound=only)
     return watch, ended
 
@@ -331,7 +333,7 @@ def test_memory_of_the_box_s_own_processes_is_counted_and_no_other(
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cgroup").write_text(group)
     cards.set("0/processes", f"42 {3 * GIBIBYTE}\n43 {50 * GIBIBYTE}")
-    watch = Watch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, proc=tmp_path)
+    watch = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, proc=tmp_path)
     watch.begin(41, Ended(), None, is_only_bound=False)
     assert wait_until(lambda: watch.accounts[0].samples >= 2, 5)
     watch.close()
@@ -447,12 +449,12 @@ def of_the_box(proc: Path, group: str, *pids: int) -> None:
         (proc / str(pid) / "cgroup").write_text(group)
 
 
-def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[Watch], Ended]:
+def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[GpuWatch], Ended]:
     """Return the watches of two boxes of one score, with PID 1 as 41 and 51, begun side by side."""
     of_the_box(proc, "0::/docker/one\n", 41, 42)
     of_the_box(proc, "0::/docker/other\n", 51, 52)
     first = gpu(driver, GPU_0)
-    watches, ended = [Watch(driver, [first], 0.01, proc) for _ in range(2)], Ended()
+    watches, ended = [GpuWatch(driver, [first], 0.01, proc) for _ in range(2)], Ended()
     for watch, pid in zip(watches, (41, 51), strict=True):
         watch.begin(pid, ended, limit, is_only_bound=True)
     return watches, ended
@@ -510,7 +512,7 @@ def test_other_work_that_comes_to_a_gpu_during_a_run_is_not_left_by_it(
 ) -> None:
     of_the_box(tmp_path, "0::/docker/box\n", 41)
     of_the_box(tmp_path, "0::/user\n", 43)
-    watch, ended = Watch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
+    watch, ended = GpuWatch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
     watch.begin(41, ended, GIBIBYTE, is_only_bound=True)
     cards.set(f"0/{field}", f"43 {5 * GIBIBYTE}")
     cards.set("0/memory_used", GIBIBYTE // 2 + 5 * GIBIBYTE)
@@ -537,7 +539,7 @@ def test_a_process_whose_memory_is_not_told_leaves_a_doubt_and_no_fault(
 def test_a_question_that_hangs_in_the_driver_does_not_hold_up_the_end_of_a_run(
     cards: Cards, driver: Driver
 ) -> None:
-    watch = Watch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, stop_seconds=0.2)
+    watch = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, stop_seconds=0.2)
     watch.begin(os.getpid(), Ended(), None, is_only_bound=False)
     assert wait_until(lambda: watch.accounts[0].samples >= 1, 5)
     cards.set("0/memory_used", "~2")
@@ -559,7 +561,7 @@ def test_a_watch_that_breaks_ends_the_run_and_blames_no_gpu(
     (tmp_path / "8").mkdir()
     (tmp_path / "8" / "cgroup").write_text("0::/docker/box\n")
     cards.set("0/processes", "7 1000")
-    watch, ended = Watch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
+    watch, ended = GpuWatch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
     watch.begin(8, ended, None, is_only_bound=False)
     assert wait_until(lambda: ended.why == ["gpu_fault"], 5)
     watch.close()
