@@ -37,6 +37,7 @@ from agent.cli.shared import (
     warn,
 )
 from agent.machine.setup import recorded_outfit
+from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
 from agent.morning.audit import whole_audit
 from agent.morning.export import (
@@ -56,14 +57,13 @@ from agent.morning.export import (
 from agent.morning.listing import check_hash, lines, make_filter, sentence
 from agent.morning.review import replay as run_again
 from agent.morning.review import review as check_by_daylight
-from agent.morning.worth import ReviewTable, reviews, worth
 from agent.night.session import SessionError, open_lab, settings_in, settings_of
 from agent.record.events import Entry
 from agent.record.history import fold
 from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger
+from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
 from agent.report.report import write_report
 from agent.report.summary import summary
-from agent.report.worth_table import notes, replay_lines, result_lines, worth_table
 from agent.text import for_terminal
 from sandbox.machine import state_directory
 
@@ -162,7 +162,7 @@ def review(
         entries = read_ledger(directory)
         if not (found := reviews(entries)):
             raise SessionError("there is no review yet", f"nightlab review {session}")
-        _tell_review(worth(found[-1], fold(entries)), directory, as_json=as_json)
+        _tell_review(ablation(found[-1], fold(entries)), directory, as_json=as_json)
         return
     try:
         with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
@@ -349,7 +349,7 @@ def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
         return
     for line in result_lines(table):
         say(line)
-    out.print(worth_table(table))
+    out.print(ablation_table(table))
     for line in notes(table):
         say(line)
     difference = result_diff(directory, read_ledger(directory))

@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
 from agent.candidate.merge import Conflict, merge_files
-from agent.morning.worth import BEST, SMALLER, kept_chain, reviews, worth
+from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
 from agent.night.session import SessionError
 from agent.record.events import Entry, HumanDecided
 from agent.record.history import fold
@@ -254,7 +254,7 @@ def rejection(ledger: Ledger, person: Person, reason: str) -> HumanDecided:
 def _smaller_files(ledger: Ledger) -> dict[str, str]:
     found = reviews(ledger.entries)
     last = found[-1] if found else None
-    table = worth(last, ledger.history) if last else None
+    table = ablation(last, ledger.history) if last else None
     is_current = ledger.history.best is not None and (
         last is not None and last.started.best == ledger.history.best.number
     )

@@ -12,19 +12,19 @@ from agent.attempt.judge import judge, pooled_noise
 from agent.attempt.lab import Lab, fresh_directory, stored_files
 from agent.attempt.measurement import Failure, measure_aside
 from agent.candidate.merge import Conflict, first_broken_file, merge_files
-from agent.morning.worth import (
+from agent.morning.ablation import (
     BASELINE,
     BEST,
     SMALLER,
     Review,
     ReviewTable,
+    ablation,
     after,
     before,
     dispensable,
     kept_chain,
     reviews,
     without,
-    worth,
 )
 from agent.night.session import SessionError
 from agent.record.events import (
@@ -74,7 +74,7 @@ def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable
         _plan_smaller(lab)
         _measure_all(bench, say)
     lab.ledger.append(ReviewFinished(review=_current(lab).started.review))
-    return worth(_current(lab), lab.ledger.history)
+    return ablation(_current(lab), lab.ledger.history)
 
 
 def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
@@ -214,7 +214,7 @@ def leave_out(lab: Lab, numbers: tuple[int, ...]) -> dict[str, bytes]:
 def _plan_smaller(lab: Lab) -> None:
     """Plan the best without everything that was luck, once all else is measured."""
     current = _current(lab)
-    numbers = dispensable(worth(current, lab.ledger.history))
+    numbers = dispensable(ablation(current, lab.ledger.history))
     if numbers and SMALLER not in current.variants:
         lab.ledger.append(_left_out(lab, SMALLER, current.started.best, numbers))
 

@@ -24,7 +24,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from agent.morning.worth import MEANING, decision, reviews, worth
+from agent.morning.ablation import MEANING, ablation, decision, reviews
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Arithmetic, Entry, RunFinished, SessionStarted, Verdict
 from agent.record.files import replace_file
@@ -283,7 +283,7 @@ def _contents(history: History, entries: Sequence[Entry], pages: Sequence[_Page]
     """What both forms of the report tell."""
     repeated = repeats(history)
     checked = reviews(entries)
-    review = worth(checked[-1], history) if checked else None
+    review = ablation(checked[-1], history) if checked else None
     return {
         "review": review,
         "survival": survival(history, review),

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
-from agent.morning.worth import ReviewTable
+from agent.morning.ablation import ReviewTable
 from agent.record.events import (
     Disturbance,
     DriftChecked,

@@ -33,7 +33,7 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9_.-]")
 GetBlob = Callable[[str], bytes]
 
 
-class Training(Record):
+class TrackedTraining(Record):
     """One training of an attempt: where its curve lies, and when it ran."""
 
     started_at: datetime
@@ -57,7 +57,7 @@ class TrackedRun(Record):
     facts: dict[str, str]
     metrics: dict[str, float]
     files: dict[str, Sha256]
-    trainings: tuple[Training, ...]
+    trainings: tuple[TrackedTraining, ...]
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ def _tracked(
         metrics=_metrics(_metric_name(history), attempt),
         files=attempt.started.files,
         trainings=tuple(
-            Training(
+            TrackedTraining(
                 started_at=run.result.started_at,
                 wall_seconds=run.result.wall_seconds,
                 curve=run.curve,
@@ -218,7 +218,7 @@ def _curves(run: TrackedRun, get_blob: GetBlob) -> Iterator[TrackedCurve]:
                 yield _curve(number, training, unpacked(get_blob(training.curve)))
 
 
-def _curve(number: int, training: Training, points: Curve) -> TrackedCurve:
+def _curve(number: int, training: TrackedTraining, points: Curve) -> TrackedCurve:
     began, last = training.started_at.timestamp(), training.wall_seconds
     return TrackedCurve(
         name="train" if number == 1 else f"train-{number}",

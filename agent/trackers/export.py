@@ -1,4 +1,4 @@
-"""Brings a tracker's files up to date; never ends a night.
+"""Keeps trackers' files up to date; never ends a night.
 
 The trackers' libraries are guests in the night's own process: what they print, log, warn of and
 read from the environment is kept from them, and what they raise is one line of text.

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agent.attempt.reported import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, read_reported
+from agent.morning.ablation import ablation, reviews
 from agent.morning.review import replay, review
-from agent.morning.worth import reviews, worth
 from agent.program import parse_program
 from agent.record.events import ReplayFinished, Scored, Verdict
 from agent.record.history import History, fold
 from agent.record.ledger import Follower, read_blob, read_ledger
 from agent.record.logs import packed_log
+from agent.report.ablation_table import replay_lines, result_lines
 from agent.report.console import attempt_line, closing_lines
 from agent.report.report import render_html, render_markdown, results_tsv
 from agent.report.summary import summary
 from agent.report.tui import screen
-from agent.report.worth_table import replay_lines, result_lines
 from agent.researcher.answers import history_answer, run_answer
 from agent.researcher.prompt import brief, system_prompt
 from agent.settings import ProgramError, Settings
@@ -278,7 +278,7 @@ def test_the_word_self_reported_stands_wherever_the_number_does(
         "markdown": render_markdown(entries, blob),
         "summary": numbers.model_dump_json(),
         "terminal": terminal.export_text(),
-        "review": "\n".join(result_lines(worth(reviews(entries)[-1], history))),
+        "review": "\n".join(result_lines(ablation(reviews(entries)[-1], history))),
         "replay": "\n".join(replay_lines(replayed, is_self_reported=True)),
         "brief": brief(settings, history, blob, guidance="", hours_left=1.0),
         "system prompt": system_prompt("prose", settings),

@@ -33,8 +33,8 @@ from agent.morning.review import replay, review
 from agent.record.curves import Curve, curve_of, packed, unpacked
 from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict
 from agent.record.ledger import read_ledger
+from agent.report.ablation_table import replay_lines
 from agent.report.summary import summary
-from agent.report.worth_table import replay_lines
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Outcome
 from tests.support.executors import TRAINING_SECONDS

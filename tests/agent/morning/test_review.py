@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.candidate.diffs import patch
-from agent.morning.worth import Fate, ReviewTable, reviews, worth
+from agent.morning.ablation import Effect, ReviewTable, ablation, reviews
 from agent.record.events import (
     HumanDecided,
     LaterRun,
@@ -113,7 +113,7 @@ def place(tmp_path: Path, engine: Engine, image: ImageRecord) -> CommandLine:
 
 def table_of(place: CommandLine, name: str = "night") -> ReviewTable:
     entries = read_ledger(place.session(name))
-    return worth(reviews(entries)[-1], fold(entries))
+    return ablation(reviews(entries)[-1], fold(entries))
 
 
 def repository(place: CommandLine) -> Callable[..., str]:
@@ -140,8 +140,8 @@ def test_the_real_change_is_real_and_the_lucky_one_is_luck(
 ) -> None:
     table = table_of(reviewed[0])
 
-    assert [(1, Fate.REAL, "left_out"), (2, Fate.LUCK, "left_out")] == [
-        (change.attempt, change.fate, change.how) for change in table.changes
+    assert [(1, Effect.REAL, "left_out"), (2, Effect.LUCK, "left_out")] == [
+        (change.attempt, change.effect, change.how) for change in table.changes
     ]
     real, lucky = (change.arithmetic for change in table.changes)
     assert real is not None
@@ -217,7 +217,7 @@ def test_the_last_review_is_shown_without_runs(morning: CommandLine) -> None:
     done = morning.nightlab("review", "night", "--no-runs", "--json")
 
     shown = json.loads(done.stdout)
-    assert [Fate.REAL, Fate.LUCK] == [change["fate"] for change in shown["changes"]]
+    assert [Effect.REAL, Effect.LUCK] == [change["effect"] for change in shown["changes"]]
     assert before == len(read_ledger(morning.session("night")))
 
 
@@ -254,8 +254,8 @@ def test_a_change_that_was_built_over_is_measured_as_a_step(place: CommandLine) 
     done = place.nightlab("review", "steps", "--repeats", "1")
 
     first, second = table_of(place, "steps").changes
-    assert ("step", Fate.REAL) == (first.how, first.fate)
-    assert ("left_out", Fate.REAL) == (second.how, second.fate)
+    assert ("step", Effect.REAL) == (first.how, first.effect)
+    assert ("left_out", Effect.REAL) == (second.how, second.effect)
     assert "cannot be left out alone" in done.stdout
     assert "X = 2.0" in first.note
 
@@ -269,7 +269,7 @@ def test_a_change_that_others_need_is_called_needed(place: CommandLine) -> None:
     place.nightlab("review", "needs", "--repeats", "1")
 
     first, second = table_of(place, "needs").changes
-    assert (Fate.NEEDED, Fate.REAL) == (first.fate, second.fate)
+    assert (Effect.NEEDED, Effect.REAL) == (first.effect, second.effect)
 
 
 def test_a_night_that_kept_nothing_has_nothing_to_review(place: CommandLine) -> None:

@@ -538,8 +538,8 @@ def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path)
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
-from agent.ledger import read_blob, read_ledger
-from agent.report import write_report
+from agent.record.ledger import read_blob, read_ledger
+from agent.report.report import write_report
 directory = Path(sys.argv[1])
 entries = read_ledger(directory)
 begun = time.process_time()

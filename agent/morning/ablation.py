@@ -24,7 +24,7 @@ from sandbox.contract.record import Record
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
 
 
-class Fate(StrEnum):
+class Effect(StrEnum):
     """What a kept change turned out to be."""
 
     REAL = "real"
@@ -35,15 +35,15 @@ class Fate(StrEnum):
 
 
 MEANING = {
-    Fate.REAL: "worth it beyond noise",
-    Fate.LUCK: "luck: not beyond noise",
-    Fate.HARMFUL: "better without it",
-    Fate.NEEDED: "needed: it does not run without it",
-    Fate.UNKNOWN: "not measured",
+    Effect.REAL: "worth it beyond noise",
+    Effect.LUCK: "luck: not beyond noise",
+    Effect.HARMFUL: "better without it",
+    Effect.NEEDED: "needed: it does not run without it",
+    Effect.UNKNOWN: "not measured",
 }
 
 
-class ChangeWorth(Record):
+class ChangeEffect(Record):
     """One kept change: what it gained when it was kept, and what it is worth today."""
 
     attempt: int
@@ -54,7 +54,7 @@ class ChangeWorth(Record):
     it at the time."""
     arithmetic: Arithmetic | None
     """With the change as candidate, without it as best."""
-    fate: Fate
+    effect: Effect
     note: str
 
 
@@ -84,7 +84,7 @@ class ReviewTable(Record):
     """The best as candidate, the baseline as best."""
     holdout_gain: float | None
     noise: float | None
-    changes: tuple[ChangeWorth, ...]
+    changes: tuple[ChangeEffect, ...]
     smaller: SmallerModel | None
 
 
@@ -154,9 +154,9 @@ def kept_chain(history: History) -> list[Attempt]:
     return chain[::-1]
 
 
-def worth(review: Review, history: History) -> ReviewTable:
+def ablation(review: Review, history: History) -> ReviewTable:
     """The table of a review, with the judge's arithmetic."""
-    scale = _Scale(review, history)
+    comparison = _Comparison(review, history)
     after = list(review.values(BEST, "holdout"))
     before = list(review.values(BASELINE, "holdout"))
     direction = direction_of(history)
@@ -169,11 +169,11 @@ def worth(review: Review, history: History) -> ReviewTable:
         best=review.started.best,
         baseline_values=tuple(review.values(BASELINE)),
         best_values=tuple(review.values(BEST)),
-        arithmetic=scale.compare(BEST, BASELINE),
+        arithmetic=comparison.compare(BEST, BASELINE),
         holdout_gain=gain(direction, fmean(after), fmean(before)) if after and before else None,
-        noise=scale.noise.sigma if scale.noise else None,
-        changes=tuple(_change(attempt, scale) for attempt in _reviewed_chain(review, history)),
-        smaller=_smaller(scale),
+        noise=comparison.noise.sigma if comparison.noise else None,
+        changes=tuple(_change(attempt, comparison) for attempt in _reviewed_chain(review, history)),
+        smaller=_smaller(comparison),
     )
 
 
@@ -197,11 +197,11 @@ def dispensable(table: ReviewTable) -> tuple[int, ...]:
     return tuple(
         change.attempt
         for change in table.changes
-        if change.how == "left_out" and change.fate in (Fate.LUCK, Fate.HARMFUL)
+        if change.how == "left_out" and change.effect in (Effect.LUCK, Effect.HARMFUL)
     )
 
 
-class _Scale:
+class _Comparison:
     """Weighs variants of one review against each other."""
 
     def __init__(self, review: Review, history: History) -> None:
@@ -227,11 +227,11 @@ class _Scale:
         ).arithmetic
 
 
-def fate(numbers: Arithmetic) -> Fate:
+def effect_of(numbers: Arithmetic) -> Effect:
     """What the difference that a change makes says about it."""
     if numbers.gain > numbers.required_gain:
-        return Fate.REAL
-    return Fate.HARMFUL if -numbers.gain > numbers.required_gain else Fate.LUCK
+        return Effect.REAL
+    return Effect.HARMFUL if -numbers.gain > numbers.required_gain else Effect.LUCK
 
 
 def _noise(review: Review, history: History) -> Noise | None:
@@ -250,32 +250,32 @@ def _reviewed_chain(review: Review, history: History) -> list[Attempt]:
     return [a for a in history.attempts if a.number in planned]
 
 
-def _change(attempt: Attempt, scale: _Scale) -> ChangeWorth:
-    number, review = attempt.number, scale.review
+def _change(attempt: Attempt, comparison: _Comparison) -> ChangeEffect:
+    number, review = attempt.number, comparison.review
     planned = review.variants[without(number)]
     is_step = planned.files is None
     numbers = (
-        scale.compare(after(number), before(number))
+        comparison.compare(after(number), before(number))
         if is_step
-        else scale.compare(BEST, without(number))
+        else comparison.compare(BEST, without(number))
     )
     failed = None if is_step else review.failure(without(number))
     then = attempt.finished.arithmetic if attempt.finished else None
-    return ChangeWorth(
+    return ChangeEffect(
         attempt=number,
         hypothesis=attempt.started.hypothesis,
         gain_then=then.gain if then else None,
         how="step" if is_step else "left_out",
         arithmetic=None if failed else numbers,
-        fate=_fate(numbers, failed),
+        effect=_effect(numbers, failed),
         note=_note(planned, failed),
     )
 
 
-def _fate(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Fate:
+def _effect(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Effect:
     if failed is not None:
-        return Fate.UNKNOWN if failed.reason in NOT_JUDGED else Fate.NEEDED
-    return Fate.UNKNOWN if numbers is None else fate(numbers)
+        return Effect.UNKNOWN if failed.reason in NOT_JUDGED else Effect.NEEDED
+    return Effect.UNKNOWN if numbers is None else effect_of(numbers)
 
 
 def _note(planned: VariantPlanned, failed: VariantMeasured | None) -> str:
@@ -284,12 +284,12 @@ def _note(planned: VariantPlanned, failed: VariantMeasured | None) -> str:
     return "" if failed is None else f"{failed.reason}: {failed.explanation}"
 
 
-def _smaller(scale: _Scale) -> SmallerModel | None:
-    planned = scale.review.variants.get(SMALLER)
+def _smaller(comparison: _Comparison) -> SmallerModel | None:
+    planned = comparison.review.variants.get(SMALLER)
     if planned is None:
         return None
-    failed = scale.review.failure(SMALLER)
-    numbers = None if failed or planned.files is None else scale.compare(BEST, SMALLER)
-    is_equal = numbers is not None and fate(numbers) is not Fate.REAL
+    failed = comparison.review.failure(SMALLER)
+    numbers = None if failed or planned.files is None else comparison.compare(BEST, SMALLER)
+    is_equal = numbers is not None and effect_of(numbers) is not Effect.REAL
     note = planned.problem if failed is None else f"{failed.reason}: {failed.explanation}"
     return SmallerModel(left_out=planned.left_out, arithmetic=numbers, is_equal=is_equal, note=note)

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from agent.morning.worth import MEANING, ChangeWorth, Fate, ReviewTable
+from agent.morning.ablation import MEANING, ChangeEffect, Effect, ReviewTable
 from agent.record.events import Arithmetic, ReplayFinished
 from agent.text import one_line
 
 STYLES = {
-    Fate.REAL: "bold green",
-    Fate.LUCK: "yellow",
-    Fate.HARMFUL: "red",
-    Fate.NEEDED: "default",
-    Fate.UNKNOWN: "magenta",
+    Effect.REAL: "bold green",
+    Effect.LUCK: "yellow",
+    Effect.HARMFUL: "red",
+    Effect.NEEDED: "default",
+    Effect.UNKNOWN: "magenta",
 }
 HYPOTHESIS_CHARACTERS = 70
 
 
-def worth_table(table: ReviewTable) -> Table:
+def ablation_table(table: ReviewTable) -> Table:
     """One row a kept change: its gain when it was kept, what it is worth today, what it was."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("attempt", "kept for", "worth today", "in noise", "verdict", "change"):
@@ -88,7 +88,7 @@ def replay_lines(replayed: ReplayFinished, *, is_self_reported: bool) -> list[st
     return [*lines, f"attempt {replayed.attempt} {word}: {one_line(replayed.explanation, 300)}"]
 
 
-def _cells(change: ChangeWorth) -> tuple[str | Text, ...]:
+def _cells(change: ChangeEffect) -> tuple[str | Text, ...]:
     numbers = change.arithmetic
     today = "" if numbers is None else f"{numbers.gain:+.4f}"
     mark = " (as a step)" if change.how == "step" else ""
@@ -97,7 +97,7 @@ def _cells(change: ChangeWorth) -> tuple[str | Text, ...]:
         "" if change.gain_then is None else f"{change.gain_then:+.4f}",
         today,
         f"{numbers.gain / numbers.noise:+.1f}" if numbers and numbers.noise else "",
-        Text(MEANING[change.fate] + mark, style=STYLES[change.fate]),
+        Text(MEANING[change.effect] + mark, style=STYLES[change.effect]),
         Text(one_line(change.hypothesis, HYPOTHESIS_CHARACTERS)),
     )
 
