@@ -28,11 +28,11 @@ HOURS_PATH_LINES = 2_461  # goal: 1,910
 MODULES_OF_A_FOLDER = 12
 FULL_FOLDERS = {"agent/attempt": 14}  # goal: none
 LINES_OF_A_CLASS = 250
-LONG_CLASSES = {"ClaudeModel": 258, "History": 310, "_Box": 348, "_Auditor": 467}  # goal: none
+LONG_CLASSES = {"ClaudeModel": 258, "History": 310, "_Auditor": 467}  # goal: none
 LINES_OF_A_FUNCTION = 60
 SHIPPED = ("supervisor.py", "probes.py", "evaluate.py", "train.py", "prepare.py")
 """Each is sent into a box, or to a person, as one file, and cannot import its words from us."""
-NAMED_TWICE = {"Finding", "Noise", "Proposal", "Sweep", "Watch"}  # goal: none
+NAMED_TWICE = {"Noise", "Proposal", "Sweep"}  # goal: none
 
 
 def lines_of(path: Path) -> int:

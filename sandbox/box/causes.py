@@ -11,10 +11,12 @@ import signal
 from datetime import datetime
 from typing import Any, Literal
 
+from sandbox.box.hardening import Settings
 from sandbox.box.link import Counters, ExitReport, Fullest
 from sandbox.box.proof import Proof
 from sandbox.contract.record import Record
-from sandbox.contract.run import Log, Outcome, OutputFile, RunSpec
+from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
+from sandbox.gpu.run import Attendance
 
 NEARLY_FULL_BYTES = 65536
 NEARLY_ALL_MEMORY_BYTES = 4 * 2**20
@@ -207,4 +209,46 @@ def gather(
             "gpu_memory_reached": gpu_memory_reached,
             "engine_oom_killed": None if state is None else bool(state["OOMKilled"]),
         }
+    )
+
+
+def conclude(
+    spec: RunSpec,
+    digest: str,
+    proof: Proof,
+    observed: Observed,
+    asked: Settings,
+    gpus: Attendance,
+) -> RunResult:
+    """Return the result of a run, with everything that it was decided from."""
+    report = observed.report
+    reached = gpus.reaches_memory(tried_bytes(observed.log_end))
+    evidence = gather(spec, proof, observed, reached)
+    counters = report.counters if report else None
+    return RunResult(
+        run_id=spec.run_id,
+        box=spec.box,
+        outcome=decide(evidence),
+        exit_code=evidence.exit_code,
+        signal=evidence.signal,
+        wall_seconds=observed.wall_seconds,
+        limits=spec.limits,
+        peak_memory_bytes=counters.peak_memory_bytes if counters else None,
+        cpu_seconds=counters.cpu_seconds if counters else None,
+        oom_kills=evidence.oom_kills,
+        gpus=spec.gpus,
+        gpu=gpus.uses(),
+        log=observed.log,
+        output=observed.output,
+        image_digest=digest,
+        started_at=observed.started_at,
+        finished_at=observed.finished_at,
+        evidence=evidence.model_dump()
+        | {
+            "engine_state": observed.engine_state,
+            "output_skipped": observed.skipped,
+            "report": report and report.model_dump(),
+            "gpus": gpus.evidence(),
+            "container": {"asked": asked, "proved": proof.model_dump(mode="json")},
+        },
     )

@@ -24,7 +24,7 @@ import docker
 import docker.errors
 import requests
 
-from sandbox.box.causes import Observed, decide, gather, tried_bytes
+from sandbox.box.causes import conclude
 from sandbox.box.container import Container
 from sandbox.box.files import OutputReceiver
 from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
@@ -32,7 +32,6 @@ from sandbox.box.hardening import Lease, Settings, container_settings
 from sandbox.box.link import (
     Listener,
 )
-from sandbox.box.proof import Proof
 from sandbox.box.reaper import OWNER_FILE, process_owner
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
 from sandbox.contract.errors import (
@@ -133,7 +132,7 @@ class DockerExecutor:
                     environment = gpus.bound(container.pid, box.end_now)
                     observed = box.follow(environment)
                 gpus.look_back()
-                return gpus.judged(_result(spec, digest, proof, observed, settings, gpus))
+                return gpus.judged(conclude(spec, digest, proof, observed, settings, gpus))
 
     def answers(self) -> bool:
         """Tell within seconds whether the engine is there; see `contract.Executor.answers`."""
@@ -245,45 +244,4 @@ def _lease(spec: RunSpec, directory: Path, gpus: Attendance) -> Lease:
         owner=process_owner(),
         deadline_monotonic_seconds=int(deadline),
         gpus=gpus.request,
-    )
-
-
-def _result(
-    spec: RunSpec,
-    digest: str,
-    proof: Proof,
-    observed: Observed,
-    asked: Settings,
-    gpus: Attendance,
-) -> RunResult:
-    report = observed.report
-    reached = gpus.reaches_memory(tried_bytes(observed.log_end))
-    evidence = gather(spec, proof, observed, reached)
-    counters = report.counters if report else None
-    return RunResult(
-        run_id=spec.run_id,
-        box=spec.box,
-        outcome=decide(evidence),
-        exit_code=evidence.exit_code,
-        signal=evidence.signal,
-        wall_seconds=observed.wall_seconds,
-        limits=spec.limits,
-        peak_memory_bytes=counters.peak_memory_bytes if counters else None,
-        cpu_seconds=counters.cpu_seconds if counters else None,
-        oom_kills=evidence.oom_kills,
-        gpus=spec.gpus,
-        gpu=gpus.uses(),
-        log=observed.log,
-        output=observed.output,
-        image_digest=digest,
-        started_at=observed.started_at,
-        finished_at=observed.finished_at,
-        evidence=evidence.model_dump()
-        | {
-            "engine_state": observed.engine_state,
-            "output_skipped": observed.skipped,
-            "report": report and report.model_dump(),
-            "gpus": gpus.evidence(),
-            "container": {"asked": asked, "proved": proof.model_dump(mode="json")},
-        },
     )

@@ -77,7 +77,7 @@ class CheckResult(Record):
         return any(wall.status != "held" for wall in self.walls)
 
 
-class _Answer(Record):
+class _ProbeAnswer(Record):
     """One line of a box's probes."""
 
     family: str
@@ -181,19 +181,19 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
     return [_judge(answers, f, t) for f, t in PROBES if f == family]
 
 
-def _answers_in(log: str) -> dict[tuple[str, str], _Answer]:
+def _answers_in(log: str) -> dict[tuple[str, str], _ProbeAnswer]:
     """Return the lines of the probes; anything else in the log is passed over."""
     answers = {}
     for line in log.splitlines():
         try:
-            answer = _Answer.model_validate_json(line)
+            answer = _ProbeAnswer.model_validate_json(line)
         except ValidationError:
             continue
         answers[answer.family, answer.tried] = answer
     return answers
 
 
-def _judge(answers: dict[tuple[str, str], _Answer], family: str, tried: str) -> WallCheck:
+def _judge(answers: dict[tuple[str, str], _ProbeAnswer], family: str, tried: str) -> WallCheck:
     answer = answers.get((family, tried))
     if answer is None:
         return _wall(family, tried, "not tried", "no answer came from inside")

@@ -62,6 +62,7 @@ class GpuEvent(Record):
     kind: Literal["xid", "lost", "unreadable", "throttled", "ecc", "memory_left", "recovery"]
     words: str
     xid: int | None = None
+    """The number of the driver's report; None for every other kind."""
     is_fault: bool
     """Whether the GPU is to blame and was taken out of use, not the program."""
 
@@ -74,7 +75,7 @@ class Spread(Record):
 
 
 class GpuUse(Record):
-    """What a run made of one of its GPUs, sampled on the host."""
+    """What a run made of one of its GPUs, sampled on the host; None where nobody could tell."""
 
     uuid: str
     name: str
@@ -85,12 +86,12 @@ class GpuUse(Record):
     """Mean over the run."""
     energy_joules: Amount | None
     throttled_share: Share | None
-    throttled_by: tuple[str, ...] = ()
-    """Every reason that was seen; the fields from here to `samples` are not in older ledgers."""
-    power_watts: Spread | None = None
-    sm_clock_mhz: Spread | None = None
-    memory_clock_mhz: Spread | None = None
-    temperature_celsius: Spread | None = None
+    throttled_by: tuple[str, ...]
+    """Every reason that was seen."""
+    power_watts: Spread | None
+    sm_clock_mhz: Spread | None
+    memory_clock_mhz: Spread | None
+    temperature_celsius: Spread | None
     samples: Annotated[int, Field(ge=0)]
     events: tuple[GpuEvent, ...]
 

@@ -140,8 +140,8 @@ class RunResult(Record):
     oom_kills: int
     gpus: tuple[str, ...]
     """Those that PID 1 saw before the program started."""
-    gpu: tuple[GpuUse, ...] = ()
-    """One for each of them; none in ledgers from before GPUs were watched."""
+    gpu: tuple[GpuUse, ...]
+    """What the run made of each of them."""
     log: Log
     output: tuple[OutputFile, ...]
     image_digest: str

@@ -112,6 +112,11 @@ class Attendance:
                 utilisation=None,
                 energy_joules=None,
                 throttled_share=None,
+                throttled_by=(),
+                power_watts=None,
+                sm_clock_mhz=None,
+                memory_clock_mhz=None,
+                temperature_celsius=None,
                 samples=0,
                 events=(),
             )

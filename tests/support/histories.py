@@ -263,6 +263,7 @@ def run_result(
         cpu_seconds=wall_seconds * 1.9,
         oom_kills=1 if outcome is Outcome.OUT_OF_MEMORY else 0,
         gpus=(),
+        gpu=(),
         log=kept_log(log),
         output=(),
         image_digest="sha256:" + "5" * 64,

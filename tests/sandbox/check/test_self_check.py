@@ -204,6 +204,7 @@ def result_of(head: str = "began\n", **changes: Any) -> RunResult:
         cpu_seconds=None,
         oom_kills=0,
         gpus=(),
+        gpu=(),
         log=Log(head=head, tail="", omitted_bytes=0),
         output=(),
         image_digest="sha256:0",
