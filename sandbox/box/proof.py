@@ -24,7 +24,8 @@ from sandbox.box.link import Count
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.record import Record
 from sandbox.contract.run import RunSpec
-from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
+from sandbox.gpu.proof import SeenGpus, gpu_differences
+from sandbox.gpu.request import NO_GPUS, GpuRequest
 
 PAGE_BYTES = 4096
 CPU_TOLERANCE = 0.01

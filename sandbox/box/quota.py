@@ -2,7 +2,8 @@
 
 Whoever dies does it on the box's own CPU time. Hundreds of processes that fork without end spend it
 far in advance, inside the kernel, and PID 1 and its death then wait for seconds. The engine can
-lift the limit too, but it needs processes of its own for that, on the same busy machine.
+lift the limit too, but it needs processes of its own for that, on the same busy machine
+(docs/decisions/0006).
 """
 
 from __future__ import annotations

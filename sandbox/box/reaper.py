@@ -21,10 +21,12 @@ import requests
 
 from sandbox.box.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
 from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
+from sandbox.contract.log import log
 
 OWNER_FILE = "owner"
 RUN_NAME = re.compile(r"[0-9a-f]{16}")
 LIFT_SECONDS = 1.0
+"""Nothing waits longer for it: where the engine is that slow, death comes without it."""
 
 
 def process_owner(pid: int | None = None) -> str:
@@ -107,6 +109,8 @@ def sweep(client: docker.APIClient) -> list[str]:
                 stuck.append(f"{container['Id'][:12]} ({error})")
     except (requests.RequestException, docker.errors.DockerException) as error:
         raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
+    if removed:
+        log.info("sweep_removed", containers=[each[:12] for each in removed])
     if stuck:
         raise ContainerUnkillable(
             f"what a dead session left cannot be removed: {', '.join(stuck)}"[:1000],
@@ -174,6 +178,8 @@ def sweep_run_directories(run_root: Path) -> list[Path]:
             if _is_left(directory):
                 shutil.rmtree(directory)
                 removed.append(directory)
+    if removed:
+        log.info("sweep_removed", directories=[each.name for each in removed])
     return removed
 
 

@@ -2,7 +2,7 @@
 
 A process of the controller's own, beside it on the host, in a session of its own. Standard library
 only, run as a plain script. PID 1 does the same from inside, but on the box's own CPU time, and a
-storm of hundreds of forking processes can spend that for a minute ahead.
+storm of hundreds of forking processes can spend that for a minute ahead (docs/decisions/0006).
 
     watchdog.py SOCKET API_VERSION CONTAINER SECONDS
 

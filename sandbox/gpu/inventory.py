@@ -10,7 +10,7 @@ from pathlib import Path
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.gpu import Devices
 from sandbox.gpu.nvml import open_driver
-from sandbox.gpu.request import Gpu, GpuRequest, Node, choose_form, chosen
+from sandbox.gpu.request import Gpu, GpuRequest, Node, choose_form
 
 RENDER_CLASS = Path("/sys/class/drm")
 DEVICES = Path("/dev")
@@ -136,3 +136,22 @@ def _words(path: Path) -> str:
 def _number(path: Path) -> int | None:
     words = _words(path)
     return int(words) if words.isdigit() else None
+
+
+def chosen(gpus: Sequence[Gpu], words: Sequence[str]) -> tuple[Gpu, ...]:
+    """Return the GPUs that a person names by index or id, in that order; all for no names.
+
+    Raises:
+        SandboxError: there is none of that name, or one is named twice.
+    """
+    if not words:
+        return tuple(gpus)
+    known = {name: gpu for gpu in gpus for name in (gpu.id.lower(), gpu.index)}
+    unknown = [word for word in words if word.lower() not in known]
+    if unknown:
+        there = ", ".join(f"{gpu.index} ({gpu.id})" for gpu in gpus) or "none"
+        raise SandboxError(f"there is no GPU {unknown[0][:60]!r} here", f"there is: {there}")
+    found = tuple(known[word.lower()] for word in words)
+    if len({gpu.id for gpu in found}) < len(found):
+        raise SandboxError(f"a GPU is named twice: {', '.join(words)}", "name each once")
+    return found

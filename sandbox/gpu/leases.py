@@ -3,7 +3,7 @@
 A GPU is taken while a living container's label names it, or while a living process holds a ticket
 that was granted it: nothing is left to clean up after a crash, since the kernel takes back a dead
 process's file lock and the engine knows its containers. Tickets are served in the order in which
-they were drawn.
+they were drawn. Why not a database of leases: docs/decisions/0014.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from pydantic import ConfigDict, ValidationError
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.gpu import Devices
+from sandbox.contract.log import log
 from sandbox.contract.record import Record
 from sandbox.gpu.inventory import named_gpus
 from sandbox.gpu.request import Gpu
 
 POLL_SECONDS = 0.5
+"""Each look asks the engine who lives, so not more often than a person would notice."""
 FROZEN_SECONDS = 30.0
-"""A waiter that has not looked for so long is passed over until it looks again."""
+"""A waiter that has not looked for so long is passed over until it looks again. One that froze with
+a GPU keeps it: it would go on using it when it thaws."""
 
 
 class Ticket(Record):
@@ -193,13 +196,16 @@ class Leases:
             pool=tuple(parents), count=count, granted=(), owner=self._owner, purpose=purpose
         )
         with self._drawn(wish) as (number, descriptor):
-            has_waited = False
+            waits_since = None
             while not (granted := self._granted(number, descriptor, wish, parents)):
-                if not has_waited:
+                if waits_since is None:
+                    waits_since = self._now()
                     on_wait(self._why_waiting(number))
-                    has_waited = True
                 while_waiting()
                 self._sleep(POLL_SECONDS)
+            if waits_since is not None:
+                seconds = round(self._now() - waits_since, 1)
+                log.info("gpu_waited_for", purpose=purpose, gpus=granted, seconds=seconds)
             yield granted
 
     def status(self) -> LeaseStatus:
@@ -211,8 +217,6 @@ class Leases:
             waiting = tuple(_purpose(t) for _, t in tickets if t is None or not t.granted)
         return LeaseStatus(held=held, waiting=waiting, quarantined=self.quarantined())
 
-    # --- out of use ---
-
     def quarantine(self, gpu: str, why: str, run_id: str) -> None:
         """Take a GPU out of use until a person says otherwise."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -221,6 +225,7 @@ class Leases:
         partial = path.with_suffix(".partial")
         partial.write_text(entry.model_dump_json(indent=2) + "\n")
         partial.replace(path)
+        log.warning("gpu_out_of_use", gpu=gpu, run=run_id, why=entry.why)
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """Return the GPUs that are out of use."""
@@ -236,8 +241,6 @@ class Leases:
         was = path.exists()
         path.unlink(missing_ok=True)
         return was
-
-    # --- the line ---
 
     @contextmanager
     def _drawn(self, wish: Ticket) -> Iterator[tuple[int, int]]:

@@ -9,17 +9,16 @@ from typing import Any
 from sandbox.contract.errors import ContainerUnkillable, GpuFault
 from sandbox.contract.gpu import GpuEvent, GpuUse, MemoryBound
 from sandbox.contract.run import Outcome, RunResult, RunSpec
-from sandbox.gpu.inventory import leased_gpus, request_for
-from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
-from sandbox.gpu.request import (
-    NO_GPUS,
-    GpuRequest,
+from sandbox.gpu.bound import (
     MemoryMeans,
     allocator_environment,
     are_instances_within,
     require_bound,
     strongest_bound,
 )
+from sandbox.gpu.inventory import leased_gpus, request_for
+from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
+from sandbox.gpu.request import NO_GPUS, GpuRequest
 from sandbox.gpu.watch import PROC, End, GpuWatch, watching
 
 REACHED_SHARE = 0.5

@@ -13,23 +13,23 @@ from pydantic import ValidationError
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import RunSpec
-from sandbox.gpu.inventory import GpuUnavailable, find_render_nodes
+from sandbox.gpu.bound import (
+    MemoryMeans,
+    allocator_environment,
+    are_instances_within,
+    require_bound,
+    strongest_bound,
+)
+from sandbox.gpu.inventory import GpuUnavailable, chosen, find_render_nodes
+from sandbox.gpu.proof import SeenGpus, gpu_differences
 from sandbox.gpu.request import (
     NO_GPUS,
     Form,
     Gpu,
     GpuRequest,
-    MemoryMeans,
     Node,
-    SeenGpus,
-    allocator_environment,
-    are_instances_within,
     choose_form,
-    chosen,
     device_settings,
-    gpu_differences,
-    require_bound,
-    strongest_bound,
     visible_devices,
 )
 from tests.support.boxes import box_spec
