@@ -1,4 +1,4 @@
-"""One container: asked of the engine, killed and removed even where that hangs.
+"""One container: asked for, killed, removed, whatever hangs.
 
 A container can make every answer about it hang, and the engine with it. So nothing here is asked
 without a time limit, and death is brought by the host's kernel first: PID 1 is held by a

@@ -1,4 +1,4 @@
-"""Compares the walls that PID 1 sees with those asked for.
+"""Compares the walls PID 1 sees with those asked for.
 
 What an engine was asked and what it recorded prove nothing: it may drop a limit without a word. So
 PID 1 reads everything back from inside, before the program exists, and a run whose walls differ is

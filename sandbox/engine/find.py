@@ -1,4 +1,4 @@
-"""Finds a Docker engine of this machine that can hold boxes.
+"""Finds a local Docker engine that can hold boxes.
 
 Four places are asked, in this order: `DOCKER_HOST`, the current docker context, the default socket,
 nightlab's own socket. An engine that the user named is used or refused, never passed over. Only a
