@@ -24,7 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from agent.record.ledger import Follower, read_blob
 from agent.report.activity import activity
-from agent.report.report import Report, live_page, now_part, page_policy
+from agent.report.rendering import page_policy, whole_page
+from agent.report.report import Report, now_part
 from agent.report.summary import summary_of
 
 HOST = "127.0.0.1"
@@ -62,7 +63,7 @@ class LiveReport:
         with self._turn:
             self._look()
             parts = {name: text for name, (text, _) in self._parts.items()}
-            return live_page(
+            return whole_page(
                 {name: text for name, text in parts.items() if not name.isdigit()},
                 {int(name): text for name, text in parts.items() if name.isdigit()},
                 summary_of(self._ledger.history, self._ledger.entries),

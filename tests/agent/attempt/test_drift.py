@@ -19,11 +19,11 @@ from agent.night.session import machine
 from agent.record.events import Entry, Event, LaterRun, MachineState, RunFinished, SessionResumed
 from agent.record.history import History, fold
 from agent.record.ledger import read_blob, read_ledger
-from agent.report.report import render_markdown
 from agent.report.summary import summary
 from tests.support import sessions
 from tests.support.labs import with_machine, work
 from tests.support.nights import Place
+from tests.support.reports import render_markdown
 
 SLOW_AFTER_RUNS = 8
 LOSS = 0.5

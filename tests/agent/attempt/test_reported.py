@@ -25,7 +25,7 @@ from agent.record.ledger import Follower, read_blob, read_ledger
 from agent.record.logs import packed_log
 from agent.report.ablation_table import replay_lines, result_lines
 from agent.report.console import attempt_line, closing_lines
-from agent.report.report import render_html, render_markdown, results_tsv
+from agent.report.report import results_tsv
 from agent.report.summary import summary
 from agent.report.tui import screen
 from agent.researcher.answers import history_answer, run_answer
@@ -40,6 +40,7 @@ from tests.support.clock import EVENING
 from tests.support.command_line import CommandLine
 from tests.support.labs import play
 from tests.support.nights import Place
+from tests.support.reports import render_html, render_markdown
 
 ROOT = Path(__file__).parents[3]
 SUMMARY = """\

@@ -37,19 +37,13 @@ from agent.record.ledger import FIRST_PREVIOUS, Ledger, LedgerError
 from agent.report import charts
 from agent.report import tables as findings
 from agent.report.console import closing_lines
-from agent.report.report import (
-    Report,
-    candidate_id,
-    render_html,
-    render_markdown,
-    results_tsv,
-    write_report,
-)
+from agent.report.report import Report, candidate_id, results_tsv, write_report
 from agent.report.summary import Summary, summary, value_of
 from agent.text import one_line
 from sandbox.contract.run import Log, Outcome
 from tests.support import histories
 from tests.support.browser import Browser
+from tests.support.reports import render_html, render_markdown
 
 NIGHT = histories.night(48)
 HOSTILE = histories.night(40, hostile=True)

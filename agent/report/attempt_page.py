@@ -1,0 +1,168 @@
+"""What the report shows of one attempt: numbers, diff, logs, curve.
+
+What a model or a run wrote is made visible and cut to its share of the report before it comes near
+a template: one attempt with endless logs must not cost the others their room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from html import escape
+
+from agent.record.curves import Curve, unpacked
+from agent.record.events import Arithmetic, RunFinished
+from agent.record.history import Attempt
+from agent.record.ledger import LedgerError
+from agent.record.logs import unpacked_log
+from agent.report import charts
+from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
+from agent.report.summary import value_of
+from agent.text import one_line, visible
+from sandbox.contract.run import Log, Outcome
+
+GetBlob = Callable[[str], bytes]
+
+
+def is_self_reported(attempt: Attempt) -> bool:
+    """Whether the program's own word is all that stands behind its score."""
+    return any(score.source == "reported" for score in attempt.scores)
+
+
+@dataclass(frozen=True)
+class AttemptPage:
+    """One attempt as the report shows it; lines are visible and bounded, not yet escaped."""
+
+    attempt: Attempt
+    mark: str
+    value: float | None
+    is_self_reported: bool
+    gain: float | None
+    gain_in_noise: float | None
+    arithmetic: str
+    diff: list[str]
+    chain: list[str]
+    """The diff again, shorter, for the chain of kept changes."""
+    logs: list[tuple[str, list[str]]]
+    curve: charts.LossCurve | None
+    runs_left_out: int
+    scores_left_out: int
+
+
+def attempt_page(
+    attempt: Attempt, get_blob: GetBlob, limit_bytes: int, chain_bytes: int
+) -> AttemptPage:
+    """One attempt; half of the text goes to its diff and half to its logs."""
+    arithmetic = attempt.finished.arithmetic if attempt.finished else None
+    return AttemptPage(
+        attempt=attempt,
+        mark=charts.mark_of(attempt),
+        value=value_of(attempt),
+        is_self_reported=is_self_reported(attempt),
+        gain=arithmetic.gain if arithmetic else None,
+        gain_in_noise=arithmetic.gain / arithmetic.noise
+        if arithmetic and arithmetic.noise
+        else None,
+        arithmetic=_in_words(arithmetic) if arithmetic else "",
+        diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
+        chain=_diff_lines(attempt, get_blob, chain_bytes) if attempt.kept else [],
+        logs=list(_logs(attempt, get_blob, limit_bytes // 2)),
+        curve=charts.loss_curve(_curves(attempt, get_blob)),
+        runs_left_out=max(0, len(attempt.runs) - MAX_ROWS),
+        scores_left_out=max(0, len(attempt.scores) - MAX_ROWS),
+    )
+
+
+def _in_words(numbers: Arithmetic) -> str:
+    """A verdict's arithmetic as a sentence that can be checked by hand."""
+    direction = "better" if numbers.gain >= 0 else "worse"
+    return (
+        f"{_mean(numbers.candidate_mean, numbers.candidate_values)} against "
+        f"{_mean(numbers.best_mean, numbers.best_values)} of the best so far: "
+        f"{abs(numbers.gain):.4f} {direction}{_in_noise(numbers)}. "
+        f"To be kept it had to be better by more than {numbers.required_gain:.4f}: "
+        f"noise {numbers.noise:.4f} with {numbers.degrees_of_freedom} degrees of freedom, "
+        f"at {numbers.confidence:.0%} confidence."
+    )
+
+
+def _in_noise(numbers: Arithmetic) -> str:
+    return f", {abs(numbers.gain) / numbers.noise:.1f} \u00d7 noise" if numbers.noise else ""
+
+
+def _mean(mean: float, values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    return f"{mean:.4f} (mean of {', '.join(f'{value:.4f}' for value in values[:MAX_ROWS])})"
+
+
+def _curves(attempt: Attempt, get_blob: GetBlob) -> Iterator[Curve]:
+    """What the attempt's trainings said of their loss; a lost or damaged curve is left out."""
+    for run in attempt.runs:
+        if run.curve is not None:
+            with suppress(LedgerError, ValueError):
+                yield unpacked(get_blob(run.curve))
+
+
+def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[str]:
+    if attempt.started.diff is None:
+        return []
+    try:
+        text = get_blob(attempt.started.diff).decode(errors="replace")
+    except LedgerError as error:
+        return [f"(the diff cannot be shown: {one_line(str(error), 200)})"]
+    whole = visible(text[: limit_bytes + 1]).rstrip("\n").split("\n")
+    return _ends(whole, limit_bytes, 0, is_cut=len(text) > limit_bytes + 1)
+
+
+def _whole_log(run: RunFinished, get_blob: GetBlob) -> Log:
+    """The log from its blob; where that is lost or damaged, the excerpt."""
+    try:
+        return unpacked_log(get_blob(run.log))
+    except (LedgerError, ValueError):
+        return run.result.log
+
+
+def _logs(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
+    """The logs that explain an attempt: of runs that went wrong, or of the first training."""
+    wrong = [run for run in attempt.telling_runs if run.result.outcome is not Outcome.OK]
+    trained = [run for run in attempt.runs if run.result.box == "train"]
+    chosen = wrong[-2:] or trained[:1]
+    for run in chosen:
+        lines = _log_lines(_whole_log(run, get_blob), limit_bytes // len(chosen))
+        if lines:
+            yield f"{run.result.box} box, seed {run.seed}", lines
+
+
+def _log_lines(log: Log, limit_bytes: int) -> list[str]:
+    head, tail = visible(log.head[:limit_bytes]), visible(log.tail[-limit_bytes:])
+    cut = len(log.head) > limit_bytes or len(log.tail) > limit_bytes
+    if log.omitted_bytes:
+        gap = [f"⋯ {log.omitted_bytes:,} bytes that the box did not keep ⋯"]
+        lines = [*head.split("\n"), *gap, *tail.split("\n")]
+    else:
+        lines = (head + ("\n" if cut else "") + tail).split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    # What went wrong stands at the end of a log, so that gets most of the room.
+    return _ends(lines, limit_bytes // 4, limit_bytes - limit_bytes // 4, is_cut=cut)
+
+
+def _ends(lines: list[str], head_bytes: int, tail_bytes: int, *, is_cut: bool) -> list[str]:
+    """First and last lines within so many bytes of HTML, with the gap named."""
+    head = list(_within(lines, head_bytes))
+    tail = list(_within(reversed(lines[len(head) :]), tail_bytes))[::-1]
+    if len(head) + len(tail) == len(lines) and not is_cut:
+        return head + tail
+    return [*head, "⋯ more of this is in the session's record ⋯", *tail]
+
+
+def _within(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
+    left = limit_bytes
+    for line in lines:
+        shown = line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + " ⋯"
+        left -= len(escape(shown).encode()) + 12  # a diff's line has a tag around it
+        if left < 0:
+            return
+        yield shown
