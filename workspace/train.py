@@ -165,6 +165,7 @@ class Model(torch.nn.Module):
         self.way = way
         self.block, self.loss_of = compiled(block, way), compiled(loss_of, way)
         self.embedding = torch.nn.Parameter(torch.randn(vocab_size, WIDTH))
+        # Zeros where something is added to the residual stream: it begins as the embedding alone.
         self.bigram = torch.nn.Parameter(torch.zeros(BIGRAM_ROWS, WIDTH))
         self.qkv = spread(3, WIDTH)
         self.mix = torch.nn.Parameter(torch.zeros(DEPTH, WIDTH, WIDTH))
@@ -249,7 +250,7 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).flatten(0, -3).bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
+    for _ in range(5):  # coefficients for speed: the values end near one, not at it
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return (x if wide else x.mT).reshape(matrices.shape).to(matrices.dtype)

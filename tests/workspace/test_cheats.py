@@ -38,7 +38,7 @@ END = "<!-- /cheats -->"
 Array = np.ndarray[Any, Any]
 
 
-class Patience(BaseModel):
+class Timeouts(BaseModel):
     """The scorer's deadlines; what is not given is as shipped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +60,7 @@ class Expectation(BaseModel):
     verdict: Literal["invalid", "failed", "unchanged", "near", "worse"]
     reasons: tuple[str, ...] = ()
     """Any of these."""
-    patience: Patience = Patience()
+    timeouts: Timeouts = Timeouts()
 
 
 def expectation(name: str) -> Expectation:
@@ -173,9 +173,9 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
         checkpoint=place / "checkpoint",
         split="val",
     )
-    waits = expectation(name).patience.model_dump()
-    patience = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
-    hasty = scorer.model_copy(update={"argv": (*scorer.argv, *patience)})
+    waits = expectation(name).timeouts.model_dump()
+    options = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
+    hasty = scorer.model_copy(update={"argv": (*scorer.argv, *options)})
     bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
     small = models[0].limits.model_copy(update=bounds)
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
