@@ -19,7 +19,8 @@ from agent.morning.anchor import Anchor, anchor_path
 from agent.night.session import SessionError, has_begun
 from agent.program import Program, load_program
 from agent.record.ledger import Ledger
-from agent.report.console import JsonConsole, NightConsole, NoteTaker
+from agent.report.activity import RunNotes
+from agent.report.console import JsonConsole, NightConsole
 from agent.settings import Settings
 from agent.trackers.export import Export, Tracker, missing
 from sandbox.engine.find import find_engine
@@ -140,11 +141,13 @@ def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
 @contextmanager
 def open_observer(settings: Settings, ledger: Ledger, *, as_json: bool) -> Iterator[Observer]:
     """What shows the session while it runs; leaves the terminal as it was."""
+    notes = RunNotes(ledger.directory, time.monotonic)
     console = (
-        JsonConsole(print_line) if as_json else NightConsole(out, settings, lambda: ledger.history)
+        JsonConsole(notes, print_line)
+        if as_json
+        else NightConsole(notes, out, settings, lambda: ledger.history)
     )
-    observer = NoteTaker(console, ledger.directory, time.monotonic)
     try:
-        yield observer
+        yield console
     finally:
-        observer.close()
+        console.close()

@@ -7,14 +7,14 @@ night writes every few seconds: a hint for whoever watches, never a result.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from agent.attempt.steering import is_asked_to_pause
-from agent.record.curves import Curve, packed, unpacked
+from agent.record.curves import Curve, CurveCollector, packed, unpacked
 from agent.record.events import (
     AttemptStarted,
     Entry,
@@ -31,6 +31,7 @@ from sandbox.contract.record import Record
 from sandbox.contract.run import Box
 
 NOTE_NAME = "running.json"
+SECONDS_BETWEEN_NOTES = 2.0
 
 _MAX_NOTE_BYTES = 200_000
 _DOING: dict[Box, str] = {"train": "Training", "model": "Scoring", "scorer": "Scoring"}
@@ -87,10 +88,43 @@ def write_note(directory: Path, box: Box, seed: int, curve: Curve) -> None:
         replace_file(directory / NOTE_NAME, json.dumps(note).encode())
 
 
-def forget_note(directory: Path) -> None:
-    """The run is over."""
-    with suppress(OSError):
-        (directory / NOTE_NAME).unlink(missing_ok=True)
+class RunNotes:
+    """Notes every few seconds how far the present run is; one that is over leaves no note."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float]) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._box: Box = "train"
+        self._seed = 0
+        self._progress = CurveCollector(lambda _piece: None)
+        self._noted_at = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """How far the run says it is."""
+        curve = self._progress.curve()
+        return curve[-1]["seconds"] if curve else None
+
+    def begin(self, box: Box, seed: int) -> None:
+        """A run has begun."""
+        self._box, self._seed = box, seed
+        self._progress = CurveCollector(lambda _piece: None)
+        self._write()
+
+    def log(self, piece: bytes) -> None:
+        """Take in what the run printed."""
+        self._progress(piece)
+        if self._clock() - self._noted_at >= SECONDS_BETWEEN_NOTES:
+            self._write()
+
+    def end(self) -> None:
+        """The run is over: from here on the ledger has it."""
+        with suppress(OSError):
+            (self._directory / NOTE_NAME).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        write_note(self._directory, self._box, self._seed, self._progress.curve())
+        self._noted_at = self._clock()
 
 
 def _at_work(

@@ -14,10 +14,9 @@ from rich.text import Text
 from agent.attempt.budget import seconds_left
 from agent.attempt.disturbance import reasons
 from agent.attempt.judge import pooled_noise
-from agent.record.curves import CurveCollector, is_storable
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
 from agent.record.history import Attempt, History, gain
-from agent.report.activity import forget_note, write_note
+from agent.report.activity import RunNotes
 from agent.report.summary import Summary
 from agent.settings import Settings
 from agent.text import one_line
@@ -37,21 +36,21 @@ MORE = {
 }
 """What a session that reached a limit is allowed more of."""
 HYPOTHESIS_CHARACTERS = 70
-PARTIAL_LINE_BYTES = 4096
-SECONDS_BETWEEN_NOTES = 2.0
 
 
 class NightConsole:
     """One line an attempt, and a bar for the running one where there is a terminal."""
 
-    def __init__(self, out: Console, settings: Settings, history: Callable[[], History]) -> None:
+    def __init__(
+        self, notes: RunNotes, out: Console, settings: Settings, history: Callable[[], History]
+    ) -> None:
+        self._notes = notes
         self._out = out
         self._settings = settings
         self._history = history
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._title = ""
-        self._partial = b""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
         """Name the attempt in the bar."""
@@ -59,10 +58,10 @@ class NightConsole:
 
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
         """Show a fresh bar for the run."""
+        self._notes.begin(box, seed)
         if not self._out.is_terminal:
             return
         self._stop_bar()
-        self._partial = b""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -74,22 +73,19 @@ class NightConsole:
         self._task = self._progress.add_task(
             f"{self._title} {BOX_NAMES[box]}",
             total=budget_seconds if box == "train" else None,
-            note=self._standing(),
+            note=self._status(),
         )
         self._progress.start()
 
     def log(self, piece: bytes) -> None:
         """Move the bar by the run's own progress lines; they are evidence, no more."""
-        if self._progress is None or self._task is None:
-            return
-        *lines, self._partial = (self._partial + piece)[-PARTIAL_LINE_BYTES:].split(b"\n")
-        for line in lines:
-            seconds = progress_seconds(line)
-            if seconds is not None:
-                self._progress.update(self._task, completed=seconds)
+        self._notes.log(piece)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._notes.seconds)
 
     def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
         """Take the bar away; say so when the machine was not quiet."""
+        self._notes.end()
         self._stop_bar()
         if disturbance is not None and disturbance.disturbed:
             why = "; ".join(reasons(disturbance))
@@ -117,9 +113,10 @@ class NightConsole:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
+        self._notes.end()
         self._stop_bar()
 
-    def _standing(self) -> str:
+    def _status(self) -> str:
         history = self._history()
         pieces = []
         if history.best is not None and history.best.finished is not None:
@@ -137,69 +134,11 @@ class NightConsole:
         self._progress, self._task = None, None
 
 
-class NoteTaker:
-    """Passes on what happens, and notes every few seconds how far the present run is."""
-
-    def __init__(
-        self, console: NightConsole | JsonConsole, directory: Path, clock: Callable[[], float]
-    ) -> None:
-        self._console = console
-        self._directory = directory
-        self._clock = clock
-        self._box: Box = "train"
-        self._seed = 0
-        self._progress = CurveCollector(lambda _piece: None)
-        self._noted_at = 0.0
-
-    def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
-        """Pass it on."""
-        self._console.attempt_started(number, kind, hypothesis)
-
-    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
-        """Begin a note."""
-        self._box, self._seed = box, seed
-        self._progress = CurveCollector(lambda _piece: None)
-        self._note()
-        self._console.run_started(box, seed, budget_seconds)
-
-    def log(self, piece: bytes) -> None:
-        """Note the progress, unless that was just done."""
-        self._progress(piece)
-        if self._clock() - self._noted_at >= SECONDS_BETWEEN_NOTES:
-            self._note()
-        self._console.log(piece)
-
-    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
-        """Take the note away: from here on the ledger tells it."""
-        forget_note(self._directory)
-        self._console.run_finished(result, disturbance)
-
-    def attempt_finished(self, attempt: Attempt) -> None:
-        """Pass it on."""
-        self._console.attempt_finished(attempt)
-
-    def drift_checked(self, found: DriftChecked) -> None:
-        """Pass it on."""
-        self._console.drift_checked(found)
-
-    def waiting(self, words: str) -> None:
-        """Pass it on."""
-        self._console.waiting(words)
-
-    def close(self) -> None:
-        """Leave no note behind."""
-        forget_note(self._directory)
-        self._console.close()
-
-    def _note(self) -> None:
-        write_note(self._directory, self._box, self._seed, self._progress.curve())
-        self._noted_at = self._clock()
-
-
 class JsonConsole:
     """One JSON object a line, for scripts."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    def __init__(self, notes: RunNotes, write: Callable[[str], None]) -> None:
+        self._notes = notes
         self._write = write
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
@@ -208,13 +147,16 @@ class JsonConsole:
 
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
         """Say which run began."""
+        self._notes.begin(box, seed)
         self._say("run_started", box=box, seed=seed, budget_seconds=budget_seconds)
 
     def log(self, piece: bytes) -> None:
-        """Leave logs to the ledger."""
+        """Leave logs to the ledger, but for a note."""
+        self._notes.log(piece)
 
     def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
         """Say how the run ended."""
+        self._notes.end()
         self._say(
             "run_finished",
             run_id=result.run_id,
@@ -240,7 +182,8 @@ class JsonConsole:
         self._say("waiting", words=words)
 
     def close(self) -> None:
-        """Nothing to leave behind."""
+        """Leave no note behind."""
+        self._notes.end()
 
     def _say(self, event: str, **fields: Any) -> None:
         self._write(json.dumps({"event": event, **fields}, ensure_ascii=False))
@@ -262,16 +205,6 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
         f"#{attempt.number:<4} {finished.verdict.value:<9} {score} "
         f"{finished.seconds:>5.0f} s{cost}  {hypothesis}"
     )
-
-
-def progress_seconds(line: bytes) -> float | None:
-    """The seconds that a progress line of the workload names, if it is one."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    seconds = content.get("seconds") if isinstance(content, dict) else None
-    return float(seconds) if is_storable(seconds) and seconds >= 0 else None
 
 
 def _difference(attempt: Attempt, history: History, settings: Settings) -> str:

@@ -24,6 +24,7 @@ from agent.attempt.disturbance import (
 from agent.program import load_program
 from agent.record.events import Disturbance
 from agent.record.history import History
+from agent.report.activity import RunNotes
 from agent.report.console import NightConsole
 from sandbox.contract.run import RunResult
 from tests.support.histories import night
@@ -129,7 +130,7 @@ def test_speed_is_measured_in_no_time() -> None:
     assert time.monotonic() - began < 1
 
 
-def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands() -> None:
+def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands(tmp_path: Path) -> None:
     noise = Disturbance(
         other_cores=0.1,
         limit_cores=0.25,
@@ -141,7 +142,8 @@ def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands() -> Non
     )
     written = io.StringIO()
     settings = load_program(Path("program.md")).settings
-    console = NightConsole(Console(file=written, width=200), settings, History)
+    notes = RunNotes(tmp_path, lambda: 0.0)
+    console = NightConsole(notes, Console(file=written, width=200), settings, History)
     console.run_finished(cast(RunResult, None), noise)
 
     assert (

@@ -22,8 +22,8 @@ from agent.record.curves import (
     unpacked,
 )
 from agent.record.events import Verdict
+from agent.report.activity import RunNotes
 from agent.report.attempt_page import attempt_page
-from agent.report.console import progress_seconds
 from sandbox.contract.run import Outcome
 from tests.support.histories import night
 from tests.support.nights import Place
@@ -85,8 +85,13 @@ def test_a_line_that_cannot_be_true_leaves_no_point(line: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["9" * 400, "Infinity", "NaN", "-1", "true", '"1"', "[]"])
-def test_no_progress_line_breaks_the_bar(seconds: str) -> None:
-    assert progress_seconds(f'{{"seconds": {seconds}}}'.encode()) is None
+def test_no_progress_line_breaks_the_bar(tmp_path: Path, seconds: str) -> None:
+    notes = RunNotes(tmp_path, lambda: 0.0)
+    notes.begin("train", 1)
+    notes.log(f'{{"seconds": {seconds}, "loss": 1}}\n'.encode())
+    assert notes.seconds is None
+    notes.log(b'{"seconds": 2, "loss": 1}\n')
+    assert 2 == notes.seconds
 
 
 def test_a_line_without_an_end_takes_no_memory() -> None:

@@ -22,8 +22,8 @@ import pytest
 from agent.record.curves import curve_of
 from agent.record.events import SessionEnded, SessionResumed, StopReason
 from agent.record.ledger import LEDGER_NAME, Follower
-from agent.report.activity import NOTE_NAME, Activity, activity, write_note
-from agent.report.console import JsonConsole, NoteTaker
+from agent.report.activity import NOTE_NAME, Activity, RunNotes, activity, write_note
+from agent.report.console import JsonConsole
 from agent.report.live import LiveReport, WatchServer
 from tests.support import histories
 from tests.support.browser import Browser
@@ -357,7 +357,8 @@ def test_notes_are_taken_while_a_run_goes_on_and_are_gone_after_it(session: Sess
     session.add(begun_training(2, seed=7))
     lines: list[str] = []
     clock = iter(range(0, 1000, 3))
-    taker = NoteTaker(JsonConsole(lines.append), session.directory, lambda: float(next(clock)))
+    notes = RunNotes(session.directory, lambda: float(next(clock)))
+    taker = JsonConsole(notes, lines.append)
     taker.run_started("train", 7, 300.0)
     taker.log(histories.progress_log(1, 20).encode())
     assert 20 == len(present(session).curve)
@@ -367,7 +368,8 @@ def test_notes_are_taken_while_a_run_goes_on_and_are_gone_after_it(session: Sess
 
 
 def test_a_disk_that_refuses_a_note_does_not_stop_the_night(session: Session) -> None:
-    taker = NoteTaker(JsonConsole(lambda _line: None), session.directory / "gone", lambda: 0.0)
+    notes = RunNotes(session.directory / "gone", lambda: 0.0)
+    taker = JsonConsole(notes, lambda _line: None)
     taker.run_started("train", 7, 300.0)
     taker.close()
 
