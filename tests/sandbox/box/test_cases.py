@@ -5,26 +5,64 @@ A case is a folder in `cases/`: `train.py`, and `expect.toml` with the keys of `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from sandbox import DockerExecutor
+from sandbox import DockerExecutor, RunResult
 from tests.support.cases import CASES, asked_and_found, case_spec, read_case
+
+AT_ONCE = 3
+"""Most of a case is waiting, for its deadline or for the engine."""
+BUSY_SECONDS = 6.0
+"""What a busy machine may add. How fast a box dies on a quiet one is what `bench_kill` measures."""
+
+
+class Ended(NamedTuple):
+    """What a case came to, and what it left in its run directory."""
+
+    result: RunResult
+    left: list[Path]
+
+
+@pytest.fixture(scope="module")
+def ended(
+    request: pytest.FixtureRequest,
+    engine: Any,
+    image: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Future[Ended]]]:
+    """What each case that is asked for comes to, a few at a time, the longest first."""
+    names = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == test_a_case_ends_as_expected.__name__
+        and hasattr(item, "callspec")
+    ]
+    names.sort(key=lambda name: -read_case(name).limits.get("wall_seconds", 0))
+
+    def run(name: str, root: Path) -> Ended:
+        executor = DockerExecutor(engine.base_url, engine.api_version, root / "runs")
+        spec = case_spec(name, read_case(name), image.image_id)
+        (root / "output").mkdir()
+        result = executor.run(spec, output_dir=root / "output")
+        return Ended(result, list((root / "runs").iterdir()))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {name: pool.submit(run, name, tmp_path_factory.mktemp(name)) for name in names}
+        pool.shutdown(cancel_futures=True)  # whoever gives up after one failure waits for no more
 
 
 @pytest.mark.docker
 @pytest.mark.parametrize("name", sorted(path.name for path in CASES.iterdir()))
-def test_a_case_ends_as_expected(name: str, engine: Any, image: Any, tmp_path: Path) -> None:
+def test_a_case_ends_as_expected(name: str, ended: dict[str, Future[Ended]]) -> None:
     expected = read_case(name)
-    output = tmp_path / "output"
-    output.mkdir()
-    executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs")
-    result = executor.run(case_spec(name, expected, image.image_id), output_dir=output)
+    result, left = ended[name].result()
     asked, found = asked_and_found(expected, result)
     assert asked == found, result.model_dump_json(indent=1)[:4000]
-    assert result.wall_seconds <= (
-        expected.max_wall_seconds or expected.limits.get("wall_seconds", 10)
-    )
-    assert [] == list((tmp_path / "runs").iterdir())
+    bound = expected.max_wall_seconds or expected.limits.get("wall_seconds", 10)
+    assert result.wall_seconds <= bound + BUSY_SECONDS
+    assert [] == left

@@ -39,6 +39,10 @@ HOSTILE = (
 )
 
 
+BUSY_SECONDS = 15.0
+"""What a busy machine may add; every program would go on for a minute."""
+
+
 class Stage:
     """Sessions of this test, one for each hostile program."""
 
@@ -118,7 +122,7 @@ def test_the_host_s_clock_alone_ends_them_all(stage: Stage) -> None:
         results = [each.result() for each in runs]
     assert [Outcome.TIMED_OUT] * len(HOSTILE) == [result.outcome for result in results]
     assert {"host_deadline"} == {result.evidence["killed_by"] for result in results}
-    assert max(result.wall_seconds for result in results) < 6 + 3
+    assert max(result.wall_seconds for result in results) < 6 + BUSY_SECONDS
     assert [] == stage.containers()
 
 
@@ -147,7 +151,7 @@ def controllers(stage: Stage, wall_seconds: float) -> Iterator[list[subprocess.P
 def test_pid_1_s_clock_alone_ends_them_all(stage: Stage) -> None:
     """Of a flood PID 1 itself stays for a minute, in case that the controller thaws."""
     with controllers(stage, wall_seconds=5):
-        assert wait_until(lambda: stage.living() == {}, 5 + 4), stage.living()
+        assert wait_until(lambda: stage.living() == {}, 5 + BUSY_SECONDS), stage.living()
 
 
 def test_the_sweep_of_the_next_start_alone_ends_them_all(stage: Stage) -> None:
