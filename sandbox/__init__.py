@@ -18,7 +18,7 @@ from sandbox.contract.run import (
 
 if TYPE_CHECKING:
     from sandbox.box.executor import DockerExecutor
-    from sandbox.machine import box
+    from sandbox.machine import run_box
 
 __all__ = [
     "DockerExecutor",
@@ -31,7 +31,7 @@ __all__ = [
     "RunResult",
     "RunSpec",
     "SandboxError",
-    "box",
+    "run_box",
 ]
 
 
@@ -41,8 +41,8 @@ def __getattr__(name: str) -> object:
         from sandbox.box.executor import DockerExecutor
 
         return DockerExecutor
-    if name == "box":
-        from sandbox.machine import box
+    if name == "run_box":
+        from sandbox.machine import run_box
 
-        return box
+        return run_box
     raise AttributeError(name)

@@ -39,7 +39,7 @@ BASE_ENVIRONMENT = {
 }
 
 
-def box(
+def run_box(
     argv: Sequence[str],
     limits: Limits | str,
     *,

@@ -38,8 +38,14 @@ from sandbox.engine.versions import installed
 from sandbox.gpu.inventory import find_gpus
 from sandbox.gpu.leases import GpuRow, gpu_rows
 from sandbox.image.image import find_image
-from sandbox.machine import box as run_box
-from sandbox.machine import executor, gpu_leases, gpu_source, named_limits, state_directory
+from sandbox.machine import (
+    executor,
+    gpu_leases,
+    gpu_source,
+    named_limits,
+    run_box,
+    state_directory,
+)
 
 
 def init(

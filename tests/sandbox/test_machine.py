@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Limits, RunResult, SandboxError, box
+from sandbox import Limits, RunResult, SandboxError, run_box
 from sandbox.machine import named_limits, state_directory
 from tests.support.boxes import SMALL_LIMITS
 
@@ -49,7 +49,7 @@ def test_mounts_output_and_limits_of_one_s_own_reach_the_box(
     (tmp_path / "data" / "words").write_text("to be")
     code = "open('/out/copy', 'w').write(open('/data/words').read().upper())"
     limits = Limits.model_validate(SMALL_LIMITS)
-    result = box(
+    result = run_box(
         ["python3", "-c", code],
         limits,
         mounts={tmp_path / "data": "/data"},
@@ -63,7 +63,7 @@ def test_mounts_output_and_limits_of_one_s_own_reach_the_box(
 
 @pytest.mark.docker
 def test_a_command_that_fails_is_a_result(engine: Any, image: Any) -> None:
-    result = box(["python3", "-c", "raise SystemExit(3)"], "small")
+    result = run_box(["python3", "-c", "raise SystemExit(3)"], "small")
     assert ("failed", 3) == (result.outcome, result.exit_code)
 
 
@@ -74,7 +74,7 @@ def test_every_set_of_limits_is_whole() -> None:
 
 def test_there_is_no_box_without_limits() -> None:
     with pytest.raises(TypeError, match="limits"):
-        box(["true"])  # type: ignore[call-arg]
+        run_box(["true"])  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_limits_that_cannot_be_are_refused_before_anything_runs(
     name: str, changed: dict[str, float], words: str
 ) -> None:
     with pytest.raises(SandboxError, match=words) as refusal:
-        box(["true"], name, environ={"DOCKER_HOST": "unix:///nowhere"}, **changed)  # type: ignore[arg-type]
+        run_box(["true"], name, environ={"DOCKER_HOST": "unix:///nowhere"}, **changed)  # type: ignore[arg-type]
     assert "" != refusal.value.hint
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
-from sandbox.machine import box
+from sandbox.machine import run_box
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY, TOKENS = 257, 4000
@@ -36,7 +36,7 @@ def seen(
     (data / "meta.json").write_text(json.dumps(meta))
     for folder in (code, data):
         folder.chmod(0o755)
-    result = box(
+    result = run_box(
         ["python3", "/code/train_ways.py"],
         "training",
         mounts={code: "/code", data: "/data"},
