@@ -43,7 +43,8 @@ def operational_log(
     def bounded(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> Any:
         for name, fact in facts.items():
             if not isinstance(fact, bool | int | float | None):
-                facts[name] = one_line(hidden(str(fact), secrets), MAX_FACT_CHARACTERS)
+                text = ", ".join(map(str, fact)) if isinstance(fact, list | tuple) else str(fact)
+                facts[name] = one_line(hidden(text, secrets), MAX_FACT_CHARACTERS)
         return facts
 
     structlog.configure(

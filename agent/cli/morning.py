@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
-from agent.candidate.diffs import patch
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
     SERVICE_FAILED,
@@ -37,23 +36,11 @@ from agent.cli.shared import (
     warn,
 )
 from agent.machine.setup import recorded_outfit
+from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
 from agent.morning.audit import whole_audit
-from agent.morning.export import (
-    APPROVED,
-    PATCH_NAME,
-    Git,
-    approval,
-    find_person,
-    make_branch,
-    original_files,
-    refuse_inside,
-    rejection,
-    result_diff,
-    result_files,
-    write_approved,
-)
+from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_inside, result_diff
 from agent.morning.listing import check_hash, lines, make_filter, sentence
 from agent.morning.review import replay as run_again
 from agent.morning.review import review as check_by_daylight
@@ -93,15 +80,15 @@ def report(
 ) -> None:
     """Write the report of a session anew and say where it lies."""
     directory = session_directory(runs, session)
-    export = exporter(track, track_dir, runs)
+    tracking = exporter(track, track_dir, runs)
     entries = read_ledger(directory)
     paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
         sys.stdout.write(summary(entries).model_dump_json() + "\n")
     else:
         out.print(f"report: {paths.html}", soft_wrap=True)
-    if export is not None and (problem := export(directory)):
-        text = f"error: {export.tracker.value} was not brought up to date: {problem}"
+    if tracking is not None and (problem := tracking(directory)):
+        text = f"error: {tracking.tracker.value} was not brought up to date: {problem}"
         warn(text, "red")
         raise typer.Exit(SERVICE_FAILED)
 
@@ -212,36 +199,20 @@ def approve(
 
     The decision is recorded with your git name.
     """
-    directory = session_directory(runs, session)
+    directory, git = session_directory(runs, session), Git(repo, os.environ)
     refuse_inside(repo, runs)
-    person = find_person(repo, os.environ)
+    person = find_person(git)
     with Ledger.open(directory) as ledger:
-        files, old = result_files(ledger, smaller=smaller), original_files(ledger)
         folder = settings_of(ledger).workspace.path
-        difference = patch(old, files, folder)
-        commit = None
-        if branch is not None:
-            git, message = Git(repo, os.environ), f"{session}: {reason}"
-            commit = make_branch(git, branch, old, files, person, message, folder)
-        approved = write_approved(directory, files, difference)
-        ledger.append(
-            approval(
-                ledger,
-                person,
-                reason,
-                files,
-                smaller=smaller,
-                difference=difference,
-                branch=branch,
-                commit=commit,
-            )
+        decided = export.approve(
+            ledger, person, reason, git, folder=folder, smaller=smaller, branch=branch
         )
         _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
-    say(f"approved by {person.name}: {approved}")
-    say(f"apply it with: git apply {approved / PATCH_NAME}")
-    if commit is not None:
-        say(f"branch {branch} is {commit}")
+    say(f"approved by {person.name}: {directory / APPROVED}")
+    say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
+    if decided.commit is not None:
+        say(f"branch {branch} is {decided.commit}")
 
 
 def reject(
@@ -253,9 +224,9 @@ def reject(
     """Turn the result down; recorded with your git name."""
     directory = session_directory(runs, session)
     refuse_inside(repo, runs)
-    person = find_person(repo, os.environ)
+    person = find_person(Git(repo, os.environ))
     with Ledger.open(directory) as ledger:
-        ledger.append(rejection(ledger, person, reason))
+        export.reject(ledger, person, reason)
         _keep_head(ledger)
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"rejected by {person.name}")

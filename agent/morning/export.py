@@ -88,14 +88,16 @@ class Git:
         }
 
 
-def find_person(place: Path, environ: Mapping[str, str]) -> Person:
-    """The git identity in force at `place`.
+def find_person(git: Git) -> Person:
+    """The identity in force where git is started.
 
     Raises:
         SessionError: none is set; the hint says how to set one.
     """
-    git = Git(place, environ)
-    found = [_setting(git, name) for name in ("user.name", "user.email")]
+    found = [
+        git("config", "--default", "", "--get", name).decode(errors="replace").strip()
+        for name in ("user.name", "user.email")
+    ]
     if not all(found):
         raise SessionError(
             "git does not know who you are, and a decision is recorded with a name",
@@ -205,35 +207,57 @@ def refuse_inside(place: Path, runs: Path) -> None:
         )
 
 
-def approval(
+def approve(
     ledger: Ledger,
     person: Person,
     reason: str,
-    files: Files,
+    git: Git,
     *,
-    smaller: bool,
-    difference: bytes,
-    branch: str | None,
-    commit: str | None,
+    folder: str = WORKSPACE,
+    smaller: bool = False,
+    branch: str | None = None,
 ) -> HumanDecided:
-    """The event of an approval."""
-    assert ledger.history.best is not None
-    return HumanDecided(
-        decision="approve",
-        reason=reason,
-        person=person.name,
-        email=person.email,
-        attempt=ledger.history.best.number,
-        variant=SMALLER if smaller else BEST,
-        files={name: ledger.put_blob(content) for name, content in files.items()},
-        patch=ledger.put_blob(difference),
-        branch=branch,
-        commit=commit,
+    """Write the result into the session's directory, make the branch if asked, and record that.
+
+    Args:
+        ledger: of the session.
+        person: who decides.
+        reason: in the person's words.
+        git: in the person's repository.
+        folder: where the files lie in it, as `[workspace] path` has it.
+        smaller: whether to take the review's smaller equal model.
+        branch: to make.
+
+    Raises:
+        SessionError: there is nothing to approve, or the branch cannot be made.
+    """
+    files, old = result_files(ledger, smaller=smaller), original_files(ledger)
+    difference, commit = patch(old, files, folder), None
+    if branch is not None:
+        message = f"{ledger.directory.name}: {reason}"
+        commit = make_branch(git, branch, old, files, person, message, folder)
+    write_approved(ledger.directory, files, difference)
+    decided = _decision(ledger, person, reason).model_copy(
+        update={
+            "decision": "approve",
+            "variant": SMALLER if smaller else BEST,
+            "files": {name: ledger.put_blob(content) for name, content in files.items()},
+            "patch": ledger.put_blob(difference),
+            "branch": branch,
+            "commit": commit,
+        }
     )
+    ledger.append(decided)
+    return decided
 
 
-def rejection(ledger: Ledger, person: Person, reason: str) -> HumanDecided:
-    """The event of a rejection."""
+def reject(ledger: Ledger, person: Person, reason: str) -> None:
+    """Record that the person turned the result down."""
+    ledger.append(_decision(ledger, person, reason))
+
+
+def _decision(ledger: Ledger, person: Person, reason: str) -> HumanDecided:
+    """A rejection of the best."""
     best = ledger.history.best
     if best is None:
         raise SessionError("this session has no result yet", "wait for its baseline")
@@ -266,10 +290,6 @@ def _smaller_files(ledger: Ledger) -> dict[str, str]:
             "the smaller model is not equal to the best", "approve without --smaller"
         )
     return files
-
-
-def _setting(git: Git, name: str) -> str:
-    return git("config", "--default", "", "--get", name).decode(errors="replace").strip()
 
 
 def _only(files: Files, names: list[str]) -> Files:

@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.candidate.diffs import patch
 from agent.morning.audit import whole_audit
-from agent.morning.export import Person, approval, original_files, result_files
+from agent.morning.export import Git, Person, approve
 from agent.morning.review import replay, review
 from agent.record.events import Entry
 from agent.record.history import fold
 from agent.record.ledger import (
     FIRST_PREVIOUS,
     LEDGER_NAME,
-    Ledger,
     canonical,
     entry_hash,
     read_ledger,
@@ -37,7 +35,8 @@ def sampled(root: Path, attempts: int = 8) -> Place:
         play(lab, place.program)
         review(lab, 2, "test", lambda _: None)
         replay(lab, 1, lambda _: None)
-        _approve(lab.ledger)
+        somebody = Person("Somebody", "somebody@example.org")
+        approve(lab.ledger, somebody, "it is better", Git(root, {}))
     return place
 
 
@@ -50,22 +49,6 @@ def talked(root: Path, attempts: int = 3) -> Place:
         environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
         work(lab, place.program, "claude", environ=environ, sleep=place.clock.wait)
     return place
-
-
-def _approve(ledger: Ledger) -> None:
-    files, old = result_files(ledger, smaller=False), original_files(ledger)
-    ledger.append(
-        approval(
-            ledger,
-            Person("Somebody", "somebody@example.org"),
-            "it is better",
-            files,
-            smaller=False,
-            difference=patch(old, files),
-            branch=None,
-            commit=None,
-        )
-    )
 
 
 def forge(directory: Path, change: Callable[[Lines], object]) -> None:

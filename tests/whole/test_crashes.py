@@ -31,9 +31,8 @@ import pytest
 
 from agent.attempt.lab import Lab
 from agent.attempt.steering import ask_to_continue, ask_to_pause
-from agent.candidate.diffs import patch
 from agent.morning.audit import audit
-from agent.morning.export import Person, approval, original_files, result_files, write_approved
+from agent.morning.export import Git, Person, approve
 from agent.morning.review import replay, review
 from agent.record.events import (
     EVENT_TYPES,
@@ -147,14 +146,7 @@ def _morning(lab: Lab) -> None:
         assert lab.ledger.history.best is not None
         replay(lab, lab.ledger.history.best.number, lambda _: None)
     if HumanDecided not in done:
-        files = result_files(lab.ledger, smaller=False)
-        difference = patch(original_files(lab.ledger), files)
-        write_approved(lab.directory, files, difference)
-        decided = approval(
-            lab.ledger, PERSON, "it is good", files,
-            smaller=False, difference=difference, branch=None, commit=None,
-        )  # fmt: skip
-        lab.ledger.append(decided)
+        approve(lab.ledger, PERSON, "it is good", Git(lab.directory, {}))
 
 
 # ---- the researcher and what goes wrong on the way to it --------------------------------------
