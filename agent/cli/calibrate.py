@@ -32,8 +32,9 @@ from agent.cli.shared import (
 )
 from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
-from agent.machine.setup import calibration_path, find_outfit, own_workspace
-from agent.night.session import Outfit, SessionError
+from agent.machine.runtime import calibration_path, find_runtime
+from agent.machine.setup import own_workspace
+from agent.night.session import Runtime, SessionError
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from agent.text import one_line
@@ -62,9 +63,9 @@ def calibrate_(
     content, state_dir = load(program), state_directory(os.environ)
     settings = content.settings.with_overrides(base_image=base_image)
     wanted = _budgets(budgets)
-    outfit = find_outfit(settings, program.parent, state_dir=state_dir, environ=os.environ)
+    runtime = find_runtime(settings, program.parent, state_dir=state_dir, environ=os.environ)
     source = own_workspace(settings, program.parent)
-    path = calibration_path(state_dir, outfit.image, settings)
+    path = calibration_path(state_dir, runtime.image, settings)
     tell = (lambda line: print_line(_event("progress", line))) if as_json else say
 
     @contextmanager
@@ -73,11 +74,11 @@ def calibrate_(
             yield observer
 
     bench = Bench(
-        root=path.with_suffix("") / _digits(source, settings, outfit),
+        root=path.with_suffix("") / _digits(source, settings, runtime),
         program=content,
         settings=settings,
         source=source,
-        outfit=outfit,
+        runtime=runtime,
         version=distribution_version("nightlab"),
         watched=watched,
         say=tell,
@@ -107,12 +108,12 @@ def _event(name: str, text: str) -> str:
     return json.dumps({"event": name, "text": text})
 
 
-def _digits(source: Path, settings: Settings, outfit: Outfit) -> str:
+def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
     """Of what is trained and scored: another baseline, scorer or data is measured anew."""
     told = hashes_of(Workspace(source, settings.workspace.editable).candidate())
     scorer = source / "evaluate.py"
     fixed = scorer.read_bytes() if scorer.is_file() else b""
-    facts = [told, outfit.data, settings.workspace.model_dump(), hashlib.sha256(fixed).hexdigest()]
+    facts = [told, runtime.data, settings.workspace.model_dump(), hashlib.sha256(fixed).hexdigest()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

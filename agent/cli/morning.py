@@ -35,7 +35,7 @@ from agent.cli.shared import (
     sweep_now,
     warn,
 )
-from agent.machine.setup import recorded_outfit
+from agent.machine.runtime import recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
@@ -292,7 +292,7 @@ def _recorded_lab(
     ):
         session, settings = ledger.history.session, settings_of(ledger)
         assert session is not None
-        outfit = recorded_outfit(
+        runtime = recorded_runtime(
             session,
             settings,
             directory,
@@ -301,7 +301,7 @@ def _recorded_lab(
         )
         sweep_now()
         with open_observer(settings, ledger, as_json=as_json) as observer:
-            yield open_lab(ledger, settings, outfit, observer)
+            yield open_lab(ledger, settings, runtime, observer)
 
 
 def _progress(*, as_json: bool) -> Callable[[str], None]:

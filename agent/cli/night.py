@@ -42,7 +42,8 @@ from agent.cli.shared import (
     sweep_now,
     warn,
 )
-from agent.machine.setup import find_outfit, own_workspace, recorded_outfit
+from agent.machine.runtime import find_runtime, recorded_runtime
+from agent.machine.setup import own_workspace
 from agent.morning.anchor import Anchor, anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
@@ -101,7 +102,7 @@ def run(
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)
     name, export = _researcher(settings), exporter(track, track_dir, runs)
-    outfit = find_outfit(
+    runtime = find_runtime(
         settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
     )
     sweep_now()
@@ -112,7 +113,7 @@ def run(
         content,
         settings,
         own_workspace(settings, program.parent),
-        outfit,
+        runtime,
         researcher=name,
         version=distribution_version("nightlab"),
         seed=secrets.randbits(31) if seed is None else seed,
@@ -122,7 +123,7 @@ def run(
         operational_log(ledger.directory, "run", os.environ, is_verbose=verbose),
         open_observer(settings, ledger, as_json=as_json) as observer,
     ):
-        lab = open_lab(ledger, settings, outfit, observer)
+        lab = open_lab(ledger, settings, runtime, observer)
         _work(lab, content, name, export, as_json=as_json)
 
 
@@ -160,17 +161,17 @@ def resume(
             open_observer(settings, ledger, as_json=as_json) as observer,
         ):
             state_dir = state_directory(os.environ)
-            outfit = recorded_outfit(
+            runtime = recorded_runtime(
                 begun, settings, directory, state_dir=state_dir, environ=os.environ
             )
             removed = sweep_now()
-            lab = open_lab(ledger, settings, outfit, observer)
+            lab = open_lab(ledger, settings, runtime, observer)
             bring_back(
                 lab,
                 version=distribution_version("nightlab"),
                 removed_containers=removed,
                 researcher=None if researcher is None else name,
-                engine=outfit.engine,
+                engine=runtime.engine,
             )
             _work(lab, content, name, export, as_json=as_json)
 

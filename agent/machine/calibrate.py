@@ -18,7 +18,7 @@ from agent.attempt.measurement import box_spec, leased, measure, train_spec
 from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
-from agent.night.session import Outfit, begin, bring_back, has_begun, machine, open_lab
+from agent.night.session import Runtime, begin, bring_back, has_begun, machine, open_lab
 from agent.program import Program
 from agent.record.curves import Curve, Point, curve_of, unpacked
 from agent.record.events import AttemptFinished, AttemptStarted, RunFinished, Verdict
@@ -51,7 +51,7 @@ class Bench:
     program: Program
     settings: Settings
     source: Path
-    outfit: Outfit
+    runtime: Runtime
     version: str
     watched: Watched
     say: Say
@@ -78,7 +78,7 @@ def calibrate(bench: Bench, budgets: Sequence[float], repeats: int) -> Calibrati
     return Calibration(
         measured_at=datetime.now(UTC),
         profile=bench.settings.hardware.profile,
-        image_id=bench.outfit.image_id,
+        image_id=bench.runtime.image_id,
         limits=bench.settings.train_limits().model_dump(exclude={"wall_seconds"}),
         files=files,
         machine=machine(),
@@ -120,13 +120,13 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
             bench.program,
             settings,
             bench.source,
-            bench.outfit,
+            bench.runtime,
             researcher="calibrate",
             version=bench.version,
             seed=SEED,
         )
     with ledger, bench.watched(settings, ledger) as observer:
-        lab = open_lab(ledger, settings, bench.outfit, observer)
+        lab = open_lab(ledger, settings, bench.runtime, observer)
         if was_there and any(attempt.open for attempt in ledger.history.attempts):
             bring_back(lab, version=bench.version, removed_containers=())
         yield lab

@@ -59,7 +59,7 @@ class SessionError(NightlabError):
 
 
 @dataclass(frozen=True)
-class Outfit:
+class Runtime:
     """What this machine offers a session: engine, image, data."""
 
     executor: Executor
@@ -80,7 +80,7 @@ def begin(
     program: Program,
     settings: Settings,
     source: Path,
-    outfit: Outfit,
+    runtime: Runtime,
     *,
     researcher: str,
     version: str,
@@ -94,7 +94,7 @@ def begin(
         program: what the person wrote.
         settings: the program's settings with the flags' overrides.
         source: the person's workspace.
-        outfit: see `Outfit`.
+        runtime: see `Runtime`.
         researcher: who proposes candidates.
         version: of nightlab.
         seed: what the seeds of all runs are drawn from.
@@ -118,7 +118,7 @@ def begin(
     with _nothing_left_of_a_failure(directory):
         ledger = Ledger.create(directory, now)
         try:
-            _start(ledger, program, settings, source, outfit, researcher, version, seed)
+            _start(ledger, program, settings, source, runtime, researcher, version, seed)
         except BaseException:
             ledger.close()
             raise
@@ -143,7 +143,7 @@ def _start(
     program: Program,
     settings: Settings,
     source: Path,
-    outfit: Outfit,
+    runtime: Runtime,
     researcher: str,
     version: str,
     seed: int,
@@ -160,14 +160,14 @@ def _start(
             program=ledger.put_blob(program.source),
             settings=settings.model_dump(mode="json", by_alias=False),
             researcher=researcher,
-            image=outfit.image,
-            engine=outfit.engine,
-            data=outfit.data,
+            image=runtime.image,
+            engine=runtime.engine,
+            data=runtime.data,
             machine=machine(),
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
             fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
-            calibration=outfit.calibration,
+            calibration=runtime.calibration,
         )
     )
 
@@ -195,7 +195,7 @@ def has_begun(directory: Path) -> bool:
 def open_lab(
     ledger: Ledger,
     settings: Settings,
-    outfit: Outfit,
+    runtime: Runtime,
     observer: Observer,
     *,
     sleep: Callable[[float], None] = time.sleep,
@@ -208,15 +208,15 @@ def open_lab(
         ledger=ledger,
         workspace=_workspace(directory, settings),
         settings=settings,
-        executor=TracedExecutor(outfit.executor, usual_tracer()),
-        image_id=outfit.image_id,
-        device=outfit.device,
-        environment=outfit.environment,
-        data_dir=outfit.data_dir,
+        executor=TracedExecutor(runtime.executor, usual_tracer()),
+        image_id=runtime.image_id,
+        device=runtime.device,
+        environment=runtime.environment,
+        data_dir=runtime.data_dir,
         fixed_dir=directory / "fixed",
         observer=observer,
-        gpus=outfit.gpus,
-        gpu_memory=outfit.gpu_memory,
+        gpus=runtime.gpus,
+        gpu_memory=runtime.gpu_memory,
         sleep=sleep,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.attempt.lab import Lab, snapshot
 from agent.attempt.measurement import measure
-from agent.machine.setup import find_outfit
+from agent.machine.runtime import find_runtime
 from agent.night.session import begin, open_lab
 from agent.program import Program, load_program
 from agent.record.events import AttemptStarted, RunFinished, Split
@@ -69,12 +69,12 @@ class Bench:
         settings = changed(shipped.settings, changes)
         program = Program(shipped.prose, settings, shipped.source)
         state_dir = state_directory(os.environ)
-        outfit = find_outfit(settings, ROOT, state_dir=state_dir, environ=os.environ)
+        runtime = find_runtime(settings, ROOT, state_dir=state_dir, environ=os.environ)
         begin(
-            directory, program, settings, workspace or ROOT / "workspace", outfit,
+            directory, program, settings, workspace or ROOT / "workspace", runtime,
             researcher="study", version="study", seed=0,
         ).close()  # fmt: skip
-        self.lab: Lab = open_lab(Ledger.open(directory), settings, outfit, Quiet())
+        self.lab: Lab = open_lab(Ledger.open(directory), settings, runtime, Quiet())
 
     @property
     def files(self) -> Files:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from agent.night.session import Outfit
+from agent.night.session import Runtime
 from sandbox.contract.gpu import Devices
 from tests.support.gpu_stand_ins import GPU_0
 from tests.support.nights import Place
@@ -40,8 +40,8 @@ class GpuPlace(Place):
     source: OneGpu = field(default_factory=OneGpu)
 
     @property
-    def outfit(self) -> Outfit:
-        plain, hardware = super().outfit, self.program.settings.hardware
+    def runtime(self) -> Runtime:
+        plain, hardware = super().runtime, self.program.settings.hardware
         return replace(
             plain,
             image={"devices": "nvidia"},

@@ -14,7 +14,7 @@ from agent.attempt.machine_state import ReadMachine
 from agent.candidate.workspace import Workspace
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
-from agent.night.session import Outfit, open_lab
+from agent.night.session import Runtime, open_lab
 from agent.program import Program
 from agent.record.events import SessionEnded
 from agent.record.ledger import Ledger
@@ -35,10 +35,10 @@ class Quiet:
 
 
 def quiet_lab(
-    ledger: Ledger, settings: Settings, outfit: Outfit, sleep: Callable[[float], None]
+    ledger: Ledger, settings: Settings, runtime: Runtime, sleep: Callable[[float], None]
 ) -> Lab:
     """The lab of a session, with nobody who watches."""
-    return open_lab(ledger, settings, outfit, Quiet(), sleep=sleep)
+    return open_lab(ledger, settings, runtime, Quiet(), sleep=sleep)
 
 
 def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given: Any) -> Lab:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import Lab
-from agent.night.session import Outfit, begin, bring_back
+from agent.night.session import Runtime, begin, bring_back
 from agent.program import Program, load_program
 from agent.record.events import Entry, Event
 from agent.record.ledger import Ledger
@@ -72,10 +72,10 @@ class Place:
         return self.root / self.name
 
     @property
-    def outfit(self) -> Outfit:
+    def runtime(self) -> Runtime:
         for split in ("train", "val", "holdout"):
             (self.root / "data" / split).mkdir(parents=True, exist_ok=True)
-        return Outfit(
+        return Runtime(
             executor=self.boxes,
             engine={},
             image=self.image,
@@ -93,7 +93,7 @@ class Place:
             self.program,
             self.program.settings,
             self.workspace,
-            self.outfit,
+            self.runtime,
             researcher=researcher,
             version="test",
             seed=7,
@@ -116,4 +116,4 @@ class Place:
         ledger = CrashingLedger.open(self.directory, self.clock.now)
         ledger.crash_at = crash_at
         sleep = self.sleep or self.clock.advance
-        return quiet_lab(ledger, self.program.settings, self.outfit, sleep)
+        return quiet_lab(ledger, self.program.settings, self.runtime, sleep)

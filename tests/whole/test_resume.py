@@ -340,7 +340,7 @@ def test_a_disk_that_fills_up_at_any_event_stops_the_night_and_loses_nothing(
 
 def test_a_disk_that_is_full_at_the_beginning_leaves_the_name_free(small_disk: SmallDisk) -> None:
     place = _short_place(small_disk.root / "place")
-    place.outfit  # noqa: B018 - makes the data directories
+    place.runtime  # noqa: B018 - makes the data directories
     small_disk.fill()
     with pytest.raises((LedgerError, SandboxError)):
         place.begin("tpe")

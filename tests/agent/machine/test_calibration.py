@@ -18,7 +18,8 @@ from agent.attempt.lab import Observer
 from agent.machine.calibrate import SCORING_SECONDS, Bench, calibrate, said_of, seconds_left
 from agent.machine.calibration import AtBudget, Batches, BatchTried, findable, proposals
 from agent.machine.rates import Rates, read_rates
-from agent.machine.setup import copy_template, find_outfit
+from agent.machine.runtime import find_runtime
+from agent.machine.setup import copy_template
 from agent.morning.run_checks import difference_in_mfu
 from agent.night.session import begin
 from agent.program import load_program
@@ -205,7 +206,7 @@ def bench(place: Place) -> Bench:
         program=place.program,
         settings=place.program.settings,
         source=place.workspace,
-        outfit=place.outfit,
+        runtime=place.runtime,
         version="0",
         watched=watched,
         say=lambda _line: None,
@@ -292,13 +293,13 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     assert found["proposals"]
 
     program = load_program(tmp_path / "program.md")
-    outfit = find_outfit(program.settings, tmp_path, state_dir=state_dir, environ=os.environ)
+    runtime = find_runtime(program.settings, tmp_path, state_dir=state_dir, environ=os.environ)
     night = begin(
         tmp_path / "runs" / "night",
         program,
         program.settings,
         tmp_path / "workspace",
-        outfit,
+        runtime,
         researcher="tpe",
         version="0",
         seed=1,

@@ -12,7 +12,7 @@ import pytest
 
 from agent.attempt.steering import ask_to_continue, ask_to_pause
 from agent.candidate.diffs import unified_diff
-from agent.machine.setup import find_outfit
+from agent.machine.runtime import find_runtime
 from agent.morning.audit import whole_audit
 from agent.night.session import bring_back
 from agent.record.events import (
@@ -129,11 +129,11 @@ def test_the_session_begins_with_program_settings_and_machine(asked: Asked) -> N
 def test_the_versions_of_engine_and_runtime_and_the_images_digest_are_on_record(
     engine: Engine, image: ImageRecord, state_dir: Path
 ) -> None:
-    outfit = find_outfit(histories.IN_FORCE, Path(), state_dir=state_dir, environ={})
-    versions = {part["name"]: part["version"] for part in outfit.engine["components"]}
+    runtime = find_runtime(histories.IN_FORCE, Path(), state_dir=state_dir, environ={})
+    versions = {part["name"]: part["version"] for part in runtime.engine["components"]}
     assert {"engine", "containerd", "runc", "kernel"} <= versions.keys()
     assert all(versions.values())
-    assert image.image_id == outfit.image["image_id"]
+    assert image.image_id == runtime.image["image_id"]
 
 
 def test_each_call_names_what_was_asked_and_answered(asked: Asked) -> None:
