@@ -21,7 +21,7 @@ from sandbox.contract.run import Outcome
 
 MAX_START_SHARE = 0.1
 """A budget of which more goes into starting up is too short."""
-WORTH_FINDING = 0.01
+RELEVANT_GAIN = 0.01
 """Share of the score that one change should gain to be worth finding at night."""
 GOOD_ENOUGH_RATE = 0.9
 """Share of the best tokens a second at which a smaller batch is the better one: more steps."""
@@ -82,8 +82,8 @@ class Batches(Record):
         return max((t.batch for t in self.tried if t.outcome is Outcome.OK), default=None)
 
 
-class Proposal(Record):
-    """One setting, and why."""
+class ProposedSetting(Record):
+    """One setting, and why it should be so."""
 
     setting: str
     value: str
@@ -104,7 +104,7 @@ class Calibration(Record):
     rates: Rates | None
     at_budgets: tuple[AtBudget, ...]
     batches: Batches
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[ProposedSetting, ...]
 
     @property
     def rate_share(self) -> float | None:
@@ -118,10 +118,11 @@ class Calibration(Record):
 
 def proposals(
     at_budgets: Sequence[AtBudget], batches: Batches, confidence: float
-) -> tuple[Proposal, ...]:
+) -> tuple[ProposedSetting, ...]:
     """Budget, batch and repeats that the measurements speak for; nothing without a measurement."""
-    chosen = _budget(at_budgets, confidence)
-    found = [] if chosen is None else [_told(chosen, confidence), *_repeats(chosen, confidence)]
+    found: list[ProposedSetting] = []
+    if (chosen := _budget(at_budgets, confidence)) is not None:
+        found += [_seconds(*chosen), *_repeats(*chosen)]
     batch = _batch(batches)
     return tuple(found if batch is None else [*found, batch])
 
@@ -134,41 +135,40 @@ def findable(at: AtBudget, confidence: float) -> float | None:
     return quantile * math.sqrt(2) * at.sigma
 
 
-def _budget(at_budgets: Sequence[AtBudget], confidence: float) -> AtBudget | None:
-    """The shortest that starts quickly and shows what is worth finding; else the longest."""
-    usable = sorted((a for a in at_budgets if a.sigma is not None), key=lambda a: a.budget_seconds)
-    for at in usable:
-        gain = findable(at, confidence)
-        assert gain is not None
-        if at.start_share <= MAX_START_SHARE and gain <= WORTH_FINDING * abs(at.mean):
-            return at
+def _budget(at_budgets: Sequence[AtBudget], confidence: float) -> tuple[AtBudget, float] | None:
+    """The shortest that starts quickly and shows a relevant gain; else the longest.
+
+    With it comes the gain that it shows.
+    """
+    by_length = sorted(at_budgets, key=lambda at: at.budget_seconds)
+    usable = [(at, gain) for at in by_length if (gain := findable(at, confidence)) is not None]
+    for at, gain in usable:
+        if at.start_share <= MAX_START_SHARE and gain <= RELEVANT_GAIN * abs(at.mean):
+            return at, gain
     return usable[-1] if usable else None
 
 
-def _told(at: AtBudget, confidence: float) -> Proposal:
-    gain = findable(at, confidence)
-    assert gain is not None
+def _seconds(at: AtBudget, gain: float) -> ProposedSetting:
     start = f"starting up takes {100 * at.start_share:.0f} % of it" if at.start_seconds else ""
     share = f"one run against one shows gains from {gain:.4f}, {100 * gain / abs(at.mean):.1f} %"
-    return Proposal(
+    return ProposedSetting(
         setting="[budget] seconds",
         value=f"{at.budget_seconds:g}",
         reason="; ".join(part for part in (start, f"{share} of the score") if part),
     )
 
 
-def _repeats(at: AtBudget, confidence: float) -> list[Proposal]:
-    """So many seeds that a gain worth finding is beyond noise, within reason."""
-    gain = findable(at, confidence)
-    assert gain is not None
-    worth = WORTH_FINDING * abs(at.mean)
-    needed = math.ceil((gain / worth) ** 2) if worth else 1
+def _repeats(at: AtBudget, gain: float) -> list[ProposedSetting]:
+    """So many seeds that a relevant gain is beyond noise, within reason."""
+    relevant = RELEVANT_GAIN * abs(at.mean)
+    # Noise of a mean falls with the root of its seeds: half of it takes four times as many.
+    needed = math.ceil((gain / relevant) ** 2) if relevant else 1
     seeds = min(MAX_REPEATS, max(1, needed))
-    why = f"a gain of {100 * WORTH_FINDING:g} % ({worth:.4f}) needs {needed} paired seed(s)"
+    why = f"a gain of {100 * RELEVANT_GAIN:g} % ({relevant:.4f}) needs {needed} paired seed(s)"
     capped = f", more than {MAX_REPEATS} are not worth their hours" if needed > seeds else ""
     return [
-        Proposal(setting="[noise] max_repeats", value=str(seeds), reason=why + capped),
-        Proposal(
+        ProposedSetting(setting="[noise] max_repeats", value=str(seeds), reason=why + capped),
+        ProposedSetting(
             setting="[noise] baseline_repeats",
             value=str(max(3, seeds)),
             reason=f"noise from {len(at.values)} scores is itself uncertain by a factor of two",
@@ -176,7 +176,7 @@ def _repeats(at: AtBudget, confidence: float) -> list[Proposal]:
     ]
 
 
-def _batch(batches: Batches) -> Proposal | None:
+def _batch(batches: Batches) -> ProposedSetting | None:
     rates = {t.batch: t.tokens_per_second for t in batches.tried if t.tokens_per_second}
     if not rates:
         return None
@@ -186,4 +186,4 @@ def _batch(batches: Batches) -> Proposal | None:
         f"{rates[smallest]:,.0f} tokens a second, the smallest within a tenth of the best "
         f"({best:,.0f}); the largest that ran is {batches.largest} ({batches.ended})"
     )
-    return Proposal(setting="BATCH in train.py", value=str(smallest), reason=reason)
+    return ProposedSetting(setting="BATCH in train.py", value=str(smallest), reason=reason)
