@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OPENAT2 = 437  # one number on every architecture Linux runs Python on, Alpha excepted
@@ -78,14 +79,21 @@ def open_by_walking(directory: int, path: str, flags: int) -> int:
 
 def choose_opener(root: Path) -> OpenBeneath:
     """The kernel's own confinement where it answers, the walk where it does not."""
-    directory = os.open(root, os.O_PATH | os.O_DIRECTORY)
-    try:
-        os.close(open_by_kernel(directory, ".", os.O_PATH | os.O_DIRECTORY))
-    except OSError as error:
-        # Old seccomp profiles answer EPERM to a system call that they do not know.
-        if error.errno in (errno.ENOSYS, errno.EPERM):
-            return open_by_walking
-        raise
-    finally:
-        os.close(directory)
+    with closing(os.open(root, os.O_PATH | os.O_DIRECTORY)) as directory:
+        try:
+            os.close(open_by_kernel(directory, ".", os.O_PATH | os.O_DIRECTORY))
+        except OSError as error:
+            # Old seccomp profiles answer EPERM to a system call that they do not know.
+            if error.errno in (errno.ENOSYS, errno.EPERM):
+                return open_by_walking
+            raise
     return open_by_kernel
+
+
+@contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Closes a descriptor at the end, whatever happens."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

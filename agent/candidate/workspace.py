@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from agent.candidate.confinement import OpenBeneath, choose_opener
+from agent.candidate.confinement import OpenBeneath, choose_opener, closing
 from agent.settings import FIXED_FILES
 from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
 
@@ -106,7 +106,7 @@ class Workspace:
             WorkspaceError: there is none, or it is not one the agent may have.
         """
         parts = _parts(path)
-        with self._root_descriptor() as root, _describing_errors(path):
+        with self._root_for(path) as root:
             return self._read(root, "/".join(parts), MAX_FILE_BYTES)
 
     def read_text(self, path: str) -> str:
@@ -142,7 +142,7 @@ class Workspace:
             WorkspaceError: there is no such directory, or too much in it.
         """
         below = "/".join(_parts(path)) if path not in ("", ".", "./") else ""
-        with self._root_descriptor() as root, _describing_errors(path or "the workspace"):
+        with self._root_for(path or "the workspace") as root:
             found = [
                 FileEntry(name, size, self.is_editable(name))
                 for name, size in self._walk(root, below, MAX_DEPTH)
@@ -174,10 +174,9 @@ class Workspace:
         """
         files: dict[str, bytes] = {}
         entries = [entry for entry in self.list_files() if entry.path not in self._left_out]
-        with self._root_descriptor() as root:
-            for entry in entries:
-                with _describing_errors(entry.path):
-                    files[entry.path] = self._read(root, entry.path, MAX_CANDIDATE_BYTES)
+        for entry in entries:
+            with self._root_for(entry.path) as root:
+                files[entry.path] = self._read(root, entry.path, MAX_CANDIDATE_BYTES)
         if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
             limit = MAX_CANDIDATE_BYTES // 2**20
             raise WorkspaceError("too_large", f"the workspace holds more than {limit} MiB")
@@ -202,22 +201,19 @@ class Workspace:
                 self._write(path, content)
 
     @contextmanager
-    def _root_descriptor(self) -> Iterator[int]:
-        descriptor = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def _root_for(self, path: str) -> Iterator[int]:
+        """The root's descriptor; what goes wrong meanwhile is described as about `path`."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        with closing(os.open(self._root, flags)) as root, _describing_errors(path):
+            yield root
 
     def _read(self, root: int, path: str, limit: int) -> bytes:
-        # Looked at first without opening it: to open a FIFO or a device already is to use it.
-        looked_at = self._open_beneath(root, path, os.O_PATH)
-        try:
-            _refuse_all_but_plain_files(os.fstat(looked_at), path)
-        finally:
-            os.close(looked_at)
+        # Checked first without opening it: to open a FIFO or a device already is to use it.
+        with closing(self._open_beneath(root, path, os.O_PATH)) as found:
+            _refuse_all_but_plain_files(os.fstat(found), path)
         descriptor = self._open_beneath(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+            # And once more: meanwhile something else may have been put in its place.
             _refuse_all_but_plain_files(os.fstat(descriptor), path)
             content = file.read(limit + 1)
         if len(content) > limit:
@@ -233,21 +229,13 @@ class Workspace:
         if len(content) > MAX_FILE_BYTES:
             limit = MAX_FILE_BYTES // 1024
             raise WorkspaceError("too_large", f"{path} would be over {limit} KiB", "write less")
-        with self._root_descriptor() as root, _describing_errors(path):
-            parent = self._parent(root, parts[:-1])
-            try:
-                _replace(parent, parts[-1], content, path)
-            finally:
-                os.close(parent)
+        with self._root_for(path) as root, closing(self._parent(root, parts[:-1])) as parent:
+            _replace(parent, parts[-1], content, path)
 
     def _remove(self, path: str) -> None:
-        *parents, name = _parts(path)
-        with self._root_descriptor() as root, _describing_errors(path):
-            parent = self._directory(root, "/".join(parents))
-            try:
-                os.unlink(name, dir_fd=parent)
-            finally:
-                os.close(parent)
+        folder, _, name = clean_path(path).rpartition("/")
+        with self._root_for(path) as root, closing(self._directory(root, folder)) as parent:
+            os.unlink(name, dir_fd=parent)
 
     def _directory(self, root: int, path: str) -> int:
         return self._open_beneath(root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -256,20 +244,14 @@ class Workspace:
         """The directory a file goes into; missing ones are made, since a pattern allows them."""
         current = self._directory(root, "")
         for depth, name in enumerate(parents, start=1):
-            try:
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=current)
-            finally:
-                os.close(current)
+            with closing(current), suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=current)
             current = self._directory(root, "/".join(parents[:depth]))
         return current
 
     def _walk(self, root: int, below: str, depth: int) -> Iterator[tuple[str, int]]:
-        directory = self._directory(root, below)
-        try:
+        with closing(self._directory(root, below)) as directory:
             found = _entries(directory)
-        finally:
-            os.close(directory)
         for name, status in found:
             path = f"{below}/{name}" if below else name
             if stat.S_ISDIR(status.st_mode) and depth > 1:
