@@ -56,7 +56,7 @@ from agent.report.activity import is_at_work
 from agent.report.console import closing_lines
 from agent.report.report import Report
 from agent.report.summary import summary
-from agent.researcher.base import (
+from agent.researcher.providers import (
     WITHOUT_A_KEY,
     check_credentials,
     price_known,
@@ -222,7 +222,7 @@ def _work(
     _tell_beginning(lab.session, researcher, as_json=as_json)
     try:
         keep_head(ledger, anchor)
-        with open_models(lab, researcher, os.environ, _say_waiting, on_warning=_warn) as models:
+        with open_models(lab, researcher, os.environ, on_warning=_warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
         _refresh_report(lab, report)
@@ -283,12 +283,6 @@ def _track(lab: Lab, export: Export) -> None:
 
 def _warn(warning: str) -> None:
     warn(f"warning: {warning}")
-
-
-def _say_waiting(error: str, wait_seconds: float) -> None:
-    log.info("model_retried", wait_seconds=round(wait_seconds, 1), error=error)
-    text = f"      waiting {wait_seconds:.0f} s for the service: {one_line(error, 160)}"
-    warn(text)
 
 
 def _tell_end(ledger: Ledger, *, as_json: bool) -> None:

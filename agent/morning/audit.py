@@ -75,7 +75,7 @@ from agent.record.history import (
     are_moved,
 )
 from agent.record.ledger import BLOBS_NAME, LedgerError, read_blob, request_sha, torn_bytes
-from agent.researcher.base import cost_usd
+from agent.researcher.providers import cost_usd
 from agent.settings import Settings
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome

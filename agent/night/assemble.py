@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import Tracer
 
@@ -18,17 +17,16 @@ from agent.attempt.drift import check_for_drift
 from agent.attempt.experiment import run_patiently, smoke_patiently
 from agent.attempt.lab import Lab, find_known
 from agent.attempt.steering import is_asked_to_pause, is_asked_to_stop
-from agent.attempt.waiting import LOOK_AGAIN_SECONDS, is_paused
 from agent.candidate.diffs import unified_diff
 from agent.night.loop import Night
 from agent.night.tracing import attempt_span, usual_tracer
 from agent.night.turns import Turns
 from agent.program import Program
-from agent.record.events import FileChanged, Method, ModelCalled, Noticed, RetryWaited
+from agent.record.events import FileChanged, Method, Noticed
 from agent.record.history import Attempt
 from agent.record.ledger import Ledger
-from agent.researcher.base import LostCall, Model, ModelError, retirement
-from agent.researcher.redaction import DiscreetModel, discreet, hidden, secrets_in
+from agent.researcher.base import Model
+from agent.researcher.providers import retirement
 from agent.researcher.tools import Toolbox
 from agent.settings import Settings
 from agent.text import one_line
@@ -75,10 +73,8 @@ def open_models(
     lab: Lab,
     researcher: str,
     environ: Mapping[str, str],
-    on_wait: Callable[[str, float], None],
     *,
     on_warning: Callable[[str], None] = lambda _: None,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[Model]]:
     """The researcher, and who stands in for it; closed afterwards.
@@ -87,10 +83,8 @@ def open_models(
         lab: of the session.
         researcher: `claude`, `tpe` or `random`.
         environ: holds credentials and maybe the address of a compatible server.
-        on_wait: told what failed and for how many seconds it is waited now.
-        on_warning: told of a model that is on its way out.
-        sleep: waits that many seconds for the service.
-        clock: monotonic seconds.
+        on_warning: called with what to say of a model that is on its way out.
+        clock: monotonic seconds, by which replies are timed.
 
     Raises:
         ModelError: the service has no such model, or no longer.
@@ -99,15 +93,11 @@ def open_models(
         yield [make_sampler(lab, "random" if researcher == "random" else "tpe")]
         return
     with ExitStack() as stack:
-        models = [
-            stack.enter_context(_claude(lab, name, environ, on_wait, sleep, clock))
-            for name in _model_names(lab.settings)
-        ]
-        secrets = secrets_in(environ)
-        with discreet(secrets):
-            for model in models:
-                _note_facts(lab, model, on_warning)
-        yield [*(DiscreetModel(model, secrets) for model in models), make_sampler(lab, "tpe")]
+        models: list[Model] = []
+        for model in _claude_models(lab.settings, environ, clock):
+            models.append(stack.enter_context(closing(model)))
+            _note_facts(lab, model, on_warning)
+        yield [*models, make_sampler(lab, "tpe")]
 
 
 def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -117,79 +107,20 @@ def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
         ModelError: it has no such model, or no longer, or does not know the key: better said
             before an hour of baselines. Or it is not there at all.
     """
-    for name in _model_names(settings):
-        nothing = {"on_retry": lambda *_: None, "on_lost": lambda _: None}
-        with (
-            discreet(secrets_in(environ)),
-            _connected(settings, name, environ, deadline=lambda: 0.0, **nothing) as model,
-        ):
+    for model in _claude_models(settings, environ, time.monotonic):
+        with closing(model):
             model.facts(must_be_there=True)
 
 
-def _model_names(settings: Settings) -> list[str]:
-    fallback = settings.researcher.fallback_model
-    return [settings.researcher.model, *([fallback] if fallback else [])]
-
-
-def _claude(
-    lab: Lab,
-    name: str,
-    environ: Mapping[str, str],
-    on_wait: Callable[[str, float], None],
-    sleep: Callable[[float], Awaitable[None]],
-    clock: Callable[[], float],
-) -> ClaudeModel:
-    settings, ledger = lab.settings, lab.ledger
-
-    def note_wait(error: str, wait_seconds: float) -> None:
-        error = hidden(error, secrets_in(environ))
-        ledger.append(
-            RetryWaited(
-                conversation=ledger.history.conversation, error=error, wait_seconds=wait_seconds
-            )
-        )
-        on_wait(error, wait_seconds)
-
-    async def wait(seconds: float) -> None:
-        left = seconds
-        while left > 0:
-            nap = LOOK_AGAIN_SECONDS
-            if not is_paused(lab):
-                nap = min(left, nap)
-                left -= nap
-            await sleep(nap)
-        assert ledger.history.asked is not None
-        ledger.append(ledger.history.asked)  # the same call again; while it waited, none was open
-
-    return _connected(
-        settings,
-        name,
-        environ,
-        deadline=lambda: seconds_left(ledger.history, settings.session),
-        on_retry=note_wait,
-        on_lost=lambda lost: _charge_lost(lab, lost),
-        sleep=wait,
-        clock=clock,
-    )
-
-
-def _connected(
-    settings: Settings, name: str, environ: Mapping[str, str], **answers: Any
-) -> ClaudeModel:
+def _claude_models(
+    settings: Settings, environ: Mapping[str, str], clock: Callable[[], float]
+) -> Iterator[ClaudeModel]:
+    # The SDK takes a second to import, and a session of the sampler needs none of it.
     from agent.researcher.claude import ClaudeModel
 
-    provider = settings.researcher.provider
-    return ClaudeModel(
-        model=name,
-        provider=provider,
-        max_output_tokens=settings.researcher.max_output_tokens,
-        effort=settings.researcher.effort,
-        api_key=environ.get("ANTHROPIC_API_KEY"),
-        auth_token=environ.get("ANTHROPIC_AUTH_TOKEN"),
-        # The clouds' clients have addresses and variables of their own.
-        base_url=environ.get("ANTHROPIC_BASE_URL") if provider == "anthropic" else None,
-        **answers,
-    )
+    researcher = settings.researcher
+    for name in filter(None, (researcher.model, researcher.fallback_model)):
+        yield ClaudeModel(name, researcher, environ, clock=clock)
 
 
 def _note_change(ledger: Ledger, path: str, old: str | None, new: str) -> None:
@@ -262,26 +193,3 @@ def _note_facts(lab: Lab, model: ClaudeModel, on_warning: Callable[[str], None])
     if warning := retirement(facts, end):
         ledger.append(Noticed(kind="model_retires", explanation=warning))
         on_warning(warning)
-
-
-def _charge_lost(lab: Lab, lost: LostCall) -> None:
-    """Put a cut stream on the bill, and end the call if another try could exceed a limit.
-
-    Raises:
-        ModelError: it could.
-    """
-    ledger = lab.ledger
-    ledger.append(
-        ModelCalled(
-            conversation=ledger.history.conversation,
-            model=lost.model,
-            request_id=lost.request_id,
-            stop_reason="lost",
-            usage=lost.usage,
-            cost_usd=lost.cost_usd,
-            seconds=lost.seconds,
-        )
-    )
-    stop = reason_to_stop(ledger.history, lab.settings.session, reserve=lost.asking_again)
-    if stop is not None:
-        raise ModelError(*stop, "")

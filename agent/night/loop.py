@@ -14,11 +14,11 @@ from agent.attempt.experiment import run_patiently
 from agent.attempt.lab import Lab
 from agent.attempt.measurement import score_holdout
 from agent.attempt.waiting import FAULT_PAUSE_SECONDS, SessionOver, wait_while_paused
+from agent.night.asking import ask
 from agent.night.circles import act, cache_miss
 from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
 from agent.record.events import (
-    ModelAsked,
     ModelCalled,
     Reserve,
     SessionEnded,
@@ -102,9 +102,7 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
     following: Conversation | Ending = night.turns.begin()
     while isinstance(following, Conversation):
         conversation, attempts = following, len(night.history.completed)
-        reserve = night.turns.model.worst_case(
-            conversation.system, conversation.tools, conversation.messages
-        )
+        reserve = night.turns.model.worst_case(conversation.prompt)
         if stop := _reason_to_stop(night, reserve):
             return stop
         reply = _reply(night, conversation, reserve)
@@ -123,12 +121,9 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
 def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply | None:
     """The model's reply, on record; none when the service rejects this history for good."""
     model, ledger = night.turns.model, night.lab.ledger
-    if reserve.calls:
-        asked = ModelAsked(conversation=conversation.number, model=model.name, reserve=reserve)
-        ledger.append(asked)
     try:
         with night.tracer.start_as_current_span(f"{CALL} {model.name}"):
-            reply = model.reply(conversation.system, conversation.tools, conversation.messages)
+            reply = ask(night.lab, model, conversation, reserve)
     except ModelError as error:
         if error.history_rejected and len(conversation.messages) > 1:
             night.turns.notice("history_rejected", error.message)

@@ -7,19 +7,19 @@ cloud's client raises errors of that cloud's own library.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
 from anthropic import APIConnectionError, APIStatusError
-from tenacity import RetryCallState, wait_exponential_jitter
 
 from agent.record.events import StopReason
-from agent.researcher.base import WITHOUT_A_KEY, ModelError, Provider
+from agent.researcher.base import ModelError
+from agent.researcher.providers import WITHOUT_A_KEY, Provider
+from agent.researcher.redaction import hidden
 from agent.text import one_line
 
-LONGEST_BACKOFF_SECONDS = 120.0
 ERROR_CHARACTERS = 300
 TRANSIENT_STATUSES = frozenset({408, 409, 429})
 TRANSIENT_TYPES = frozenset(
@@ -93,17 +93,31 @@ def _is_transient_status(error: APIStatusError) -> bool:
     return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
 
 
-def describe(error: BaseException | None) -> str:
-    """One bounded line about an error, fit for a record; a server's text is not trusted."""
+def describe(error: BaseException | None, secrets: Sequence[str]) -> str:
+    """One bounded line about an error, fit for a record: a server's text is not trusted.
+
+    Args:
+        error: what happened.
+        secrets: what a service may repeat of what it was sent; they go before the text is cut,
+            since half a key is one too.
+    """
     if isinstance(error, APIStatusError):
         detail = error.api_message or error.message or "no message"
-        name = error.error_code or error.type or "error"
-        return one_line(f"{error.status_code} {name}: {detail}", ERROR_CHARACTERS)
-    if isinstance(error, StreamBroken):
-        return str(error)
-    if isinstance(error, CredentialsFailed):
-        return one_line(str(error), ERROR_CHARACTERS)
-    return one_line(f"{type(error).__name__}: {error}", ERROR_CHARACTERS)
+        text = f"{error.status_code} {error.error_code or error.type or 'error'}: {detail}"
+    elif isinstance(error, StreamBroken | CredentialsFailed):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return one_line(hidden(text, secrets), ERROR_CHARACTERS)
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Seconds to wait at least before the same request may pass; None when it never will."""
+    if not is_transient(error):
+        return None
+    if isinstance(error, APIStatusError):
+        return retry_after_seconds(error.response.headers, datetime.now(UTC))
+    return 0.0
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
@@ -121,49 +135,34 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
         return 0.0
 
 
-_backoff_seconds = wait_exponential_jitter(multiplier=1, max=LONGEST_BACKOFF_SECONDS, jitter=1)
-
-
-def wait_seconds(state: RetryCallState) -> float:
-    """How long to wait now: longer each time, and at least as long as the service asks."""
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    asked = 0.0
-    if isinstance(error, APIStatusError):
-        asked = retry_after_seconds(error.response.headers, datetime.now(UTC))
-    return max(_backoff_seconds(state), asked)
-
-
 def _number(text: str) -> float | None:
     """A non-negative finite number, if that is what `text` says."""
     digits = text.strip()  # which takes more off than float() does
     return float(digits) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", digits) else None
 
 
-def final_error(error: BaseException, provider: Provider) -> ModelError:
-    """What a session ends with once asking again does not help."""
-    said = describe(error)
+def final_error(error: BaseException, text: str, provider: Provider) -> ModelError:
+    """What a session ends with once asking again does not help; `text` describes the error."""
     if is_transient(error):
         return ModelError(
             StopReason.API_OUTAGE,
-            f"the model's service did not come back in time ({said})",
+            f"the model's service did not come back in time ({text})",
             "Go on with `nightlab resume` when it answers again.",
         )
     status = error.status_code if isinstance(error, APIStatusError) else 0
     return ModelError(
         StopReason.API_REFUSED,
-        f"the model's service refused the request ({said})",
+        f"the model's service refused the request ({text})",
         _hint(error, status, provider),
         history_rejected=status in (200, 400, 413, 422),
     )
 
 
-def unreachable(error: APIConnectionError, host: str, provider: Provider) -> ModelError:
+def unreachable(host: str, text: str, provider: Provider) -> ModelError:
     """What keeps a session from its beginning: nobody is where the model's service should be."""
-    said = describe(error.__cause__ or error)
     return ModelError(
         StopReason.API_OUTAGE,
-        f"nobody answers at {one_line(host, 100)} ({said})",
+        f"nobody answers at {one_line(host, 100)} ({text})",
         f"Check {ADDRESSES[provider]} and this machine's network. {WITHOUT_A_KEY}",
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.record.events import ConversationOpened, MessageAdded
 from agent.record.ledger import Ledger
+from agent.researcher.base import Prompt
 
 Message = dict[str, Any]
 
@@ -75,6 +76,11 @@ class Conversation:
             [json.loads(ledger.get_blob(sha)) for sha in shas],
             [opening.system, opening.tools, *shas],
         )
+
+    @property
+    def prompt(self) -> Prompt:
+        """What a model is asked with."""
+        return Prompt(self.system, self.tools, self.messages)
 
     @staticmethod
     def last_opening(ledger: Ledger) -> ConversationOpened | None:

@@ -1,21 +1,16 @@
 """Keeps the environment's secrets out of record and screen.
 
 Only one way leads from a credential to a text of ours: a service, or a proxy before it, that
-repeats in an error what it was sent. So a model's errors pass through here. What a person writes
-into program.md, guidance.md or the workspace is recorded as it is.
+repeats in an error what it was sent. So what a service says passes through here before anything
+else is done with it. What a person writes into program.md, guidance.md or the workspace is recorded
+as it is.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
-
-from agent.record.events import Reserve
-from agent.researcher.base import Model, ModelError, Reply
 
 HIDDEN = "[secret]"
 SHORTEST_SECRET = 8
@@ -47,44 +42,3 @@ def hidden(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return text
-
-
-@contextmanager
-def discreet(secrets: Sequence[str]) -> Iterator[None]:
-    """Let a model's errors tell no secret."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(
-            error.reason,
-            hidden(error.message, secrets),
-            hidden(error.hint, secrets),
-            history_rejected=error.history_rejected,
-        ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class DiscreetModel:
-    """A model whose errors and refusals tell no secret."""
-
-    model: Model
-    secrets: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The model's own."""
-        return self.model.name
-
-    def reply(
-        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> Reply:
-        """The model's reply; see `Model.reply`."""
-        with discreet(self.secrets):
-            reply = self.model.reply(system, tools, messages)
-        return dataclasses.replace(reply, explanation=hidden(reply.explanation, self.secrets))
-
-    def worst_case(
-        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> Reserve:
-        """The most that the call can use; see `Model.worst_case`."""
-        return self.model.worst_case(system, tools, messages)

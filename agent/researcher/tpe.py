@@ -57,7 +57,7 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import Attempt, History
-from agent.researcher.base import ModelError, Reply, ToolCall
+from agent.researcher.base import ModelError, Prompt, Reply, ToolCall
 from agent.settings import Direction
 from agent.text import one_line
 
@@ -138,24 +138,20 @@ class TpeModel:
         """Name for the record."""
         return self._method
 
-    def worst_case(
-        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> Reserve:
+    def worst_case(self, prompt: Prompt) -> Reserve:
         """What one more reply can cost at most: nothing."""
-        del system, tools, messages
+        del prompt
         return Reserve(calls=0, tokens=0, usd=0.0)
 
-    def reply(
-        self, system: str, tools: list[dict[str, Any]], messages: list[dict[str, Any]]
-    ) -> Reply:
+    def reply(self, prompt: Prompt, seconds_left: float) -> Reply:
         """Edits that make the next candidate, then its run.
 
         Raises:
             ModelError: no knob is left, or every point nearby was tried, or the tools refused.
         """
-        del system, tools
+        del seconds_left
         attempt = len(self._history().attempts)
-        earlier = _calls_for(attempt, self.name, messages)
+        earlier = _calls_for(attempt, self.name, prompt.messages)
         replies = sum(1 for name in earlier if name == "run")
         if replies >= MAX_REPLIES_PER_ATTEMPT:
             message = f"the tools refused {replies} candidates in a row"

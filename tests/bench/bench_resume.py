@@ -74,7 +74,7 @@ def measure(root: Path, attempts: int) -> dict[str, float]:
     """Run the night; what an attempt costs early and late."""
     place, meter = _place(root, attempts), Meter()
     lab = place.begin("tpe")
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+    with lab.ledger, open_models(lab, "tpe", {}) as models:
         run_session(assemble(lab, place.program, models), meter.tick)
     ends = sorted({2 * WINDOW, 6 * WINDOW, len(meter.cpu) - 1})
     costs = {
@@ -94,7 +94,7 @@ def measure_resume(root: Path, attempts: int) -> None:
     place = _place(root, attempts + 1)
     started = time.perf_counter()
     lab = place.resume()
-    with lab.ledger, open_models(lab, "tpe", {}, lambda *_: None) as models:
+    with lab.ledger, open_models(lab, "tpe", {}) as models:
         turns: Turns = assemble(lab, place.program, models).turns
         turns.begin()
     seconds = time.perf_counter() - started

@@ -25,6 +25,3 @@ class Clock:
     def advance(self, seconds: float) -> None:
         with self.lock:
             self.seconds += seconds
-
-    async def wait(self, seconds: float) -> None:
-        self.advance(seconds)

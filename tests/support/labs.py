@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from opentelemetry.trace import Tracer
 
-from agent.attempt.lab import Lab
+from agent.attempt.lab import Lab, Observer
 from agent.attempt.machine_state import ReadMachine
 from agent.candidate.workspace import Workspace
 from agent.night.assemble import assemble, open_models
@@ -71,6 +71,11 @@ def with_sleep(lab: Lab, sleep: Callable[[float], None]) -> Lab:
     return replace(lab, sleep=sleep)
 
 
+def with_observer(lab: Lab, observer: Observer) -> Lab:
+    """The same lab, watched by somebody else."""
+    return replace(lab, observer=observer)
+
+
 def with_machine(lab: Lab, read_machine: ReadMachine) -> Lab:
     """The same lab on a machine whose state is what the function says."""
     return replace(lab, read_machine=read_machine)
@@ -89,11 +94,10 @@ def play(
     *,
     refresh: Callable[[], None] = lambda: None,
     tracer: Tracer | None = None,
-    on_retry: Callable[[str, float], None] = lambda *_: None,
     **model: Any,
 ) -> SessionEnded:
     """Work on a session until it ends, and leave its ledger open."""
-    with open_models(lab, researcher, environ or {}, on_retry, **model) as models:
+    with open_models(lab, researcher, environ or {}, **model) as models:
         return run_session(assemble(lab, program, models, tracer=tracer), refresh)
 
 

@@ -25,7 +25,7 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.ledger import request_sha
-from agent.researcher.base import cost_usd
+from agent.researcher.providers import cost_usd
 from agent.settings import Direction
 from tests.support import histories
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +48,10 @@ def _edit(old: str, new: str) -> dict[str, Any]:
     return tool("edit", file_path="train.py", old_string=old, new_string=new)
 
 
-def work_with_claude(
-    lab: Lab,
-    place: Place,
-    server: MessagesServer,
-    *,
-    wait: Callable[[float], Awaitable[None]] | None = None,
-) -> SessionEnded:
+def work_with_claude(lab: Lab, place: Place, server: MessagesServer) -> SessionEnded:
     """One life of our process."""
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-    clock = place.clock
-    return work(
-        lab,
-        place.program,
-        "claude",
-        environ=environ,
-        sleep=wait or clock.wait,
-        clock=clock.monotonic,
-    )
+    return work(lab, place.program, "claude", environ=environ, clock=place.clock.monotonic)
 
 
 class Scene:

@@ -47,7 +47,7 @@ def talked(root: Path, attempts: int = 3) -> Place:
     lab = place.begin("claude")
     with MessagesServer(script, clock=place.clock.monotonic, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-        work(lab, place.program, "claude", environ=environ, sleep=place.clock.wait)
+        work(lab, place.program, "claude", environ=environ)
     return place
 
 

@@ -57,7 +57,7 @@ from agent.record.history import fold
 from agent.record.ledger import LEDGER_NAME, read_blob, read_ledger
 from agent.report.report import write_report
 from tests.support.clock import Clock
-from tests.support.labs import play
+from tests.support.labs import play, with_sleep
 from tests.support.messages_server import (
     Cut,
     MessagesServer,
@@ -132,10 +132,7 @@ class Stage:
             if self.reports:
                 write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
 
-        async def wait(seconds: float) -> None:
-            lab.sleep(seconds)  # which also ends a pause
-
-        play(lab, self.place.program, self.researcher, environ, refresh=refresh, sleep=wait)
+        play(lab, self.place.program, self.researcher, environ, refresh=refresh)
 
 
 def _morning(lab: Lab) -> None:
@@ -617,14 +614,14 @@ def test_a_stop_while_waiting_for_the_service_is_not_billed(
     place = _place(tmp_path, Clock(), attempts=1)
     chance = random.Random(1)
 
-    async def stop(seconds: float) -> None:
+    def stop(seconds: float) -> None:
         raise kill
 
     mind = itertools.repeat(Mind(chance).answer)
     script: Iterator[Any] = itertools.chain([Status(529, "overloaded_error")], mind)
     with MessagesServer(script, endless=True) as server:
         with pytest.raises(kill):
-            work_with_claude(place.begin("claude"), place, server, wait=stop)
+            work_with_claude(with_sleep(place.begin("claude"), stop), place, server)
         assert _kinds(place)[-2:] == ["model_asked", "retry_waited"]
         work_with_claude(place.resume(), place, server)
     history = fold(read_ledger(place.directory))

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
-from tests.support.labs import play
+from tests.support.labs import Quiet, play, with_observer
 from tests.support.messages_server import Entry, MessagesServer, Status, tinker
 from tests.support.nights import TOY, Place
 from tests.support.spans import Collector
@@ -44,7 +46,9 @@ TELLTALE = (
 """What a service or a proxy may answer that repeats what it was sent."""
 NOSY = """
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 print(dict(os.environ), flush=True)
 for place in ("/proc/self/environ", "/proc/1/environ", "/root/.docker/config.json"):
     try:
@@ -77,11 +81,21 @@ def leaks(*places: Path | str) -> list[tuple[str, str]]:
     return found
 
 
+@dataclass
+class Listening(Quiet):
+    """An observer that remembers what it was told of waits."""
+
+    said: list[str]
+
+    def waiting(self, *words: Any) -> None:
+        self.said += words
+
+
 def simulated(root: Path) -> tuple[Place, Collector, list[str]]:
     """A night with planted secrets on pretended boxes: its place, spans and what was said."""
     place = Place(root, changes={"session": {"attempts": 3}})
     collector, said = Collector(), list[str]()
-    lab = place.begin("claude")
+    lab = with_observer(place.begin("claude"), Listening(said))
     server = MessagesServer(script(last=401), clock=place.clock.monotonic, endless=True)
     with server, lab.ledger:
         environ = PLANTED | {"ANTHROPIC_BASE_URL": server.url}
@@ -91,8 +105,6 @@ def simulated(root: Path) -> tuple[Place, Collector, list[str]]:
             "claude",
             environ,
             tracer=collector,
-            on_retry=lambda error, _: said.append(error),
-            sleep=place.clock.wait,
         )
         said.append(ended.explanation)
         write_report(place.directory, lab.ledger.entries, lab.ledger.get_blob)

@@ -15,11 +15,12 @@ import structlog
 
 from agent.cli import logs
 from agent.cli.logs import LOG_NAME, operational_log
-from agent.cli.night import _say_waiting, _work, keep_head
+from agent.cli.night import _work, keep_head
 from agent.morning.anchor import Anchor
 from agent.report.report import Report
 from agent.trackers.export import Export, Tracker
 from sandbox.contract.log import log
+from tests.support.messages_server import Entry, MessagesServer, Status, tinker
 from tests.support.nights import Place
 
 
@@ -138,15 +139,24 @@ def test_what_fails_beside_a_night_is_in_its_log(
     monkeypatch.setattr(Report, "write", fail)
     (tmp_path / "files").write_text("in the way\n")
     place = Place(tmp_path, changes={"session": {"attempts": 1}})
-    lab = place.begin("random")
+    lab = place.begin("claude")
     export = Export(Tracker.TENSORBOARD, tmp_path / "files", {})
-    with lab.ledger, operational_log(place.directory, "run", {}, is_verbose=False):
+    answers: list[Entry] = [
+        Status(529, message="no room", headers={"retry-after": "12"}),
+        *[tinker] * 9,
+    ]
+    with (
+        MessagesServer(answers, endless=True) as server,
+        lab.ledger,
+        operational_log(place.directory, "run", {}, is_verbose=False),
+    ):
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "not-a-real-key")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
         keep_head(lab.ledger, Anchor(Path("/dev/full"), "night"))
-        _say_waiting("overloaded", 12.0)
-        _work(lab, place.program, "random", export, as_json=True)
+        _work(lab, place.program, "claude", export, as_json=True)
     found = {event["event"]: event for event in events(place.directory)}
     assert "No space left" in found["anchor_failed"]["error"]
-    assert (12.0, "overloaded") == (
+    assert (12.0, "529 api_error: no room") == (
         found["model_retried"]["wait_seconds"],
         found["model_retried"]["error"],
     )

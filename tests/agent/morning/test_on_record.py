@@ -108,7 +108,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     with server:
         for attempts in (1, 2):
             lab = with_settings(lab, lab.settings.with_overrides(attempts=attempts))
-            work(lab, place.program, "claude", environ=environ, sleep=place.clock.wait)
+            work(lab, place.program, "claude", environ=environ)
             if attempts == 1:
                 lab = place.resume()
     return Asked(place)

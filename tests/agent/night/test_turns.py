@@ -368,7 +368,7 @@ def test_a_model_that_retires_during_the_session_is_told_and_on_record(tmp_path:
     with (
         MessagesServer([], catalogue=CATALOGUE | {"claude-sonnet-5-5": leaving}) as server,
         lab.ledger,
-        open_models(lab, "claude", environ(server), lambda *_: None, on_warning=told.append),
+        open_models(lab, "claude", environ(server), on_warning=told.append),
     ):
         pass
     warning = "claude-sonnet-5-5 retires at 2026-03-08 04:00 UTC, before this session has to end"

@@ -30,7 +30,7 @@ from sandbox.contract.run import RunSpec
 from tests.support.clock import Clock
 from tests.support.executors import Outage
 from tests.support.gpu_nights import GpuPlace
-from tests.support.labs import in_directory, work
+from tests.support.labs import in_directory, with_sleep, work
 from tests.support.messages_server import MessagesServer, Status
 from tests.support.minds import Scene, work_with_claude
 from tests.support.nights import Place
@@ -242,7 +242,7 @@ class Away:
     act: Callable[[int], object]
     waits: int = 0
 
-    async def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         self.waits += 1
         self.act(self.waits)
         self.clock.advance(seconds)
@@ -251,9 +251,9 @@ class Away:
 def test_a_stop_is_heeded_while_the_service_is_away(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 1})
     away = Away(scene.place.clock, lambda _: ask_to_stop(scene.place.directory))
-    lab = scene.place.begin("claude")
+    lab = with_sleep(scene.place.begin("claude"), away.wait)
     with MessagesServer([Status(529, "overloaded_error")] * 99, endless=True) as server:
-        ended = work_with_claude(lab, scene.place, server, wait=away.wait)
+        ended = work_with_claude(lab, scene.place, server)
     assert StopReason.STOPPED is ended.reason
     assert away.waits <= 2
     assert 1 == len(server.requests)
@@ -270,10 +270,10 @@ def test_a_pause_is_heeded_while_the_service_is_away_and_costs_no_hours(tmp_path
             ask_to_continue(directory)
 
     away = Away(clock, act)
-    lab = scene.place.begin("claude")
+    lab = with_sleep(scene.place.begin("claude"), away.wait)
     script = scene.then(Status(529, "overloaded_error"))
     with MessagesServer(script, clock=clock.monotonic, endless=True) as server:
-        ended = work_with_claude(lab, scene.place, server, wait=away.wait)
+        ended = work_with_claude(lab, scene.place, server)
     assert StopReason.ATTEMPTS is ended.reason
     kinds = [k for k in scene.notices() if k in ("paused", "continued")]
     assert ["paused", "continued"] == kinds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import itertools
 import json
@@ -27,19 +26,19 @@ from opentelemetry.trace import (
     use_span,
 )
 
+from agent.attempt.waiting import SessionOver
 from agent.record.events import StopReason, Usage
 from agent.researcher.api_errors import ERROR_CHARACTERS, StreamBroken, retry_after_seconds
-from agent.researcher.base import (
-    LostCall,
-    ModelError,
+from agent.researcher.base import CallFailed, ModelError, Prompt
+from agent.researcher.providers import (
     check_credentials,
     cost_usd,
     price_known,
     retirement,
     unusable_credentials,
 )
-from agent.researcher.claude import _require_names, thinks_adaptively
-from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, ask, claude
+from agent.researcher.wire import require_names, thinks_adaptively
+from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, ask, claude, reply_of
 from tests.support.messages_server import (
     API_VERSION,
     CATALOGUE,
@@ -58,16 +57,16 @@ from tests.support.messages_server import (
     tool,
 )
 
+PROMPT = Prompt(SYSTEM, TOOLS, OPENING)
 GOOD = say(
     thinking("A larger step may do."), text("Trying."), tool("run", hypothesis="twice the lr")
 )
 
 
 def refusal_of(night: Night, *script: Any, **changes: Any) -> ModelError:
-    with MessagesServer(script) as server, claude(server.url, night, **changes) as model:
-        with pytest.raises(ModelError) as raised:
-            model.reply(SYSTEM, TOOLS, OPENING)
-        return raised.value
+    with pytest.raises(ModelError) as raised:
+        ask(night, *script, **changes)
+    return raised.value
 
 
 def test_a_reply_holds_the_blocks_byte_for_byte_and_the_calls_in_order() -> None:
@@ -181,8 +180,13 @@ def test_an_outage_of_hours_is_waited_out() -> None:
 def test_an_outage_longer_than_the_session_ends_before_its_deadline() -> None:
     night = Night(seconds_left=600.0)
     server = MessagesServer([Status(529, "overloaded_error")] * 100, endless=True)
-    with server, claude(server.url, night) as model, pytest.raises(ModelError) as raised:
-        model.reply(SYSTEM, TOOLS, OPENING)
+    with (
+        server,
+        claude(server.url) as model,
+        night.asks(model) as asks,
+        pytest.raises(ModelError) as raised,
+    ):
+        asks()
     assert raised.value.reason is StopReason.API_OUTAGE
     assert 0 < night.seconds_left < 600.0
 
@@ -195,41 +199,49 @@ def test_the_deadline_ends_a_healthy_call_as_well() -> None:
 
 def test_a_stream_that_only_pings_is_given_up() -> None:
     night = Night()
-    reply, _ = ask(night, say(text("x"), cut=Cut(2, "pings")), GOOD, attempt_seconds=0.3)
+    reply, _ = ask(night, say(text("x"), cut=Cut(2, "pings")), GOOD, call_seconds=0.3)
     assert reply.stop_reason == "tool_use"
     assert night.retries[0][0] == "the reply did not end in 0 s"
 
 
 def test_every_call_happens_within_the_span_that_surrounds_it() -> None:
-    """The SDK's own spans hang from the current one; an event loop must not remember the first."""
-    night, seen, spans = Night(), list[Span](), list[Span]()
+    """The SDK's own spans hang from the current one, while a reply arrives as well."""
+    seen, spans = list[Span](), list[Span]()
 
-    async def sleep(seconds: float) -> None:
+    def clock() -> float:
         seen.append(get_current_span())
+        return time.monotonic()
 
-    with (
-        MessagesServer([Status(529), GOOD] * 2) as server,
-        claude(server.url, night, sleep=sleep) as model,
-    ):
+    with MessagesServer([GOOD] * 2) as server, claude(server.url, clock=clock) as model:
         for _ in range(2):
+            seen.clear()
             spans.append(NonRecordingSpan(INVALID_SPAN_CONTEXT))
             with use_span(spans[-1]):
-                model.reply(SYSTEM, TOOLS, OPENING)
-    assert all(a is b for a, b in zip(spans, seen, strict=True))
+                reply_of(model)
+            assert len(seen) > 2  # which are before and after the reply
+            assert all(span is spans[-1] for span in seen)
 
 
 def test_a_server_that_is_not_there_is_waited_for() -> None:
     night = Night(seconds_left=30.0)
-    with claude("http://127.0.0.1:9", night) as model, pytest.raises(ModelError) as raised:
-        model.reply(SYSTEM, TOOLS, OPENING)
+    with (
+        claude("http://127.0.0.1:9") as model,
+        night.asks(model) as asks,
+        pytest.raises(ModelError) as raised,
+    ):
+        asks()
     assert raised.value.reason is StopReason.API_OUTAGE
     assert len(night.retries) > 1
 
 
 def test_an_address_that_is_none_is_not_waited_for() -> None:
     night = Night()
-    with claude("localhost:1234", night) as model, pytest.raises(ModelError) as raised:
-        model.reply(SYSTEM, TOOLS, OPENING)
+    with (
+        claude("localhost:1234") as model,
+        night.asks(model) as asks,
+        pytest.raises(ModelError) as raised,
+    ):
+        asks()
     assert (raised.value.reason, night.retries) == (StopReason.API_REFUSED, [])
     assert "ANTHROPIC_BASE_URL" in raised.value.hint
 
@@ -265,12 +277,12 @@ def test_an_unknown_block_passes_through_unchanged() -> None:
     assert [call.name for call in reply.tool_calls] == ["run"]
 
 
-def converse(server: MessagesServer, night: Night, rounds: int) -> list[dict[str, Any]]:
+def converse(server: MessagesServer, rounds: int) -> list[dict[str, Any]]:
     """Answer every call of so many replies; the conversation as it is on record."""
     messages = copy.deepcopy(OPENING)
-    with claude(server.url, night) as model:
+    with claude(server.url) as model:
         for _ in range(rounds):
-            reply = model.reply(SYSTEM, TOOLS, messages)
+            reply = reply_of(model, messages)
             results = [
                 {"type": "tool_result", "tool_use_id": call.id, "content": "{}"}
                 for call in reply.tool_calls
@@ -284,36 +296,36 @@ def converse(server: MessagesServer, night: Night, rounds: int) -> list[dict[str
 
 def test_replayed_thinking_is_accepted() -> None:
     with MessagesServer([GOOD] * 5) as server:
-        messages = converse(server, Night(), 5)
+        messages = converse(server, 5)
     assert sum(message["role"] == "assistant" for message in messages) == 5
 
 
 def test_blank_text_in_a_reply_is_not_sent_back() -> None:
     turn = say(text("\n"), text("Why not."), tool("run", hypothesis="x"))
     with MessagesServer([turn, GOOD]) as server:
-        messages = converse(server, Night(), 2)
+        messages = converse(server, 2)
     assert ["text", "text", "tool_use"] == [block["type"] for block in messages[1]["content"]]
     sent = server.requests[1]["messages"][1]["content"]
     assert ["text", "tool_use"] == [block["type"] for block in sent]
 
 
 def test_a_reply_of_nothing_but_blank_text_is_not_sent_back() -> None:
-    with MessagesServer([say(text("\n")), GOOD]) as server, claude(server.url, Night()) as model:
-        blank = {"role": "assistant", "content": model.reply(SYSTEM, TOOLS, OPENING).content}
+    with MessagesServer([say(text("\n")), GOOD]) as server, claude(server.url) as model:
+        blank = {"role": "assistant", "content": reply_of(model).content}
         again = {"role": "user", "content": [{"type": "text", "text": "Go on."}]}
-        model.reply(SYSTEM, TOOLS, [*OPENING, blank, again])
+        reply_of(model, [*OPENING, blank, again])
     assert ["user", "user"] == [message["role"] for message in server.requests[1]["messages"]]
 
 
 def test_an_edited_history_is_refused_as_the_service_does() -> None:
-    night = Night()
     with MessagesServer([GOOD] * 2) as server:
-        messages = converse(server, night, 2)
+        messages = converse(server, 2)
     messages[0]["content"][0]["text"] = "Begin!"
     server = MessagesServer([GOOD], tolerant=True)
-    with server, claude(server.url, night) as model, pytest.raises(ModelError) as raised:
-        model.reply(SYSTEM, TOOLS, messages)
-    assert raised.value.history_rejected
+    with server, claude(server.url) as model, pytest.raises(CallFailed) as failed:
+        reply_of(model, messages)
+    assert isinstance(failed.value.final, ModelError)
+    assert failed.value.final.history_rejected
     with pytest.raises(AssertionError, match="bound to a different conversation"):
         server.check()
 
@@ -321,27 +333,27 @@ def test_an_edited_history_is_refused_as_the_service_does() -> None:
 def test_a_request_leaves_the_stored_conversation_alone() -> None:
     messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
     before = copy.deepcopy(messages)
-    with MessagesServer([GOOD]) as server, claude(server.url, Night()) as model:
-        model.reply(SYSTEM, TOOLS, messages)
+    with MessagesServer([GOOD]) as server, claude(server.url) as model:
+        reply_of(model, messages)
     assert messages == before
     assert server.requests[0]["messages"][1]["content"][0]["cache_control"]["ttl"] == "1h"
 
 
 def test_all_but_the_newest_message_comes_from_the_cache() -> None:
     with MessagesServer([GOOD] * 4) as server:
-        converse(server, Night(), 4)
+        converse(server, 4)
     for before, after in zip(server.bills, server.bills[1:], strict=False):
         assert after.cache_read_tokens == before.cache_read_tokens + before.cache_write_tokens
         assert after.input_tokens == 0
 
 
 def test_the_cache_outlives_a_training_and_dies_after_an_hour() -> None:
-    clock = Night()
-    server = MessagesServer([GOOD] * 3, clock=lambda: clock.now)
-    with server, claude(server.url, Night()) as model:
+    now = 1000.0
+    server = MessagesServer([GOOD] * 3, clock=lambda: now)
+    with server, claude(server.url) as model:
         for pause_seconds in (0.0, 1200.0, 3601.0):
-            clock.now += pause_seconds
-            model.reply(SYSTEM, TOOLS, OPENING)
+            now += pause_seconds
+            reply_of(model)
     assert [bill.cache_read_tokens > 0 for bill in server.bills] == [False, True, False]
 
 
@@ -350,9 +362,9 @@ def test_costs_equal_the_servers_account_cut_streams_included() -> None:
     cuts = [say(text("half of it " * 20), cut=Cut(after, "fin")) for after in (1, 4, 9)]
     costs = 0.0
     server = MessagesServer([GOOD, *cuts, GOOD, cuts[0], GOOD])
-    with server, claude(server.url, night) as model:
+    with server, claude(server.url) as model, night.asks(model) as asks:
         for _ in range(3):
-            costs += model.reply(SYSTEM, TOOLS, OPENING).cost_usd or 0.0
+            costs += asks().cost_usd or 0.0
     assert len(night.lost) == 4
     assert server.billed_usd == pytest.approx(costs + night.lost_usd, abs=1e-9)
 
@@ -374,12 +386,14 @@ def test_a_cut_reply_is_charged_for_the_time_that_it_thought(after: int, expecte
 def test_a_cut_reply_is_charged_no_more_than_a_whole_one_could_cost() -> None:
     night, looks = Night(), itertools.count()
     cut = say(thinking("Hm."), cut=Cut(2, "fin"))
-    ask(night, cut, GOOD, clock=lambda: 400.0 * next(looks), attempt_seconds=1e6)
+    ask(night, cut, GOOD, clock=lambda: 400.0 * next(looks), call_seconds=1e6)
     (lost,) = night.lost
     assert 32_000 == lost.usage.output_tokens
     assert lost.cost_usd is not None
-    assert lost.asking_again.usd is not None
-    assert lost.cost_usd <= lost.asking_again.usd
+    with claude("http://127.0.0.1:9") as model:
+        worst_usd = model.worst_case(PROMPT).usd
+    assert worst_usd is not None
+    assert lost.cost_usd <= worst_usd
 
 
 def test_a_time_without_a_thought_costs_nothing() -> None:
@@ -395,27 +409,33 @@ def test_a_tool_call_without_a_name_or_an_id_is_asked_again(missing: str) -> Non
     call = {"type": "tool_use", "id": "toolu_1", "name": "run", "input": {}}
     for broken in (call | {missing: ""}, call | {missing: None}, {**call, missing: 7}):
         with pytest.raises(StreamBroken, match="no id or no name"):
-            _require_names([broken])
+            require_names([broken])
     del call[missing]
     with pytest.raises(StreamBroken, match="no id or no name"):
-        _require_names([call])
-    _require_names([call | {missing: "x"}])
+        require_names([call])
+    require_names([call | {missing: "x"}])
 
 
-def test_a_listener_of_losses_can_end_the_call() -> None:
-    def enough(call: LostCall) -> None:
-        raise ModelError(StopReason.MONEY, "enough", "")
-
-    error = refusal_of(Night(), say(text("half"), cut=Cut(3, "reset")), on_lost=enough)
-    assert error.reason is StopReason.MONEY
+def test_a_call_that_was_lost_and_paid_for_can_end_the_session() -> None:
+    night = Night(usd=0.34)
+    cut = say(text("half of it " * 200), cut=Cut(30, "reset"))
+    server = MessagesServer([cut] * 99, endless=True)
+    with (
+        server,
+        claude(server.url) as model,
+        night.asks(model) as asks,
+        pytest.raises(SessionOver) as over,
+    ):
+        asks()
+    assert over.value.reason is StopReason.MONEY
+    assert 0 < server.billed_usd <= night.lost_usd < 0.34
 
 
 def test_no_call_costs_more_than_was_reserved() -> None:
-    night = Night()
     long = say(text("words and more words " * 400))
-    with MessagesServer([long]) as server, claude(server.url, night) as model:
-        reserved = model.worst_case(SYSTEM, TOOLS, OPENING).usd
-        reply = model.reply(SYSTEM, TOOLS, OPENING)
+    with MessagesServer([long]) as server, claude(server.url) as model:
+        reserved = model.worst_case(PROMPT).usd
+        reply = reply_of(model)
     assert reserved is not None
     assert reply.cost_usd is not None
     assert 0 < reply.cost_usd < reserved
@@ -424,9 +444,9 @@ def test_no_call_costs_more_than_was_reserved() -> None:
 def test_a_model_without_a_price_has_no_cost_and_no_worst_case() -> None:
     assert not price_known(UNPRICED)
     assert price_known("claude-sonnet-5-5")
-    with MessagesServer([GOOD]) as server, claude(server.url, Night(), model=UNPRICED) as model:
-        assert model.worst_case(SYSTEM, TOOLS, OPENING).usd is None
-        assert model.reply(SYSTEM, TOOLS, OPENING).cost_usd is None
+    with MessagesServer([GOOD]) as server, claude(server.url, model=UNPRICED) as model:
+        assert model.worst_case(PROMPT).usd is None
+        assert reply_of(model).cost_usd is None
 
 
 def test_a_one_hour_write_costs_twice_the_input() -> None:
@@ -442,8 +462,12 @@ def test_ctrl_c_interrupts_a_call_closes_the_stream_and_charges_it(kind: Any) ->
     server = MessagesServer([say(text("slow"), cut=Cut(3, kind))])
     with server:
         press_ctrl_c_when(server.waiting)
-        with claude(server.url, night) as model, pytest.raises(KeyboardInterrupt):
-            model.reply(SYSTEM, TOOLS, OPENING)
+        with (
+            claude(server.url) as model,
+            night.asks(model) as asks,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            asks()
         assert server.abandoned.wait(2.0)
     assert len(night.lost) == 1
     assert server.billed_usd == pytest.approx(night.lost_usd)
@@ -454,8 +478,12 @@ def test_ctrl_c_interrupts_a_call_under_a_handler_of_the_callers_own() -> None:
     server = MessagesServer([say(text("slow"), cut=Cut(3, "stall"))])
     with server, own_handler():
         press_ctrl_c_when(server.waiting)
-        with claude(server.url, night) as model, pytest.raises(KeyboardInterrupt):
-            model.reply(SYSTEM, TOOLS, OPENING)
+        with (
+            claude(server.url) as model,
+            night.asks(model) as asks,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            asks()
         assert server.abandoned.wait(2.0)
     assert len(night.lost) == 1
 
@@ -481,21 +509,22 @@ def press_ctrl_c_when(event: threading.Event) -> None:
     threading.Thread(target=press, daemon=True).start()
 
 
-def test_ctrl_c_interrupts_the_wait_between_two_attempts() -> None:
+def test_ctrl_c_interrupts_the_wait_between_two_calls() -> None:
     asked = threading.Event()
-    night = Night()
+    night = Night(sleep=time.sleep)
 
     def answer(request: dict[str, Any]) -> Status:
-        return Status(429, "rate_limit_error", headers={"retry-after": "3000"})
-
-    def retried(error: str, wait_seconds: float) -> None:
         asked.set()
+        return Status(429, "rate_limit_error", headers={"retry-after": "3000"})
 
     with MessagesServer([answer]) as server:
         press_ctrl_c_when(asked)
-        waits = claude(server.url, night, sleep=asyncio.sleep, on_retry=retried)
-        with waits as model, pytest.raises(KeyboardInterrupt):
-            model.reply(SYSTEM, TOOLS, OPENING)
+        with (
+            claude(server.url) as model,
+            night.asks(model) as asks,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            asks()
 
 
 def test_the_services_words_reach_the_record_on_one_bounded_line() -> None:
@@ -529,7 +558,7 @@ def test_a_key_that_no_header_can_carry_is_named_and_not_shown(name: str, value:
 
 
 def test_a_token_is_sent_when_there_is_no_key() -> None:
-    reply, _ = ask(Night(), GOOD, api_key=None, auth_token="a-token")
+    reply, _ = ask(Night(), GOOD, ANTHROPIC_API_KEY="", ANTHROPIC_AUTH_TOKEN="a-token")
     assert reply.stop_reason == "tool_use"
 
 
@@ -805,8 +834,7 @@ def test_the_stand_in_stays_within_the_files_ranges(
 
 
 def test_facts_of_a_model_bound_its_replies() -> None:
-    night = Night()
-    with MessagesServer([]) as server, claude(server.url, night) as model:
+    with MessagesServer([]) as server, claude(server.url) as model:
         facts = model.facts()
     assert facts is not None
     assert (128_000, 1_000_000) == (facts["max_tokens"], facts["max_input_tokens"])
@@ -816,16 +844,16 @@ def test_facts_of_a_model_bound_its_replies() -> None:
 def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
     with MessagesServer([GOOD], catalogue=None, endless=True) as server:
         url = server.url if address == "server" else address
-        with claude(url, Night()) as model:
+        with claude(url) as model:
             assert model.facts() is None
             if address == "server":
-                model.reply(SYSTEM, TOOLS, OPENING)
+                reply_of(model)
     assert all("diagnostics" not in request for request in server.requests)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://nobody.invalid"])
 def test_an_address_where_nobody_is_is_found_at_the_start(url: str) -> None:
-    with claude(url, Night()) as model, pytest.raises(ModelError) as caught:
+    with claude(url) as model, pytest.raises(ModelError) as caught:
         model.facts(must_be_there=True)
     assert f"nobody answers at {url.split('/')[2].split(':')[0]}" in caught.value.message
     assert "ANTHROPIC_BASE_URL" in caught.value.hint
@@ -833,13 +861,13 @@ def test_an_address_where_nobody_is_is_found_at_the_start(url: str) -> None:
 
 def test_a_service_that_is_overloaded_at_the_start_is_there() -> None:
     answers = MessagesServer([Status(529, "overloaded_error")], catalogue=None, endless=True)
-    with answers as server, claude(server.url, Night()) as model:
+    with answers as server, claude(server.url) as model:
         assert model.facts(must_be_there=True) is None
 
 
 def refused_at_the_start(name: str, catalogue: dict[str, dict[str, Any]]) -> ModelError:
     server = MessagesServer([], catalogue=catalogue)
-    with server, claude(server.url, Night(), model=name) as model:
+    with server, claude(server.url, model=name) as model:
         with pytest.raises(ModelError) as caught:
             model.facts()
         return caught.value
@@ -861,7 +889,7 @@ def test_a_retired_model_is_refused_and_no_retired_one_is_offered() -> None:
 
 
 def test_a_key_that_the_service_does_not_know_is_found_at_the_start() -> None:
-    with MessagesServer([], key="another") as server, claude(server.url, Night()) as model:
+    with MessagesServer([], key="another") as server, claude(server.url) as model:
         with pytest.raises(ModelError, match="401 authentication_error") as caught:
             model.facts()
         assert "ANTHROPIC_API_KEY" in caught.value.hint
@@ -901,18 +929,18 @@ def test_a_person_hears_of_a_model_on_its_way_out(
 
 
 def test_the_service_is_asked_why_its_cache_did_not_hit() -> None:
-    night, longer = Night(), [{**TOOLS[0], "description": "Train and score."}]
+    longer = [{**TOOLS[0], "description": "Train and score."}]
     messages = [
         *OPENING,
         {"role": "assistant", "content": [{"type": "text", "text": "Shall I?"}]},
         {"role": "user", "content": [{"type": "text", "text": "Go on."}]},
     ]
-    with MessagesServer([say(text("Shall I?"))] * 4) as server, claude(server.url, night) as model:
+    with MessagesServer([say(text("Shall I?"))] * 4) as server, claude(server.url) as model:
         model.facts()
-        model.reply(SYSTEM, TOOLS, OPENING)
-        same = model.reply(SYSTEM, TOOLS, messages)
-        other = model.reply(SYSTEM, longer, messages)
-        model.reply(SYSTEM, longer, OPENING)
+        reply_of(model)
+        same = reply_of(model, messages)
+        other = reply_of(model, messages, longer)
+        reply_of(model, OPENING, longer)
     asked = [request["diagnostics"]["previous_message_id"] for request in server.requests]
     assert [None, "msg_000001", "msg_000002", None] == asked
     assert "" == same.cache_diagnosis
@@ -922,9 +950,9 @@ def test_the_service_is_asked_why_its_cache_did_not_hit() -> None:
 
 def test_a_session_taken_up_again_has_no_earlier_answer_to_compare() -> None:
     messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
-    with MessagesServer([GOOD]) as server, claude(server.url, Night()) as model:
+    with MessagesServer([GOOD]) as server, claude(server.url) as model:
         model.facts()
-        model.reply(SYSTEM, TOOLS, messages)
+        reply_of(model, messages)
     assert {"previous_message_id": None} == server.requests[0]["diagnostics"]
 
 

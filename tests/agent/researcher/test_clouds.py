@@ -25,8 +25,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from agent.record.events import StopReason
-from agent.researcher.base import ModelError, Provider, Reply
-from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, claude
+from agent.researcher.base import ModelError, Reply
+from agent.researcher.providers import Provider
+from tests.support.claude_calls import Night, claude
 
 REGION, PROJECT = "eu-west-9", "a-project"
 MODELS: dict[Provider, str] = {
@@ -217,15 +218,16 @@ def ask_cloud(
     provider: Provider, *answers: Answer, night: Night | None = None
 ) -> tuple[Reply, list[Asked]]:
     night = night or Night()
-    with (
-        Cloud(list(answers)) as server,
-        serving(server),
-        claude(server.url, night, provider=provider, model=MODELS[provider], api_key=None) as model,
-    ):
-        try:
-            return model.reply(SYSTEM, TOOLS, OPENING), server.asked
-        finally:
-            assert [] == server.answers
+    with Cloud(list(answers)) as server, serving(server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(f"ANTHROPIC_{provider.upper()}_BASE_URL", server.url)
+        with (
+            claude("", provider=provider, model=MODELS[provider]) as model,
+            night.asks(model) as asks,
+        ):
+            try:
+                return asks(), server.asked
+            finally:
+                assert [] == server.answers
 
 
 def refusal_of(provider: Provider, *answers: Answer, night: Night | None = None) -> ModelError:

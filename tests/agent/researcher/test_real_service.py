@@ -15,7 +15,7 @@ import pytest
 
 from agent.record.events import PLANNED_STOPS, MessageAdded, ModelCalled, Noticed, ToolCalled
 from agent.record.ledger import read_blob, read_ledger
-from agent.researcher.base import cost_usd
+from agent.researcher.providers import cost_usd
 from tests.support.facilities import missing
 from tests.support.labs import work
 from tests.support.messages_server import MessagesServer, Turn, say, text, thinking, tool

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from agent.researcher.base import Reply
-from tests.support.claude_calls import OPENING, SYSTEM, TOOLS, Night, ask, claude
+from tests.support.claude_calls import Night, ask, claude, reply_of
 from tests.support.facilities import missing
 from tests.support.messages_server import MessagesServer, Recorded, Status
 
@@ -159,12 +159,19 @@ def test_the_recordings_are_the_ones_that_were_looked_at(streams: dict[str, byte
     assert len(streams) >= KNOWN_STREAMS + KNOWN_CASSETTES
 
 
+@pytest.fixture(scope="session")
+def replies(streams: dict[str, bytes]) -> dict[str, Reply]:
+    """What the model makes of every stream that is whole, asked once for each."""
+    script = [Recorded(body) for body in whole(streams).values()]
+    with MessagesServer(script) as server, claude(server.url) as model:
+        return {name: reply_of(model) for name in whole(streams)}
+
+
 def test_every_recorded_stream_becomes_the_reply_that_its_bytes_tell(
-    streams: dict[str, bytes],
+    streams: dict[str, bytes], replies: dict[str, Reply]
 ) -> None:
-    for name, body in whole(streams).items():
-        night, told = Night(), Told.by(body)
-        reply, _ = ask(night, Recorded(body))
+    for name, reply in replies.items():
+        told = Told.by(streams[name])
         assert (name, told.text) == (name, text_of(reply, "text"))
         assert (name, told.thinking) == (name, text_of(reply, "thinking"))
         assert (name, told.kinds) == (name, [block["type"] for block in reply.content])
@@ -173,14 +180,14 @@ def test_every_recorded_stream_becomes_the_reply_that_its_bytes_tell(
         assert (name, told.usage["output_tokens"]) == (name, reply.usage.output_tokens)
         read_tokens = told.usage.get("cache_read_input_tokens", 0)
         assert (name, read_tokens) == (name, reply.usage.cache_read_tokens)
-        assert (name, []) == (name, night.retries)
 
 
-def test_tools_run_only_where_the_recorded_reply_asked_for_them(streams: dict[str, bytes]) -> None:
+def test_tools_run_only_where_the_recorded_reply_asked_for_them(
+    streams: dict[str, bytes], replies: dict[str, Reply]
+) -> None:
     calls = {}
-    for name, body in whole(streams).items():
-        reply, _ = ask(Night(), Recorded(body))
-        told = Told.by(body)
+    for name, reply in replies.items():
+        told = Told.by(streams[name])
         asked = [told.inputs[i] for i, k in enumerate(told.kinds) if k == "tool_use"]
         if told.stop_reason == "tool_use":
             calls[name] = [call.input for call in reply.tool_calls]
@@ -211,9 +218,9 @@ def test_no_recorded_stream_cut_short_is_a_reply(streams: dict[str, bytes]) -> N
     assert len(cuts) > 100
     night = Night()
     script = [Recorded(body) for cut in cuts for body in (cut, good)]
-    with MessagesServer(script) as server, claude(server.url, night) as model:
+    with MessagesServer(script) as server, claude(server.url) as model, night.asks(model) as asks:
         for number, cut in enumerate(cuts, start=1):
-            reply = model.reply(SYSTEM, TOOLS, OPENING)
+            reply = asks()
             assert "Hello there!" == text_of(reply, "text")
             assert (number, cut) == (len(night.retries), cut)
 

@@ -25,7 +25,7 @@ from agent.record.events import (
     StopReason,
     Verdict,
 )
-from agent.researcher.base import Model, ModelError, Reply
+from agent.researcher.base import Model, ModelError, Prompt, Reply
 from agent.researcher.tools import Toolbox
 from agent.researcher.tpe import TpeModel, _study
 from agent.settings import Direction, Goal
@@ -181,7 +181,7 @@ def edited(source: bytes, reply: Reply) -> bytes:
 
 
 def ask(model: Model) -> Reply:
-    return model.reply("", [], [])
+    return model.reply(Prompt("", [], []), 60.0)
 
 
 def searched(seed: int) -> Study:
@@ -374,12 +374,12 @@ def test_three_refused_candidates_for_one_attempt_end_the_session() -> None:
     model, messages = Study(0).model(), list[dict[str, Any]]()
     ids: list[str] = []
     for _ in range(3):
-        reply = model.reply("", [], messages)
+        reply = model.reply(Prompt("", [], messages), 60.0)
         ids += [call.id for call in reply.tool_calls]
         messages.append({"role": "assistant", "content": reply.content})
 
     with pytest.raises(ModelError) as caught:
-        model.reply("", [], messages)
+        model.reply(Prompt("", [], messages), 60.0)
     assert StopReason.AGENT_IDLE is caught.value.reason
     assert len(set(ids)) == len(ids)
 
@@ -560,7 +560,7 @@ def test_random_draws_every_knob_from_its_whole_range() -> None:
     )
     drawn: dict[str, set[float]] = {}
     for _ in range(30):
-        changed = edited(study.best, model.reply("", [], []))
+        changed = edited(study.best, model.reply(Prompt("", [], []), 60.0))
         for name, value in values_of(changed).items():
             drawn.setdefault(name, set()).add(value)
         study.record(changed, Verdict.DISCARDED, 3.0)
