@@ -40,7 +40,7 @@ import tokenizers
 FORMAT = 1  # raise it when equal settings no longer give equal files
 SPLITS = ("train", "val", "holdout")  # to learn from, to judge by, to look at in the morning
 HELD_OUT_SHARE = 0.05  # of the documents, for val and for holdout each, but for shakespeare
-SMALLEST_VOCABULARY = 257  # every byte, and BOS
+SMALLEST_VOCABULARY = 257  # every byte, and BOS: a BPE without merges
 LARGEST_VOCABULARY = 65_535  # what uint16 holds
 NAMES_KEPT = 1_000  # of each split's documents, in the manifest
 READABLE_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -95,7 +95,6 @@ class Settings:
     """What decides the files: equal settings and an equal source give equal files."""
 
     source: str
-    tokenizer: str
     vocab_size: int
     context: int
 
@@ -151,8 +150,6 @@ def prepare(settings: Settings, output: Path, cache: Path) -> bool:
 
 def check(settings: Settings) -> None:
     """Refuses settings that cannot work."""
-    if settings.tokenizer not in ("bpe", "bytes"):
-        raise PrepareError(f"the tokeniser is bpe or bytes, not {settings.tokenizer!r}")
     if not SMALLEST_VOCABULARY <= settings.vocab_size <= LARGEST_VOCABULARY:
         raise PrepareError(
             f"the vocabulary must have {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} tokens,"
@@ -182,9 +179,8 @@ def build(settings: Settings, wanted: str, directory: Path, cache: Path) -> None
     """Writes every file of a prepared directory."""
     corpus = read_corpus(settings.source, cache)
     print_sizes(corpus)
-    # `bytes` is a BPE without merges
-    vocab_size = SMALLEST_VOCABULARY if settings.tokenizer == "bytes" else settings.vocab_size
-    tokenizer = train_tokenizer(corpus["train"], vocab_size)  # val must not shape its own ruler
+    # From train alone: val must not shape its own ruler
+    tokenizer = train_tokenizer(corpus["train"], settings.vocab_size)
     directory.mkdir()
     summaries = {
         split: write_split(directory / split, split, corpus[split], tokenizer, settings.context)
@@ -202,25 +198,17 @@ def manifest(
     tokenizer: tokenizers.Tokenizer,
 ) -> dict[str, object]:
     """Describes what was made from what."""
-    described = {
-        "kind": settings.tokenizer,
-        "vocab_size": tokenizer.get_vocab_size() + 1,
-        "bos_token": bos_token(tokenizer),
-        "sha256": hashlib.sha256((tokenizer.to_str() + "\n").encode()).hexdigest(),
-        "library": f"tokenizers {tokenizers.__version__}",
-    }
-    total = {
-        measure: sum(int(str(summary[measure])) for summary in summaries.values())
-        for measure in ("bytes", "documents", "tokens")
-    }
     return {
         "format": FORMAT,
         "key": wanted,
         "source": settings.source,
         "context": settings.context,
         "splits": summaries,
-        "tokenizer": described,
-        "total": total,
+        "tokenizer": {
+            "vocab_size": tokenizer.get_vocab_size() + 1,
+            "bos_token": bos_token(tokenizer),
+            "library": f"tokenizers {tokenizers.__version__}",
+        },
     }
 
 
@@ -680,8 +668,7 @@ def main(arguments: list[str]) -> int:
         "--source", default="shakespeare", help="shakespeare, folder:PATH or url:LIST"
     )
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--tokenizer", choices=("bpe", "bytes"), default="bpe")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="of the bpe, BOS included")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="BOS included")
     parser.add_argument(
         "--context", type=int, default=256, help="tokens a model is given when scored"
     )
@@ -689,7 +676,7 @@ def main(arguments: list[str]) -> int:
         "--cache", type=Path, help="where downloads are kept (default: beside the output)"
     )
     options = parser.parse_args(arguments)
-    settings = Settings(options.source, options.tokenizer, options.vocab_size, options.context)
+    settings = Settings(options.source, options.vocab_size, options.context)
     output = options.output.absolute()
     try:
         made = prepare(settings, output, options.cache or output.parent / "downloads")

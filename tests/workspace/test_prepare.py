@@ -50,7 +50,7 @@ def forty_texts() -> dict[str, bytes]:
 
 
 def made(tmp_path: Path, folder: Path, name: str = "out", **changes: Any) -> Path:
-    settings = {"tokenizer": "bpe", "vocab_size": 300, "context": 16} | changes
+    settings = {"vocab_size": 300, "context": 16} | changes
     output = tmp_path / name
     assert prepare.prepare(
         prepare.Settings(f"folder:{folder}", **settings), output, tmp_path / "cache"
@@ -69,7 +69,7 @@ def tokens_of(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_shakespeare_becomes_the_three_known_streams(tmp_path: Path) -> None:
-    settings = prepare.Settings("shakespeare", "bpe", 1024, 256)
+    settings = prepare.Settings("shakespeare", 1024, 256)
     assert prepare.prepare(settings, tmp_path / "out", tmp_path / "cache")
     manifest = read(tmp_path / "out" / "manifest.json")
     sizes = {split: summary["bytes"] for split, summary in manifest["splits"].items()}
@@ -137,8 +137,8 @@ def test_any_bytes_survive_the_tokeniser(small_tokenizer: Any, text: bytes) -> N
     assert prepare.bos_token(small_tokenizer) not in tokens
 
 
-def test_the_bytes_tokeniser_has_one_token_a_byte(tmp_path: Path) -> None:
-    output = made(tmp_path, folder_of(tmp_path, forty_texts()), tokenizer="bytes")
+def test_the_smallest_vocabulary_has_one_token_a_byte(tmp_path: Path) -> None:
+    output = made(tmp_path, folder_of(tmp_path, forty_texts()), vocab_size=257)
     meta = read(output / "val" / "meta.json")
     assert (257, [1] * 256 + [0]) == (meta["vocab_size"], meta["token_bytes"])
 
@@ -262,11 +262,10 @@ def test_what_a_killed_run_left_is_made_anew(tmp_path: Path) -> None:
 def test_every_setting_changes_the_key(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, forty_texts())
     choices = [
-        ("shakespeare", "bpe", 1024, 256),
-        (f"folder:{folder}", "bpe", 1024, 256),
-        (f"folder:{folder}", "bytes", 1024, 256),
-        (f"folder:{folder}", "bpe", 1025, 256),
-        (f"folder:{folder}", "bpe", 1024, 128),
+        ("shakespeare", 1024, 256),
+        (f"folder:{folder}", 1024, 256),
+        (f"folder:{folder}", 1025, 256),
+        (f"folder:{folder}", 1024, 128),
     ]
     keys = [prepare.key(prepare.Settings(*choice)) for choice in choices]
     assert len(choices) == len(set(keys))
@@ -397,7 +396,8 @@ def test_a_url_list_is_prepared_and_fetched_only_once(
     assert 0 == prepare.main([*common, "--output", str(tmp_path / "one")])
     assert 0 == prepare.main([*common, "--output", str(tmp_path / "two")])
     assert 1 == len(httpserver.log)
-    assert 40 == read(tmp_path / "two" / "manifest.json")["total"]["documents"]
+    splits = read(tmp_path / "two" / "manifest.json")["splits"]
+    assert 40 == sum(split["documents"] for split in splits.values())
 
 
 @pytest.mark.parametrize(
