@@ -11,7 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -28,15 +27,14 @@ class Fault(NamedTuple):
 
     `kill_before` and `kill_after` call the proxy's `kill` before or after the engine has done what
     was asked, and never answer; `drop` closes the connection without asking the engine; `refuse`
-    answers 500 without asking it; `delay` lets the engine do it and answers late; `late` has the
-    engine do it late, when nobody waits for the answer; `hang` neither asks nor answers; `forget`
-    asks for a container without its bound on processes.
+    answers 500 without asking it; `delay` lets the engine do it and answers after `release`; `late`
+    has the engine do it only then, when nobody waits for the answer; `hang` neither asks nor
+    answers; `forget` asks for a container without its bound on processes.
     """
 
     at: int | None
     """The first request is number 0; None for every request of the kind."""
     action: Action
-    delay_seconds: float = 0.0
     kind: str = ""
     """A pattern for what is asked, such as "DELETE"."""
 
@@ -68,10 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, b'{"message": "made to fail"}', "application/json")
         elif fault.action == "delay":
             answer = self._forward(body)
-            time.sleep(fault.delay_seconds)
+            self.server.released.wait()
             self._answer(*answer)
         elif fault.action == "late":
-            time.sleep(fault.delay_seconds)
+            self.server.released.wait()
             self.server.late.append(self._forward(body)[0])
             self.close_connection = True
         elif fault.action == "forget":
@@ -79,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             del settings["HostConfig"]["PidsLimit"]
             self._answer(*self._forward(json.dumps(settings).encode()))
         elif fault.action == "hang":
-            self.server.ended.wait()
+            self.server.released.wait()
             self.close_connection = True
         else:
             self._hang_up(fault, body)
@@ -147,7 +145,7 @@ class EngineProxy(ThreadingUnixStreamServer):
         self.requests: list[str] = []
         self.late: list[int] = []
         """What the engine answered to those that had gone."""
-        self.ended = threading.Event()
+        self.released = threading.Event()
         self.kill = kill
         self._fault = fault
         self._lock = threading.Lock()
@@ -163,6 +161,10 @@ class EngineProxy(ThreadingUnixStreamServer):
             fault = self._fault
         return fault if fault is not None and fault.hits(number, request) else None
 
+    def release(self) -> None:
+        """Let those go on that were held up."""
+        self.released.set()
+
     def heal(self) -> None:
         """Fail no more."""
         self._fault = None
@@ -173,7 +175,7 @@ class EngineProxy(ThreadingUnixStreamServer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.ended.set()
+        self.release()
         self.shutdown()
         self._thread.join()
         self.server_close()

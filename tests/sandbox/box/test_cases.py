@@ -6,7 +6,7 @@ A case is a folder in `cases/`: `train.py`, and `expect.toml` with the keys of `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pytest
 
 from sandbox import DockerExecutor, RunResult
 from tests.support.cases import CASES, asked_and_found, case_spec, read_case
+from tests.support.pools import asked_for, run_together
 
 AT_ONCE = 3
 """Most of a case is waiting, for its deadline or for the engine."""
@@ -36,24 +37,20 @@ def ended(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Future[Ended]]]:
     """What each case that is asked for comes to, a few at a time, the longest first."""
-    names = [
-        item.callspec.params["name"]
-        for item in request.session.items
-        if getattr(item, "originalname", "") == test_a_case_ends_as_expected.__name__
-        and hasattr(item, "callspec")
-    ]
-    names.sort(key=lambda name: -read_case(name).limits.get("wall_seconds", 0))
+    cases = asked_for(request.session, test_a_case_ends_as_expected)
+    longest = sorted(cases, key=lambda name: -read_case(name).limits.get("wall_seconds", 0))
 
-    def run(name: str, root: Path) -> Ended:
+    def run(case: dict[str, str]) -> Ended:
+        name = case["name"]
+        root = tmp_path_factory.mktemp(name)
         executor = DockerExecutor(engine.base_url, engine.api_version, root / "runs")
         spec = case_spec(name, read_case(name), image.image_id)
         (root / "output").mkdir()
         result = executor.run(spec, output_dir=root / "output")
         return Ended(result, list((root / "runs").iterdir()))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {name: pool.submit(run, name, tmp_path_factory.mktemp(name)) for name in names}
-        pool.shutdown(cancel_futures=True)  # whoever gives up after one failure waits for no more
+    with run_together({name: cases[name] for name in longest}, run, AT_ONCE) as results:
+        yield results
 
 
 @pytest.mark.docker
