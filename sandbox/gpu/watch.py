@@ -44,6 +44,7 @@ class GpuWatch:
         period_seconds: between two samples.
         proc: where processes tell their control group.
         stop_seconds: how long the end of the watch waits for an answer that hangs in the driver.
+        left_seconds: how long the driver may take to give back the memory of the dead.
 
     Raises:
         DriverFault: a GPU does not even answer before the run.
@@ -56,9 +57,11 @@ class GpuWatch:
         period_seconds: float = PERIOD_SECONDS,
         proc: Path = PROC,
         stop_seconds: float = STOP_SECONDS,
+        left_seconds: float = LEFT_SECONDS,
     ) -> None:
         self._driver = driver
         self._stop_seconds = stop_seconds
+        self._left_seconds = left_seconds
         self._hangs = False
         self._period_seconds = period_seconds
         self._proc = proc
@@ -132,7 +135,7 @@ class GpuWatch:
         if self._hangs:
             return
         self._hear()
-        give_up = time.monotonic() + LEFT_SECONDS
+        give_up = time.monotonic() + self._left_seconds
         while self._leftover() and time.monotonic() < give_up:
             time.sleep(self._period_seconds)
         for account in self.accounts:

@@ -22,7 +22,7 @@ from sandbox.box.follow import Step
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.reaper import sweep, sweep_run_directories
 from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
-from tests.support.boxes import python_spec, wait_until
+from tests.support.boxes import BUSY_SECONDS, python_spec, wait_until
 from tests.support.engine_proxy import Action, EngineProxy, Fault
 from tests.support.pools import asked_for, run_together
 
@@ -34,8 +34,6 @@ REQUESTS = [
     "DELETE /containers/",
 ]
 """Everything that a run asks of the engine, in this order."""
-BUSY_SECONDS = 60
-"""What a busy machine may take for anything that a quiet one does at once."""
 GIVE_UP_SECONDS = 4
 """How long an engine may take that will not answer. Others take their time meanwhile, so a busy
 one that does answer must not need as long."""
@@ -109,7 +107,7 @@ class Bench:
         sweep(self.client)
         sweep_run_directories(self.runs)
         # The watchdog, or another session's sweep, may be at it at the same moment.
-        wait_until(lambda: self.boxes() == [], BUSY_SECONDS)
+        wait_until(lambda: self.boxes() == [])
         return Survived(None, requests, self.leftovers(), self.processes(), self.next_outcome())
 
     def run(
@@ -304,8 +302,8 @@ def test_a_container_that_a_slow_engine_makes_after_we_gave_up_is_found_and_remo
             executor.run(bench.spec)
         assert [] == proxy.late
         proxy.release()
-        assert wait_until(lambda: proxy.late == [201], BUSY_SECONDS)
-        assert wait_until(lambda: bench.boxes() == [], BUSY_SECONDS)
+        assert wait_until(lambda: proxy.late == [201])
+        assert wait_until(lambda: bench.boxes() == [])
     gc.collect()
     assert ([], []) == bench.leftovers()
 
@@ -321,7 +319,7 @@ def test_a_container_that_the_engine_would_not_remove_goes_once_it_does_while_th
             bench.executor(proxy.url).run(bench.spec)
         assert 1 == len(bench.boxes())
         proxy.heal()
-        assert wait_until(lambda: bench.boxes() == [], BUSY_SECONDS)
+        assert wait_until(lambda: bench.boxes() == [])
     gc.collect()
 
 
@@ -360,7 +358,7 @@ def test_a_container_that_no_kill_ends_is_an_error_of_its_own(bench: Bench, tmp_
             assert [] != bench.processes()
         finally:
             (freezer_of(bench) / "freezer.state").write_text("THAWED")
-    assert wait_until(lambda: bench.processes() == [], BUSY_SECONDS)
+    assert wait_until(lambda: bench.processes() == [])
     assert Outcome.OK == bench.next_outcome()
     gc.collect()
 

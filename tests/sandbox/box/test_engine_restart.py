@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,7 @@ def test_a_run_whose_engine_is_killed_and_started_anew_leaves_nothing(
             os.kill(dockerd, signal.SIGKILL)
             os.waitpid(dockerd, 0)
             install_and_start(state_dir, environ=ENVIRON, say=lambda _: None)
-            started = time.monotonic()
             controller.wait(timeout=60)
-            assert time.monotonic() - started < 30
         with closing(connect(own)) as here:
             sweep(here.api)
             assert [] == here.containers.list(all=True, filters={"label": LABEL_RUN})

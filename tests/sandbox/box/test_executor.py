@@ -361,7 +361,7 @@ def test_a_run_with_a_wall_taken_away_is_refused_by_the_wall_s_name(
         executor.run(spec)
     assert wall in refusal.value.message
     # The engine itself may be removing it still.
-    assert wait_until(lambda: boxes_of(client, session) == [], 10)
+    assert wait_until(lambda: boxes_of(client, session) == [])
 
 
 @pytest.mark.docker
@@ -401,7 +401,7 @@ def test_a_run_that_nightlab_has_seen_enough_of_is_stopped_and_accounted_for(
     seen = bytearray()
     result = executor.run(spec, on_log=seen.extend, should_stop=lambda: b"step 9" in seen)
     assert (Outcome.STOPPED, "nightlab") == (result.outcome, result.evidence["killed_by"])
-    assert 0.4 < result.wall_seconds < 5
+    assert 0.4 < result.wall_seconds < 10
     assert result.cpu_seconds is not None
     assert result.log.head.startswith("step 0")
     assert [] == boxes_of(client, spec.session)
@@ -419,7 +419,7 @@ def test_a_box_that_does_not_obey_a_stop_is_killed_and_still_not_the_program_s_d
 
     result = executor.run(spec, should_stop=freeze_pid_1)
     assert (Outcome.STOPPED, "nightlab") == (result.outcome, result.evidence["killed_by"])
-    assert result.wall_seconds < 5
+    assert result.wall_seconds < 10
     assert [] == boxes_of(client, spec.session)
 
 
@@ -430,7 +430,7 @@ def test_a_program_that_ends_before_the_stop_arrives_has_ended_by_itself(
     spec = in_session(python_spec("print('over')", image=image.image_id), f"late-{os.getpid()}")
 
     def wait_for_its_end() -> bool:
-        return wait_until(lambda: len(running(client, spec.session)) <= 1, 10)
+        return wait_until(lambda: len(running(client, spec.session)) <= 1, 8)
 
     assert Outcome.OK == executor.run(spec, should_stop=wait_for_its_end).outcome
 
@@ -441,7 +441,7 @@ def test_a_program_that_says_nothing_is_stopped_too(executor: DockerExecutor, im
     began = time.monotonic()
     result = executor.run(spec, should_stop=lambda: time.monotonic() > began + 0.5)
     assert Outcome.STOPPED == result.outcome
-    assert result.wall_seconds < 5
+    assert result.wall_seconds < 10
 
 
 @pytest.mark.docker
@@ -458,7 +458,7 @@ def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
     ]
 
     def interrupt() -> None:
-        wait_until(lambda: len(boxes_of(client, session)) == len(specs), 20)
+        wait_until(lambda: len(boxes_of(client, session)) == len(specs))
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread wakes up
 
@@ -469,7 +469,7 @@ def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
         pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             measure(executor, specs[:2], specs[2], output_dir)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 55  # the programs would go on for a minute
     assert [] == boxes_of(client, session)
 
 
@@ -515,17 +515,16 @@ def test_the_host_ends_a_box_whose_pid_1_lost_its_clock(
     executor: DockerExecutor, image: Any, client: docker.APIClient
 ) -> None:
     session = f"frozen-{os.getpid()}"
-    spec = in_session(
-        python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=1), session
-    )
-    with ThreadPoolExecutor() as pool:
-        run = pool.submit(executor.run, spec)
-        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    spec = in_session(python_spec(code, image=image.image_id, wall_seconds=2), session)
+
+    def stop_pid_1(piece: bytes) -> None:
         os.kill(running(client, session)[0], signal.SIGSTOP)  # the host can, the program cannot
-        result = run.result(timeout=20)
+
+    result = executor.run(spec, on_log=stop_pid_1)
     assert Outcome.TIMED_OUT == result.outcome
     assert "host_deadline" == result.evidence["killed_by"]
-    assert result.wall_seconds < 1 + 2 + 1
+    assert result.wall_seconds < 20
     assert [] == boxes_of(client, session)
 
 
@@ -543,11 +542,11 @@ def test_pid_1_ends_the_box_of_a_controller_that_cannot(
         [sys.executable, "-c", CONTROLLER, *arguments], stderr=subprocess.DEVNULL
     )
     try:
-        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        assert wait_until(lambda: len(running(client, session)) == 2)
         for watchdog in children(controller.pid):
             os.kill(watchdog, signal.SIGKILL)
         controller.send_signal(number)
-        assert wait_until(lambda: running(client, session) == [], 5)
+        assert wait_until(lambda: running(client, session) == [], 40)
     finally:
         controller.kill()
         controller.wait()
@@ -571,10 +570,10 @@ def test_the_watchdog_ends_and_removes_the_box_of_a_killed_controller_alone(
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        assert wait_until(lambda: len(running(client, session)) == 2)
         os.kill(running(client, session)[0], signal.SIGSTOP)  # PID 1 cannot do it
         controller.kill()
-        assert wait_until(lambda: boxes_of(client, session) == [], 5)
+        assert wait_until(lambda: boxes_of(client, session) == [], 40)
     finally:
         controller.kill()
         controller.wait()
@@ -609,7 +608,7 @@ def test_a_box_killed_from_outside_is_interrupted(
     spec = in_session(python_spec("import time; time.sleep(60)", image=image.image_id), session)
     with ThreadPoolExecutor() as pool:
         run = pool.submit(executor.run, spec)
-        assert wait_until(lambda: len(running(client, session)) == 2, 10)
+        assert wait_until(lambda: len(running(client, session)) == 2)
         client.kill(boxes_of(client, session)[0]["Id"])
         result = run.result(timeout=20)
     assert Outcome.INTERRUPTED == result.outcome

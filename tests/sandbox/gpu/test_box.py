@@ -387,16 +387,16 @@ def test_leases_are_right_when_attempts_are_killed_hang_or_lose_their_controller
         hanging = others.enter_context(attempt(gpu_machine, "hanging", HANGS, 20))
         assert GPU_1 == said(hanging)
         killed = others.enter_context(attempt(gpu_machine, "killed", SLEEPS, 60))
-        assert wait_until(lambda: line.status().waiting == ("killed",), 20)
+        assert wait_until(lambda: line.status().waiting == ("killed",))
         well = others.enter_context(attempt(gpu_machine, "well", SEES, 60))
-        assert wait_until(lambda: line.status().waiting == ("killed", "well"), 20)
-        assert wait_until(lambda: having() == {GPU_0: "orphaned", GPU_1: "hanging"}, 20)
+        assert wait_until(lambda: line.status().waiting == ("killed", "well"))
+        assert wait_until(lambda: having() == {GPU_0: "orphaned", GPU_1: "hanging"})
         assert {GPU_0: "orphaned", GPU_1: "hanging"} == line.status().held
 
         orphaned.kill()
         assert GPU_0 == said(killed)
         assert "orphaned" not in having().values()
-        assert wait_until(lambda: len(running(client, "killed")) > 1, 20)  # PID 1 and program
+        assert wait_until(lambda: len(running(client, "killed")) > 1)  # PID 1 and program
         assert "killed" == having()[GPU_0]
         assert "well" in line.status().waiting
 

@@ -191,7 +191,7 @@ def test_podman_s_docker_api_drops_the_request_and_the_read_back_finds_out(
 
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as service:
         try:
-            assert wait_until(socket.exists, 20)
+            assert wait_until(socket.exists)
             boxes = DockerExecutor(f"unix://{socket}", "1.41", tmp_path / "runs", build)
             with pytest.raises(LimitNotEnforced, match="GPU: PID 1 sees no /dev/nvidia1"):
                 boxes.run(spec_with(f"sha256:{podman.image}", GPU_1))

@@ -161,13 +161,13 @@ def test_a_killed_holder_leaves_nothing_and_a_killed_waiter_holds_nobody_up(
     with process(tmp_path, 2, "holder") as holder:
         assert f"{GPU_0} {GPU_1}" == said(holder)
         with process(tmp_path, 2, "waiter") as waiter:
-            assert wait_until(lambda: leases(tmp_path).status().waiting == ("waiter",), 20)
+            assert wait_until(lambda: leases(tmp_path).status().waiting == ("waiter",))
             with process(tmp_path, 1, "last") as last:
                 waits = ("waiter", "last")
-                assert wait_until(lambda: leases(tmp_path).status().waiting == waits, 20)
+                assert wait_until(lambda: leases(tmp_path).status().waiting == waits)
                 waiter.kill()
                 waiter.wait()
-                assert wait_until(lambda: leases(tmp_path).status().waiting == ("last",), 20)
+                assert wait_until(lambda: leases(tmp_path).status().waiting == ("last",))
                 holder.kill()
                 holder.wait()
                 assert GPU_0 == said(last)
@@ -178,7 +178,7 @@ def test_a_waiter_that_is_frozen_is_passed_over_until_it_looks_again(tmp_path: P
     with process(tmp_path, 2, "holder") as holder:
         assert said(holder)
         with process(tmp_path, 1, "frozen") as frozen:
-            assert wait_until(lambda: leases(tmp_path).status().waiting == ("frozen",), 20)
+            assert wait_until(lambda: leases(tmp_path).status().waiting == ("frozen",))
             os.kill(frozen.pid, signal.SIGSTOP)
             later = Leases(tmp_path, list, "later", now=long_after)
             holder.kill()

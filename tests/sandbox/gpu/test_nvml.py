@@ -275,10 +275,11 @@ class Ended:
 
 
 def started(
-    driver: Driver, limit: int | None = None, *, only: bool = False
+    driver: Driver, limit: int | None = None, *, only: bool = False, left_seconds: float = 5.0
 ) -> tuple[GpuWatch, Ended]:
     """Return a quick watch over GPU 0 for a box that is this very process."""
-    watch, ended = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01), Ended()
+    first, ended = gpu(driver, GPU_0), Ended()
+    watch = GpuWatch(driver, [first], period_seconds=0.01, left_seconds=left_seconds)
     watch.begin(os.getpid(), ended, limit, is_only_bound=only)
     return watch, ended
 
@@ -287,10 +288,10 @@ def test_a_run_s_numbers_are_peak_mean_and_growth(cards: Cards, driver: Driver) 
     cards.set("0/utilisation", 50)
     watch, ended = started(driver)
     account = watch.accounts[0]
-    assert wait_until(lambda: account.samples >= 2, 5)
+    assert wait_until(lambda: account.samples >= 2)
     cards.set("0/memory_used", 8 * GIBIBYTE)
     cards.set("0/energy_mj", 1_005_000)
-    assert wait_until(lambda: (account.last.energy_joules or 0) > 1000.0, 5)
+    assert wait_until(lambda: (account.last.energy_joules or 0) > 1000.0)
     cards.set("0/memory_used", GIBIBYTE)
     watch.close()
     use = account.use("none")
@@ -306,11 +307,11 @@ def test_a_run_s_readings_are_kept_as_mean_and_most(cards: Cards, driver: Driver
     cards.forget("0/memory_clock")
     watch, _ = started(driver)
     account = watch.accounts[0]
-    assert wait_until(lambda: account.samples >= 2, 5)
+    assert wait_until(lambda: account.samples >= 2)
     for field, value in {"power_mw": 350_000, "temperature": 80, "sm_clock": 1000}.items():
         cards.set(f"0/{field}", value)
     cards.set("0/throttle", 0x20)
-    assert wait_until(lambda: account.throttled != {}, 5)
+    assert wait_until(lambda: account.throttled != {})
     watch.close()
     use = account.use("none")
     assert (350.0, 80.0, 1980.0, None, ("heat",)) == (
@@ -335,7 +336,7 @@ def test_memory_of_the_box_s_own_processes_is_counted_and_no_other(
     cards.set("0/processes", f"42 {3 * GIBIBYTE}\n43 {50 * GIBIBYTE}")
     watch = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, proc=tmp_path)
     watch.begin(41, Ended(), None, is_only_bound=False)
-    assert wait_until(lambda: watch.accounts[0].samples >= 2, 5)
+    assert wait_until(lambda: watch.accounts[0].samples >= 2)
     watch.close()
     assert 3 * GIBIBYTE == watch.accounts[0].peak_bytes
 
@@ -346,7 +347,7 @@ def test_a_run_over_its_limit_is_ended_with_the_numbers(cards: Cards, driver: Dr
     time.sleep(0.1)
     assert [] == ended.why
     cards.set("0/memory_used", 6 * GIBIBYTE)
-    assert wait_until(lambda: ended.why == ["gpu_memory"], 5)
+    assert wait_until(lambda: ended.why == ["gpu_memory"])
     watch.close()
     taken = 6 * GIBIBYTE - GIBIBYTE // 2
     assert f"{taken} of {4 * GIBIBYTE} bytes on {GPU_0}" == watch.exceeded
@@ -355,7 +356,7 @@ def test_a_run_over_its_limit_is_ended_with_the_numbers(cards: Cards, driver: Dr
 def test_a_lost_gpu_ends_the_run_at_once(cards: Cards, driver: Driver) -> None:
     watch, ended = started(driver)
     cards.fail("0/memory_used", LOST)
-    assert wait_until(lambda: "gpu_fault" in ended.why, 5)
+    assert wait_until(lambda: "gpu_fault" in ended.why)
     watch.close()
     assert ["lost"] == [event.kind for event in watch.accounts[0].events]
 
@@ -365,10 +366,10 @@ def test_a_hardware_error_report_ends_the_run_and_a_program_s_own_does_not(
 ) -> None:
     watch, ended = started(driver)
     cards.report(0, 31)
-    assert wait_until(lambda: len(watch.accounts[0].events) == 1, 5)
+    assert wait_until(lambda: len(watch.accounts[0].events) == 1)
     assert [] == ended.why
     cards.report(0, 79)
-    assert wait_until(lambda: "gpu_fault" in ended.why, 5)
+    assert wait_until(lambda: "gpu_fault" in ended.why)
     watch.close()
     assert [31, 79] == [event.xid for event in watch.accounts[0].events]
 
@@ -379,7 +380,7 @@ def test_a_driver_that_stalls_once_is_forgiven_and_one_that_stays_silent_is_a_fa
     watch, ended = started(driver)
     account = watch.accounts[0]
     cards.fail("0/memory_used", UNKNOWN)
-    assert wait_until(lambda: any(e.kind == "unreadable" for e in account.events), 5)
+    assert wait_until(lambda: any(e.kind == "unreadable" for e in account.events))
     time.sleep(0.05)
     watch.close()
     assert [] == ended.why  # the program may be well; its GPU is looked at afterwards
@@ -391,17 +392,17 @@ def test_a_driver_that_stays_silent_ends_a_run_whose_limit_only_the_watch_holds(
 ) -> None:
     watch, ended = started(driver, GIBIBYTE, only=True)
     cards.fail("0/memory_used", UNKNOWN)
-    assert wait_until(lambda: "gpu_fault" in ended.why, 5)
+    assert wait_until(lambda: "gpu_fault" in ended.why)
     watch.close()
 
 
 def test_new_memory_errors_are_a_fault_and_old_ones_are_not(cards: Cards, driver: Driver) -> None:
     cards.set("0/ecc", 3)
     watch, ended = started(driver)
-    assert wait_until(lambda: watch.accounts[0].samples >= 2, 5)
+    assert wait_until(lambda: watch.accounts[0].samples >= 2)
     assert [] == watch.accounts[0].events
     cards.set("0/ecc", 5)
-    assert wait_until(lambda: "gpu_fault" in ended.why, 5)
+    assert wait_until(lambda: "gpu_fault" in ended.why)
     watch.close()
     assert ["2 memory errors that could not be corrected"] == [
         event.words for event in watch.accounts[0].events
@@ -411,7 +412,7 @@ def test_new_memory_errors_are_a_fault_and_old_ones_are_not(cards: Cards, driver
 def test_throttling_is_told_with_its_share_and_ends_nothing(cards: Cards, driver: Driver) -> None:
     cards.set("0/throttle", 0x20)
     watch, ended = started(driver)
-    assert wait_until(lambda: watch.accounts[0].samples >= 3, 5)
+    assert wait_until(lambda: watch.accounts[0].samples >= 3)
     watch.close()
     use = watch.accounts[0].use("none")
     assert (1.0, [("throttled", False)]) == (
@@ -422,7 +423,7 @@ def test_throttling_is_told_with_its_share_and_ends_nothing(cards: Cards, driver
 
 
 def test_memory_that_stays_taken_after_a_run_is_a_fault(cards: Cards, driver: Driver) -> None:
-    watch, _ = started(driver)
+    watch, _ = started(driver, left_seconds=0.5)
     cards.set("0/memory_used", GIBIBYTE // 2 + LEFT_BYTES + 2**20)
     watch.stop()
     watch.look_back()
@@ -454,7 +455,8 @@ def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[GpuWatch], En
     of_the_box(proc, "0::/docker/one\n", 41, 42)
     of_the_box(proc, "0::/docker/other\n", 51, 52)
     first = gpu(driver, GPU_0)
-    watches, ended = [GpuWatch(driver, [first], 0.01, proc) for _ in range(2)], Ended()
+    watches = [GpuWatch(driver, [first], 0.01, proc, left_seconds=0.5) for _ in range(2)]
+    ended = Ended()
     for watch, pid in zip(watches, (41, 51), strict=True):
         watch.begin(pid, ended, limit, is_only_bound=True)
     return watches, ended
@@ -469,8 +471,8 @@ def test_a_box_that_ends_before_its_sibling_does_not_answer_for_the_sibling_s_me
     cards.set("0/processes", f"{listed} {900 * 2**20}" if listed else "")
     cards.set("0/memory_used", GIBIBYTE // 2 + 6 * GIBIBYTE)
     seen = [watch.accounts[0].samples for watch in (one, other)]
-    assert wait_until(lambda: one.accounts[0].samples > seen[0] + 1, 5)
-    assert wait_until(lambda: other.accounts[0].samples > seen[1] + 1, 5)
+    assert wait_until(lambda: one.accounts[0].samples > seen[0] + 1)
+    assert wait_until(lambda: other.accounts[0].samples > seen[1] + 1)
     one.stop()
     one.look_back()
     one.close()
@@ -500,7 +502,7 @@ def test_a_box_over_its_limit_is_ended_for_its_own_memory_alone(
 ) -> None:
     (one, other), ended = siblings(driver, tmp_path, GIBIBYTE)
     cards.set("0/processes", f"42 {GIBIBYTE // 2}\n52 {2 * GIBIBYTE}")
-    assert wait_until(lambda: ended.why == ["gpu_memory"], 5)
+    assert wait_until(lambda: ended.why == ["gpu_memory"])
     for watch in (one, other):
         watch.close()
     assert ("", True) == (one.exceeded, f"{2 * GIBIBYTE} of" in other.exceeded)
@@ -517,7 +519,7 @@ def test_other_work_that_comes_to_a_gpu_during_a_run_is_not_left_by_it(
     cards.set(f"0/{field}", f"43 {5 * GIBIBYTE}")
     cards.set("0/memory_used", GIBIBYTE // 2 + 5 * GIBIBYTE)
     seen = watch.accounts[0].samples
-    assert wait_until(lambda: watch.accounts[0].samples > seen + 1, 5)
+    assert wait_until(lambda: watch.accounts[0].samples > seen + 1)
     watch.stop()
     watch.look_back()
     watch.close()
@@ -541,14 +543,14 @@ def test_a_question_that_hangs_in_the_driver_does_not_hold_up_the_end_of_a_run(
 ) -> None:
     watch = GpuWatch(driver, [gpu(driver, GPU_0)], period_seconds=0.01, stop_seconds=0.2)
     watch.begin(os.getpid(), Ended(), None, is_only_bound=False)
-    assert wait_until(lambda: watch.accounts[0].samples >= 1, 5)
+    assert wait_until(lambda: watch.accounts[0].samples >= 1)
     cards.set("0/memory_used", "~2")
     time.sleep(0.1)
     began = time.monotonic()
     watch.stop()
     watch.look_back()
     watch.close()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.9  # the driver answers after 2 s
     assert [("unreadable", True)] == [(e.kind, e.is_fault) for e in watch.accounts[0].events]
     time.sleep(2)  # the next test must not find this one's thread in the library
 
@@ -563,7 +565,7 @@ def test_a_watch_that_breaks_ends_the_run_and_blames_no_gpu(
     cards.set("0/processes", "7 1000")
     watch, ended = GpuWatch(driver, [gpu(driver, GPU_0)], 0.01, tmp_path), Ended()
     watch.begin(8, ended, None, is_only_bound=False)
-    assert wait_until(lambda: ended.why == ["gpu_fault"], 5)
+    assert wait_until(lambda: ended.why == ["gpu_fault"])
     watch.close()
     assert [("unreadable", False)] == [(e.kind, e.is_fault) for e in watch.accounts[0].events]
 
