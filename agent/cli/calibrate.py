@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agent.attempt.lab import Observer, hashes_of
+from agent.attempt.lab import hashes_of
 from agent.candidate.workspace import Workspace
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
@@ -26,7 +25,8 @@ from agent.cli.shared import (
     load,
     open_observer,
     out,
-    print_line,
+    print_event,
+    progress,
     say,
     sweep_now,
 )
@@ -35,7 +35,6 @@ from agent.machine.calibration import Calibration
 from agent.machine.runtime import calibration_path, find_runtime
 from agent.machine.setup import own_workspace
 from agent.night.session import Runtime, SessionError
-from agent.record.ledger import Ledger
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.engine.host import exclusive
@@ -66,13 +65,7 @@ def calibrate_(
     runtime = find_runtime(settings, program.parent, state_dir=state_dir, environ=os.environ)
     source = own_workspace(settings, program.parent)
     path = calibration_path(state_dir, runtime.image, settings)
-    tell = (lambda line: print_line(_event("progress", line))) if as_json else say
-
-    @contextmanager
-    def watched(settings: Settings, ledger: Ledger) -> Iterator[Observer]:
-        with open_observer(settings, ledger, as_json=as_json) as observer:
-            yield observer
-
+    show = progress(as_json=as_json)
     bench = Bench(
         root=path.with_suffix("") / _digits(source, settings, runtime),
         program=content,
@@ -80,8 +73,8 @@ def calibrate_(
         source=source,
         runtime=runtime,
         version=distribution_version("nightlab"),
-        watched=watched,
-        say=tell,
+        watched=partial(open_observer, as_json=as_json),
+        say=show,
     )
     bench.root.mkdir(parents=True, exist_ok=True)
     with (
@@ -90,8 +83,8 @@ def calibrate_(
     ):
         sweep_now()
         minutes = seconds_left(bench, wanted, repeats) / 60
-        tell(f"{repeats} trainings at {' and '.join(f'{b:g} s' for b in wanted)}, then batches: "
-             f"about {minutes:.0f} minutes")  # fmt: skip
+        trainings = f"{repeats} trainings at {' and '.join(f'{b:g} s' for b in wanted)}"
+        show(f"{trainings}, then batches: about {minutes:.0f} minutes")
         try:
             found = calibrate(bench, wanted, repeats)
         except KeyboardInterrupt:
@@ -99,21 +92,22 @@ def calibrate_(
             raise
         path.write_text(found.model_dump_json(indent=1), encoding="utf-8")
     if as_json:
-        print_line(json.dumps({"event": "calibration", **found.model_dump(mode="json")}))
+        print_event("calibration", **found.model_dump(mode="json"))
     else:
         _show(found)
 
 
-def _event(name: str, text: str) -> str:
-    return json.dumps({"event": name, "text": text})
-
-
 def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
     """Of what is trained and scored: another baseline, scorer or data is measured anew."""
-    told = hashes_of(Workspace(source, settings.workspace.editable).candidate())
+    files = hashes_of(Workspace(source, settings.workspace.editable).candidate())
     scorer = source / "evaluate.py"
     fixed = scorer.read_bytes() if scorer.is_file() else b""
-    facts = [told, runtime.data, settings.workspace.model_dump(), hashlib.sha256(fixed).hexdigest()]
+    facts = [
+        files,
+        runtime.data,
+        settings.workspace.model_dump(),
+        hashlib.sha256(fixed).hexdigest(),
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -134,8 +128,9 @@ def _show(found: Calibration) -> None:
     rates = found.rates
     if rates is not None:
         moved = rates.memory_bytes_per_second / 1e9
-        say(f"{one_line(rates.device, 80)}: {rates.matmul_flops / 1e9:,.0f} GFLOP/s in "
-            f"{one_line(rates.dtype, 20)} products, {moved:,.1f} GB/s in copies")  # fmt: skip
+        device, dtype = one_line(rates.device, 80), one_line(rates.dtype, 20)
+        products = f"{rates.matmul_flops / 1e9:,.0f} GFLOP/s in {dtype} products"
+        say(f"{device}: {products}, {moved:,.1f} GB/s in copies")
     if found.rate_share is not None:
         say(f"the baseline says that it uses {100 * found.rate_share:.1f} % of that product rate")
     table = Table("batch", "", "memory", "tokens a second", box=None, pad_edge=False)

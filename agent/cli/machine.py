@@ -83,12 +83,8 @@ def setup(
     )
     out.print("ready")
     if base_image:
-        _say_once_more(base_image)
-
-
-def _say_once_more(base_image: str) -> None:
-    words = f'say so to the other commands too, or write base_image = "{base_image}" in program.md'
-    say(words)
+        setting = f'base_image = "{base_image}"'
+        say(f"give it to the other commands too, or write {setting} in program.md")
 
 
 def check(
@@ -197,13 +193,14 @@ def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
     for row in rows:
         size = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.0f} GiB"
         style = "bold red" if row.status == "out of use" else ""
-        words = Text(one_line(f"{row.status}: {row.words}" if row.words else row.status, 100))
-        table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, words, style=style)
+        status = Text(one_line(f"{row.status}: {row.words}" if row.words else row.status, 100))
+        table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, status, style=style)
     console.print(table)
     for row in rows:
         if row.status == "out of use":
-            advice = f"once you know why: nightlab gpus --lift {row.id}"
-            console.print(advice, markup=False, highlight=False)
+            # Never by itself: a GPU that failed once makes every later score doubtful.
+            hint = f"once you know why: nightlab gpus --lift {row.id}"
+            console.print(hint, markup=False, highlight=False)
 
 
 def show_check(console: Console, found: CheckResult) -> None:
@@ -216,24 +213,14 @@ def show_check(console: Console, found: CheckResult) -> None:
     console.print(table)
     console.print()
     show_gpus(console, found.gpus)
-    console.print(_version_table(found))
-    console.print(f"\n{_counts(found)} in {found.seconds:.0f} s", highlight=False)
-
-
-def _version_table(found: CheckResult) -> Table:
-    """Each part of the machine that a box rests on, and its version."""
     table = Table("part", "version", "the distribution's own", box=None, pad_edge=False)
     for part in found.components:
         table.add_row(part.name, Text(one_line(part.version, 60)), Text(one_line(part.package, 60)))
-    return table
-
-
-def _counts(found: CheckResult) -> str:
-    """How many attempts held, and what else there is to know."""
+    console.print(table)
     statuses = [wall.status for wall in found.walls]
-    told = [f"{statuses.count('held')} of {len(statuses)} attempts held"]
-    told += [f"{n} {s}" for s in ("gave way", "not tried") if (n := statuses.count(s))]
-    return ", ".join(told)
+    counts = [f"{statuses.count('held')} of {len(statuses)} attempts held"]
+    counts += [f"{n} {s}" for s in ("gave way", "not tried") if (n := statuses.count(s))]
+    console.print(f"\n{', '.join(counts)} in {found.seconds:.0f} s", highlight=False)
 
 
 def _size(flag: str, text: str | None) -> int | None:

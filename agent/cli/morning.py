@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -27,9 +26,12 @@ from agent.cli.shared import (
     anchor_of,
     err,
     exporter,
+    keep_head,
     open_observer,
     out,
+    print_event,
     print_line,
+    progress,
     say,
     session_directory,
     sweep_now,
@@ -47,7 +49,7 @@ from agent.morning.review import review as check_by_daylight
 from agent.night.session import SessionError, open_lab, settings_in, settings_of
 from agent.record.events import Entry
 from agent.record.history import fold
-from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger
+from agent.record.ledger import Ledger, read_blob, read_ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
 from agent.report.report import write_report
 from agent.report.summary import summary
@@ -126,7 +128,7 @@ def audit(
         print_line(line)
     for difference in found:
         print_line(difference.model_dump_json() if as_json else sentence(difference))
-    _tell_audit(entries, len(found), heads.notes, as_json=as_json)
+    _show_audit(entries, len(found), heads.notes, as_json=as_json)
     if found:
         raise typer.Exit(1)
 
@@ -149,18 +151,18 @@ def review(
         entries = read_ledger(directory)
         if not (found := reviews(entries)):
             raise SessionError("there is no review yet", f"nightlab review {session}")
-        _tell_review(ablation(found[-1], fold(entries)), directory, as_json=as_json)
+        _show_review(ablation(found[-1], fold(entries)), directory, as_json=as_json)
         return
     try:
         with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
             version = distribution_version("nightlab")
-            table = check_by_daylight(lab, repeats, version, _progress(as_json=as_json))
-            _keep_head(lab.ledger)
+            table = check_by_daylight(lab, repeats, version, progress(as_json=as_json))
+            keep_head(lab.ledger, anchor_of(directory, lab.settings))
             write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
     except KeyboardInterrupt:
         err.print(f"stopped; go on with: nightlab review {session}", style="yellow")
         raise
-    _tell_review(table, directory, as_json=as_json)
+    _show_review(table, directory, as_json=as_json)
 
 
 def replay(
@@ -176,10 +178,10 @@ def replay(
     """
     directory = session_directory(runs, session)
     with _recorded_lab(directory, "replay", as_json=as_json, is_verbose=verbose) as lab:
-        replayed = run_again(lab, attempt, _progress(as_json=as_json))
-        _keep_head(lab.ledger)
+        replayed = run_again(lab, attempt, progress(as_json=as_json))
+        keep_head(lab.ledger, anchor_of(directory, lab.settings))
     if as_json:
-        print_line(json.dumps({"event": replayed.type, **replayed.model_dump(mode="json")}))
+        print_event(replayed.type, **replayed.model_dump(mode="json"))
         return
     for line in replay_lines(replayed, is_self_reported=lab.settings.goal.is_reported):
         say(line)
@@ -203,11 +205,12 @@ def approve(
     refuse_inside(repo, runs)
     person = find_person(git)
     with Ledger.open(directory) as ledger:
-        folder = settings_of(ledger).workspace.path
+        settings = settings_of(ledger)
+        folder = settings.workspace.path
         decided = export.approve(
             ledger, person, reason, git, folder=folder, smaller=smaller, branch=branch
         )
-        _keep_head(ledger)
+        keep_head(ledger, anchor_of(directory, settings))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"approved by {person.name}: {directory / APPROVED}")
     say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
@@ -227,7 +230,7 @@ def reject(
     person = find_person(Git(repo, os.environ))
     with Ledger.open(directory) as ledger:
         export.reject(ledger, person, reason)
-        _keep_head(ledger)
+        keep_head(ledger, anchor_of(directory, settings_of(ledger)))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"rejected by {person.name}")
     if (directory / APPROVED).exists():
@@ -247,12 +250,12 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _tell_audit(
+def _show_audit(
     entries: Sequence[Entry], differences: int, notes: Sequence[str], *, as_json: bool
 ) -> None:
     if as_json:
-        told = {"events": len(entries), "differences": differences, "head": entries[-1].hash}
-        print_line(json.dumps({"event": "audited", **told, "notes": notes}))
+        head = entries[-1].hash
+        print_event("audited", events=len(entries), differences=differences, head=head, notes=notes)
     elif not differences:
         print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
         if fold(entries).is_self_reported:
@@ -272,15 +275,6 @@ def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
     return None
 
 
-def _keep_head(ledger: Ledger) -> None:
-    """Anchor the head after a decision; where that fails the decision stands."""
-    try:
-        if anchor := anchor_of(ledger.directory, settings_of(ledger)):
-            anchor.add(ledger.entries)
-    except LedgerError as error:
-        warn(error.message)
-
-
 @contextmanager
 def _recorded_lab(
     directory: Path, command: str, *, as_json: bool, is_verbose: bool
@@ -292,31 +286,18 @@ def _recorded_lab(
     ):
         session, settings = ledger.history.session, settings_of(ledger)
         assert session is not None
+        state_dir = state_directory(os.environ)
         runtime = recorded_runtime(
-            session,
-            settings,
-            directory,
-            state_dir=state_directory(os.environ),
-            environ=os.environ,
+            session, settings, directory, state_dir=state_dir, environ=os.environ
         )
         sweep_now()
         with open_observer(settings, ledger, as_json=as_json) as observer:
             yield open_lab(ledger, settings, runtime, observer)
 
 
-def _progress(*, as_json: bool) -> Callable[[str], None]:
-    def tell(line: str) -> None:
-        if as_json:
-            print_line(json.dumps({"event": "progress", "text": line}))
-        else:
-            say(line)
-
-    return tell
-
-
-def _tell_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
+def _show_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
     if as_json:
-        print_line(json.dumps({"event": "review", **table.model_dump(mode="json")}))
+        print_event("review", **table.model_dump(mode="json"))
         return
     for line in result_lines(table):
         say(line)

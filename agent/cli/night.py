@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from datetime import datetime
@@ -33,10 +32,11 @@ from agent.cli.shared import (
     anchor_of,
     err,
     exporter,
+    keep_head,
     load,
     open_observer,
     out,
-    print_line,
+    print_event,
     say,
     session_directory,
     sweep_now,
@@ -44,14 +44,14 @@ from agent.cli.shared import (
 )
 from agent.machine.runtime import find_runtime, recorded_runtime
 from agent.machine.setup import own_workspace
-from agent.morning.anchor import Anchor, anchor_path
+from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
 from agent.night.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
 from agent.program import Program, parse_program
 from agent.record.events import PLANNED_STOPS, Noticed
 from agent.record.history import fold
-from agent.record.ledger import Ledger, LedgerError, is_locked, read_ledger
+from agent.record.ledger import Ledger, is_locked, read_ledger
 from agent.report.activity import is_at_work
 from agent.report.console import closing_lines
 from agent.report.report import Report
@@ -209,9 +209,7 @@ def _work(
 ) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
-    report = Report(ledger.get_blob)
-
-    anchor = anchor_of(lab.directory, lab.settings)
+    report, anchor = Report(ledger.get_blob), anchor_of(lab.directory, lab.settings)
 
     def refresh() -> None:
         keep_head(ledger, anchor)
@@ -219,7 +217,7 @@ def _work(
         if export is not None:
             _track(lab, export)
 
-    _tell_beginning(lab.session, researcher, as_json=as_json)
+    _show_beginning(lab.session, researcher, as_json=as_json)
     try:
         keep_head(ledger, anchor)
         with open_models(lab, researcher, os.environ, on_warning=_warn) as models:
@@ -229,32 +227,17 @@ def _work(
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()
-    _tell_end(ledger, as_json=as_json)
+    _show_end(ledger, as_json=as_json)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
 
 
-def _tell_beginning(session: str, researcher: str, *, as_json: bool) -> None:
+def _show_beginning(session: str, researcher: str, *, as_json: bool) -> None:
     """The name, which nightlab may have chosen, before anything takes its time."""
     if as_json:
-        told = {"event": "session_begun", "session": session, "researcher": researcher}
-        print_line(json.dumps(told))
+        print_event("session_begun", session=session, researcher=researcher)
     else:
         say(f"{session} with {researcher}; in a second terminal: nightlab watch {session}")
-
-
-def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
-    """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
-    if anchor is None:
-        return
-    try:
-        anchor.add(ledger.entries)
-    except LedgerError as error:
-        if not anchor.has_failed:
-            ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
-            warn(one_line(error.message, 300))
-        log.warning("anchor_failed", error=error.message)
-        anchor.has_failed = True
 
 
 def _refresh_report(lab: Lab, report: Report) -> None:
@@ -262,9 +245,9 @@ def _refresh_report(lab: Lab, report: Report) -> None:
     try:
         report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
-        log.warning("report_failed", error=f"{type(error).__name__}: {error}")
-        text = f"the report could not be written: {type(error).__name__}: {error}"
-        warn(one_line(text, 300))
+        problem = f"{type(error).__name__}: {error}"
+        log.warning("report_failed", error=problem)
+        warn(one_line(f"the report could not be written: {problem}", 300))
 
 
 def _track(lab: Lab, export: Export) -> None:
@@ -285,11 +268,11 @@ def _warn(warning: str) -> None:
     warn(f"warning: {warning}")
 
 
-def _tell_end(ledger: Ledger, *, as_json: bool) -> None:
+def _show_end(ledger: Ledger, *, as_json: bool) -> None:
     """The last lines: best, baseline, noise, what survived, where the report lies."""
     numbers = summary(ledger.entries)
     if as_json:
-        print_line(json.dumps({"event": "session_ended", **numbers.model_dump(mode="json")}))
+        print_event("session_ended", **numbers.model_dump(mode="json"))
         return
     for line in closing_lines(numbers, ledger.directory):
         say(line)

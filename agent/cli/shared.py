@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,11 +19,14 @@ from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
 from agent.night.session import SessionError, has_begun
 from agent.program import Program, load_program
-from agent.record.ledger import Ledger
+from agent.record.events import Noticed
+from agent.record.ledger import Ledger, LedgerError
 from agent.report.activity import RunNotes
 from agent.report.console import JsonConsole, NightConsole
 from agent.settings import Settings
+from agent.text import one_line
 from agent.trackers.export import Export, Tracker, missing
+from sandbox.contract.log import log
 from sandbox.engine.find import find_engine
 from sandbox.machine import clean_up, state_directory
 
@@ -69,6 +73,16 @@ def print_line(line: str) -> None:
     """Print a line as it is, at once: for scripts."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def print_event(event: str, **facts: Any) -> None:
+    """Print a JSON object, at once: for scripts."""
+    print_line(json.dumps({"event": event, **facts}))
+
+
+def progress(*, as_json: bool) -> Callable[[str], None]:
+    """What takes the lines of a long work, for a person or a script."""
+    return (lambda line: print_event("progress", text=line)) if as_json else say
 
 
 def say(line: str) -> None:
@@ -138,15 +152,27 @@ def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
     return None if path is None else Anchor(path, directory.name)
 
 
+def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
+    """Anchor the head; a second place that fails is noticed once in a row and ends no night."""
+    if anchor is None:
+        return
+    try:
+        anchor.add(ledger.entries)
+    except LedgerError as error:
+        if not anchor.has_failed:
+            ledger.append(Noticed(kind="anchor_failed", explanation=error.message))
+            warn(one_line(error.message, 300))
+        log.warning("anchor_failed", error=error.message)
+        anchor.has_failed = True
+
+
 @contextmanager
 def open_observer(settings: Settings, ledger: Ledger, *, as_json: bool) -> Iterator[Observer]:
     """What shows the session while it runs; leaves the terminal as it was."""
     notes = RunNotes(ledger.directory, time.monotonic)
-    console = (
-        JsonConsole(notes, print_line)
-        if as_json
-        else NightConsole(notes, out, settings, lambda: ledger.history)
-    )
+    console: JsonConsole | NightConsole = JsonConsole(notes, print_line)
+    if not as_json:
+        console = NightConsole(notes, out, settings, lambda: ledger.history)
     try:
         yield console
     finally:

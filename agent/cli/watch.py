@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from agent.cli.shared import (
     RunsOption,
     SessionArgument,
     out,
-    print_line,
+    print_event,
     say,
     session_directory,
 )
@@ -58,7 +57,7 @@ def _serve(directory: Path, port: int, *, as_json: bool) -> None:
         raise SessionError(f"port {port} cannot be opened: {error.strerror}", hint) from error
     with server:
         if as_json:
-            print_line(json.dumps({"event": "watching", "address": server.address}))
+            print_event("watching", address=server.address)
         else:
             tunnel = f"ssh -L {server.server_port}:127.0.0.1:{server.server_port} THIS-MACHINE"
             say(server.address)

@@ -1,4 +1,8 @@
-"""Hands the result over: patch, files, a branch."""
+"""Hands the result over: patch, files, a branch.
+
+The person's repository is worked on with git's plumbing alone: neither work tree nor index is
+touched, and nothing in the repository can run code (decision 0005).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
@@ -74,9 +79,9 @@ class Git:
             hint = "install git; a decision is recorded with the name that git knows"
             raise SessionError(f"git did not work: {error}", hint) from None
         if done.returncode != 0:
-            said = one_line(done.stderr.decode(errors="replace"), 300)
+            problem = one_line(done.stderr.decode(errors="replace"), 300)
             hint = "look at --repo and --branch; without --branch git only tells who you are"
-            raise SessionError(f"git {arguments[0]} failed in {self.place}: {said}", hint)
+            raise SessionError(f"git {arguments[0]} failed in {self.place}: {problem}", hint)
         return done.stdout
 
     def _environment(self) -> dict[str, str]:
@@ -107,7 +112,7 @@ def find_person(git: Git) -> Person:
     return Person(*found)
 
 
-def result_files(ledger: Ledger, *, smaller: bool) -> Files:
+def _result_files(ledger: Ledger, *, smaller: bool) -> Files:
     """The files that a person takes: the best's, or those of the review's smaller model.
 
     Raises:
@@ -123,7 +128,7 @@ def result_files(ledger: Ledger, *, smaller: bool) -> Files:
     return {name: ledger.get_blob(sha) for name, sha in shas.items()}
 
 
-def original_files(ledger: Ledger) -> Files:
+def _original_files(ledger: Ledger) -> Files:
     """The files that the session began with."""
     assert ledger.history.session is not None
     return {name: ledger.get_blob(sha) for name, sha in ledger.history.session.files.items()}
@@ -141,7 +146,7 @@ def result_diff(directory: Path, entries: Sequence[Entry]) -> str:
     return patch(old, new).decode(errors="replace")
 
 
-def write_approved(directory: Path, files: Files, difference: bytes) -> Path:
+def _write_approved(directory: Path, files: Files, difference: bytes) -> None:
     """Put files and patch into the session's directory; an earlier export is replaced."""
     target = fresh_directory(directory / APPROVED)
     for name, content in files.items():
@@ -149,10 +154,9 @@ def write_approved(directory: Path, files: Files, difference: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     (target / PATCH_NAME).write_bytes(difference)
-    return target
 
 
-def make_branch(
+def _make_branch(
     git: Git,
     name: str,
     old: Files,
@@ -219,59 +223,46 @@ def approve(
 ) -> HumanDecided:
     """Write the result into the session's directory, make the branch if asked, and record that.
 
-    Args:
-        ledger: of the session.
-        person: who decides.
-        reason: in the person's words.
-        git: in the person's repository.
-        folder: where the files lie in it, as `[workspace] path` has it.
-        smaller: whether to take the review's smaller equal model.
-        branch: to make.
-
     Raises:
         SessionError: there is nothing to approve, or the branch cannot be made.
     """
-    files, old = result_files(ledger, smaller=smaller), original_files(ledger)
+    files, old = _result_files(ledger, smaller=smaller), _original_files(ledger)
     difference, commit = patch(old, files, folder), None
     if branch is not None:
         message = f"{ledger.directory.name}: {reason}"
-        commit = make_branch(git, branch, old, files, person, message, folder)
-    write_approved(ledger.directory, files, difference)
-    decided = _decision(ledger, person, reason).model_copy(
-        update={
-            "decision": "approve",
-            "variant": SMALLER if smaller else BEST,
-            "files": {name: ledger.put_blob(content) for name, content in files.items()},
-            "patch": ledger.put_blob(difference),
-            "branch": branch,
-            "commit": commit,
-        }
+        commit = _make_branch(git, branch, old, files, person, message, folder)
+    _write_approved(ledger.directory, files, difference)
+    decided = _decision(
+        ledger,
+        person,
+        reason,
+        decision="approve",
+        variant=SMALLER if smaller else BEST,
+        files={name: ledger.put_blob(content) for name, content in files.items()},
+        patch=ledger.put_blob(difference),
+        branch=branch,
+        commit=commit,
     )
     ledger.append(decided)
     return decided
 
 
 def reject(ledger: Ledger, person: Person, reason: str) -> None:
-    """Record that the person turned the result down."""
-    ledger.append(_decision(ledger, person, reason))
+    """Record that the person turned the best down."""
+    best = ledger.history.best
+    files = {} if best is None else best.started.files
+    nothing = {"patch": None, "branch": None, "commit": None}
+    ledger.append(
+        _decision(ledger, person, reason, decision="reject", variant=BEST, files=files, **nothing)
+    )
 
 
-def _decision(ledger: Ledger, person: Person, reason: str) -> HumanDecided:
-    """A rejection of the best."""
+def _decision(ledger: Ledger, person: Person, reason: str, **result: Any) -> HumanDecided:
     best = ledger.history.best
     if best is None:
         raise SessionError("this session has no result yet", "wait for its baseline")
     return HumanDecided(
-        decision="reject",
-        reason=reason,
-        person=person.name,
-        email=person.email,
-        attempt=best.number,
-        variant=BEST,
-        files=best.started.files,
-        patch=None,
-        branch=None,
-        commit=None,
+        reason=reason, person=person.name, email=person.email, attempt=best.number, **result
     )
 
 

@@ -33,14 +33,6 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9_.-]")
 GetBlob = Callable[[str], bytes]
 
 
-class TrackedTraining(Record):
-    """One training of an attempt: where its curve lies, and when it ran."""
-
-    started_at: datetime
-    wall_seconds: float
-    curve: Sha256 | None
-
-
 class TrackedRun(Record):
     """A finished attempt; its text is visible and bounded, not yet escaped."""
 
@@ -57,7 +49,7 @@ class TrackedRun(Record):
     facts: dict[str, str]
     metrics: dict[str, float]
     files: dict[str, Sha256]
-    trainings: tuple[TrackedTraining, ...]
+    trainings: tuple[RunFinished, ...]
 
     @property
     def name(self) -> str:
@@ -74,13 +66,13 @@ class TrackedRun(Record):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when anything changes that a tracker is told of this attempt."""
-        told = {"format": FORMAT, "run": self.model_dump(mode="json")}
-        return hashlib.sha256(canonical(told).encode()).hexdigest()[:16]
+        """Changes when anything changes that a tracker holds of this attempt."""
+        content = {"format": FORMAT, "run": self.model_dump(mode="json")}
+        return hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
 
 
 class TrackedCurve(Record):
-    """What one training said of itself, point by point."""
+    """What one training reported of itself, point by point."""
 
     name: str
     """`train`; `train-2` for the second training, and so on."""
@@ -130,14 +122,7 @@ def _tracked(
         facts=_facts(session, attempt),
         metrics=_metrics(_metric_name(history), attempt),
         files=attempt.started.files,
-        trainings=tuple(
-            TrackedTraining(
-                started_at=run.result.started_at,
-                wall_seconds=run.result.wall_seconds,
-                curve=run.curve,
-            )
-            for run in _train_runs(attempt)[:MAX_TRAININGS]
-        ),
+        trainings=tuple(_train_runs(attempt)[:MAX_TRAININGS]),
     )
 
 
@@ -205,7 +190,7 @@ def _knobs(run: TrackedRun, get_blob: GetBlob) -> dict[str, KnobValue]:
 
 
 def _plain(value: KnobValue) -> KnobValue:
-    """A value that every tracker can hold; other numbers are told as text."""
+    """A value that every tracker can hold; other numbers become text."""
     if isinstance(value, str):
         return one_line(value, MAX_FACT_CHARACTERS)
     return value if abs(value) <= _LARGEST_KNOB else one_line(f"{value:.6e}", MAX_FACT_CHARACTERS)
@@ -218,11 +203,12 @@ def _curves(run: TrackedRun, get_blob: GetBlob) -> Iterator[TrackedCurve]:
                 yield _curve(number, training, unpacked(get_blob(training.curve)))
 
 
-def _curve(number: int, training: TrackedTraining, points: Curve) -> TrackedCurve:
-    began, last = training.started_at.timestamp(), training.wall_seconds
+def _curve(number: int, training: RunFinished, points: Curve) -> TrackedCurve:
+    began, last = training.result.started_at.timestamp(), training.result.wall_seconds
     return TrackedCurve(
         name="train" if number == 1 else f"train-{number}",
         steps=tuple(_steps(points)),
+        # A run may say anything of its time; a point a year ahead would hide all others.
         times=tuple(began + min(point["seconds"], last) for point in points),
         points=points,
     )

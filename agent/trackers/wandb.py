@@ -74,7 +74,7 @@ def _rows(curve: TrackedCurve) -> list[dict[str, float]]:
 
 
 def _settings(directory: Path) -> wandb.Settings:
-    """Nothing but what is told: no network, no machine, no code, no console, no git."""
+    """Nothing but what is logged: no network, no machine, no code, no console, no git."""
     return wandb.Settings(
         mode="offline",
         root_dir=str(directory),

@@ -15,7 +15,8 @@ import structlog
 
 from agent.cli import logs
 from agent.cli.logs import LOG_NAME, operational_log
-from agent.cli.night import _work, keep_head
+from agent.cli.night import _work
+from agent.cli.shared import keep_head
 from agent.morning.anchor import Anchor
 from agent.report.report import Report
 from agent.trackers.export import Export, Tracker

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.cli.app import app
-from agent.cli.night import keep_head
+from agent.cli.shared import keep_head
 from agent.morning.anchor import Anchor, anchor_path, anchored, compare_heads
 from agent.record.events import Noticed
 from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger

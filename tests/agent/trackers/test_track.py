@@ -471,7 +471,8 @@ def test_times_never_leave_the_training() -> None:
     assert training.curve is not None
     made.blobs[training.curve] = packed([{"seconds": 1e15, "loss": 2.0}])
     (told,) = content_of(run, made.get_blob).curves[0].times
-    assert training.started_at.timestamp() + training.wall_seconds == told
+    result = training.result
+    assert result.started_at.timestamp() + result.wall_seconds == told
 
 
 def test_a_fingerprint_changes_with_anything_that_is_told() -> None:
