@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.settings import ProgramError, Settings, reason_refused
@@ -74,7 +71,7 @@ def parse_program(source: bytes, name: str) -> Program:
     if len(source) > MAX_PROGRAM_BYTES:
         raise ProgramError(f"{name}: larger than 256 KiB", "keep to a few pages of prose")
     try:
-        text = source.decode("utf-8-sig")
+        text = source.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = source[: error.start].count(b"\n") + 1
         raise ProgramError(f"{name}:{line}: not UTF-8", "save the file as UTF-8") from None
@@ -132,6 +129,7 @@ def _settings(block: Block, name: str) -> Settings:
         return Settings.model_validate(tables)
     except ValidationError as error:
         lines = _key_lines(block)
+        # All at once and not the first alone: a person mends them in one go.
         found = [_setting_error(detail, lines, name, block) for detail in error.errors()[:10]]
         raise ProgramError(
             "\n".join(message for message, _ in found),
@@ -150,6 +148,7 @@ def _syntax_error(error: tomllib.TOMLDecodeError, block: Block, name: str) -> Pr
 
 def _key_lines(block: Block) -> dict[tuple[str, ...], int]:
     """Line of program.md on which each section and each key stands."""
+    # tomllib keeps no places, and an error without its line sends a person searching.
     lines: dict[tuple[str, ...], int] = {}
     section: tuple[str, ...] = ()
     for number, line in enumerate(block.text.splitlines(), start=block.first_line):

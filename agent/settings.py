@@ -352,7 +352,7 @@ class Settings(Section):
         return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
 
     def smoke_budget(self) -> Budget:
-        """What a smoke run is told to use: its seconds, or its part of the tokens."""
+        """What a smoke run may use: its seconds, or its part of the tokens."""
         seconds = self.economy.smoke_seconds
         part = min(1.0, seconds / self.budget.seconds)
         tokens = None if self.budget.tokens is None else max(1, int(part * self.budget.tokens))
@@ -399,6 +399,7 @@ class Settings(Section):
             ("hardware", "base_image"): ("--base-image", base_image),
             ("hardware", "gpus"): ("--gpus", None if gpus is None else tuple(gpus.split(","))),
         }
+        # Validated again as a whole: a copy with single fields replaced would be checked nowhere.
         tables = self.model_dump()
         for (section, key), (_, value) in flags.items():
             if value is not None:

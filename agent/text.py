@@ -35,6 +35,7 @@ def visible(text: str) -> str:
 
 def one_line(text: str, limit: int) -> str:
     """The visible text on one line, `limit` characters at most."""
+    # Cut before as well as after: a megabyte of blanks must not be looked through for one line.
     return _head(_BLANK.sub(" ", visible(text[: 4 * limit + 64])).strip(), limit)
 
 

@@ -96,7 +96,7 @@ class Split:
 class Plan:
     """What one box is sent, in this order; each item shows a row up to its cut.
 
-    An item with cut 0 only fills a batch and is not looked at.
+    An item with cut 0 only fills a batch and is not compared.
     """
 
     inputs: np.ndarray
@@ -434,7 +434,7 @@ def text_before(plan: Plan) -> np.ndarray:
 
 
 def root_mean_square(differences: np.ndarray, counts: np.ndarray) -> float:
-    """Of the differences, zero where there is none; so many were looked at."""
+    """Of the differences, zero where there is none; so many were compared."""
     return math.sqrt(float((differences**2).sum() / max(1, counts.sum())))
 
 
@@ -559,7 +559,7 @@ def answer(connection: socket.socket, workspace: Path, checkpoint: Path, device:
 def leave_with_the_scorer(connection: socket.socket) -> None:
     """Ends this process when the scorer hangs up: whatever the candidate is at, nobody waits."""
     poll = select.poll()
-    poll.register(connection, 0)  # hanging up is always told
+    poll.register(connection, 0)  # hanging up is always reported
     poll.poll()
     os._exit(0)
 

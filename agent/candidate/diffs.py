@@ -25,7 +25,7 @@ def unified_diff(old: Files, new: Files) -> bytes:
     text = "".join(
         p if p.endswith("\n") else p + "\n\\ No newline at end of file\n" for p in pieces
     )
-    # Every ledger's diffs are cut at this place: an audit makes them again.
+    # Cut at one place for good: an audit makes every diff again and compares.
     whole = text if len(text) <= MAX_DIFF_CHARACTERS else f"{text[:MAX_DIFF_CHARACTERS]}\n[cut]\n"
     return whole.encode()
 

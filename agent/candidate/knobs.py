@@ -25,6 +25,7 @@ FIXED = re.compile(r"^#\s*fixed\b|\bfixed\s*[.)\]]?\s*$", re.IGNORECASE)
 FLOAT_FACTOR = 10.0
 INT_FACTOR = 4
 MAX_CHOICES = 64
+"""More is a range in disguise, and the comment was written by a model."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def find_knobs(file: str, source: bytes) -> list[Knob]:
         if per_line[statement.lineno] == 1
     ]
     knobs = [knob for knob in found if knob is not None]
+    # Of a name that is assigned twice, turning the first literal would change nothing.
     names = [name for statement in tree.body for name in _assigned(statement)]
     return [knob for knob in knobs if names.count(knob.name) == 1]
 
@@ -145,6 +147,7 @@ def current_literal(source: bytes, knob: Knob) -> str:
 
 def turn(source: bytes, knob: Knob, value: KnobValue) -> bytes:
     """The file with the knob's literal replaced, and every other byte as it was."""
+    # In bytes and in place, not through the tree: comments and formatting are a person's.
     lines = source.splitlines(keepends=True)
     line = lines[knob.line - 1]
     lines[knob.line - 1] = line[: knob.start] + literal(value).encode() + line[knob.end :]
@@ -205,6 +208,7 @@ def _literal_value(node: ast.expr) -> KnobValue | None:
     if not isinstance(node, ast.Constant):
         return None
     value = node.value
+    # A truth value is a number to Python: it must be asked for first.
     if isinstance(value, bool | str):
         return value if sign == 1 else None
     if isinstance(value, int | float) and abs(value) < 1e15 and math.isfinite(value):

@@ -1,4 +1,7 @@
-"""Three-way merge of texts and of candidates, without git."""
+"""Three-way merge of texts and of candidates, without git.
+
+git would run the hooks and filters of whatever repository it is called in.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,7 @@ def _merge_lines(base: list[str], ours: list[str], theirs: list[str]) -> list[st
 
 def _kept_lines(base: list[str], side: list[str]) -> dict[int, int]:
     """Where each line of `base` that the side kept stands there."""
+    # Without the heuristic that takes frequent lines of a long text for junk, blank ones first.
     blocks = SequenceMatcher(None, base, side, autojunk=False).get_matching_blocks()
     return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
 

@@ -36,24 +36,25 @@ def folder_facts(folder: Path) -> dict[str, Any]:
 
     A change in the middle of a file over 2 MiB is not seen: to hash a terabyte takes a night.
     """
-    total, count, told = 0, 0, hashlib.sha256()
+    total, count, digest = 0, 0, hashlib.sha256()
     for name in sorted(_all(folder)):
         path = folder / name
         size = path.stat().st_size
-        told.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        told.update(_ends(path, size))
+        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(_ends(path, size))
         total, count = total + size, count + 1
     return {
         "source": "folder",
         "folder": str(folder),
         "files": count,
         "bytes": total,
-        "manifest_sha256": told.hexdigest(),
+        "manifest_sha256": digest.hexdigest(),
     }
 
 
 def _tracked(source: Path) -> list[str]:
     """Files that git knows or would take, relative to `source`; empty outside a repository."""
+    # A monitor that the repository names is a program, and git would run it.
     listing = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     try:
         done = subprocess.run(

@@ -155,15 +155,15 @@ def _at_budget(lab: Lab, budget_seconds: float, repeats: int) -> AtBudget:
     missing = [seed for seed in lab.seeds[:repeats] if seed not in _scores(lab.ledger)]
     problem = _train_and_score(lab, missing) if missing else ""
     scores = _scores(lab.ledger)
-    said = _last_points(lab.ledger)
-    last = said[-1] if said else {}
+    points = _last_points(lab.ledger)
+    last = points[-1] if points else {}
     noise = [run.disturbance for run in _trainings(lab.ledger) if run.disturbance]
     return AtBudget(
         budget_seconds=budget_seconds,
         values=tuple(scores[seed] for seed in lab.seeds[:repeats] if seed in scores),
-        tokens_per_second=said_of(last, "tokens_per_second"),
+        tokens_per_second=amount_of(last, "tokens_per_second"),
         start_seconds=_start_seconds(last),
-        flops_per_token=said_of(last, "flops_per_token"),
+        flops_per_token=amount_of(last, "flops_per_token"),
         disturbed=sum(disturbance.disturbed for disturbance in noise),
         problem=problem,
     )
@@ -222,20 +222,20 @@ def _trainings(ledger: Ledger) -> list[RunFinished]:
 
 
 def _last_points(ledger: Ledger) -> list[Point]:
-    """What each training said last."""
+    """What each training reported last."""
     curves = [run.curve for run in _trainings(ledger) if run.curve is not None]
     return [unpacked(ledger.get_blob(curve))[-1] for curve in curves]
 
 
-def said_of(point: Point, name: str) -> float | None:
-    """What a progress line says of an amount; less than nothing is nothing said."""
-    said = point.get(name, 0.0)
-    return said if said > 0 else None
+def amount_of(point: Point, name: str) -> float | None:
+    """An amount in a progress line; None where it is not there or is less than nothing."""
+    amount = point.get(name, 0.0)
+    return amount if amount > 0 else None
 
 
 def _start_seconds(point: Point) -> float | None:
     """When the first step began, from what the last one says of tokens and seconds."""
-    rate, tokens = said_of(point, "tokens_per_second"), said_of(point, "tokens")
+    rate, tokens = amount_of(point, "tokens_per_second"), amount_of(point, "tokens")
     if rate is None or tokens is None:
         return None
     return max(0.0, point["seconds"] - tokens / rate)
@@ -301,7 +301,7 @@ def _steady_rate(curve: Curve, result: RunResult) -> float | None:
     seconds = last["seconds"] - first["seconds"]
     tokens = last.get("tokens", 0.0) - first.get("tokens", 0.0)
     if seconds < 1 or tokens <= 0:
-        return said_of(last, "tokens_per_second")
+        return amount_of(last, "tokens_per_second")
     return tokens / seconds
 
 

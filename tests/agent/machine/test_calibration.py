@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from agent.attempt.lab import Observer
-from agent.machine.calibrate import SCORING_SECONDS, Bench, calibrate, said_of, seconds_left
+from agent.machine.calibrate import SCORING_SECONDS, Bench, amount_of, calibrate, seconds_left
 from agent.machine.calibration import AtBudget, Batches, BatchTried, findable, proposals
 from agent.machine.rates import Rates, read_rates
 from agent.machine.runtime import find_runtime
@@ -263,9 +263,9 @@ def test_a_beginning_that_was_cut_off_is_begun_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [-5.0, 0.0, -1e15])
 def test_less_than_nothing_counts_as_nothing_said(said: float) -> None:
     point = {"seconds": 3.0, "loss": 1.0, "tokens_per_second": said, "tokens": said}
-    assert said_of(point, "tokens_per_second") is None
-    assert said_of({"tokens": 7.0}, "tokens") == 7.0
-    assert said_of({}, "tokens") is None
+    assert amount_of(point, "tokens_per_second") is None
+    assert amount_of({"tokens": 7.0}, "tokens") == 7.0
+    assert amount_of({}, "tokens") is None
 
 
 @pytest.mark.docker
