@@ -31,6 +31,8 @@ from tests.support.messages_server import MessagesServer
 from tests.support.nights import TOY
 
 GOLDEN = Path(__file__).parent / "golden"
+ENGINES = frozenset({"engine", "dockerd"})
+"""Fixtures that find an engine or let a test start one; others ask for these."""
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -52,6 +54,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail, do not skip, the tests whose facility is missing; may be repeated",
     )
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks for the marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs an engine by the fixtures it asks for, so that nobody keeps a list."""
+    for item in items:
+        if not ENGINES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("docker")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -97,6 +107,13 @@ def image(engine: Engine, state_dir: Path, pytestconfig: pytest.Config) -> Image
 
 
 @pytest.fixture(scope="session")
+def dockerd(pytestconfig: pytest.Config) -> None:
+    """That an engine of one's own can be started here."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        missing(pytestconfig, "engines", "only root can start dockerd, and it must be installed")
+
+
+@pytest.fixture(scope="session")
 def nvml(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """The stand-in for NVIDIA's library, in this process; returns its directory."""
     if shutil.which("gcc") is None:
@@ -117,14 +134,12 @@ def cards(nvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cards:
 
 @pytest.fixture(scope="session")
 def _gpu_engine(
+    dockerd: None,
     engine: Engine,
     image: ImageRecord,
     nvml: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    pytestconfig: pytest.Config,
 ) -> Iterator[GpuMachine]:
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        missing(pytestconfig, "engines", "only root can start a second dockerd")
     place = tmp_path_factory.mktemp("gpu-engine")
     cards = Cards(place / "cards")
     cards.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,12 +34,8 @@ PROGRAM = "import time; print('up', flush=True); time.sleep(60)"
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
 
 
-@pytest.mark.docker
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("dockerd") is None,
-    reason="only root can start dockerd, and it must be installed",
-)
+@pytest.mark.usefixtures("dockerd")
 def test_a_run_whose_engine_is_killed_and_started_anew_leaves_nothing(
     engine: Any, image: Any, tmp_path: Path
 ) -> None:

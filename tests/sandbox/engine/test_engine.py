@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +26,6 @@ from sandbox.engine.find import Engine, EngineClient, connect, find_engine
 from sandbox.engine.host import last_lines, own_places, why_not_installable
 from sandbox.engine.own import install_and_start, stop_own_engine
 
-needs_own_dockerd = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("dockerd") is None,
-    reason="only root can start dockerd, and it must be installed",
-)
 NO_SOCKET = Path("/nonexistent/docker.sock")
 PLAIN_ENVIRON = {
     name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")
@@ -198,7 +193,7 @@ def test_stopping_where_nothing_was_started_says_so(tmp_path: Path) -> None:
     assert not stop_own_engine(tmp_path)
 
 
-@needs_own_dockerd
+@pytest.mark.usefixtures("dockerd")
 def test_nightlabs_own_engine_is_started_found_again_and_ended(tmp_path: Path) -> None:
     state_dir = tmp_path / ("long-state-directory-" * 4)
     places = own_places(state_dir)
@@ -222,7 +217,7 @@ def test_nightlabs_own_engine_is_started_found_again_and_ended(tmp_path: Path) -
     assert "nothing listens" in refusal_of(state_dir, {}).message
 
 
-@needs_own_dockerd
+@pytest.mark.usefixtures("dockerd")
 def test_a_killed_engine_does_not_keep_the_next_one_from_starting(tmp_path: Path) -> None:
     said: list[str] = []
     try:
@@ -236,7 +231,7 @@ def test_a_killed_engine_does_not_keep_the_next_one_from_starting(tmp_path: Path
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
-@needs_own_dockerd
+@pytest.mark.usefixtures("dockerd")
 def test_an_engine_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
     places = own_places(tmp_path)
     places.root.mkdir()
