@@ -34,6 +34,9 @@ class Sample:
     """Of one core, see `speed`."""
 
 
+ReadLoad = Callable[[], Sample]
+
+
 def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
     """Core seconds that all processors were busy, stolen time included, from /proc/stat."""
     columns = [int(column) for column in proc_stat.splitlines()[0].split()[1:]]

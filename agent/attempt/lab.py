@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from agent.attempt.disturbance import ReadLoad, sample
 from agent.attempt.machine_state import ReadMachine, machine_state
 from agent.candidate.workspace import Workspace
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, Event, Noticed, RunEvent
@@ -58,6 +59,7 @@ class Lab:
     is_night: bool = False
     """Whether waits heed the session's limits and what the person asks of it; a review's do not."""
     read_machine: ReadMachine = machine_state
+    read_load: ReadLoad = sample
     envelope: Callable[[RunEvent], Event] = lambda event: event
     """What a run's events are put into before they are recorded; a review has its own."""
 

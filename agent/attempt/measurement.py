@@ -17,7 +17,6 @@ from agent.attempt.disturbance import (
     idle_cores,
     is_crowded,
     reasons,
-    sample,
     usual_cores,
     usual_speed,
 )
@@ -227,7 +226,7 @@ def _train_once(
     spec = lab.with_gpus(spec, gpus)
     lab.record(run_started(number, seed, spec))
     lab.observer.run_started("train", seed, lab.settings.budget.seconds)
-    before, state = sample(), lab.read_machine()
+    before, state = lab.read_load(), lab.read_machine()
     progress = CurveCollector(lab.observer.log)
     watch = None if rule is None else Watch(progress.curve, rule, lab.settings.budget)
     result = lab.executor.run(spec, output_dir=checkpoint, on_log=progress, should_stop=watch)
@@ -530,7 +529,7 @@ def _disturbance(lab: Lab, before: Sample, run_cpu_seconds: float) -> Disturbanc
     limits, history = lab.settings.disturbance, lab.ledger.history
     return disturbance(
         before,
-        sample(),
+        lab.read_load(),
         run_cpu_seconds,
         limits.max_other_cores,
         idle_cores=idle_cores(lab.settings.limits.cpus),
@@ -545,7 +544,7 @@ def _wait_for_quiet(lab: Lab) -> None:
     patience_seconds = min(MAX_QUIET_WAIT_SECONDS, lab.settings.budget.seconds)
     waited = 0.0
     while waited < patience_seconds:
-        before = sample()
+        before = lab.read_load()
         lab.sleep(QUIET_SAMPLE_SECONDS)
         waited += QUIET_SAMPLE_SECONDS
         if not is_crowded(_disturbance(lab, before, 0.0)):

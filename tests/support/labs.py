@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from opentelemetry.trace import Tracer
 
+from agent.attempt.disturbance import Sample
 from agent.attempt.lab import Lab, Observer
 from agent.attempt.machine_state import ReadMachine
 from agent.candidate.workspace import Workspace
@@ -20,6 +21,10 @@ from agent.record.events import SessionEnded
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.run import Executor
+from tests.support.clock import Clock
+
+SPEED = 1000.0
+"""Of a core, see `agent.attempt.disturbance.speed`; to measure it takes 40 ms each time."""
 
 
 class Quiet:
@@ -35,10 +40,19 @@ class Quiet:
 
 
 def quiet_lab(
-    ledger: Ledger, settings: Settings, runtime: Runtime, sleep: Callable[[float], None]
+    ledger: Ledger,
+    settings: Settings,
+    runtime: Runtime,
+    clock: Clock,
+    sleep: Callable[[float], None] | None = None,
 ) -> Lab:
-    """The lab of a session, with nobody who watches."""
-    return open_lab(ledger, settings, runtime, Quiet(), sleep=sleep)
+    """The lab of a session that nobody watches, on a machine that is as fast as ever and idle."""
+
+    def read_load() -> Sample:
+        return Sample(busy_seconds=0.0, own_seconds=0.0, at=clock.seconds, speed=SPEED)
+
+    lab = open_lab(ledger, settings, runtime, Quiet(), sleep=sleep or clock.advance)
+    return replace(lab, read_load=read_load)
 
 
 def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given: Any) -> Lab:

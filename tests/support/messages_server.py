@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from anthropic.types import RawMessageStreamEvent
@@ -589,10 +590,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if reset:
             # A reset overtakes what it follows; the client is to have seen that first.
-            time.sleep(0.05)
+            give_up = time.monotonic() + 20
+            while self._client_has_unread() and time.monotonic() < give_up:
+                time.sleep(0.005)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # A plain close would wait for the two files that the base class made of the socket.
         os.close(self.connection.detach())
+
+    def _client_has_unread(self) -> bool:
+        """Whether what was sent still waits in the kernel: its queue at the client's end."""
+        here, there = (
+            f"{struct.unpack('=I', socket.inet_aton(host))[0]:08X}:{port:04X}"
+            for host, port in (self.connection.getsockname(), self.connection.getpeername())
+        )
+        table = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+        rows = (line.split() for line in table)
+        queues = (row[4].split(":")[1] for row in rows if row[1:3] == [there, here])
+        return any(int(waiting, 16) for waiting in queues)
 
     def client_left(self) -> bool:
         readable, _, _ = select.select([self.connection], [], [], 0)

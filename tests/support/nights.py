@@ -115,5 +115,4 @@ class Place:
         """The session as the commands of the morning find it."""
         ledger = CrashingLedger.open(self.directory, self.clock.now)
         ledger.crash_at = crash_at
-        sleep = self.sleep or self.clock.advance
-        return quiet_lab(ledger, self.program.settings, self.runtime, sleep)
+        return quiet_lab(ledger, self.program.settings, self.runtime, self.clock, self.sleep)
