@@ -7,82 +7,39 @@ image's tag is the hash of what went into it, so that equal content is never bui
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal
 
 import docker
-from docker.errors import ImageNotFound
-from docker.utils import parse_repository_tag
 from pydantic import ValidationError
 
-from sandbox.contract.errors import ImageMissing, SandboxError
+from sandbox.contract.errors import ImageMissing
 from sandbox.contract.record import Record, Sha256
 from sandbox.engine.find import FAILED_CALLS, Engine, connect
-from sandbox.engine.host import (
-    exclusive,
-    install_packages,
-    last_lines,
-    os_release,
-    run_program,
-    search_path,
-    why_not_installable,
-)
-from sandbox.image.check import KEY_LABEL, OLDEST_PYTHON, ask_python, check_image
+from sandbox.engine.host import Say, exclusive, last_lines
+from sandbox.image.base import BaseImage, base_for, base_tag, has_moved
+from sandbox.image.check import KEY_LABEL, check_image
 from sandbox.image.profiles import Profile, lock_text
-from sandbox.image.wheels import Pip, Target, TorchWheel, Wheels, fetch_wheels
-
-Say = Callable[[str], None]
+from sandbox.image.wheels import Pip, TorchWheel, Wheels, fetch_wheels
+from sandbox.image.workshop import (
+    BUILD_SECONDS,
+    TAG_DIGITS,
+    BuildFailed,
+    Workshop,
+    drain,
+    engine_digits,
+    inspect_image,
+    key_of,
+    write_note,
+)
 
 IMAGE_NAME = "nightlab-train"
-BASE_NAME = "nightlab-base"
-REGISTRY_SECONDS = 20
-BUILD_SECONDS = 1800
-DEBIAN_SECONDS = 1800
-TAG_DIGITS = 16
-MACHINES = ("x86_64", "aarch64")
 NOT_IN_THE_IMAGE = {"description", "base_advice", "dtype", "knobs", "peak_flops", "environment"}
 """Fields of a profile that no image is made of."""
-ARCHIVE_KEYRINGS = Path("/usr/share/keyrings")
-# Afterwards and not by dpkg's path-exclude, which runs a Python filter for every package;
-# licences stay.
-SLIMMING_HOOK = (
-    'cd "$1/usr/share" && { find doc info locale man -type f ! -name copyright -delete || true; }'
-)
-HOW_TO_GET_A_BASE = (
-    "let the engine reach a registry, or `docker load` an image with Python 3.11 and name it "
-    "with `nightlab setup --base-image REF`, or install mmdebstrap on Debian or Ubuntu"
-)
-PROBE = (
-    "import json, platform, sys; print(json.dumps({"
-    "'python': '%d.%d' % sys.version_info[:2], "
-    "'machine': platform.machine(), 'libc': platform.libc_ver()[0]}))"
-)
-
-
-class BaseUnavailable(SandboxError):
-    """There is no base image to build on, or it cannot carry torch."""
-
-
-class BuildFailed(SandboxError):
-    """The engine could not build the image."""
-
-
-class BaseImage(Record):
-    """What the image is built on, and where it came from."""
-
-    reference: str
-    image_id: str
-    digest: str
-    """The registry's digest, or the image's own id where it came from no registry."""
-    source: Literal["given", "registry", "debian"]
-    target: Target
 
 
 class ImageRecord(Record):
@@ -121,7 +78,7 @@ class Recipe(Record):
         """
         lock = lock_text(self.profile.torch) if self.profile.torch else ""
         parts = self.profile.model_dump_json(exclude=NOT_IN_THE_IMAGE)
-        return _key(parts, lock, self.dockerfile, self.base_image)
+        return key_of(parts, lock, self.dockerfile, self.base_image)
 
 
 class _Remembered(Record):
@@ -129,12 +86,6 @@ class _Remembered(Record):
 
     recipe: Sha256
     image: ImageRecord
-
-
-class _Probed(Record):
-    python: str
-    machine: str
-    libc: str
 
 
 def ensure_image(
@@ -160,7 +111,8 @@ def ensure_image(
     with exclusive(images / "lock"), closing(connect(engine)) as client:
         with suppress(ImageMissing):
             return _found(client, _remembered(_note_path(images, engine, recipe)), recipe)
-        base = _base(engine, client, recipe, images, environ, say)
+        shop = Workshop(engine, client, images, environ, say)
+        base = base_for(shop, recipe.profile, recipe.base_image)
         wheels = None
         if recipe.profile.torch:
             wheels = fetch_wheels(
@@ -171,10 +123,17 @@ def ensure_image(
                 pip=Pip(environ=dict(environ), torch_index=torch_index),
                 say=say,
             )
-        image = _image(engine, client, recipe, base, wheels, images, say)
-        note = _Remembered(recipe=recipe.key, image=image)
-        _write(_note_path(images, engine, recipe), note.model_dump_json())
+        image = _image(shop, recipe, base, wheels)
+        remember_image(engine, recipe, image, state_dir=state_dir)
         return image
+
+
+def remember_image(engine: Engine, recipe: Recipe, image: ImageRecord, *, state_dir: Path) -> None:
+    """Note an image as the one of a recipe, where `find_image` looks."""
+    images = state_dir / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    note = _Remembered(recipe=recipe.key, image=image)
+    write_note(_note_path(images, engine, recipe), note.model_dump_json())
 
 
 def find_image(engine: Engine, recipe: Recipe, *, state_dir: Path) -> ImageRecord:
@@ -191,7 +150,7 @@ def find_image(engine: Engine, recipe: Recipe, *, state_dir: Path) -> ImageRecor
 def known_images(engine: Engine, state_dir: Path) -> list[ImageRecord]:
     """Every image that was made on this engine and is still there, by name."""
     with closing(connect(engine)) as client:
-        notes = (state_dir / "images").glob(f"image-*-{_engine_digits(engine)}.json")
+        notes = (state_dir / "images").glob(f"image-*-{engine_digits(engine)}.json")
         found = [note.image for path in notes if (note := _remembered(path)) is not None]
         return sorted(
             (image for image in found if _has(client, image)), key=lambda image: image.reference
@@ -201,7 +160,7 @@ def known_images(engine: Engine, state_dir: Path) -> list[ImageRecord]:
 def has_image(engine: Engine, image_id: str) -> bool:
     """Whether the engine still has the image of that id."""
     with closing(connect(engine)) as client:
-        return _inspect(client, image_id) is not None
+        return inspect_image(client, image_id) is not None
 
 
 def _found(client: docker.DockerClient, note: _Remembered | None, recipe: Recipe) -> ImageRecord:
@@ -212,7 +171,7 @@ def _found(client: docker.DockerClient, note: _Remembered | None, recipe: Recipe
             f"no image was set up for profile {recipe.profile.name}{base} on this engine",
             "run `nightlab setup`",
         )
-    if _has_moved(client, recipe, note.image.base):
+    if has_moved(client, recipe.base_image, note.image.base):
         raise ImageMissing(
             f"{recipe.base_image} is another image now than when it was set up",
             "run `nightlab setup` to build on the new one",
@@ -224,246 +183,25 @@ def _found(client: docker.DockerClient, note: _Remembered | None, recipe: Recipe
     return note.image.model_copy(update={"built": False})
 
 
-def _has_moved(client: docker.DockerClient, recipe: Recipe, base: BaseImage) -> bool:
-    """Whether the name that a person gave stands for another image on this engine now."""
-    facts = _inspect(client, recipe.base_image) if recipe.base_image else None
-    return facts is not None and facts["Id"] != base.image_id
-
-
 def _has(client: docker.DockerClient, image: ImageRecord) -> bool:
-    facts = _inspect(client, image.reference)
+    facts = inspect_image(client, image.reference)
     return facts is not None and facts["Id"] == image.image_id
 
 
-def _base(
-    engine: Engine,
-    client: docker.DockerClient,
-    recipe: Recipe,
-    images: Path,
-    environ: Mapping[str, str],
-    say: Say,
-) -> BaseImage:
-    """The base chosen before for the same wish, or a new choice."""
-    profile = recipe.profile
-    wish = _key(profile.base_image, *profile.packages, recipe.base_image)
-    note = images / f"base-{wish[:TAG_DIGITS]}-{_engine_digits(engine)}.json"
-    with suppress(OSError, ValidationError):
-        base = BaseImage.model_validate_json(note.read_text())
-        facts = _inspect(client, _base_tag(base.image_id))
-        is_there = facts is not None and facts["Id"] == base.image_id
-        if is_there and not _has_moved(client, recipe, base):
-            return base
-    base = _choose_base(engine, client, recipe, images, environ, say)
-    _write(note, base.model_dump_json())
-    return base
-
-
-def _choose_base(
-    engine: Engine,
-    client: docker.DockerClient,
-    recipe: Recipe,
-    images: Path,
-    environ: Mapping[str, str],
-    say: Say,
-) -> BaseImage:
-    profile, given = recipe.profile, recipe.base_image
-    wanted = given or profile.base_image
-    if not wanted and not profile.torch:
-        raise BaseUnavailable(
-            f"profile {profile.name} needs a base image that brings its own torch",
-            "name it: `[hardware] base_image` in program.md, or --base-image REF"
-            + (f"; {profile.base_advice}" if profile.base_advice else ""),
-        )
-    if wanted:
-        reference = _local(client, wanted, has_digest=not given) or _pull(engine, wanted, say)
-        if reference is not None:
-            return _describe(client, reference, "given" if given else "registry")
-    if given or not profile.torch:
-        raise BaseUnavailable(
-            f"the base image {wanted} is neither on this engine nor to be had from its registry",
-            "check the name, `docker pull` or `docker load` it, or leave it out",
-        )
-    return _describe(client, _import_debian(engine, profile, images, environ, say), "debian")
-
-
-def _local(client: docker.DockerClient, reference: str, *, has_digest: bool) -> str | None:
-    """The reference, if the engine has it; by digest if it must have come from a registry."""
-    facts = _inspect(client, reference)
-    if facts is None:
-        return None
-    return next(iter(facts["RepoDigests"] or ()), None) if has_digest else reference
-
-
-def _pull(engine: Engine, reference: str, say: Say) -> str | None:
-    """Pull an image by the digest its tag stands for today; None where no registry gives one."""
-    say(f"Asking the registry for {reference} (at most {REGISTRY_SECONDS} s).")
-    try:
-        with closing(connect(engine, timeout_seconds=REGISTRY_SECONDS)) as client:
-            digest = client.images.get_registry_data(reference).attrs["Descriptor"]["digest"]
-        pinned = f"{parse_repository_tag(reference)[0]}@{digest}"
-        say(f"Pulling {pinned}.")
-        with closing(connect(engine, timeout_seconds=REGISTRY_SECONDS * 10)) as client:
-            _drain(client.api.pull(pinned, stream=True, decode=True))
-    except (BuildFailed, *FAILED_CALLS) as error:
-        say(f"No registry gives it: {last_lines(str(error), 1)[:200]}")
-        return None
-    return pinned
-
-
-def _describe(
-    client: docker.DockerClient, reference: str, source: Literal["given", "registry", "debian"]
-) -> BaseImage:
-    """Tag a base, ask its Python what it is, and record where it came from."""
-    facts = client.images.get(reference).attrs
-    digests = [name.partition("@")[2] for name in facts["RepoDigests"] or ()]
-    base = BaseImage(
-        reference=reference if source != "debian" else _base_tag(facts["Id"]),
-        image_id=facts["Id"],
-        digest=digests[0] if digests else facts["Id"],
-        source=source,
-        target=_target(reference, ask_python(client, facts["Id"], PROBE)),
-    )
-    # The builder takes a local tag on every engine, a bare id only on some.
-    client.images.get(base.image_id).tag(_base_tag(base.image_id))
-    return base
-
-
-def _target(reference: str, printed: str) -> Target:
-    """The wheels' target for a base whose Python said this of itself."""
-    try:
-        probed = _Probed.model_validate_json(printed)
-    except ValidationError as error:
-        raise BaseUnavailable(
-            f"the base image {reference} has no usable python3: {last_lines(printed, 1)}",
-            "give `--base-image` one that has Python 3.11 or later",
-        ) from error
-    version = tuple(int(part) for part in probed.python.split("."))
-    if version < OLDEST_PYTHON or probed.libc != "glibc" or probed.machine not in MACHINES:
-        raise BaseUnavailable(
-            f"the base image {reference} has Python {probed.python}, {probed.libc or 'no glibc'}, "
-            f"{probed.machine}; torch's wheels need Python 3.11, glibc, x86-64 or AArch64",
-            "give `--base-image` one that has them, such as an official python:3.11 image",
-        )
-    return Target(python=probed.python, machine=probed.machine)
-
-
-def _import_debian(
-    engine: Engine, profile: Profile, images: Path, environ: Mapping[str, str], say: Say
-) -> str:
-    """Make a base of the host's own distribution's packages and import it; its image id."""
-    suite, distribution = archive_of(os_release())
-    _need_mmdebstrap(environ, say)
-    say(f"Making a base from {distribution} {suite} packages (about half a minute).")
-    with tempfile.TemporaryDirectory(prefix="base-", dir=images) as folder:
-        archive = Path(folder) / "base.tar"
-        _bootstrap(profile, suite, distribution, archive, environ)
-        with closing(connect(engine, timeout_seconds=BUILD_SECONDS)) as client:
-            answer = client.api.import_image_from_file(
-                str(archive), changes=["ENV LANG=C.UTF-8", 'CMD ["python3"]']
-            )
-    return str(json.loads(answer.strip().splitlines()[-1])["status"])
-
-
-def archive_of(release: Mapping[str, str]) -> tuple[str, str]:
-    """The suite and the distribution whose archives this host installs from.
-
-    The host's own suite and not always Debian's, since apt here has its keys and mirrors; the
-    wheels follow the Python that comes with it.
-
-    Raises:
-        BaseUnavailable: the host is neither Debian nor Ubuntu, nor made from them.
-    """
-    obstacle = why_not_installable(0, release)
-    if obstacle is not None:
-        raise BaseUnavailable(
-            f"no registry answers, and nightlab cannot make a base image: {obstacle}",
-            HOW_TO_GET_A_BASE,
-        )
-    if "UBUNTU_CODENAME" in release:
-        return release["UBUNTU_CODENAME"], "ubuntu"
-    suite = release.get("DEBIAN_CODENAME") or release.get("VERSION_CODENAME")
-    if not suite:
-        raise BaseUnavailable("this Debian does not name its suite", HOW_TO_GET_A_BASE)
-    return suite, "debian"
-
-
-def _need_mmdebstrap(environ: Mapping[str, str], say: Say) -> None:
-    missing = shutil.which("mmdebstrap", path=search_path(environ)) is None
-    if missing and os.geteuid() != 0:
-        raise BaseUnavailable("no base image can be made without mmdebstrap", HOW_TO_GET_A_BASE)
-    install_packages({"mmdebstrap": "mmdebstrap"}, environ=environ, say=say)
-
-
-def _bootstrap(
-    profile: Profile, suite: str, distribution: str, archive: Path, environ: Mapping[str, str]
-) -> None:
-    apt_environ = {**environ, "PATH": search_path(environ)}
-    options = ["--variant=minbase", f"--include={','.join(profile.packages)}"]
-    options.append(f"--customize-hook={SLIMMING_HOOK}")
-    options += [f"--aptopt={setting}" for setting in _transport_settings(apt_environ)]
-    sources = _archive_sources(suite, distribution, apt_environ)
-    try:
-        run_program(
-            ["mmdebstrap", *options, suite, str(archive), *sources],
-            environ=apt_environ,
-            seconds=DEBIAN_SECONDS,
-        )
-    except SandboxError as error:
-        raise BaseUnavailable(
-            f"no base image could be made from {suite} packages: {error.message}",
-            f"{HOW_TO_GET_A_BASE}\n{error.hint}",
-        ) from error
-
-
-def _transport_settings(environ: Mapping[str, str]) -> list[str]:
-    """How this host's apt reaches its archives: proxies, certificates, credentials."""
-    dump = run_program(["apt-config", "dump", "--no-empty"], environ=environ, seconds=60)
-    return [
-        line for line in dump.splitlines() if line.startswith(("Acquire::http", "Acquire::https"))
-    ]
-
-
-def _archive_sources(suite: str, distribution: str, environ: Mapping[str, str]) -> list[str]:
-    """The host's own archives of its own suite as apt lines; third parties' stay out."""
-    layout = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
-    targets = run_program(
-        ["apt-get", "indextargets", "--format", layout, "Created-By: Packages"],
-        environ=environ,
-        seconds=60,
-    )
-    keyring = ARCHIVE_KEYRINGS / f"{distribution}-archive-keyring.gpg"
-    option = f"[signed-by={keyring}] " if keyring.exists() else ""
-    lines = []
-    for target in targets.splitlines():
-        uri, release, component, origin = target.split("|")
-        is_suite = release in {suite, f"{suite}-updates", f"{suite}-security"}
-        if is_suite and component == "main" and origin.lower() in {"", distribution}:
-            lines.append(f"deb {option}{uri} {release} main")
-    return list(dict.fromkeys(lines))
-
-
-def _image(
-    engine: Engine,
-    client: docker.DockerClient,
-    recipe: Recipe,
-    base: BaseImage,
-    wheels: Wheels | None,
-    images: Path,
-    say: Say,
-) -> ImageRecord:
+def _image(shop: Workshop, recipe: Recipe, base: BaseImage, wheels: Wheels | None) -> ImageRecord:
     """The image that these parts make, built unless the engine has it, and looked at."""
     requirements = wheels.requirements() if wheels else ""
-    key = _key(base.image_id, recipe.dockerfile, requirements)
+    key = key_of(base.image_id, recipe.dockerfile, requirements)
     reference = f"{IMAGE_NAME}:{key[:TAG_DIGITS]}"
-    facts = _inspect(client, reference)
+    facts = inspect_image(shop.client, reference)
     is_there = facts is not None and (facts["Config"]["Labels"] or {}).get(KEY_LABEL) == key
     if not is_there:
-        say(f"Building {reference} without network (about a minute).")
-        with tempfile.TemporaryDirectory(prefix="context-", dir=images) as context:
+        shop.say(f"Building {reference} without network (about a minute).")
+        with tempfile.TemporaryDirectory(prefix="context-", dir=shop.images) as context:
             _fill_context(Path(context), recipe.dockerfile, requirements, wheels)
-            _build(engine, Path(context), reference, _base_tag(base.image_id), key)
-    contents = check_image(client, reference, recipe.profile)
-    image_id = str(client.images.get(reference).attrs["Id"])
+            _build(shop.engine, Path(context), reference, base_tag(base.image_id), key)
+    contents = check_image(shop.client, reference, recipe.profile)
+    image_id = str(shop.client.images.get(reference).attrs["Id"])
     return ImageRecord(
         reference=reference,
         image_id=image_id,
@@ -493,7 +231,7 @@ def _fill_context(context: Path, dockerfile: str, requirements: str, wheels: Whe
 def _build(engine: Engine, context: Path, reference: str, base_tag: str, key: str) -> None:
     try:
         with closing(connect(engine, timeout_seconds=BUILD_SECONDS)) as client:
-            _drain(
+            drain(
                 client.api.build(
                     path=str(context),
                     dockerfile="Dockerfile.train",
@@ -515,50 +253,8 @@ def _build(engine: Engine, context: Path, reference: str, base_tag: str, key: st
         ) from error
 
 
-def _drain(events: Iterable[Mapping[str, Any]]) -> None:
-    """Follow a pull or a build to its end.
-
-    Raises:
-        BuildFailed: the engine reported an error; with the end of what was said before.
-    """
-    printed, errors = "", []
-    for event in events:  # to its end even after an error: until then its connection is not free
-        printed = (printed + str(event.get("stream", "")))[-8000:]
-        errors += [str(event["error"])] if "error" in event else []
-    if errors:
-        raise BuildFailed(
-            f"the engine reports: {last_lines(errors[0], 3)[-300:]}",
-            f"the end of its output:\n{last_lines(printed)}",
-        )
-
-
-def _inspect(client: docker.DockerClient, reference: str) -> dict[str, Any] | None:
-    try:
-        return dict(client.images.get(reference).attrs)
-    except ImageNotFound:
-        return None
-
-
-def _base_tag(image_id: str) -> str:
-    return f"{BASE_NAME}:{image_id.partition(':')[2][:TAG_DIGITS]}"
-
-
-def _key(*parts: str | bytes) -> str:
-    """One hash over several parts, each with its length, so that none runs into the next."""
-    digest = hashlib.sha256()
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()
-
-
 def _note_path(images: Path, engine: Engine, recipe: Recipe) -> Path:
-    return images / f"image-{recipe.key[:TAG_DIGITS]}-{_engine_digits(engine)}.json"
-
-
-def _engine_digits(engine: Engine) -> str:
-    # Engines of one machine may share an id (20.10 keeps it under /etc), never an address.
-    return _key(engine.base_url, engine.engine_id)[:TAG_DIGITS]
+    return images / f"image-{recipe.key[:TAG_DIGITS]}-{engine_digits(engine)}.json"
 
 
 def _remembered(note: Path) -> _Remembered | None:
@@ -567,10 +263,3 @@ def _remembered(note: Path) -> _Remembered | None:
         return _Remembered.model_validate_json(note.read_text())
     except (OSError, ValidationError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a note as a whole, never half."""
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.parser import Parser
 from pathlib import Path
@@ -28,15 +28,13 @@ from pydantic import ValidationError
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record, Sha256
-from sandbox.engine.host import last_lines
+from sandbox.engine.host import Say, last_lines
 from sandbox.image.profiles import TorchBuild
-
-Say = Callable[[str], None]
 
 PIP_SECONDS = 3600
 OLDEST_GLIBC_MINOR = 17
 NEWEST_GLIBC_MINOR = 28
-WORTH_A_LINE_BYTES = 10_000_000
+LARGE_WHEEL_BYTES = 10_000_000
 BYTES_OF_UNIT = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 ANNOUNCEMENT = re.compile(r"Downloading (\S+\.whl) \(([\d.]+) (bytes|kB|MB|GB)\)")
 ACCELERATOR_PACKAGES = ("nvidia-", "cuda-", "triton", "pytorch-triton", "rocm", "intel-sycl")
@@ -354,7 +352,7 @@ def _watch_announcement(line: str, limit_bytes: int | None, say: Say) -> None:
             "its download was stopped",
             _how_to_get_cpu_torch(),
         )
-    if size_bytes >= WORTH_A_LINE_BYTES:
+    if size_bytes >= LARGE_WHEEL_BYTES:
         say(f"Downloading {filename} ({announced[2]} {announced[3]}).")
 
 

@@ -29,7 +29,8 @@ from typing import NamedTuple
 
 from sandbox.engine.find import Engine, connect, find_engine
 from sandbox.engine.host import install_packages, run_program
-from sandbox.image.image import BaseImage, find_image
+from sandbox.image.base import BaseImage
+from sandbox.image.image import find_image
 from sandbox.machine import state_directory
 from tests.support.boxes import shipped_recipe
 

@@ -17,7 +17,8 @@ import pytest
 
 from sandbox.engine.find import Engine, connect, find_engine
 from sandbox.engine.versions import installed
-from sandbox.image.image import BaseImage, ImageRecord
+from sandbox.image.base import BaseImage
+from sandbox.image.image import ImageRecord
 from sandbox.image.wheels import Target
 from sandbox.machine import state_directory
 from tests.support.boxes import remember

@@ -34,7 +34,7 @@ from agent.record.events import Entry
 from agent.record.history import fold
 from agent.record.ledger import read_ledger
 from sandbox.engine.find import connect, find_engine
-from sandbox.image.image import _archive_sources, _transport_settings
+from sandbox.image.debian import archive_sources, transport_settings
 from sandbox.machine import state_directory
 
 SUITE = "trixie"
@@ -242,14 +242,14 @@ def _need(client: docker.DockerClient, tag: str, packages: str, hooks: Sequence[
     environ = dict(os.environ)
     sources = [
         re.sub(r"(\S+) main$", f"{SUITE} main", line)
-        for line in _archive_sources(_host_suite(), "debian", environ)
+        for line in archive_sources(_host_suite(), "debian", environ)
         if not re.search(r"(security|updates) main$", line)
     ]
     with tempfile.TemporaryDirectory(prefix="swap-base-") as folder:
         archive = Path(folder) / "base.tar"
         command = ["mmdebstrap", "--variant=minbase", f"--include={packages}"]
         command += [f"--customize-hook={hook}" for hook in (*hooks, SLIM)]
-        command += [f"--aptopt={setting}" for setting in _transport_settings(environ)]
+        command += [f"--aptopt={setting}" for setting in transport_settings(environ)]
         subprocess.run([*command, SUITE, str(archive), *sources[:1]], check=True)
         name, _, version = tag.partition(":")
         client.api.timeout = 1800

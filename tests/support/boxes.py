@@ -14,7 +14,7 @@ import docker.errors
 from sandbox.box.hardening import LABEL_SESSION
 from sandbox.contract.run import Limits, Mount, RunSpec
 from sandbox.engine.find import Engine
-from sandbox.image.image import ImageRecord, Recipe, _note_path, _Remembered
+from sandbox.image.image import ImageRecord, Recipe, remember_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import shipped_recipe as shipped
 
@@ -56,10 +56,7 @@ def shipped_recipe(
 
 def remember(image: ImageRecord, engine: Engine, state_dir: Path) -> None:
     """Note an image as the one that set-up made on an engine, where `find_image` looks."""
-    recipe = shipped_recipe()
-    note = _note_path(state_dir / "images", engine, recipe)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(_Remembered(recipe=recipe.key, image=image).model_dump_json())
+    remember_image(engine, shipped_recipe(), image, state_dir=state_dir)
 
 
 def box_spec(

@@ -20,6 +20,7 @@ import pytest
 
 from sandbox.contract.errors import ImageMissing
 from sandbox.engine.find import Engine, connect
+from sandbox.image.base import _pull, _target
 from sandbox.image.check import (
     Contents,
     ImageUnfit,
@@ -27,21 +28,11 @@ from sandbox.image.check import (
     contents_problems,
     settings_problems,
 )
-from sandbox.image.image import (
-    BaseUnavailable,
-    BuildFailed,
-    ImageRecord,
-    Recipe,
-    _archive_sources,
-    _pull,
-    _target,
-    archive_of,
-    ensure_image,
-    find_image,
-    known_images,
-)
+from sandbox.image.debian import BaseUnavailable, archive_of, archive_sources
+from sandbox.image.image import ImageRecord, Recipe, ensure_image, find_image, known_images
 from sandbox.image.profiles import TORCH_BUILDS, find_profile
 from sandbox.image.wheels import Target
+from sandbox.image.workshop import BuildFailed, Workshop
 from tests.support.boxes import shipped_recipe
 
 RECIPE = shipped_recipe()
@@ -221,7 +212,7 @@ def test_the_base_comes_from_the_distributions_own_archives_only(tmp_path: Path)
     apt_get.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
     apt_get.chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    sources = _archive_sources("bookworm", "debian", environ)
+    sources = archive_sources("bookworm", "debian", environ)
     assert ["bookworm main", "bookworm-updates main"] == [
         source.partition("http://mirror/debian/ ")[2] for source in sources
     ]
@@ -311,21 +302,25 @@ def served(pages: dict[str, bytes], manifest_type: str) -> Iterator[str]:
 
 @pytest.mark.docker
 def test_a_base_is_pulled_by_the_digest_its_tag_stands_for(
-    engine: Engine, client: docker.DockerClient
+    engine: Engine, client: docker.DockerClient, tmp_path: Path
 ) -> None:
     if engine.rootless:
         pytest.skip("a rootless engine does not see this machine's loopback registry")
     with registry_of_one_image("base", "3.11") as (address, digest):
-        pinned = _pull(engine, f"{address}/base:3.11", lambda _: None)
+        shop = Workshop(engine, client, tmp_path, {}, lambda _: None)
+        pinned = _pull(shop, f"{address}/base:3.11")
     assert f"{address}/base@{digest}" == pinned
     assert [pinned] == client.images.get(pinned).attrs["RepoDigests"]
     client.images.remove(pinned)
 
 
 @pytest.mark.docker
-def test_a_silent_registry_is_said_aloud_and_no_error(engine: Engine) -> None:
+def test_a_silent_registry_is_said_aloud_and_no_error(
+    engine: Engine, client: docker.DockerClient, tmp_path: Path
+) -> None:
     said: list[str] = []
-    assert _pull(engine, "127.0.0.1:1/base:3.11", said.append) is None
+    shop = Workshop(engine, client, tmp_path, {}, said.append)
+    assert _pull(shop, "127.0.0.1:1/base:3.11") is None
     assert "No registry gives it" in said[-1]
 
 
