@@ -152,6 +152,7 @@ def value_range(history: History, direction: Direction, noise: float) -> tuple[f
     steps = best_steps(history)
     first, best = steps[0][1], steps[-1][1]
     values = [v for a in history.attempts if (v := value_of(a)) is not None]
+    # Never so close that noise fills the picture, nor a range of nothing.
     span = max(abs(gain(direction, best, first)), 6 * noise, 1e-3 * abs(first), 1e-9)
     worse = min(max(gain(direction, first, value) for value in values), span)
     better = max(gain(direction, value, first) for value in values)
@@ -165,14 +166,14 @@ def axis_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))  # log10 may fall just short
     first = math.ceil(low / step)
     ticks = range(first, math.floor(high / step) + 1)
     return [(n * step, f"{n * step:.{decimals}f}") for n in ticks]
 
 
 def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
-    """The loss that runs reported; their own word, drawn and never judged."""
+    """The loss that runs reported: evidence, drawn and never judged."""
     shown = islice(curves, _MAX_CURVES)
     runs = [points for curve in shown if len(points := _thinned(curve)) > 1]
     if not runs:
@@ -192,7 +193,8 @@ def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
 
 def progress_png(history: History, direction: Direction, metric: str, noise: float) -> bytes:
     """The night as a picture: dots, running best, noise band."""
-    # matplotlib takes half a second to import; a command that draws nothing need not pay it
+    # Half a second to import, which a command that draws nothing need not pay; and without
+    # pyplot, whose global figures would never be freed in a long night.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -217,7 +219,7 @@ def progress_png(history: History, direction: Direction, metric: str, noise: flo
     return buffer.getvalue()
 
 
-_LOOKS = {
+_STYLES = {
     "baseline": ("s", "#2b5f9e", 52),
     "kept": ("o", "#1a7f4b", 52),
     "discarded": ("o", "#9aa3ab", 20),
@@ -230,38 +232,26 @@ def _plot_best(axes: Axes, steps: Sequence[tuple[int, float]], last: int, noise:
     numbers = [*(number for number, _ in steps), last + 0.5]
     values = [*(value for _, value in steps), steps[-1][1]]
     low, high = [v - noise for v in values], [v + noise for v in values]
-    look: dict[str, Any] = {"step": "post", "color": "#1a7f4b", "alpha": 0.15, "linewidth": 0}
-    axes.fill_between(numbers, low, high, **look, label=f"noise ±{noise:.4f}")
+    style: dict[str, Any] = {"step": "post", "color": "#1a7f4b", "alpha": 0.15, "linewidth": 0}
+    axes.fill_between(numbers, low, high, **style, label=f"noise ±{noise:.4f}")
     axes.step(numbers, values, where="post", color="#1a7f4b", linewidth=1.8, label="best so far")
 
 
 def _plot_dots(axes: Axes, history: History, low: float, high: float) -> None:
-    for mark, (shape, color, size) in _LOOKS.items():
+    for mark, (shape, color, size) in _STYLES.items():
         attempts = [a for a in history.attempts if mark_of(a) == mark]
         if not attempts:
             continue
-        bottom = low + 0.02 * (high - low)
-        values = [
-            bottom if (v := value_of(a)) is None else min(max(v, low), high) for a in attempts
-        ]
-        label = f"{mark} ({len(attempts)})"
-        look: dict[str, Any] = {
-            "marker": shape,
-            "color": color,
-            "s": size,
-            "zorder": 3,
-            "clip_on": False,
-        }
-        axes.scatter([a.number for a in attempts], values, label=label, **look)
+        bottom = low + 0.02 * (high - low)  # who has no score stands there
+        shown = [bottom if (v := value_of(a)) is None else min(max(v, low), high) for a in attempts]
+        style: dict[str, Any] = {"marker": shape, "color": color, "s": size, "zorder": 3}
+        label, numbers = f"{mark} ({len(attempts)})", [a.number for a in attempts]
+        axes.scatter(numbers, shown, label=label, clip_on=False, **style)
+    place: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points", "rotation": 25}
     for attempt in history.candidates:
         value = value_of(attempt)
         if attempt.kept and value is not None:
             text = _label(attempt.started.hypothesis)
-            place: dict[str, Any] = {
-                "xytext": (6, 6),
-                "textcoords": "offset points",
-                "rotation": 25,
-            }
             axes.annotate(text, (attempt.number, value), fontsize=7, color="#12633a", **place)
 
 
