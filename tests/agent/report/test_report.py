@@ -498,7 +498,7 @@ def test_no_mark_up_of_a_model_reaches_the_markdown_outside_a_fence() -> None:
 def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory(
     tmp_path: Path,
 ) -> None:
-    small, large = (histories.night(count, log_lines=120) for count in (250, 1000))
+    small, large = (histories.night(count, log_lines=120) for count in (125, 500))
     for made, directory in ((small, tmp_path / "small"), (large, tmp_path / "large")):
         made.write(directory)
     one, other = (measured_report(tmp_path / name) for name in ("small", "large"))
@@ -640,10 +640,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(directory, HOSTILE.entries, HOSTILE.get_blob).html
 
 
-@pytest.fixture
-def browser(chromium: Path, tmp_path: Path) -> Iterator[Browser]:
-    with Browser(chromium, tmp_path / "profile") as made:
+@pytest.fixture(scope="module")
+def started(chromium: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(chromium, tmp_path_factory.mktemp("profile")) as made:
         yield made
+
+
+@pytest.fixture
+def browser(started: Browser) -> Browser:
+    started.new_page()
+    return started
 
 
 @pytest.mark.slow
