@@ -75,8 +75,8 @@ def score(data: Path) -> dict[str, object]:
         for begin in range(0, len(order), BATCH):
             batch = order[begin : begin + BATCH]
             images = [list(pixels[i * PIXELS : (i + 1) * PIXELS]) for i in batch]
-            patience = START_SECONDS if begin == 0 else ANSWER_SECONDS
-            for image, answer in zip(batch, ask(channel, images, patience), strict=True):
+            timeout_seconds = START_SECONDS if begin == 0 else ANSWER_SECONDS
+            for image, answer in zip(batch, ask(channel, images, timeout_seconds), strict=True):
                 check_alike(answers.setdefault(image, answer), answer)
     right = sum(answer.index(max(answer)) == labels[i] for i, answer in answers.items())
     details = {"images": len(labels), "right": right, "sent_twice": len(order) - len(labels)}
@@ -84,15 +84,17 @@ def score(data: Path) -> dict[str, object]:
             "details": details}  # fmt: skip
 
 
-def ask(channel: socket.socket, images: list[list[int]], patience: float) -> list[list[float]]:
+def ask(
+    channel: socket.socket, images: list[list[int]], timeout_seconds: float
+) -> list[list[float]]:
     """The model's distributions for a batch, checked.
 
     Raises:
         Invalid: there are none, or they are not that.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout_seconds
     try:
-        channel.settimeout(patience)
+        channel.settimeout(timeout_seconds)
         channel.sendall(json.dumps(images).encode() + b"\n")
         line = b""
         while not line.endswith(b"\n"):
@@ -102,7 +104,7 @@ def ask(channel: socket.socket, images: list[list[int]], patience: float) -> lis
             if not piece or len(line) > ANSWER_BYTES:
                 raise Invalid(HUNG_UP if not piece else "too_long", "the answer had no end")
     except TimeoutError:
-        raise Invalid("too_slow", f"no answer within {patience:g} s") from None
+        raise Invalid("too_slow", f"no answer within {timeout_seconds:g} s") from None
     except OSError as error:
         raise Invalid(HUNG_UP, f"the model box hung up: {error.strerror}") from None
     try:
