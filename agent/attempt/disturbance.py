@@ -1,7 +1,7 @@
-"""Measures what others did to the machine during a run.
+"""Measures what others, and heat, did to the machine during a run.
 
 Wall time lies on a machine with neighbours: the same 20 seconds gave 18 steps once and 380
-another time. A disturbed run is repeated, not judged.
+another time. A disturbed run is repeated, not judged; see docs/decisions/0017.
 """
 
 from __future__ import annotations
@@ -9,32 +9,56 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
-from agent.record.events import Disturbance, RunFinished
+from agent.record.attempts import TrialKey
+from agent.record.events import Disturbance, MachineState, RunFinished
 from agent.record.history import History
+from agent.settings import DisturbanceSettings
+from sandbox.contract.run import Outcome
+
+ReadMachine = Callable[[], MachineState]
+
+DISTURBED_ENDS = (Outcome.OK, Outcome.TIMED_OUT, Outcome.STOPPED)
+"""Ends that other work on the machine can have brought about."""
 
 _BLOCK = bytes(64 * 1024)
 _SLICES, _SLICE_SECONDS = 4, 0.01
 _IDLE_COLUMNS = (3, 4)  # idle and iowait
 _STOLEN_BY_GUESTS = (8, 9)  # guest times are already part of user and nice
+CPUS = "sys/devices/system/cpu"
+THERMAL = "sys/class/thermal"
+COUNTERS = ("core_throttle_count", "package_throttle_count")
+MEMORY_LINE = "MemAvailable:"
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What the machine was like beside the runs that a run is compared with."""
+
+    cores: float
+    """Used by others; 0 before there are such runs."""
+    speed: float | None
+    """See `speed`; None before there are such runs."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Processor time so far, in core seconds, and when it was read."""
+    """The machine at one moment: processor time so far, in core seconds, speed and state."""
 
     busy_seconds: float
     own_seconds: float
     at: float
-    speed: float = 1.0
+    speed: float
     """Of one core, see `speed`."""
+    state: MachineState
 
 
-ReadLoad = Callable[[], Sample]
+ReadLoad = Callable[[ReadMachine], Sample]
+"""As `sample`."""
 
 
 def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
@@ -44,9 +68,9 @@ def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
     return sum(c for i, c in enumerate(columns) if i not in skipped) / ticks_per_second
 
 
-def sample(clock: Callable[[], float] = time.monotonic) -> Sample:
-    """Read the machine's speed and processor time, and our own time, now."""
-    now = speed()
+def sample(read_machine: ReadMachine, clock: Callable[[], float] = time.monotonic) -> Sample:
+    """Read the machine's state, speed and processor time, and our own time, now."""
+    state, now = read_machine(), speed()
     text = Path("/proc/stat").read_text(encoding="ascii")
     own = os.times()
     return Sample(
@@ -54,6 +78,7 @@ def sample(clock: Callable[[], float] = time.monotonic) -> Sample:
         own_seconds=own.user + own.system,
         at=clock(),
         speed=now,
+        state=state,
     )
 
 
@@ -70,39 +95,52 @@ def disturbance(
     before: Sample,
     after: Sample,
     run_cpu_seconds: float,
-    limit_cores: float,
+    limits: DisturbanceSettings,
     *,
-    idle_cores: float = 0.0,
-    usual_cores: float = 0.0,
-    usual_speed: float | None = None,
-    min_speed: float = 0.0,
+    idle: float,
+    usual: Usual,
 ) -> Disturbance:
-    """Mean cores used by anything but the run and nightlab between two samples.
+    """What anything but the run and nightlab did between two samples.
 
     Args:
         before: when the run began.
         after: when it was over.
         run_cpu_seconds: used by the run's box.
-        limit_cores: how many they may use, see `allowed_cores`.
-        idle_cores: what the run leaves to others.
-        usual_cores: what others used beside the runs that this one is compared with.
-        usual_speed: see `speed`; none where nothing was calibrated yet.
-        min_speed: share of it below which the run counts as disturbed.
+        limits: what is too much.
+        idle: cores that the run leaves to others.
+        usual: what the runs had that this one is compared with.
     """
     elapsed = max(after.at - before.at, 1e-9)
     ours = run_cpu_seconds + (after.own_seconds - before.own_seconds)
     others = max(0.0, (after.busy_seconds - before.busy_seconds - ours) / elapsed)
-    found = Disturbance(
-        other_cores=round(others, 4),
-        limit_cores=limit_cores,
-        disturbed=False,
-        idle_cores=idle_cores,
-        usual_cores=usual_cores,
-        speed=round((before.speed + after.speed) / 2, 1),
-        usual_speed=usual_speed,
-        min_speed=min_speed,
+    return decided(
+        Disturbance(
+            other_cores=round(others, 4),
+            limit_cores=limits.max_other_cores,
+            disturbed=False,
+            idle_cores=idle,
+            usual_cores=usual.cores,
+            speed=round((before.speed + after.speed) / 2, 1),
+            usual_speed=usual.speed,
+            min_speed=limits.min_speed,
+            before=before.state,
+            after=after.state,
+            held_back=(),
+        )
     )
-    return found.model_copy(update={"disturbed": is_crowded(found) or is_slow(found)})
+
+
+def decided(measured: Disturbance) -> Disturbance:
+    """The same measurement with what follows from it: whether the run was disturbed, and why."""
+    held = held_back(measured.before, measured.after)
+    is_disturbed = is_crowded(measured) or is_slow(measured) or bool(held)
+    return measured.model_copy(update={"disturbed": is_disturbed, "held_back": held})
+
+
+def was_disturbed(run: RunFinished) -> bool:
+    """Whether a training ended as it did for reasons that are none of its own."""
+    by_others = run.disturbance is not None and run.disturbance.disturbed
+    return (by_others or run.result.was_throttled) and run.result.outcome in DISTURBED_ENDS
 
 
 def idle_cores(cpus: float, cores: int | None = None) -> float:
@@ -117,62 +155,49 @@ def allowed_cores(found: Disturbance) -> float:
 
 
 def is_crowded(found: Disturbance) -> bool:
-    """Whether others used more of the machine than they may, as far as that is on record."""
+    """Whether others used more of the machine than they may."""
     return found.other_cores > allowed_cores(found)
 
 
 def is_slow(found: Disturbance) -> bool:
-    """Whether the machine was slower than it may be, as far as that is on record."""
-    if found.speed is None or found.usual_speed is None:
-        return False
-    return found.speed < found.min_speed * found.usual_speed
+    """Whether the machine was slower than it may be; nothing is slow before there is a usual."""
+    return found.usual_speed is not None and found.speed < found.min_speed * found.usual_speed
 
 
 def reasons(noise: Disturbance) -> list[str]:
     """What disturbed a run, a phrase each; nothing when nothing did."""
-    said = []
+    found = []
     if is_crowded(noise):
         allowed = f"{allowed_cores(noise):.2f}"
-        said.append(f"others used {noise.other_cores:.2f} cores (limit {allowed})")
+        found.append(f"others used {noise.other_cores:.2f} cores (limit {allowed})")
     if is_slow(noise):
-        assert noise.speed is not None
         assert noise.usual_speed is not None
-        said.append(f"a core had {noise.speed / noise.usual_speed:.0%} of its usual speed")
-    return [*said, *noise.held_back]
+        found.append(f"a core had {noise.speed / noise.usual_speed:.0%} of its usual speed")
+    return [*found, *noise.held_back]
 
 
-def usual_speed(history: History, *, with_looks: bool = True) -> float | None:
-    """The machine's speed beside the trainings that calibrate it; none before there is one.
+def usual_of(history: History, trial: TrialKey) -> Usual:
+    """What the runs had that calibrate all others, those of the trial itself aside.
 
-    Older ledgers were written without the looks after a move.
+    They are the baseline's, or after a move to another machine those of the best there, in checks
+    of the machine and beside close calls. Of each seed the last one counts for what others used.
     """
-    runs = _calibrating(history, with_looks=with_looks)
-    speeds = [run.disturbance.speed for run in runs if run.disturbance and run.disturbance.speed]
-    return median(speeds) if speeds else None
+    runs = [run for run in _calibrating(history) if _key(run) != trial]
+    noises = [(run.seed, run.disturbance) for run in runs if run.disturbance]
+    speeds = [noise.speed for _, noise in noises]
+    cores = [noise.other_cores for noise in dict(noises).values()]
+    return Usual(cores=round(median(cores or [0.0]), 4), speed=median(speeds) if speeds else None)
 
 
-def usual_cores(history: History) -> float:
-    """What others used beside the same trainings, of each seed the one that counts.
-
-    0 before there is one.
-    """
-    counted = {run.seed: run.disturbance for run in _calibrating(history) if run.disturbance}
-    return round(median([noise.other_cores for noise in counted.values()] or [0.0]), 4)
+def _calibrating(history: History) -> list[RunFinished]:
+    if history.drift.moved is not None:
+        number, earlier = history.drift.moved
+        return [*history.drift.runs_since_move, *history.attempt(number).runs[earlier:]]
+    return history.baseline.runs if history.baseline else []
 
 
-def _calibrating(history: History, *, with_looks: bool = True) -> list[RunFinished]:
-    """The runs that all others are compared with.
-
-    They are the baseline's, or after a move to another machine those of the best there, in looks
-    at the machine and beside close calls.
-    """
-    if history.moved is not None:
-        number, earlier = history.moved
-        looks = history.looked_at_since if with_looks else []
-        runs = [*looks, *history.attempt(number).runs[earlier:]]
-    else:
-        runs = history.baseline.runs if history.baseline else []
-    return runs
+def _key(run: RunFinished) -> TrialKey:
+    return TrialKey(run.purpose, run.attempt, run.seed)
 
 
 def _slice(clock: Callable[[], float]) -> float:
@@ -181,3 +206,63 @@ def _slice(clock: Callable[[], float]) -> float:
         hashlib.sha256(_BLOCK)
         blocks += 1
     return blocks * len(_BLOCK) / 1e6 / elapsed
+
+
+def machine_state(root: Path = Path("/")) -> MachineState:
+    """The machine as it is now; what it does not tell, as in most virtual machines, is None.
+
+    Args:
+        root: of the file system with /proc and /sys.
+    """
+    clocks = list(_numbers(root, f"{CPUS}/cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    highest = list(_numbers(root, f"{CPUS}/cpu[0-9]*/cpufreq/cpuinfo_max_freq"))
+    heat = list(_numbers(root, f"{THERMAL}/thermal_zone*/temp"))
+    counts = [
+        n for name in COUNTERS for n in _numbers(root, f"{CPUS}/cpu*/thermal_throttle/{name}")
+    ]
+    governors = sorted(set(_texts(root, f"{CPUS}/cpu[0-9]*/cpufreq/scaling_governor")))
+    return MachineState(
+        load=os.getloadavg()[0],
+        memory_available_bytes=_available_bytes(root),
+        cpu_mhz=round(fmean(clocks) / 1000) if clocks else None,
+        cpu_max_mhz=round(max(highest) / 1000) if highest else None,
+        governor=", ".join(governors)[:60] or None,
+        temperature_celsius=round(max(heat) / 1000, 1) if heat else None,
+        throttle_events=int(sum(counts)) if counts else None,
+    )
+
+
+def held_back(before: MachineState, after: MachineState) -> tuple[str, ...]:
+    """Why a run had less of the processor than it should have had; empty for a fair one.
+
+    What held a GPU back is in the run's own result.
+    """
+    times = (after.throttle_events or 0) - (before.throttle_events or 0)
+    if before.throttle_events is None or times <= 0:
+        return ()
+    return (f"the processor was held back by heat ({times} times)",)
+
+
+def _numbers(root: Path, pattern: str) -> Iterator[float]:
+    for text in _texts(root, pattern):
+        try:
+            yield float(text)
+        except ValueError:
+            continue
+
+
+def _texts(root: Path, pattern: str) -> Iterator[str]:
+    """What small files say; a sensor that cannot be read now says nothing."""
+    for path in sorted(root.glob(pattern)):
+        try:
+            yield path.read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            continue
+
+
+def _available_bytes(root: Path) -> int | None:
+    for text in _texts(root, "proc/meminfo"):
+        for line in text.splitlines():
+            if line.startswith(MEMORY_LINE):
+                return int(line.split()[1]) * 1024
+    return None

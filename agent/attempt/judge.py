@@ -17,8 +17,9 @@ from enum import StrEnum
 from functools import lru_cache
 from statistics import fmean
 
-from agent.record.events import Arithmetic
-from agent.record.history import LOOK, are_moved, gain
+from agent.record.events import DRIFT, Arithmetic
+from agent.record.history import gain
+from agent.record.repeats import Noise, are_moved
 from agent.settings import Direction
 
 DOUBT_PER_LOOK = 0.45
@@ -34,14 +35,6 @@ class Ruling(StrEnum):
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Standard deviation of one score and how well it is known."""
-
-    sigma: float
-    degrees_of_freedom: int
-
-
-@dataclass(frozen=True)
 class Judgement:
     """A ruling with its reason and its numbers."""
 
@@ -49,23 +42,6 @@ class Judgement:
     reason: str
     explanation: str
     arithmetic: Arithmetic
-
-
-def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise:
-    """Noise of one score from groups of repeats, each group about its own mean.
-
-    Raises:
-        ValueError: no group has two scores; nothing can be said about noise.
-    """
-    degrees = sum(len(group) - 1 for group in groups if group)
-    if degrees < 1:
-        raise ValueError("noise needs at least one repeated measurement")
-    squares = 0.0
-    for group in groups:
-        if group:
-            mean = fmean(group)
-            squares += sum((value - mean) ** 2 for value in group)
-    return Noise(math.sqrt(squares / degrees), degrees)
 
 
 @lru_cache(maxsize=256)
@@ -107,7 +83,6 @@ def judge(
     direction: Direction,
     confidence: float,
     max_repeats: int,
-    is_by_the_look: bool = True,
 ) -> Judgement:
     """Rule on a candidate from its scores and those of the best.
 
@@ -118,15 +93,11 @@ def judge(
         direction: of the metric.
         confidence: one-sided, 0.5 or more and less than 1; of all looks together.
         max_repeats: how many scores a candidate may get before it must be settled.
-        is_by_the_look: whether several looks are allowed for: not where there is only one, and
-            not in ledgers from before that.
     """
     improvement = gain(direction, fmean(candidate), fmean(best))
-    level = confidence_of_a_look(confidence, max_repeats) if is_by_the_look else confidence
+    level = confidence_of_a_look(confidence, max_repeats)
     t = student_t_quantile(level, noise.degrees_of_freedom)
-    count, of_best = (len(candidate), len(best))
-    if is_by_the_look:
-        count, of_best = independent(candidate), independent(best)
+    count, of_best = independent(candidate), independent(best)
     required = t * noise.sigma * math.sqrt(1 / count + 1 / of_best)
     arithmetic = Arithmetic(
         candidate_mean=fmean(candidate),
@@ -138,7 +109,7 @@ def judge(
         degrees_of_freedom=noise.degrees_of_freedom,
         confidence=confidence,
         required_gain=required,
-        confidence_of_a_look=level if is_by_the_look else None,
+        confidence_of_a_look=level,
     )
     repeats = max(max_repeats, count)
     provable = t * noise.sigma * math.sqrt(1 / repeats + 1 / max(repeats, of_best))
@@ -171,4 +142,4 @@ def has_drifted(recorded: float, today: Sequence[float], tolerance: float) -> bo
 
 def drift_purposes(check: int) -> tuple[str, str]:
     """What the runs of a look, and of the second one where it is needed, are for."""
-    return f"{LOOK}{check}", f"{LOOK}{check} again"
+    return f"{DRIFT}{check}", f"{DRIFT}{check} again"

@@ -1,25 +1,61 @@
-"""What every attempt works with: files, settings, boxes."""
+"""Where trials run, and what a session puts around that.
+
+A worker is a place that runs one trial at a time: it has an engine, GPUs and data, and knows no
+ledger and no workspace. A lab is a worker with the session's record and files.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from agent.attempt.disturbance import ReadLoad, sample
-from agent.attempt.machine_state import ReadMachine, machine_state
+from opentelemetry.trace import Tracer, get_tracer
+
+from agent.attempt.disturbance import ReadLoad, ReadMachine, Usual, machine_state, sample, usual_of
+from agent.attempt.stopping import Past, past
 from agent.candidate.workspace import Workspace
-from agent.record.events import AttemptKind, Disturbance, DriftChecked, Event, Noticed, RunEvent
-from agent.record.history import Attempt
+from agent.record.attempts import Attempt, TrialKey
+from agent.record.events import (
+    ATTEMPT,
+    SMOKE,
+    AttemptKind,
+    Disturbance,
+    DriftChecked,
+    Purpose,
+    RunFinished,
+    RunStarted,
+    Scored,
+    Split,
+    StopReason,
+)
+from agent.record.history import History
 from agent.record.ledger import Ledger
-from agent.settings import Settings
+from agent.settings import Budget, Settings
+from sandbox.contract.errors import BoxLost, NightlabError
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
-from sandbox.contract.run import Box, Executor, RunResult, RunSpec
+from sandbox.contract.run import Box, Executor, Limits, RunResult, RunSpec
+
+
+class SessionOver(NightlabError):
+    """What was waited for did not come before the session had to end.
+
+    Args:
+        reason: how the session ends.
+        message: in words.
+    """
+
+    usual_hint = "Go on with `nightlab resume`."
+
+    def __init__(self, reason: StopReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Observer(Protocol):
@@ -35,13 +71,12 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Lab:
-    """Everything an attempt works with; made once a session."""
+class Worker:
+    """A place that runs one trial at a time."""
 
     session: str
     directory: Path
-    ledger: Ledger
-    workspace: Workspace
+    """For the boxes' files and for checkpoints; a trial reads nothing else in it."""
     settings: Settings
     executor: Executor
     image_id: str
@@ -51,34 +86,21 @@ class Lab:
     """None for a program that reports its own score and was given no data."""
     fixed_dir: Path
     """Holds the session's own copy of evaluate.py."""
-    observer: Observer
+    peaks: Mapping[str, Any] = field(default_factory=dict)
+    """Operations per second that the profile knows of devices, by name."""
+    cpu: str | None = None
     gpus: GpuSource = field(default_factory=NoGpus)
     gpu_memory: GpuMemory | None = None
     """What each run may use of each of its GPUs; None for all."""
     sleep: Callable[[float], None] = time.sleep
-    is_night: bool = False
-    """Whether waits heed the session's limits and what the person asks of it; a review's do not."""
     read_machine: ReadMachine = machine_state
     read_load: ReadLoad = sample
-    envelope: Callable[[RunEvent], Event] = lambda event: event
-    """What a run's events are put into before they are recorded; a review has its own."""
-
-    def with_gpus(self, spec: RunSpec, gpus: tuple[str, ...]) -> RunSpec:
-        """The same run with these GPUs, held to what the settings say."""
-        if not gpus:
-            return spec
-        given = {"devices": self.gpus.devices, "gpus": gpus, "gpu_memory": self.gpu_memory}
-        return RunSpec.model_validate(spec.model_dump() | given)
-
-    def record(self, event: RunEvent) -> None:
-        """Put what happens in the boxes on record."""
-        self.ledger.append(self.envelope(event))
-
-    def tell_waiting(self, kind: str, words: str) -> None:
-        """Show what is waited for, or that it came; in a night it is on record as well."""
-        if self.is_night:
-            self.ledger.append(Noticed(kind=kind, explanation=words))
-        self.observer.waiting(words)
+    on_log: Callable[[bytes], None] = lambda _piece: None
+    stand_by: Callable[[], None] = lambda: None
+    """Called in the middle of a wait; raises SessionOver once it makes no sense any more."""
+    on_wait: Callable[[str, str], None] = lambda _kind, _text: None
+    """Told the kind of a wait, and what is waited for."""
+    tracer: Tracer = field(default_factory=lambda: get_tracer("nightlab"))
 
     @property
     def train_data(self) -> Path | None:
@@ -92,36 +114,216 @@ class Lab:
         assert self.data_dir is not None
         return self.data_dir / name
 
+    def run(self, spec: RunSpec, **how: Any) -> RunResult:
+        """Run a box, see `Executor.run`, with a span around it."""
+        attributes = {"nightlab.run_id": spec.run_id, "nightlab.box": spec.box}
+        with self.tracer.start_as_current_span("nightlab.run", attributes=attributes) as span:
+            result = self.executor.run(spec, **how)
+            span.set_attribute("nightlab.outcome", result.outcome.value)
+            span.set_attribute("nightlab.wall_seconds", result.wall_seconds)
+        return result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training with its scoring, at one seed: everything that a worker must be told.
+
+    See docs/decisions/0018.
+    """
+
+    id: str
+    """How the ids of its runs begin."""
+    purpose: Purpose
+    attempt: int
+    seed: int
+    files: dict[str, bytes]
+    budget: Budget
+    limits: Limits
+    """Of the training."""
+    splits: tuple[Split, ...]
+    """Scored one after another, as long as there is a score."""
+    usual: Usual
+    past: Past | None
+    """The runs that a training is stopped early against; None where it is never stopped."""
+    counts_when_disturbed: bool
+    """Only the baseline is measured on a machine that is never quiet: its noise then shows it."""
+    is_begun: bool
+    """Whether an attempt goes on that has a run: such a one is brought to its end."""
+
+    @property
+    def key(self) -> TrialKey:
+        return TrialKey(self.purpose, self.attempt, self.seed)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The folder of its checkpoint: an attempt's is kept until the attempt is dropped."""
+        own = f"{self.attempt}-{self.seed}"
+        return own if self.purpose == ATTEMPT else f"{self.id}-checkpoint"
+
+
+class Step(NamedTuple):
+    """What a trial yields: an event, and the blobs that it names."""
+
+    event: RunStarted | RunFinished | Scored
+    blobs: tuple[bytes, ...] = ()
+
+
+Steps = Generator[Step, None, None]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A session's worker, record and files; made once a session."""
+
+    worker: Worker
+    ledger: Ledger
+    workspace: Workspace
+    observer: Observer
+
+    @property
+    def session(self) -> str:
+        return self.worker.session
+
+    @property
+    def settings(self) -> Settings:
+        return self.worker.settings
+
+    @property
+    def history(self) -> History:
+        return self.ledger.history
+
     @property
     def seeds(self) -> tuple[int, ...]:
-        session = self.ledger.history.session
-        assert session is not None
-        return session.seeds
+        assert self.history.session is not None
+        return self.history.session.seeds
+
+    def trial(
+        self,
+        purpose: Purpose,
+        attempt: int,
+        seed: int,
+        files: dict[str, bytes],
+        *,
+        splits: tuple[Split, ...] = ("val",),
+        may_stop: bool = False,
+    ) -> Trial:
+        """What a worker is told of one trial.
+
+        Args:
+            purpose: what it is for.
+            attempt: whose files these are.
+            seed: of the host.
+            files: what is trained, by path.
+            splits: what is scored; a program that reports its own score speaks of val alone.
+            may_stop: whether a training that can no longer win is ended early, if the settings
+                say so.
+        """
+        history, settings = self.history, self.settings
+        is_smoke = purpose.startswith(SMOKE)
+        own = next((a for a in history.attempts if a.number == attempt), None)
+        stops = may_stop and settings.economy.early_stopping != "off"
+        return Trial(
+            id=f"{box_label(self.session)}-{attempt}-{len(self.ledger.entries)}",
+            purpose=purpose,
+            attempt=attempt,
+            seed=seed,
+            files=files,
+            budget=budget_of(settings, purpose),
+            limits=settings.smoke_limits() if is_smoke else settings.train_limits(),
+            splits=splits,
+            usual=usual_of(history, TrialKey(purpose, attempt, seed)),
+            past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
+            counts_when_disturbed=own is not None and own.started.kind == "baseline",
+            is_begun=bool(history.attempts)
+            and history.attempts[-1].open
+            and bool(history.attempts[-1].runs),
+        )
+
+    def record(self, steps: Steps) -> None:
+        """Let a trial run, and put what it yields on record step by step.
+
+        Raises:
+            BoxLost: somebody else ended a box.
+            SandboxError: nightlab or the engine failed.
+        """
+        with closing(steps):
+            for event, blobs in steps:
+                for blob in blobs:
+                    self.ledger.put_blob(blob)
+                self.ledger.append(event)
+                self._show(event)
+
+    def _show(self, event: RunStarted | RunFinished | Scored) -> None:
+        if isinstance(event, RunFinished):
+            self.observer.run_finished(event.result, event.disturbance)
+        elif isinstance(event, RunStarted):
+            is_smoke = event.purpose.startswith(SMOKE)
+            if event.box == "train":
+                seconds = budget_of(self.settings, event.purpose).seconds
+            else:
+                seconds = event.spec.limits.wall_seconds
+            if event.box != "model" or is_smoke:  # beside a scorer the model boxes are no news
+                self.observer.run_started(event.box, event.seed, seconds)
+
+    def stored_files(self, attempt: Attempt) -> dict[str, bytes]:
+        """The files of an attempt, from the ledger's blobs."""
+        return {name: self.ledger.get_blob(sha) for name, sha in attempt.started.files.items()}
+
+    def checkpoint(self, attempt: int, seed: int) -> Path:
+        """Where an attempt's checkpoint lies as long as it is kept."""
+        return self.worker.directory / "checkpoints" / f"{attempt}-{seed}"
+
+    def forget_checkpoints(self, attempt: int) -> None:
+        for path in (self.worker.directory / "checkpoints").glob(f"{attempt}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def budget_of(settings: Settings, purpose: Purpose) -> Budget:
+    """What a training may use, by what it is for."""
+    return settings.smoke_budget() if purpose.startswith(SMOKE) else settings.budget
+
+
+def refuse_interruption(result: RunResult) -> None:
+    """Take no run for the program's that somebody else ended.
+
+    Raises:
+        BoxLost: it was.
+    """
+    if result.was_ended_by_somebody_else:
+        raise BoxLost(
+            f"run {result.run_id} was ended by somebody else: {evidence_of(result)}",
+            "see who stopped the container, then resume the session",
+        )
+
+
+def evidence_of(result: RunResult) -> str:
+    """One sentence about how a run ended, from the host's evidence."""
+    if result.signal is not None:
+        how = f"ended by signal {result.signal}"
+    else:
+        how = f"exit code {result.exit_code}"
+    return f"{result.outcome.value} after {result.wall_seconds:.1f} s, {how}"
+
+
+def box_label(session: str) -> str:
+    """The session's name as a box can carry it; a copied directory may be called anything."""
+    return re.sub(r"[^a-z0-9]+", "-", session.lower()).strip("-")[:30] or "session"
 
 
 def hashes_of(files: dict[str, bytes]) -> dict[str, str]:
     """SHA-256 of each of a candidate's files, by name: what the ledger knows it by."""
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return {name: sha_of(content) for name, content in files.items()}
 
 
-def stored_files(lab: Lab, attempt: Attempt) -> dict[str, bytes]:
-    """The files of an attempt, from the ledger's blobs."""
-    return {name: lab.ledger.get_blob(sha) for name, sha in attempt.started.files.items()}
-
-
-def find_known(lab: Lab, files: dict[str, bytes]) -> Attempt | None:
-    """The judged attempt whose files were byte for byte these, if there is one."""
-    hashes = hashes_of(files)
-    for attempt in lab.ledger.history.attempts:
-        if attempt.is_judged and attempt.started.files == hashes:
-            return attempt
-    return None
+def sha_of(content: bytes) -> str:
+    """SHA-256 in hexadecimal digits: the name of a blob."""
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
-def snapshot(lab: Lab, number: int, files: dict[str, bytes]) -> Iterator[Path]:
+def snapshot(root: Path, files: dict[str, bytes]) -> Iterator[Path]:
     """A fresh directory that holds exactly `files`, for read-only mounting; gone afterwards."""
-    root = fresh_directory(lab.directory / "boxes" / f"{number}-{len(lab.ledger.entries)}-files")
+    fresh_directory(root)
     try:
         for name, content in files.items():
             path = root / name
@@ -131,15 +333,6 @@ def snapshot(lab: Lab, number: int, files: dict[str, bytes]) -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-def checkpoint_dir(lab: Lab, number: int, seed: int) -> Path:
-    return lab.directory / "checkpoints" / f"{number}-{seed}"
-
-
-def forget_checkpoints(lab: Lab, number: int) -> None:
-    for path in (lab.directory / "checkpoints").glob(f"{number}-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def fresh_directory(path: Path) -> Path:

@@ -1,31 +1,50 @@
-"""Scores a checkpoint with separate boxes, each on a socket.
+"""Reads a score: from the scorer's sheet, or the program's own word.
 
-A model box has the candidate's code and checkpoint; the scorer box has the tokens and the loss.
-With one model box both get an end of one socket pair. With more, every model box gets an end of a
-pair of its own, and the scorer's channel brings it all the other ends (SCM_RIGHTS): the model boxes
-have no connection to each other. What the scorer wrote decides, and nothing else.
+A sheet is what the scorer box wrote, and nothing else decides. With `[goal] source = "reported"` a
+score is the last complete line `name: number` of the training's log. The log is hostile text and
+may have lost its middle, so only what was received for certain counts:
+
+- a line ends with a newline (a carriage return begins it anew, as progress bars do), and nothing
+  stands before the name but blanks;
+- where the middle was dropped, the last of several could be in it: then only a line of the tail
+  counts, and not the tail's first one, whose beginning is missing;
+- the last line that names the metric decides. Is its value no finite number, there is no score: an
+  earlier line does not stand in for it.
+
+See docs/decisions/0009 and 0015.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from sandbox.contract.errors import BoxLost, SandboxError
+from agent.text import one_line
+from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.contract.run import Executor, Outcome, RunResult, RunSpec
+from sandbox.contract.run import Log, Outcome
 
 SHEET_NAME = "score.json"
 MAX_SHEET_BYTES = 256 * 1024
-SOCKET_BUFFER_BYTES = 4 * 2**20
+MAX_NUMBER_CHARACTERS = 64
+MISSING, UNCERTAIN, NOT_A_NUMBER, NOT_FINITE = (
+    "not_reported",
+    "report_lost",
+    "reported_no_number",
+    "reported_not_finite",
+)
+REASONS = frozenset({MISSING, UNCERTAIN, NOT_A_NUMBER, NOT_FINITE})
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_BLANKS = " \t"
 
 
 class ScoreSheet(Record):
@@ -46,17 +65,7 @@ class ScoreSheet(Record):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """How all boxes ended, and what the scorer wrote, if it did."""
-
-    models: tuple[RunResult, ...]
-    scorer: RunResult
-    sheet: bytes | None
-    """The sheet's file; `parse_sheet` reads it."""
-
-
-@dataclass(frozen=True)
-class Finding:
+class Reading:
     """What a measurement comes to: a value, or the reason why there is none."""
 
     value: float | None
@@ -72,7 +81,7 @@ TOO_SLOW = "too_slow"
 """The reason when the scorer's own time was over: it does nothing but wait for answers."""
 
 
-def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
+def read_score(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Reading:
     """Read a measurement: what the scorer found, or else how a model box ended.
 
     A value counts only when every model box ended well: one that answers all and then dies or hangs
@@ -84,77 +93,11 @@ def finding(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Finding:
     """
     bad = next((outcome for outcome in models if outcome is not Outcome.OK), None)
     if bad is not None and (sheet is None or sheet.reason in (None, HUNG_UP)):
-        return Finding(None, f"model_box_{bad.value}", "", model_failed=True)
+        return Reading(None, f"model_box_{bad.value}", "", model_failed=True)
     if sheet is None:
         explanation = "the score took longer than wall_seconds in [scoring] allows"
-        return Finding(None, TOO_SLOW, explanation, model_failed=False)
-    return Finding(sheet.value, sheet.reason, sheet.explanation, model_failed=False)
-
-
-def measure(
-    executor: Executor, models: Sequence[RunSpec], scorer: RunSpec, output_dir: Path
-) -> Measurement:
-    """Run all boxes side by side and read the scorer's sheet; an interrupt ends them all.
-
-    Args:
-        executor: runs the boxes, each from a thread of its own.
-        models: the boxes with the candidate's code and checkpoint.
-        scorer: the box with the tokens and the loss.
-        output_dir: an empty directory for the scorer's output.
-
-    Raises:
-        SandboxError: a box could not be run as asked, or the scorer (our side) failed although
-            the models did not.
-    """
-    channel, ends = _channels(len(models))
-    interrupted = threading.Event()
-    with ThreadPoolExecutor(max_workers=len(models) + 1, thread_name_prefix="box") as pool:
-        try:
-            scoring = pool.submit(_run, executor, scorer, channel, output_dir, interrupted.is_set)
-            modelling = [
-                pool.submit(_run, executor, spec, end, None, interrupted.is_set)
-                for spec, end in zip(models, ends, strict=True)
-            ]
-            model_results = tuple(one.result() for one in modelling)
-            scorer_result = _ours(scoring)
-        except BaseException:
-            interrupted.set()
-            raise
-    sheet = read_sheet(output_dir) if scorer_result.outcome is Outcome.OK else None
-    is_late = scorer_result.outcome is Outcome.TIMED_OUT
-    models_are_well = all(result.outcome is Outcome.OK for result in model_results)
-    if sheet is None and models_are_well and not is_late:
-        raise SandboxError(
-            f"the scorer box ended {scorer_result.outcome} without a score: "
-            f"{scorer_result.log.tail[-500:].strip()}",
-            "look at evaluate.py and at [scoring] in program.md",
-        )
-    return Measurement(model_results, scorer_result, sheet)
-
-
-def _ours(scoring: Future[RunResult]) -> RunResult:
-    """What became of the scorer box; that it was lost says nothing of the candidate."""
-    try:
-        return scoring.result()
-    except BoxLost as error:
-        raise SandboxError(error.message, error.hint) from error
-
-
-def _channels(count: int) -> tuple[socket.socket, list[socket.socket]]:
-    """The scorer's channel, and an end for each model box."""
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(count)]
-    for pair in pairs:
-        for end in pair:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
-    if count == 1:
-        return ours[0], theirs
-    channel, bringer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with bringer:
-        socket.send_fds(bringer, [b"model boxes"], [end.fileno() for end in ours])
-    for end in ours:
-        end.close()
-    return channel, theirs
+        return Reading(None, TOO_SLOW, explanation, model_failed=False)
+    return Reading(sheet.value, sheet.reason, sheet.explanation, model_failed=False)
 
 
 def read_sheet(directory: Path) -> bytes | None:
@@ -189,17 +132,66 @@ def parse_sheet(raw: bytes) -> ScoreSheet:
         raise ValueError(f"the score sheet is not valid: {error}") from error
 
 
-def _run(
-    executor: Executor,
-    spec: RunSpec,
-    channel: socket.socket,
-    output_dir: Path | None,
-    should_stop: Callable[[], bool],
-) -> RunResult:
-    # Closing our copy of the end is what tells the other box that this one is gone.
-    with channel:
-        return executor.run(spec, output_dir=output_dir, channel=channel, should_stop=should_stop)
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a log says of the metric: a value, or the reason why there is none."""
+
+    value: float | None
+    reason: str | None
+    explanation: str
+    details: dict[str, Any]
+
+
+def read_reported(log: Log, metric: str) -> Reported:
+    """The metric as the log's last complete line about it says; see the module.
+
+    Args:
+        log: as the box kept it, not the excerpt of it that stands in the ledger's line.
+        metric: the name that the line begins with.
+    """
+    text = log.tail if log.omitted_bytes else log.head + log.tail
+    lines = _lines(text, is_cut=log.omitted_bytes > 0)
+    said = [value for line in lines if (value := _value_of(line, metric)) is not None]
+    return _read(said[-1], len(said)) if said else _missing(log, metric)
+
+
+def _lines(text: str, *, is_cut: bool) -> list[str]:
+    """Complete lines of what was received, what a carriage return wiped out left away."""
+    complete = text.split("\n")[1 if is_cut else 0 : -1]
+    return [line.rstrip("\r").rpartition("\r")[2] for line in complete]
+
+
+def _value_of(line: str, metric: str) -> str | None:
+    """What stands after `metric:`; none for a line about something else."""
+    name, colon, value = line.strip(_BLANKS).partition(":")
+    return value.strip(_BLANKS) if colon and name.rstrip(_BLANKS) == metric else None
+
+
+def _read(said: str, times: int) -> Reported:
+    shown = one_line(said, MAX_NUMBER_CHARACTERS) or "nothing"
+    details = {"said": shown, "times": times}
+    if _NOT_FINITE.fullmatch(said):
+        return Reported(None, NOT_FINITE, f"the program reported {shown}", details)
+    if len(said) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(said):
+        text = f"the program reported {shown}, which is not a plain decimal number"
+        return Reported(None, NOT_A_NUMBER, text, details)
+    value = float(said)
+    if not math.isfinite(value):
+        return Reported(None, NOT_FINITE, f"the program reported {shown}: out of range", details)
+    return Reported(value, None, "", details)
+
+
+def _missing(log: Log, metric: str) -> Reported:
+    if log.omitted_bytes:
+        text = (
+            f"no complete line `{metric}: number` among the last of the log, whose middle "
+            f"({log.omitted_bytes:,} bytes) was dropped: print it last, print less, or raise "
+            "[limits] log"
+        )
+        return Reported(None, UNCERTAIN, text, {"times": 0})
+    text = f"the program printed no complete line `{metric}: number`"
+    return Reported(None, MISSING, text, {"times": 0})

@@ -8,28 +8,29 @@ nothing. It judges nothing but that. A script that ignores its budget is ended a
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Generator
+from typing import Literal
 
-from agent.attempt.lab import Lab, fresh_directory, hashes_of, make_readable, snapshot, stored_files
-from agent.attempt.measurement import (
-    evidence_of,
-    leased,
-    model_spec,
-    put_run,
+from agent.attempt.boxes import model_spec, train_spec, with_gpus
+from agent.attempt.decide import smoke_finished
+from agent.attempt.lab import (
+    Lab,
+    Step,
+    Steps,
+    Trial,
+    Worker,
+    hashes_of,
+    make_readable,
     refuse_interruption,
-    run_id,
-    run_started,
-    train_spec,
 )
+from agent.attempt.trial import checkpoint_of, files_of, finish, leased, run_names, start
 from agent.candidate.knobs import without_knobs
-from agent.record.events import SmokeFinished, SmokeRun, SmokeStarted
-from agent.record.history import Smoke
+from agent.record.attempts import Smoke
+from agent.record.events import SMOKE, SmokeStarted
 from sandbox.contract.errors import host_faults
-from sandbox.contract.run import Outcome, RunResult
+from sandbox.contract.run import Outcome, RunSpec
 
 MAX_SHARE = 0.05
 """Of the budget, up to which a smoke run comes by itself: one in twenty must save a whole one."""
@@ -37,7 +38,7 @@ MAX_SHARE = 0.05
 
 def is_due(lab: Lab, files: dict[str, bytes]) -> bool:
     """Whether nightlab smokes these files by itself before it trains them."""
-    economy, history = lab.settings.economy, lab.ledger.history
+    economy, history = lab.settings.economy, lab.history
     smoked = history.find_smoke(hashes_of(files))
     if economy.smoke == "off" or (smoked and smoked.finished and smoked.finished.passed):
         return False
@@ -45,88 +46,73 @@ def is_due(lab: Lab, files: dict[str, bytes]) -> bool:
         return True
     if economy.smoke_seconds > MAX_SHARE * lab.settings.budget.seconds:
         return False
-    best = None if history.best is None else stored_files(lab, history.best)
+    best = None if history.best is None else lab.stored_files(history.best)
     return best is None or _code(best) != _code(files)
 
 
-def smoke(lab: Lab, files: dict[str, bytes], *, asked_by_researcher: bool) -> Smoke:
+def run_smoke(
+    lab: Lab, files: dict[str, bytes], *, asked_by: Literal["nightlab", "researcher"]
+) -> Smoke:
     """Run files for a few seconds and record what came of it.
 
     Raises:
         SandboxError: nightlab or the engine failed.
     """
-    history = lab.ledger.history
-    number, began = len(history.smokes), time.monotonic()
-    attempts = len(history.attempts)
+    history, began = lab.history, time.monotonic()
+    number, attempts = len(history.smokes), len(history.attempts)
+    attempt = attempts - 1 if asked_by == "nightlab" else attempts
     lab.ledger.append(
         SmokeStarted(
             smoke=number,
-            attempt=attempts if asked_by_researcher else attempts - 1,
-            asked_by="researcher" if asked_by_researcher else "nightlab",
+            attempt=attempt,
+            asked_by=asked_by,
             files={name: lab.ledger.put_blob(content) for name, content in files.items()},
         )
     )
-    inside = replace(lab, envelope=lambda run: SmokeRun(smoke=number, run=run))
-    checkpoint = lab.directory / "boxes" / f"smoke-{number}"
+    answers: list[bool] = []
+    trial = lab.trial(f"{SMOKE}{number}", attempt, lab.seeds[0], files)
+    lab.record(_smoke(lab.worker, trial, answers))
+    smoke = lab.history.smokes[number]
+    seconds = time.monotonic() - began
+    finished = smoke_finished(smoke, lab.settings, answered=any(answers), seconds=seconds)
+    lab.ledger.append(finished)
+    return smoke
+
+
+def _smoke(worker: Worker, trial: Trial, answers: list[bool]) -> Steps:
+    """Train, then load what training left; whether the model box said a word goes to `answers`."""
+    names = run_names(trial)
     with (
         host_faults(),
-        leased(lab, history.smokes[number].started.attempt) as gpus,
-        snapshot(lab, attempts, files) as root,
+        leased(worker, trial.attempt, is_begun=trial.is_begun) as gpus,
+        files_of(worker, trial) as files,
+        checkpoint_of(worker, trial) as checkpoint,
     ):
-        fresh_directory(checkpoint)
-        try:
-            answered = _run(inside, history.smokes[number], root, checkpoint, gpus)
-        finally:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    smoked = history.smokes[number]
-    is_reported = lab.settings.goal.is_reported
-    reason = smoked.reason(answered=answered, is_reported=is_reported)
-    told = "nothing went wrong" if reason is None else _told(smoked.runs[-1].result)
-    seconds = lab.settings.economy.smoke_seconds
-    lab.ledger.append(
-        SmokeFinished(
-            smoke=number,
-            passed=reason is None,
-            reason=reason,
-            explanation=f"in a smoke run of {seconds:g} s: {told}",
-            answered=answered,
-            seconds=time.monotonic() - began,
-        )
-    )
-    return smoked
+        spec = with_gpus(worker, train_spec(worker, trial, next(names), files), gpus)
+        yield start(trial, spec)
+        training = worker.run(spec, output_dir=checkpoint, on_log=worker.on_log)
+        yield finish(worker, trial, training)
+        refuse_interruption(training)
+        make_readable(checkpoint)
+        has_checkpoint = training.outcome is Outcome.OK and bool(training.output)
+        if has_checkpoint and not worker.settings.goal.is_reported:
+            spec = with_gpus(worker, model_spec(worker, next(names), files, checkpoint), gpus)
+            answers.append((yield from _load(worker, trial, spec)))
 
 
-def _run(lab: Lab, smoke: Smoke, files: Path, checkpoint: Path, gpus: tuple[str, ...]) -> bool:
-    """Train, then load what training left; whether the model box said a word."""
-    number, seed, settings = smoke.started.attempt, lab.seeds[0], lab.settings
-    spec = train_spec(
-        lab, run_id(lab, number), seed, files, settings.smoke_budget(), settings.smoke_limits()
-    )
-    spec = lab.with_gpus(spec, gpus)
-    lab.record(run_started(number, seed, spec))
-    lab.observer.run_started("train", seed, settings.economy.smoke_seconds)
-    train = lab.executor.run(spec, output_dir=checkpoint, on_log=lab.observer.log)
-    _record(lab, number, seed, train)
-    make_readable(checkpoint)
-    if train.outcome is not Outcome.OK or not train.output or settings.goal.is_reported:
-        return False
-    spec = lab.with_gpus(model_spec(lab, run_id(lab, number), files, checkpoint), gpus)
-    lab.record(run_started(number, seed, spec))
-    lab.observer.run_started("model", seed, spec.limits.wall_seconds)
+def _load(worker: Worker, trial: Trial, spec: RunSpec) -> Generator[Step, None, bool]:
+    """Let a model box load a checkpoint; whether it said a word, though nobody asked anything."""
+    yield start(trial, spec)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         ours.shutdown(socket.SHUT_WR)  # nobody asks anything
         with theirs:
-            model = lab.executor.run(spec, channel=theirs)
+            result = worker.run(spec, channel=theirs)
         ours.setblocking(False)
         answered = _has_something(ours)
-    _record(lab, number, seed, model)
-    return answered
-
-
-def _record(lab: Lab, number: int, seed: int, result: RunResult) -> None:
-    put_run(lab, number, seed, result)
+    yield finish(worker, trial, result)
     refuse_interruption(result)
+    return answered
 
 
 def _has_something(end: socket.socket) -> bool:
@@ -134,13 +120,6 @@ def _has_something(end: socket.socket) -> bool:
         return bool(end.recv(1))
     except OSError:  # nothing was ever sent
         return False
-
-
-def _told(result: RunResult) -> str:
-    """How the run that failed ended: a training, or a model box that loaded its checkpoint."""
-    what = "the training" if result.box == "train" else "loading the checkpoint"
-    left_nothing = " and left no file behind" if result.outcome is Outcome.OK else ""
-    return f"{what}: {evidence_of(result)}{left_nothing}"
 
 
 def _code(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from agent.attempt.judge import Noise, pooled_noise
+from agent.record.attempts import Attempt
 from agent.record.curves import Curve, unpacked
 from agent.record.events import EarlyStop, RunFinished
-from agent.record.history import Attempt, History
+from agent.record.history import History
+from agent.record.repeats import Noise, pooled_noise
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Outcome
 
@@ -116,7 +117,7 @@ def by_median(own: Progress, past: Past) -> EarlyStop | None:
     )
 
 
-def describe(stop: EarlyStop) -> str:
+def describe_stop(stop: EarlyStop) -> str:
     """The decision in a sentence."""
     return (
         f"stopped at {stop.share:.0%} of the budget: loss {stop.loss:.4f}, where the best had "

@@ -34,9 +34,10 @@ from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
 from agent.machine.runtime import calibration_path, find_runtime
 from agent.machine.setup import own_workspace
-from agent.night.session import Runtime, SessionError
+from agent.night.session import Runtime
 from agent.settings import Settings
 from agent.text import one_line
+from sandbox.contract.errors import UsageError
 from sandbox.engine.host import exclusive
 from sandbox.machine import state_directory
 
@@ -117,7 +118,7 @@ def _budgets(text: str) -> list[float]:
     except ValueError:
         budgets = []
     if not 1 <= len(budgets) <= MAX_BUDGETS or not all(1 <= b <= 86_400 for b in budgets):
-        raise SessionError(
+        raise UsageError(
             f"--budgets {text[:60]}: not one to {MAX_BUDGETS} numbers of seconds",
             "write it like --budgets 20,60,300",
         )

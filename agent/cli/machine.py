@@ -28,10 +28,10 @@ from agent.cli.shared import (
     torch_index_of,
 )
 from agent.machine.setup import copy_template, image_recipe, set_up
-from agent.night.session import SessionError
 from agent.settings import parse_size
 from agent.text import one_line
 from sandbox.check.self_check import CheckResult, timed_check
+from sandbox.contract.errors import UsageError
 from sandbox.engine.find import find_engine
 from sandbox.engine.own import stop_own_engine
 from sandbox.engine.versions import installed
@@ -172,7 +172,7 @@ def gpus(
     leases = gpu_leases(find_engine(state_dir, environ=os.environ), state_dir)
     if lift is not None:
         if not leases.lift(lift):
-            raise SessionError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")
+            raise UsageError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")
         say(f"{lift} is back in use")
         return
     devices = image_recipe(load(program).settings, program.parent).profile.devices
@@ -229,7 +229,7 @@ def _size(flag: str, text: str | None) -> int | None:
     try:
         size = parse_size(text)
     except ValueError as error:
-        raise SessionError(f"{flag} {text}: {error}", "write it like 512m or 8g") from None
+        raise UsageError(f"{flag} {text}: {error}", "write it like 512m or 8g") from None
     assert isinstance(size, int)
     return size
 
@@ -238,5 +238,5 @@ def _mount(text: str) -> tuple[Path, str]:
     source, separator, target = text.partition(":")
     if not separator or not Path(source).exists():
         message = f"--mount-ro {text}: not HOST:BOX with an existing host path"
-        raise SessionError(message, "write it like data:/data")
+        raise UsageError(message, "write it like data:/data")
     return Path(source), target

@@ -46,7 +46,7 @@ from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_
 from agent.morning.listing import check_hash, lines, make_filter, sentence
 from agent.morning.review import replay as run_again
 from agent.morning.review import review as check_by_daylight
-from agent.night.session import SessionError, open_lab, settings_in, settings_of
+from agent.night.session import open_lab, settings_in
 from agent.record.events import Entry
 from agent.record.history import fold
 from agent.record.ledger import Ledger, read_blob, read_ledger
@@ -54,6 +54,7 @@ from agent.report.ablation_table import ablation_table, notes, replay_lines, res
 from agent.report.report import write_report
 from agent.report.summary import summary
 from agent.text import for_terminal
+from sandbox.contract.errors import UsageError
 from sandbox.machine import state_directory
 
 MAX_DIFF_CHARACTERS = 12_000
@@ -150,7 +151,7 @@ def review(
     if no_runs:
         entries = read_ledger(directory)
         if not (found := reviews(entries)):
-            raise SessionError("there is no review yet", f"nightlab review {session}")
+            raise UsageError("there is no review yet", f"nightlab review {session}")
         _show_review(ablation(found[-1], fold(entries)), directory, as_json=as_json)
         return
     try:
@@ -205,7 +206,7 @@ def approve(
     refuse_inside(repo, runs)
     person = find_person(git)
     with Ledger.open(directory) as ledger:
-        settings = settings_of(ledger)
+        settings = settings_in(ledger.entries)
         folder = settings.workspace.path
         decided = export.approve(
             ledger, person, reason, git, folder=folder, smaller=smaller, branch=branch
@@ -230,7 +231,7 @@ def reject(
     person = find_person(Git(repo, os.environ))
     with Ledger.open(directory) as ledger:
         export.reject(ledger, person, reason)
-        keep_head(ledger, anchor_of(directory, settings_of(ledger)))
+        keep_head(ledger, anchor_of(directory, settings_in(ledger.entries)))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"rejected by {person.name}")
     if (directory / APPROVED).exists():
@@ -284,7 +285,7 @@ def _recorded_lab(
         Ledger.open(directory) as ledger,
         operational_log(directory, command, os.environ, is_verbose=is_verbose),
     ):
-        session, settings = ledger.history.session, settings_of(ledger)
+        session, settings = ledger.history.session, settings_in(ledger.entries)
         assert session is not None
         state_dir = state_directory(os.environ)
         runtime = recorded_runtime(

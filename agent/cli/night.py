@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
-from agent.attempt.steering import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
     DEFAULT_PROGRAM,
@@ -47,7 +46,8 @@ from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
-from agent.night.session import SessionError, begin, bring_back, check_name, open_lab, settings_of
+from agent.night.session import begin, bring_back, check_name, open_lab, settings_in
+from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, parse_program
 from agent.record.events import PLANNED_STOPS, Noticed
 from agent.record.history import fold
@@ -65,6 +65,7 @@ from agent.researcher.providers import (
 from agent.settings import Settings
 from agent.text import one_line
 from agent.trackers.export import Export
+from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
 from sandbox.machine import state_directory
 
@@ -145,7 +146,7 @@ def resume(
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
     with Ledger.open(directory) as ledger:
-        settings = settings_of(ledger).with_overrides(
+        settings = settings_in(ledger.entries).with_overrides(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
@@ -200,7 +201,7 @@ def continue_(
 ) -> None:
     """Let a paused session go on."""
     if not ask_to_continue(_running_session(runs, session)):
-        raise SessionError(f"{session} is not paused", "see nightlab pause --help")
+        raise UsageError(f"{session} is not paused", "see nightlab pause --help")
     out.print(f"{session} goes on")
 
 
@@ -209,7 +210,7 @@ def _work(
 ) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
-    report, anchor = Report(ledger.get_blob), anchor_of(lab.directory, lab.settings)
+    report, anchor = Report(ledger.get_blob), anchor_of(lab.worker.directory, lab.settings)
 
     def refresh() -> None:
         keep_head(ledger, anchor)
@@ -243,7 +244,7 @@ def _show_beginning(session: str, researcher: str, *, as_json: bool) -> None:
 def _refresh_report(lab: Lab, report: Report) -> None:
     """Write the report; one that cannot be drawn must not end a night that goes well."""
     try:
-        report.write(lab.directory, lab.ledger.history, lab.ledger.entries)
+        report.write(lab.worker.directory, lab.ledger.history, lab.ledger.entries)
     except Exception as error:  # noqa: BLE001 - a drawing error is for the morning
         problem = f"{type(error).__name__}: {error}"
         log.warning("report_failed", error=problem)
@@ -252,7 +253,7 @@ def _refresh_report(lab: Lab, report: Report) -> None:
 
 def _track(lab: Lab, export: Export) -> None:
     """Bring the tracker up to date; it warns once of a failure, and tries again each time."""
-    before, problem, tracker = export.problem, export(lab.directory), export.tracker.value
+    before, problem, tracker = export.problem, export(lab.worker.directory), export.tracker.value
     if problem:
         log.warning("tracker_failed", tracker=tracker, error=problem)
     if not problem or problem == before:
@@ -295,13 +296,13 @@ def _require_credentials(name: str, settings: Settings) -> None:
         return
     provider = settings.researcher.provider
     if missing := check_credentials(os.environ, provider=provider):
-        raise SessionError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
+        raise UsageError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
     if unusable := unusable_credentials(os.environ, provider=provider):
-        raise SessionError(unusable, WITHOUT_A_KEY)
+        raise UsageError(unusable, WITHOUT_A_KEY)
     models = (settings.researcher.model, settings.researcher.fallback_model)
     unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
     if settings.session.usd is not None and unpriced:
-        raise SessionError(
+        raise UsageError(
             f"the price of {unpriced[0]} is not known, so usd cannot be kept",
             "leave usd out of program.md and --usd, or choose a model with a known price",
         )
@@ -312,7 +313,7 @@ def _running_session(runs: Path, session: str) -> Path:
     ended = fold(read_ledger(directory)).ended
     hint = f"go on with it: nightlab resume {session}"
     if ended is not None:
-        raise SessionError(f"{session} has ended already ({ended.reason.value})", hint)
+        raise UsageError(f"{session} has ended already ({ended.reason.value})", hint)
     if not (is_at_work(directory) or is_locked(directory)):
-        raise SessionError(f"nobody is at work on {session}: it was cut off", hint)
+        raise UsageError(f"nobody is at work on {session}: it was cut off", hint)
     return directory

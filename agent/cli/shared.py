@@ -17,7 +17,7 @@ from rich.console import Console
 from agent.attempt.lab import Observer
 from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
-from agent.night.session import SessionError, has_begun
+from agent.night.session import has_begun
 from agent.program import Program, load_program
 from agent.record.events import Noticed
 from agent.record.ledger import Ledger, LedgerError
@@ -26,6 +26,7 @@ from agent.report.console import JsonConsole, NightConsole
 from agent.settings import Settings
 from agent.text import one_line
 from agent.trackers.export import Export, Tracker, missing
+from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
 from sandbox.engine.find import find_engine
 from sandbox.machine import clean_up, state_directory
@@ -110,10 +111,10 @@ def session_directory(runs: Path, session: str) -> Path:
     """Where a session lies.
 
     Raises:
-        SessionError: there is none of that name, or its beginning was cut off.
+        UsageError: there is none of that name, or its beginning was cut off.
     """
     if Path(session).name != session:
-        raise SessionError(
+        raise UsageError(
             f"{session} is a path, not the name of a session",
             f"name it {Path(session).name or 'as'} and, unless it lies in {runs}, its directory "
             "with --runs",
@@ -121,12 +122,12 @@ def session_directory(runs: Path, session: str) -> Path:
     directory = runs / session
     if not (directory / "ledger.jsonl").is_file():
         known = sorted(path.parent.name for path in runs.glob("*/ledger.jsonl"))
-        raise SessionError(
+        raise UsageError(
             f"there is no session {session!r} in {runs}",
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
         )
     if not has_begun(directory):
-        raise SessionError(
+        raise UsageError(
             f"session {session!r} holds nothing: its beginning was cut off",
             f"remove {directory} and start anew: nightlab run --session {session}",
         )
@@ -137,12 +138,12 @@ def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Exp
     """What keeps the tracker's files up to date; none when no tracker was asked for.
 
     Raises:
-        SessionError: its library is not installed.
+        UsageError: its library is not installed.
     """
     if tracker is None:
         return None
     if lacking := missing(tracker):
-        raise SessionError(*lacking)
+        raise UsageError(*lacking)
     return Export(tracker, directory or runs / tracker.folder, os.environ)
 
 

@@ -16,10 +16,10 @@ from agent.cli.shared import (
     say,
     session_directory,
 )
-from agent.night.session import SessionError
 from agent.record.ledger import utc_now
 from agent.report.live import LiveReport, WatchServer
 from agent.report.tui import show
+from sandbox.contract.errors import UsageError
 
 
 def watch(
@@ -38,7 +38,7 @@ def watch(
     you show it to them.
     """
     if tui and as_json:
-        raise SessionError("--tui and --json exclude each other", "leave one of them out")
+        raise UsageError("--tui and --json exclude each other", "leave one of them out")
     directory = session_directory(runs, session)
     try:
         if tui:
@@ -54,7 +54,7 @@ def _serve(directory: Path, port: int, *, as_json: bool) -> None:
         server = WatchServer(LiveReport(directory, utc_now), port=port)
     except OSError as error:
         hint = "choose another --port, or leave it out for a free one"
-        raise SessionError(f"port {port} cannot be opened: {error.strerror}", hint) from error
+        raise UsageError(f"port {port} cannot be opened: {error.strerror}", hint) from error
     with server:
         if as_json:
             print_event("watching", address=server.address)

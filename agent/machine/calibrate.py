@@ -9,19 +9,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.attempt.lab import Lab, Observer, hashes_of, snapshot
-from agent.attempt.measurement import box_spec, leased, measure, train_spec
+from agent.attempt.boxes import box_spec, train_spec, with_gpus
+from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.lab import Lab, Observer, hashes_of
+from agent.attempt.trial import files_of, leased, run_trial
 from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
 from agent.night.session import Runtime, begin, bring_back, has_begun, machine, open_lab
 from agent.program import Program
 from agent.record.curves import Curve, Point, curve_of, unpacked
-from agent.record.events import AttemptFinished, AttemptStarted, RunFinished, Verdict
+from agent.record.events import ATTEMPT, AttemptFinished, AttemptStarted, RunFinished, Verdict
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import host_faults
@@ -128,7 +130,9 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
     with ledger, bench.watched(settings, ledger) as observer:
         lab = open_lab(ledger, settings, bench.runtime, observer)
         if was_there and any(attempt.open for attempt in ledger.history.attempts):
-            bring_back(lab, version=bench.version, removed_containers=())
+            bring_back(
+                lab, version=bench.version, removed_containers=(), engine=bench.runtime.engine
+            )
         yield lab
 
 
@@ -143,10 +147,11 @@ def _settings(bench: Bench, budget_seconds: float) -> Settings:
 def _rates(lab: Lab) -> Rates | None:
     argv = ("python3", "-I", "-c", PROGRAM)
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": 120.0})
-    spec = box_spec(lab, f"{lab.session}-rates", "train", argv, lab.environment, {}, limits)
-    with leased(lab, 0) as gpus:
-        given = lab.with_gpus(spec, gpus)
-        result = lab.executor.run(given.model_copy(update={"working_directory": "/"}))
+    worker, name = lab.worker, f"{lab.session}-rates"
+    spec = box_spec(worker, name, "train", argv, worker.environment, {}, limits)
+    with leased(worker, 0) as gpus:
+        given = with_gpus(worker, spec, gpus)
+        result = worker.run(given.model_copy(update={"working_directory": "/"}))
     return read_rates(result.log.head + result.log.tail) if result.outcome is Outcome.OK else None
 
 
@@ -185,9 +190,13 @@ def _train_and_score(lab: Lab, seeds: Sequence[int]) -> str:
     )
     lab.observer.attempt_started(number, "baseline", "calibration")
     failure = None
-    with host_faults(), snapshot(lab, number, candidate) as files:
-        for seed in seeds:
-            failure = failure or measure(lab, number, seed, files)
+    for seed in seeds:
+        trial = lab.trial(ATTEMPT, number, seed, candidate)
+        lab.record(run_trial(lab.worker, trial))
+        outcome = outcome_of(lab.history, trial.key, lab.ledger.get_blob)
+        if isinstance(outcome, Failure):
+            failure = outcome
+            break
     values = list(lab.ledger.history.attempt(number).values().values())
     lab.ledger.append(
         AttemptFinished(
@@ -281,10 +290,13 @@ def _try_batch(
     budget = lab.settings.budget.model_copy(update={"kind": "tokens", "tokens": tokens})
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": MAX_BATCH_SECONDS})
     changed = files | {knob.file: turn(files[knob.file], knob, size)}
-    run_id = f"{lab.session}-batch-{size}"
-    with host_faults(), leased(lab, 0) as gpus, snapshot(lab, 0, changed) as root:
-        spec = train_spec(lab, run_id, lab.seeds[0], root, budget, limits)
-        result = lab.executor.run(lab.with_gpus(spec, gpus))
+    worker, run_id = lab.worker, f"{lab.session}-batch-{size}"
+    trial = replace(
+        lab.trial(ATTEMPT, 0, lab.seeds[0], changed), id=run_id, budget=budget, limits=limits
+    )
+    with host_faults(), leased(worker, 0) as gpus, files_of(worker, trial) as root:
+        spec = with_gpus(worker, train_spec(worker, trial, run_id, root), gpus)
+        result = worker.run(spec)
     return BatchTried(
         batch=size,
         outcome=result.outcome,

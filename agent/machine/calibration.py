@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from agent.attempt.judge import pooled_noise, student_t_quantile
+from agent.attempt.judge import student_t_quantile
 from agent.machine.rates import Rates
+from agent.record.repeats import pooled_noise
 from sandbox.contract.record import Record, Sha256
 from sandbox.contract.run import Outcome
 

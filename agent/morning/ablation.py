@@ -8,7 +8,8 @@ from enum import StrEnum
 from statistics import fmean
 from typing import Literal
 
-from agent.attempt.judge import Noise, judge, pooled_noise
+from agent.attempt.judge import judge
+from agent.record.attempts import DISTURBED, Attempt
 from agent.record.events import (
     Arithmetic,
     Entry,
@@ -18,7 +19,8 @@ from agent.record.events import (
     VariantMeasured,
     VariantPlanned,
 )
-from agent.record.history import NOT_JUDGED, Attempt, History, direction_of, gain, label_of
+from agent.record.history import History, direction_of, gain, label_of
+from agent.record.repeats import Noise, Spread, pooled
 from sandbox.contract.record import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
@@ -209,7 +211,7 @@ class _Comparison:
         self.noise = _noise(review, history)
         self._direction = direction_of(history)
         assert history.session is not None
-        self._confidence = float(history.session.settings["noise"]["confidence"])
+        self._confidence = history.in_force.noise.confidence
 
     def compare(self, candidate: str, best: str) -> Arithmetic | None:
         """The arithmetic of one variant against another; none unless both are measured."""
@@ -222,8 +224,7 @@ class _Comparison:
             self.noise,
             direction=self._direction,
             confidence=self._confidence,
-            max_repeats=len(left),
-            is_by_the_look=False,  # a review looks once
+            max_repeats=1,  # a review looks once
         ).arithmetic
 
 
@@ -240,9 +241,10 @@ def _noise(review: Review, history: History) -> Noise | None:
     for name, variant in review.variants.items():
         if variant.files is not None:
             names.setdefault(repr(sorted(variant.files.items())), name)
-    groups = [*history.repeats(), *(review.values(name) for name in names.values())]
-    groups = [group for group in groups if len(group) > 1]
-    return pooled_noise(groups) if groups else None
+    measured = [review.values(name) for name in names.values()]
+    repeated = [Spread.of(group) for group in measured if len(group) > 1]
+    groups = [*history.repeats.spreads, *repeated]
+    return pooled(groups) if groups else None
 
 
 def _reviewed_chain(review: Review, history: History) -> list[Attempt]:
@@ -274,7 +276,7 @@ def _change(attempt: Attempt, comparison: _Comparison) -> ChangeEffect:
 
 def _effect(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Effect:
     if failed is not None:
-        return Effect.UNKNOWN if failed.reason in NOT_JUDGED else Effect.NEEDED
+        return Effect.UNKNOWN if failed.reason == DISTURBED else Effect.NEEDED
     return Effect.UNKNOWN if numbers is None else effect_of(numbers)
 
 

@@ -20,11 +20,11 @@ from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
 from agent.candidate.merge import Conflict, merge_files
 from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
-from agent.night.session import SessionError
 from agent.record.events import Entry, HumanDecided
 from agent.record.history import fold
 from agent.record.ledger import Ledger, read_blob
 from agent.text import one_line
+from sandbox.contract.errors import UsageError
 
 APPROVED, PATCH_NAME = "approved", "nightlab.patch"
 GIT_SECONDS = 60
@@ -64,7 +64,7 @@ class Git:
         """What git writes.
 
         Raises:
-            SessionError: git is not there, took too long, or failed.
+            UsageError: git is not there, took too long, or failed.
         """
         try:
             done = subprocess.run(
@@ -77,11 +77,11 @@ class Git:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             hint = "install git; a decision is recorded with the name that git knows"
-            raise SessionError(f"git did not work: {error}", hint) from None
+            raise UsageError(f"git did not work: {error}", hint) from None
         if done.returncode != 0:
             problem = one_line(done.stderr.decode(errors="replace"), 300)
             hint = "look at --repo and --branch; without --branch git only tells who you are"
-            raise SessionError(f"git {arguments[0]} failed in {self.place}: {problem}", hint)
+            raise UsageError(f"git {arguments[0]} failed in {self.place}: {problem}", hint)
         return done.stdout
 
     def _environment(self) -> dict[str, str]:
@@ -97,14 +97,14 @@ def find_person(git: Git) -> Person:
     """The identity in force where git is started.
 
     Raises:
-        SessionError: none is set; the hint says how to set one.
+        UsageError: none is set; the hint says how to set one.
     """
     found = [
         git("config", "--default", "", "--get", name).decode(errors="replace").strip()
         for name in ("user.name", "user.email")
     ]
     if not all(found):
-        raise SessionError(
+        raise UsageError(
             "git does not know who you are, and a decision is recorded with a name",
             'git config --global user.name "Your Name" and '
             "git config --global user.email you@example.org",
@@ -116,11 +116,11 @@ def _result_files(ledger: Ledger, *, smaller: bool) -> Files:
     """The files that a person takes: the best's, or those of the review's smaller model.
 
     Raises:
-        SessionError: nothing was kept, or no review offers a smaller model.
+        UsageError: nothing was kept, or no review offers a smaller model.
     """
     history = ledger.history
     if history.best is None or not kept_chain(history):
-        raise SessionError(
+        raise UsageError(
             "this session kept no change: there is nothing to approve",
             "go on with `nightlab resume NAME --attempts N`, or record that with `nightlab reject`",
         )
@@ -173,7 +173,7 @@ def _make_branch(
         The commit.
 
     Raises:
-        SessionError: the branch exists, or the person changed the same lines meanwhile.
+        UsageError: the branch exists, or the person changed the same lines meanwhile.
     """
     git("check-ref-format", "--branch", name)
     head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
@@ -182,7 +182,7 @@ def _make_branch(
     paths = {name: prefix + beneath(folder, name) for name in changed}
     theirs, modes = _committed(git, head, paths)
     if missing := sorted(_only(old, changed).keys() - theirs.keys()):
-        raise SessionError(
+        raise UsageError(
             f"HEAD has no {beneath(folder, missing[0])}",
             "name the directory that program.md lies in with --repo, and commit its files first",
         )
@@ -203,10 +203,10 @@ def refuse_inside(place: Path, runs: Path) -> None:
     """No git where an agent writes: its hooks and settings would run on the host.
 
     Raises:
-        SessionError: `place` lies in the directory of the sessions.
+        UsageError: `place` lies in the directory of the sessions.
     """
     if place.resolve().is_relative_to(runs.resolve()):
-        raise SessionError(
+        raise UsageError(
             f"{place} lies inside {runs}, where agents write", "name your own repository"
         )
 
@@ -224,7 +224,7 @@ def approve(
     """Write the result into the session's directory, make the branch if asked, and record that.
 
     Raises:
-        SessionError: there is nothing to approve, or the branch cannot be made.
+        UsageError: there is nothing to approve, or the branch cannot be made.
     """
     files, old = _result_files(ledger, smaller=smaller), _original_files(ledger)
     difference, commit = patch(old, files, folder), None
@@ -260,7 +260,7 @@ def reject(ledger: Ledger, person: Person, reason: str) -> None:
 def _decision(ledger: Ledger, person: Person, reason: str, **result: Any) -> HumanDecided:
     best = ledger.history.best
     if best is None:
-        raise SessionError("this session has no result yet", "wait for its baseline")
+        raise UsageError("this session has no result yet", "wait for its baseline")
     return HumanDecided(
         reason=reason, person=person.name, email=person.email, attempt=best.number, **result
     )
@@ -274,12 +274,10 @@ def _smaller_files(ledger: Ledger) -> dict[str, str]:
         last is not None and last.started.best == ledger.history.best.number
     )
     if last is None or table is None or table.smaller is None or not is_current:
-        raise SessionError("no review offers a smaller equal model", "run `nightlab review` first")
+        raise UsageError("no review offers a smaller equal model", "run `nightlab review` first")
     files = last.variants[SMALLER].files
     if files is None or not table.smaller.is_equal:
-        raise SessionError(
-            "the smaller model is not equal to the best", "approve without --smaller"
-        )
+        raise UsageError("the smaller model is not equal to the best", "approve without --smaller")
     return files
 
 
@@ -297,7 +295,7 @@ def _committed(git: Git, head: str, paths: Mapping[str, str]) -> tuple[Files, di
             continue
         modes[name], _, sha = listed.split("\t", 1)[0].split(" ")
         if modes[name] not in (PLAIN, EXECUTABLE):
-            raise SessionError(f"{path} is not a plain file in the repository", "take the patch")
+            raise UsageError(f"{path} is not a plain file in the repository", "take the patch")
         found[name] = git("cat-file", "blob", sha)
     return found, modes
 
@@ -306,7 +304,7 @@ def _merged(old: Files, theirs: Files, new: Files) -> Files:
     try:
         return merge_files(old, theirs, new)
     except Conflict as conflict:
-        raise SessionError(
+        raise UsageError(
             f"the repository changed since the session began, at the same place: {conflict}",
             "take the patch over by hand; approve without --branch writes it",
         ) from None

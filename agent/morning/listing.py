@@ -15,11 +15,9 @@ from agent.record.events import (
     AttemptFinished,
     Entry,
     Event,
-    LaterRun,
     RunFinished,
     RunStarted,
     SessionStarted,
-    SmokeRun,
 )
 from agent.record.ledger import Clock, utc_now
 from agent.text import one_line
@@ -84,8 +82,7 @@ def make_filter(
 
 def attempt_of(event: Event) -> int | None:
     """The attempt that an event is about, if it is about one."""
-    inner: Any = event.run if isinstance(event, LaterRun | SmokeRun) else event
-    number: int | None = getattr(inner, "attempt", None)
+    number: int | None = getattr(event, "attempt", None)
     return number
 
 
@@ -131,18 +128,19 @@ def table(entries: Sequence[Entry]) -> Iterator[str]:
 
 def facts(event: Event) -> str:
     """What an event says, on one line; hostile text is made visible and bounded."""
-    pairs = _told_inside(event) if isinstance(event, LaterRun | SmokeRun) else _told(event)
-    told = (f"{name} {_word(value)}" for name, value in pairs if value not in (None, "", (), {}))
-    return one_line("; ".join(told), FACTS_CHARACTERS)
+    named = ((n, value) for n, value in _named(event) if value not in (None, "", (), {}))
+    return one_line("; ".join(f"{n} {_word(value)}" for n, value in named), FACTS_CHARACTERS)
 
 
-def _told(event: Event) -> Iterator[tuple[str, Any]]:
+def _named(event: Event) -> Iterator[tuple[str, Any]]:
     match event:
         case RunStarted():
-            yield from (("box", event.box), ("seed", event.seed), ("run", event.run_id))
+            yield from (("for", event.purpose), ("box", event.box), ("seed", event.seed))
+            yield "run", event.run_id
         case RunFinished():
             result = event.result
-            yield from (("box", result.box), ("seed", event.seed), ("outcome", result.outcome))
+            yield from (("for", event.purpose), ("box", result.box), ("seed", event.seed))
+            yield "outcome", result.outcome
             yield from (("seconds", result.wall_seconds), ("run", result.run_id))
         case AttemptFinished():
             yield from (("verdict", event.verdict), ("reason", event.reason))
@@ -154,12 +152,6 @@ def _told(event: Event) -> Iterator[tuple[str, Any]]:
             for name in type(event).model_fields:
                 if name not in ("type", "attempt", "schema_version"):
                     yield name, getattr(event, name)
-
-
-def _told_inside(event: LaterRun | SmokeRun) -> Iterator[tuple[str, Any]]:
-    purpose = event.purpose if isinstance(event, LaterRun) else f"smoke {event.smoke}"
-    yield from (("for", purpose), ("event", event.run.type))
-    yield from _told(event.run)
 
 
 def _word(value: Any) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.attempt.judge import judge, pooled_noise
-from agent.attempt.lab import Lab, fresh_directory, stored_files
-from agent.attempt.measurement import Failure, measure_aside
+from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.judge import judge
+from agent.attempt.lab import Lab, Trial, fresh_directory
+from agent.attempt.trial import run_trial
 from agent.candidate.merge import Conflict, first_broken_file, merge_files
 from agent.morning.ablation import (
     BASELINE,
@@ -26,7 +27,7 @@ from agent.morning.ablation import (
     reviews,
     without,
 )
-from agent.night.session import SessionError
+from agent.record.attempts import Attempt
 from agent.record.events import (
     ReplayedSeed,
     ReplayFinished,
@@ -36,8 +37,9 @@ from agent.record.events import (
     VariantMeasured,
     VariantPlanned,
 )
-from agent.record.history import FIVE_DIGITS, Attempt
+from agent.record.repeats import FIVE_DIGITS
 from agent.text import one_line
+from sandbox.contract.errors import UsageError
 
 Say = Callable[[str], None]
 
@@ -62,7 +64,7 @@ def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable
         say: told each score.
 
     Raises:
-        SessionError: nothing was kept, so there is nothing to review.
+        UsageError: nothing was kept, so there is nothing to review.
         SandboxError: nightlab or the engine failed; what was measured is on record.
     """
     _need_a_kept_change(lab)
@@ -81,7 +83,7 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
     """Run an attempt again from the record alone and compare.
 
     Raises:
-        SessionError: there is no such attempt, or it has no training to compare with.
+        UsageError: there is no such attempt, or it has no training to compare with.
         SandboxError: nightlab or the engine failed.
     """
     attempt = _attempt_with_verdict(lab, number)
@@ -89,13 +91,13 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
     failure: Failure | None = None
     with _bench(lab) as bench:
         for seed in _seeds_of(attempt):
-            value, _, failure = measure_aside(
-                bench, f"replay-{number}", number, seed, stored_files(lab, attempt), ("val",)
-            )
-            say(f"attempt {number}, seed {seed}: {_told(value, failure)}")
-            if value is None:
+            files, purpose = lab.stored_files(attempt), f"replay-{number}"
+            outcome = measure_separately(bench, bench.trial(purpose, number, seed, files))
+            say(f"attempt {number}, seed {seed}: {_describe(outcome)}")
+            if isinstance(outcome, Failure):
+                failure = outcome
                 break
-            today[seed] = value
+            today[seed] = outcome
     finished = _compared(lab, attempt, today, failure)
     lab.ledger.append(finished)
     return finished
@@ -202,12 +204,12 @@ def leave_out(lab: Lab, numbers: tuple[int, ...]) -> dict[str, bytes]:
     """
     history = lab.ledger.history
     assert history.best is not None
-    files = stored_files(lab, history.best)
+    files = lab.stored_files(history.best)
     for number in sorted(numbers, reverse=True):
         attempt = history.attempt(number)
         assert attempt.started.parent is not None
         parent = history.attempt(attempt.started.parent)
-        files = merge_files(stored_files(lab, attempt), files, stored_files(lab, parent))
+        files = merge_files(lab.stored_files(attempt), files, lab.stored_files(parent))
     return files
 
 
@@ -228,8 +230,8 @@ def _measure_all(bench: Lab, say: Say) -> None:
                 continue
             measured = _measure_variant(bench, variant, seed)
             bench.ledger.append(measured)
-            told = _told(measured.value, measured)
-            say(f"{name:<12} seed {place} of {len(current.started.seeds)}: {told}")
+            place_of = f"seed {place} of {len(current.started.seeds)}"
+            say(f"{name:<12} {place_of}: {_describe(measured)}")
 
 
 def _is_missing(current: Review, variant: VariantPlanned, seed: int) -> bool:
@@ -245,14 +247,17 @@ def _measure_variant(bench: Lab, variant: VariantPlanned, seed: int) -> VariantM
     files = {name: bench.ledger.get_blob(sha) for name, sha in variant.files.items()}
     splits: tuple[Split, ...] = ("val", "holdout") if variant.variant in ON_HOLDOUT else ("val",)
     purpose = f"review-{variant.review} {variant.variant}"
-    value, holdout, failure = measure_aside(bench, purpose, variant.attempt, seed, files, splits)
+    trial = bench.trial(purpose, variant.attempt, seed, files, splits=splits)
+    outcome = measure_separately(bench, trial)
+    record = bench.history.trial(trial.key)
+    failure = outcome if isinstance(outcome, Failure) else None
     return VariantMeasured(
         review=variant.review,
         variant=variant.variant,
         seed=seed,
-        value=value,
-        holdout=holdout,
-        reason=failure.reason if failure and value is None else None,
+        value=record.value("val"),
+        holdout=record.value("holdout"),
+        reason=failure.reason if failure and record.value("val") is None else None,
         explanation=failure.explanation if failure else "",
     )
 
@@ -272,7 +277,7 @@ def _open_review(lab: Lab, repeats: int | None) -> Review | None:
 
 def _need_a_kept_change(lab: Lab) -> None:
     if not kept_chain(lab.ledger.history):
-        raise SessionError(
+        raise UsageError(
             f"session {lab.session} kept no change, so there is nothing to review",
             f"`nightlab report {lab.session}` shows what was tried; "
             f"`nightlab resume {lab.session} --attempts N` goes on",
@@ -287,23 +292,36 @@ def _bench(lab: Lab) -> Iterator[Lab]:
     """The lab with a directory of its own and the recorded scorer; gone afterwards."""
     session = lab.ledger.history.session
     assert session is not None
-    scratch = fresh_directory(lab.directory / SCRATCH)
+    scratch = fresh_directory(lab.worker.directory / SCRATCH)
     fixed = scratch / "fixed"
     fixed.mkdir(mode=0o755)
     try:
         for name, sha in session.fixed_files.items():
             (fixed / name).write_bytes(lab.ledger.get_blob(sha))
             (fixed / name).chmod(0o644)
-        yield replace(lab, directory=scratch, fixed_dir=fixed)
+        yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=fixed))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _told(value: float | None, failure: Failure | VariantMeasured | None) -> str:
-    if value is not None:
+def _describe(outcome: float | Failure | VariantMeasured) -> str:
+    value = outcome.value if isinstance(outcome, VariantMeasured) else outcome
+    if isinstance(value, float):
         return f"{value:.4f}"
-    assert failure is not None
-    return f"{failure.reason}: {one_line(failure.explanation, 160)}"
+    assert not isinstance(outcome, float)
+    return f"{outcome.reason}: {one_line(outcome.explanation, 160)}"
+
+
+def measure_separately(lab: Lab, trial: Trial) -> float | Failure:
+    """What a trial comes to that belongs to no attempt of the night: its score on val, or why not.
+
+    Raises:
+        SandboxError: nightlab or the engine failed.
+    """
+    lab.record(run_trial(lab.worker, trial))
+    outcome = outcome_of(lab.history, trial.key, lab.ledger.get_blob)
+    assert outcome is not None
+    return outcome
 
 
 # ---- a replay --------------------------------------------------------------------------------
@@ -314,15 +332,15 @@ def _attempt_with_verdict(lab: Lab, number: int) -> Attempt:
         attempt = lab.ledger.history.attempt(number)
     except KeyError:
         last = len(lab.ledger.history.attempts) - 1
-        raise SessionError(
+        raise UsageError(
             f"session {lab.session} has no attempt {number}", f"its attempts are 0 to {last}"
         ) from None
     if attempt.finished is None:
-        raise SessionError(
+        raise UsageError(
             f"attempt {number} has no verdict to compare with", "choose one that was judged"
         )
     if not attempt.runs:
-        raise SessionError(
+        raise UsageError(
             f"attempt {number} failed in its smoke run ({one_line(attempt.finished.reason, 60)}) "
             "and was never trained",
             "choose one that was trained",
@@ -352,7 +370,7 @@ def _compared(
         agrees, explanation = False, f"recorded: {was}; today: {now}"
     elif not differences:
         agrees, explanation = True, f"{now} again"
-    groups = lab.ledger.history.repeats()
+    noise = lab.history.repeats.noise()
     return ReplayFinished(
         attempt=attempt.number,
         recorded_outcome=was,
@@ -361,7 +379,7 @@ def _compared(
             ReplayedSeed(seed=seed, recorded=recorded.get(seed), today=today.get(seed))
             for seed in _seeds_of(attempt)
         ),
-        noise=pooled_noise(groups).sigma if groups else None,
+        noise=noise.sigma if noise else None,
         largest_difference=largest,
         agrees=agrees,
         explanation=explanation,
@@ -379,18 +397,17 @@ def _agreement(
         return True, "the same score to five digits"
     if lab.settings.budget.kind == "tokens":
         return False, f"scores differ by up to {largest:.6f}; with a token budget they should not"
-    groups = lab.ledger.history.repeats()
-    if not groups:
+    noise = lab.history.repeats.noise()
+    if noise is None:
         return False, f"scores differ by up to {largest:.6f}, and noise is not known"
     seeds = [seed for seed in today if seed in recorded]
     numbers = judge(
         [today[seed] for seed in seeds],
         [recorded[seed] for seed in seeds],
-        pooled_noise(groups),
+        noise,
         direction=lab.settings.goal.direction,
         confidence=lab.settings.noise.confidence,
-        max_repeats=len(seeds),
-        is_by_the_look=False,
+        max_repeats=1,
     ).arithmetic
     in_noise = f" ({abs(numbers.gain) / numbers.noise:.1f} x noise)" if numbers.noise else ""
     within = abs(numbers.gain) <= numbers.required_gain

@@ -11,9 +11,9 @@ import math
 import random
 from datetime import datetime
 
-from agent.attempt.budget import reason_to_stop, seconds_left
-from agent.attempt.lab import Lab
-from agent.attempt.waiting import LOOK_AGAIN_SECONDS, SessionOver, stand_by
+from agent.attempt.lab import Lab, SessionOver
+from agent.night.budget import reason_to_stop, seconds_left
+from agent.night.waiting import CHECK_AGAIN_SECONDS, stand_by
 from agent.record.events import ModelAsked, ModelCalled, Reserve, RetryWaited
 from agent.researcher.base import CallFailed, LostCall, Model, Reply
 from agent.researcher.conversation import Conversation
@@ -57,14 +57,14 @@ def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) ->
         )
         log.info("model_retried", wait_seconds=round(wait_seconds, 1), error=error)
         lab.observer.waiting(f"waiting {wait_seconds:.0f} s for the service: {error}")
-        for _ in range(math.ceil(wait_seconds / LOOK_AGAIN_SECONDS)):
+        for _ in range(math.ceil(wait_seconds / CHECK_AGAIN_SECONDS)):
             stand_by(lab)
-            lab.sleep(LOOK_AGAIN_SECONDS)
+            lab.worker.sleep(CHECK_AGAIN_SECONDS)
 
 
 def _seconds_left(lab: Lab) -> float:
     history = lab.ledger.history
-    idle = lab.ledger.now() - datetime.fromisoformat(history.last_at)
+    idle = lab.ledger.now() - datetime.fromisoformat(history.time.last_at)
     return seconds_left(history, lab.settings.session, idle_seconds=idle.total_seconds())
 
 
@@ -78,12 +78,11 @@ def _backoff_seconds(tries: int, retry_after_seconds: float | None) -> float:
 
 
 def _lost(conversation: Conversation, lost: LostCall) -> ModelCalled:
-    return ModelCalled(
-        conversation=conversation.number,
-        model=lost.model,
+    return ModelCalled.lost(
+        conversation.number,
+        lost.model,
+        lost.usage,
+        lost.cost_usd,
         request_id=lost.request_id,
-        stop_reason="lost",
-        usage=lost.usage,
-        cost_usd=lost.cost_usd,
         seconds=lost.seconds,
     )

@@ -12,18 +12,23 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import Tracer
 
-from agent.attempt.budget import reason_to_stop, seconds_left
 from agent.attempt.drift import check_for_drift
-from agent.attempt.experiment import run_patiently, smoke_patiently
-from agent.attempt.lab import Lab, find_known
-from agent.attempt.steering import is_asked_to_pause, is_asked_to_stop
+from agent.attempt.lab import Lab, hashes_of
 from agent.candidate.diffs import unified_diff
+from agent.night.budget import reason_to_stop, seconds_left
 from agent.night.loop import Night
 from agent.night.tracing import attempt_span, usual_tracer
 from agent.night.turns import Turns
+from agent.night.waiting import (
+    for_the_night,
+    is_asked_to_pause,
+    is_asked_to_stop,
+    run_with_retries,
+    smoke_with_retries,
+)
 from agent.program import Program
+from agent.record.attempts import Attempt
 from agent.record.events import FileChanged, Method, Noticed
-from agent.record.history import Attempt
 from agent.record.ledger import Ledger
 from agent.researcher.base import Model
 from agent.researcher.providers import retirement
@@ -42,23 +47,24 @@ def assemble(
     lab: Lab, program: Program, models: list[Model], *, tracer: Tracer | None = None
 ) -> Night:
     """A session ready to run, whose researchers stand in for each other in that order."""
-    lab = replace(lab, is_night=True)
-    ledger, spans = lab.ledger, tracer or usual_tracer()
+    spans = tracer or usual_tracer()
+    lab = for_the_night(replace(lab, worker=replace(lab.worker, tracer=spans)))
+    ledger = lab.ledger
     sampler = make_sampler(lab, "tpe")
 
     def attempt(hypothesis: str, researcher: str) -> Attempt:
         check_for_drift(lab)
-        with attempt_span(spans, lab.executor, "candidate"):
-            return run_patiently(lab, "candidate", hypothesis, researcher)
+        with attempt_span(spans, "candidate"):
+            return run_with_retries(lab, "candidate", hypothesis, researcher)
 
     toolbox = Toolbox(
         workspace=lab.workspace,
         history=lambda: ledger.history,
         get_blob=ledger.get_blob,
         run_attempt=lambda hypothesis: attempt(hypothesis, models[0].name),
-        run_smoke=lambda files: smoke_patiently(lab, files),
+        run_smoke=lambda files: smoke_with_retries(lab, files),
         max_smokes=lab.settings.economy.max_smokes,
-        find_known=lambda files: find_known(lab, files),
+        find_known=lambda files: lab.history.find_judged(hashes_of(files)),
         suggest=sampler.suggestion,
         sweep=Sweep(lab, sampler, lambda hypothesis: attempt(hypothesis, sampler.name)),
         goal=lab.settings.goal,
@@ -159,7 +165,7 @@ class Sweep:
         return done, "all done"
 
     def _has_to_stop(self) -> bool:
-        directory = self.lab.directory
+        directory = self.lab.worker.directory
         if is_asked_to_stop(directory) or is_asked_to_pause(directory):
             return True
         return reason_to_stop(self.lab.ledger.history, self.lab.settings.session) is not None
@@ -188,7 +194,7 @@ def _note_facts(lab: Lab, model: ClaudeModel, on_warning: Callable[[str], None])
         return
     text = one_line(json.dumps(facts, ensure_ascii=False, sort_keys=True), MAX_FACT_CHARACTERS)
     ledger.append(Noticed(kind="model_facts", explanation=text))
-    now = datetime.fromisoformat(ledger.history.last_at)
+    now = datetime.fromisoformat(ledger.history.time.last_at)
     end = now + timedelta(seconds=seconds_left(ledger.history, lab.settings.session))
     if warning := retirement(facts, end):
         ledger.append(Noticed(kind="model_retires", explanation=warning))

@@ -9,15 +9,15 @@ from typing import Any
 
 from opentelemetry.trace import Tracer
 
-from agent.attempt.budget import NOTHING, Ending, reason_to_stop
-from agent.attempt.experiment import run_patiently
-from agent.attempt.lab import Lab
-from agent.attempt.measurement import score_holdout
-from agent.attempt.waiting import FAULT_PAUSE_SECONDS, SessionOver, wait_while_paused
+from agent.attempt.experiment import score_on_holdout
+from agent.attempt.lab import Lab, SessionOver
 from agent.night.asking import ask
+from agent.night.budget import NOTHING, Ending, reason_to_stop
 from agent.night.circles import act, cache_miss
 from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
+from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
+from agent.record.attempts import Attempt
 from agent.record.events import (
     ModelCalled,
     Reserve,
@@ -27,7 +27,7 @@ from agent.record.events import (
     ToolReturned,
     Verdict,
 )
-from agent.record.history import HOLDOUT_MISSING, TRIES, Attempt, History
+from agent.record.history import HOLDOUT_MISSING, TRIES, History
 from agent.record.ledger import request_sha
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
@@ -89,8 +89,8 @@ def _work(night: Night, after_attempt: Callable[[], object]) -> Ending:
 def _measure_baseline(night: Night) -> Ending | None:
     if night.history.baseline is not None:
         return None
-    with attempt_span(night.tracer, night.lab.executor, "baseline"):
-        attempt = run_patiently(night.lab, "baseline", "the files as they are", "nightlab")
+    with attempt_span(night.tracer, "baseline"):
+        attempt = run_with_retries(night.lab, "baseline", "the files as they are", "nightlab")
     assert attempt.finished is not None
     if attempt.finished.verdict is Verdict.KEPT:
         return None
@@ -215,14 +215,14 @@ def _score_on_holdout(night: Night, attempt: Attempt) -> bool:
     """Whether an attempt is scored, after a few tries; the session ends as it was to end anyway."""
     for faults in range(TRIES):
         try:
-            score_holdout(night.lab, attempt)
+            score_on_holdout(night.lab, attempt)
         except (SessionOver, SandboxError) as error:
             later = "a resume with hours left does it, and a review measures anew"
             words = f"attempt {attempt.number} is not scored on holdout: {error.message}; {later}"
             night.turns.notice(HOLDOUT_MISSING, words)
             if isinstance(error, SessionOver):
                 return False
-            night.lab.sleep(FAULT_PAUSE_SECONDS * 2**faults)
+            night.lab.worker.sleep(FAULT_PAUSE_SECONDS * 2**faults)
         else:
             return True
     return False

@@ -15,15 +15,12 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from agent.attempt.disturbance import machine_state
 from agent.attempt.experiment import advance
-from agent.attempt.lab import Lab, Observer, stored_files
-from agent.attempt.machine_state import machine_state
-from agent.attempt.steering import forget
+from agent.attempt.lab import Lab, Observer, Worker
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
-from agent.night.tracing import TracedExecutor, usual_tracer
+from agent.night.waiting import forget_wishes
 from agent.program import Program
 from agent.record.events import (
     SAMPLERS,
@@ -41,7 +38,7 @@ from agent.record.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
 from agent.researcher.conversation import Conversation
 from agent.settings import FIXED_FILES, Settings
 from agent.text import one_line
-from sandbox.contract.errors import NightlabError, SandboxError, first_problem, host_faults
+from sandbox.contract.errors import SandboxError, UsageError, host_faults
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
 from sandbox.contract.run import Executor
 
@@ -50,12 +47,6 @@ SCORERS = ("evaluate.py",)
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
 """What a night's calls, prices, points and records come from."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-
-
-class SessionError(NightlabError):
-    """A session cannot begin or go on as asked."""
-
-    usual_hint = "see the command's --help"
 
 
 @dataclass(frozen=True)
@@ -101,16 +92,16 @@ def begin(
         now: the ledger's clock.
 
     Raises:
-        SessionError: the session exists, or the workspace lacks a file or holds too much.
+        UsageError: the session exists, or the workspace lacks a file or holds too much.
     """
     if directory.exists():
         hint = f"go on with `nightlab resume {directory.name}` or choose another --session"
         if not has_begun(directory):
             hint = f"its beginning was cut off: remove {directory}, or choose another --session"
-        raise SessionError(f"there is a session {directory.name} already", hint)
+        raise UsageError(f"there is a session {directory.name} already", hint)
     for name in _scorers(settings):
         if not (source / name).is_file():
-            raise SessionError(
+            raise UsageError(
                 f"{source / name} is missing",
                 "it decides the score; put it there. For a program that prints its own score: "
                 '[goal] source = "reported"',
@@ -129,10 +120,10 @@ def check_name(session: str) -> None:
     """Refuse what cannot be the name of a new session.
 
     Raises:
-        SessionError: it could lead out of the directory of sessions, or hide there.
+        UsageError: it could lead out of the directory of sessions, or hide there.
     """
     if not NAME.fullmatch(session):
-        raise SessionError(
+        raise UsageError(
             f"a session cannot be called {one_line(session, 80)!r}",
             "letters, digits, dots, dashes and underscores, a letter or digit first, 80 at most",
         )
@@ -158,7 +149,7 @@ def _start(
             session=directory.name,
             nightlab_version=version,
             program=ledger.put_blob(program.source),
-            settings=settings.model_dump(mode="json", by_alias=False),
+            settings=settings,
             researcher=researcher,
             image=runtime.image,
             engine=runtime.engine,
@@ -178,7 +169,7 @@ def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
     try:
         with host_faults():
             yield
-    except (SandboxError, LedgerError, SessionError):
+    except (SandboxError, LedgerError, UsageError):
         shutil.rmtree(directory, ignore_errors=True)
         raise
 
@@ -201,24 +192,26 @@ def open_lab(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lab:
     """The lab of a session whose ledger is open."""
-    directory = ledger.directory
-    return Lab(
+    directory, session = ledger.directory, ledger.history.session
+    assert session is not None
+    worker = Worker(
         session=directory.name,
         directory=directory,
-        ledger=ledger,
-        workspace=_workspace(directory, settings),
         settings=settings,
-        executor=TracedExecutor(runtime.executor, usual_tracer()),
+        executor=runtime.executor,
         image_id=runtime.image_id,
         device=runtime.device,
         environment=runtime.environment,
         data_dir=runtime.data_dir,
         fixed_dir=directory / "fixed",
-        observer=observer,
+        peaks=session.image.get("peak_flops") or {},
+        cpu=session.machine.get("cpu"),
         gpus=runtime.gpus,
         gpu_memory=runtime.gpu_memory,
         sleep=sleep,
+        on_log=observer.log,
     )
+    return Lab(worker, ledger, _workspace(directory, settings), observer)
 
 
 def bring_back(
@@ -227,7 +220,7 @@ def bring_back(
     version: str,
     removed_containers: tuple[str, ...],
     researcher: str | None = None,
-    engine: dict[str, Any] | None = None,
+    engine: dict[str, Any],
 ) -> None:
     """Put a session that ended or broke into the state its ledger tells, and record that.
 
@@ -235,13 +228,13 @@ def bring_back(
     language model's edits that were not tried yet and loses all others.
     """
     history = lab.ledger.history
-    forget(lab.directory)
+    forget_wishes(lab.worker.directory)
     open_attempt = next((a for a in history.attempts if a.open), None)
     # First of all: what is written before it counts the time until now as hours of the session.
     lab.ledger.append(
         SessionResumed(
             nightlab_version=version,
-            settings=lab.settings.model_dump(mode="json", by_alias=False),
+            settings=lab.settings,
             interrupted_attempt=None if open_attempt is None else open_attempt.number,
             removed_containers=removed_containers,
             engine=engine,
@@ -252,40 +245,29 @@ def bring_back(
     _charge_unanswered(lab.ledger)
     if open_attempt is not None:
         lab.ledger.append(
-            AttemptInterrupted(attempt=open_attempt.number, reason="nightlab stopped during it")
+            AttemptInterrupted(
+                attempt=open_attempt.number,
+                is_box_lost=False,
+                reason="nightlab stopped during it",
+            )
         )
-    _remove_half_made_files(lab.directory)
+    _remove_half_made_files(lab.worker.directory)
     if history.best is not None:
         advance(lab, history.best.number)
         if not _holds_untried_edits(lab.ledger):
-            lab.workspace.restore(stored_files(lab, history.best))
-
-
-def settings_of(ledger: Ledger) -> Settings:
-    """The settings in force: those of the last resume, else those of the start."""
-    return settings_in(ledger.entries)
+            lab.workspace.restore(lab.stored_files(history.best))
 
 
 def settings_in(entries: Sequence[Entry]) -> Settings:
     """The settings in force at the end of these entries.
 
     Raises:
-        SessionError: there are none.
+        UsageError: there are none.
     """
     for entry in reversed(entries):
         if isinstance(entry.event, SessionResumed | SessionStarted):
-            return _settings(entry.event)
-    raise SessionError("the ledger names no settings", "it is empty; start a new session")
-
-
-def _settings(event: SessionStarted | SessionResumed) -> Settings:
-    try:
-        return Settings.on_record(event.settings)
-    except ValidationError as error:
-        raise SessionError(
-            f"this nightlab cannot use the settings on record: {first_problem(error)}",
-            f"they were written by nightlab {event.nightlab_version}: go on with that version",
-        ) from error
+            return entry.event.settings
+    raise UsageError("the ledger names no settings", "it is empty; start a new session")
 
 
 def machine() -> dict[str, Any]:
@@ -305,7 +287,7 @@ def machine() -> dict[str, Any]:
 
 def _charge_unanswered(ledger: Ledger) -> None:
     """Put the call that a crash cut off on the bill, at its worst: nobody knows what it cost."""
-    asked = ledger.history.unanswered
+    asked = ledger.history.spend.unanswered
     if asked is None:
         return
     usage = asked.reserve.usage or Usage(
@@ -314,17 +296,8 @@ def _charge_unanswered(ledger: Ledger) -> None:
         cache_read_tokens=0,
         cache_write_tokens=0,
     )
-    ledger.append(
-        ModelCalled(
-            conversation=asked.conversation,
-            model=asked.model,
-            request_id=None,
-            stop_reason="lost",
-            usage=usage,
-            cost_usd=asked.reserve.usd,
-            seconds=0.0,
-        )
-    )
+    lost = ModelCalled.lost(asked.conversation, asked.model, usage, asked.reserve.usd)
+    ledger.append(lost)
 
 
 def _scorers(settings: Settings) -> tuple[str, ...]:
@@ -341,16 +314,16 @@ def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
     """The files as they are, which must be usable before anything runs.
 
     Raises:
-        SessionError: there are too many, or none that may be edited.
+        UsageError: there are too many, or none that may be edited.
     """
     try:
         candidate = workspace.candidate()
     except WorkspaceError as error:
         hint = error.hint or "keep data out of the workspace: name it in .gitignore, or move it"
-        raise SessionError(f"the workspace cannot be used: {error.message}", hint) from error
+        raise UsageError(f"the workspace cannot be used: {error.message}", hint) from error
     if not any(map(workspace.is_editable, candidate)):
         hint = "see `path` and `editable` under [workspace] in program.md"
-        raise SessionError("the workspace holds no file that may be edited", hint)
+        raise UsageError("the workspace holds no file that may be edited", hint)
     return candidate
 
 

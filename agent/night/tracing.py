@@ -1,19 +1,14 @@
 """OpenTelemetry spans; without an exporter they cost nothing.
 
-Names and attributes stand here alone: the conventions for agents are still in development.
+Names and attributes stand here alone, those of a box aside (`attempt/lab.py`): the conventions for
+agents are still in development.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, Tracer, get_tracer, set_span_in_context
-
-from sandbox.contract.run import Executor, RunResult, RunSpec
+from opentelemetry.trace import Span, Tracer, get_tracer
 
 SESSION, ATTEMPT, CALL = "invoke_agent nightlab", "nightlab.attempt", "chat"
 
@@ -28,61 +23,6 @@ def tool_span(name: str) -> str:
     return f"execute_tool {name}"
 
 
-@contextmanager
-def attempt_span(tracer: Tracer, executor: Executor, kind: str) -> Iterator[None]:
+def attempt_span(tracer: Tracer, kind: str) -> AbstractContextManager[Span]:
     """A span around an attempt, which the spans of its runs hang from."""
-    attributes = {"nightlab.kind": kind}
-    with tracer.start_as_current_span(ATTEMPT, attributes=attributes) as span:
-        if not isinstance(executor, TracedExecutor):
-            yield
-            return
-        executor.parent = span
-        try:
-            yield
-        finally:
-            executor.parent = None
-
-
-class TracedExecutor:
-    """An executor with a span around each run.
-
-    Runs also come from threads of the scorer's, which know no surrounding span: `parent` is set
-    to the attempt's while one goes on.
-    """
-
-    def __init__(self, executor: Executor, tracer: Tracer) -> None:
-        self._executor = executor
-        self._tracer = tracer
-        self.parent: Span | None = None
-
-    def run(
-        self,
-        spec: RunSpec,
-        *,
-        output_dir: Path | None = None,
-        channel: socket.socket | None = None,
-        on_log: Callable[[bytes], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> RunResult:
-        """See `sandbox.contract.Executor`."""
-        attributes = {"nightlab.run_id": spec.run_id, "nightlab.box": spec.box}
-        with self._tracer.start_as_current_span(
-            "nightlab.run", context=self._context(), attributes=attributes
-        ) as span:
-            result = self._executor.run(
-                spec,
-                output_dir=output_dir,
-                channel=channel,
-                on_log=on_log,
-                should_stop=should_stop,
-            )
-            span.set_attribute("nightlab.outcome", result.outcome.value)
-            span.set_attribute("nightlab.wall_seconds", result.wall_seconds)
-            return result
-
-    def answers(self) -> bool:
-        """See `sandbox.contract.Executor`."""
-        return self._executor.answers()
-
-    def _context(self) -> Context | None:
-        return None if self.parent is None else set_span_in_context(self.parent)
+    return tracer.start_as_current_span(ATTEMPT, attributes={"nightlab.kind": kind})

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.attempt.budget import Ending, seconds_left
-from agent.attempt.lab import Lab, stored_files
+from agent.attempt.lab import Lab
+from agent.night.budget import Ending, seconds_left
 from agent.night.circles import CircleWatch
 from agent.record.events import (
     SAMPLERS,
@@ -88,7 +88,7 @@ class Turns:
         """A new conversation, from a brief; a sampler starts from the best, not from edits."""
         best = self.lab.ledger.history.best
         if self.model.name in SAMPLERS and best is not None:
-            self.lab.workspace.restore(stored_files(self.lab, best))
+            self.lab.workspace.restore(self.lab.stored_files(best))
             self.toolbox.forget_reads()
         return Conversation.start(
             self.lab.ledger,
@@ -158,7 +158,7 @@ class Turns:
         )
 
     def _guidance(self) -> str:
-        path = self.lab.directory / "guidance.md"
+        path = self.lab.worker.directory / "guidance.md"
         try:
             return path.read_bytes()[:MAX_GUIDANCE_BYTES].decode(errors="replace").strip()
         except OSError:  # the person deleted it, or it is a directory: that ends no night

@@ -7,10 +7,11 @@ Only known names and finite numbers are taken, and a curve has an end whatever t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeGuard
 
 from agent.record.ledger import canonical
+from sandbox.contract.run import RunResult
 
 NAMES = (
     "step",
@@ -149,3 +150,37 @@ def is_storable(value: object) -> TypeGuard[int | float]:
 def _short(number: float) -> float:
     """What is stored of a number: what is decided from a curve can be decided from it again."""
     return float(f"{number:.7g}")
+
+
+def mfu_of(
+    peaks: Mapping[str, object], cpu: str | None, result: RunResult, curve: Curve
+) -> float | None:
+    """Share of its device's peak arithmetic that a training used, by the training's own word.
+
+    None where the program named no operations per token, the profile knows no peak for a device of
+    exactly that name, several devices were used, or the share would be more than all of it.
+
+    Args:
+        peaks: operations per second of devices, by name.
+        cpu: the processor's name, for a run without GPUs.
+        result: of the training; it names the GPU.
+        curve: what the training said.
+    """
+    peak = peak_of(peaks, _device(cpu, result))
+    last = next((point for point in reversed(curve) if "flops_per_token" in point), {})
+    flops = last.get("flops_per_token", 0.0) * last.get("tokens_per_second", 0.0)
+    if peak is None or not 0 < flops <= peak:
+        return None
+    return flops / peak
+
+
+def peak_of(peaks: Mapping[str, object], device: str | None) -> float | None:
+    """The peak that a recorded table knows for the device of that name."""
+    peak = peaks.get(device) if device is not None else None
+    return float(peak) if is_storable(peak) and peak > 0 else None
+
+
+def _device(cpu: str | None, result: RunResult) -> str | None:
+    if not result.gpus:
+        return cpu
+    return result.gpu[0].name if len(result.gpu) == len(result.gpus) == 1 else None

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter
 
-from agent.settings import Source
+from agent.settings import Settings, Source
 from sandbox.contract.record import Record, Sha256
-from sandbox.contract.run import Box, RunResult
+from sandbox.contract.run import Box, RunResult, RunSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Verdict(StrEnum):
@@ -70,6 +70,12 @@ Method = Literal["tpe", "random"]
 SAMPLERS = ("tpe", "random")
 """Researchers that know the attempts and no conversation."""
 Split = Literal["val", "holdout"]
+Purpose = Annotated[
+    str, Field(pattern=r"^(attempt|smoke-\d+|drift-\d+( again)?|review-\d+ [\w -]+|replay-\d+)$")
+]
+"""What a run is for. Those of an `attempt` alone count for its verdict."""
+ATTEMPT, SMOKE, DRIFT = "attempt", "smoke-", "drift-"
+"""The purpose of an attempt's runs, and how those of a smoke run and of a drift check begin."""
 AttemptKind = Literal["baseline", "candidate"]
 
 
@@ -97,21 +103,19 @@ class Disturbance(Record):
     limit_cores: Annotated[float, Field(ge=0)]
     """How many they may use beside `idle_cores`: so many, or half of it more than `usual_cores`."""
     disturbed: bool
-    idle_cores: Annotated[float, Field(ge=0)] = 0.0
-    """Cores of the machine that the run's limit leaves to others; 0 in older ledgers."""
-    usual_cores: Annotated[float, Field(ge=0)] = 0.0
-    """What others used beside the baseline's runs; 0 for these themselves, and in older ledgers."""
-    speed: Annotated[float, Field(gt=0)] | None = None
-    """How fast one core did a fixed piece of work before and after the run, in MB hashed a second;
-    none in ledgers from before it was measured."""
-    usual_speed: Annotated[float, Field(gt=0)] | None = None
-    """The same beside the baseline's runs; none for these themselves."""
-    min_speed: Annotated[float, Field(ge=0)] = 0.0
+    idle_cores: Annotated[float, Field(ge=0)]
+    """Cores of the machine that the run's limit leaves to others."""
+    usual_cores: Annotated[float, Field(ge=0)]
+    """What others used beside the baseline's runs; 0 while there are none to compare with."""
+    speed: Annotated[float, Field(gt=0)]
+    """How fast one core did a fixed piece of work beside the run, in MB hashed a second."""
+    usual_speed: Annotated[float, Field(gt=0)] | None
+    """The same beside the baseline's runs; None while there are none to compare with."""
+    min_speed: Annotated[float, Field(ge=0)]
     """Share of the usual speed below which the run counts as disturbed."""
-    before: MachineState | None = None
-    """None in ledgers from before machines were looked at."""
-    after: MachineState | None = None
-    held_back: tuple[str, ...] = ()
+    before: MachineState
+    after: MachineState
+    held_back: tuple[str, ...]
     """Why the run had less of the machine than it should have had, such as heat."""
 
 
@@ -129,9 +133,8 @@ class Arithmetic(Record):
     degrees_of_freedom: int
     confidence: float
     required_gain: float
-    confidence_of_a_look: float | None = None
-    """How sure each single look must be, so that all of them are as sure as configured; none in
-    ledgers from before several looks were allowed for."""
+    confidence_of_a_look: float
+    """How sure each single look must be, so that all of them are as sure as configured."""
 
 
 class EarlyStop(Record):
@@ -169,18 +172,18 @@ class Reserve(Record):
     usd: float | None
     """None where no price is known."""
     usage: Usage | None = None
-    """The same tokens by kind; none in older ledgers and where nothing is asked."""
+    """The same tokens by kind; None where nothing is asked."""
 
 
 class SessionStarted(Record):
     """Everything that a session begins with: program, settings, image, engine, machine, files."""
 
     type: Literal["session_started"] = "session_started"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     session: str
     nightlab_version: str
     program: Sha256
-    settings: dict[str, Any]
+    settings: Settings
     researcher: str
     image: dict[str, Any]
     engine: dict[str, Any]
@@ -201,13 +204,13 @@ class SessionResumed(Record):
 
     type: Literal["session_resumed"] = "session_resumed"
     nightlab_version: str
-    settings: dict[str, Any]
+    settings: Settings
     """The settings from here on; a resume may allow more attempts, hours or money."""
     interrupted_attempt: int | None
     removed_containers: tuple[str, ...]
-    engine: dict[str, Any] | None = None
-    """What the session goes on with; none in ledgers from before it was recorded."""
-    machine: dict[str, Any] | None = None
+    engine: dict[str, Any]
+    """What the session goes on with."""
+    machine: dict[str, Any]
     researcher: str | None = None
     """Who proposes from here on, where the person said so."""
 
@@ -231,17 +234,25 @@ class RunStarted(Record):
     """A box is asked for, with everything that bounds it."""
 
     type: Literal["run_started"] = "run_started"
+    purpose: Purpose
     attempt: int
-    run_id: str
-    box: Box
     seed: int
-    spec: dict[str, Any]
+    spec: RunSpec
+
+    @property
+    def run_id(self) -> str:
+        return self.spec.run_id
+
+    @property
+    def box(self) -> Box:
+        return self.spec.box
 
 
 class RunFinished(Record):
     """What became of a box, as the watchers saw it."""
 
     type: Literal["run_finished"] = "run_finished"
+    purpose: Purpose
     attempt: int
     seed: int
     result: RunResult
@@ -249,14 +260,14 @@ class RunFinished(Record):
     log: Sha256
     """The log as the box kept it: JSON with head, tail and omitted_bytes."""
     disturbance: Disturbance | None
+    """None for boxes that do not train."""
     over_budget_seconds: float
     """Seconds past the budget; 0 when within it."""
     curve: Sha256 | None = None
-    """What a training said of its progress, thinned out; none when it said nothing, and in
-    ledgers from before curves were kept."""
+    """What a training said of its progress, thinned out; None when it said nothing."""
     container: Sha256 | None = None
-    """JSON with the settings that the engine was asked for and what PID 1 saw of them; none from
-    an executor without an engine, and in ledgers from before they were kept."""
+    """JSON with the settings that the engine was asked for and what PID 1 saw of them; None from
+    an executor without an engine."""
     mfu: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the device's peak arithmetic that a training used, by its own word on tokens and
     operations; none where either is not known."""
@@ -271,14 +282,6 @@ class SmokeStarted(Record):
     """The attempt that it belongs to, or that would come next."""
     asked_by: Literal["nightlab", "researcher"]
     files: dict[str, Sha256]
-
-
-class SmokeRun(Record):
-    """What happened in the boxes of a smoke run; it belongs to no attempt's score."""
-
-    type: Literal["smoke_run"] = "smoke_run"
-    smoke: int
-    run: Annotated[RunStarted | RunFinished, Field(discriminator="type")]
 
 
 class SmokeFinished(Record):
@@ -298,6 +301,7 @@ class Scored(Record):
     """A measurement, or the reason why there is none: exactly one of `value` and `reason`."""
 
     type: Literal["scored"] = "scored"
+    purpose: Purpose
     attempt: int
     seed: int
     split: Split
@@ -305,11 +309,10 @@ class Scored(Record):
     reason: str | None
     explanation: str
     details: dict[str, Any]
-    source: Source = "scored"
+    source: Source
     """`reported`: read from the log of the training itself, as `agent/attempt/reported.py` says."""
     sheet: Sha256 | None = None
-    """What the scorer wrote, byte for byte; none when it wrote nothing, and in ledgers from before
-    it was kept."""
+    """What the scorer wrote, byte for byte; None when it wrote nothing."""
 
 
 class AttemptFinished(Record):
@@ -334,6 +337,8 @@ class AttemptInterrupted(Record):
 
     type: Literal["attempt_interrupted"] = "attempt_interrupted"
     attempt: int
+    is_box_lost: bool
+    """Whether a box of its own was lost: files that bring that about each time have failed."""
     reason: str
 
 
@@ -354,6 +359,8 @@ class DriftChecked(Record):
     """The largest difference that noise explains."""
     changed: bool
     """If so, the mean of today's scores is what later candidates are compared with."""
+    problem: str
+    """Why there is no result; empty where there is one."""
     explanation: str
 
 
@@ -398,10 +405,32 @@ class ModelCalled(Record):
     cost_usd: float | None
     seconds: float
     request: Sha256 | None = None
-    """See `ledger.request_sha`; none for a lost call, and in ledgers from before it was kept."""
+    """See `ledger.request_sha`; None for a lost call."""
     reply: Sha256 | None = None
     """The blob of the reply as a message, also of one that was not made part of the conversation;
-    none for a lost call, and in ledgers from before it was kept."""
+    None for a lost call."""
+
+    @classmethod
+    def lost(
+        cls,
+        conversation: int,
+        model: str,
+        usage: Usage,
+        cost_usd: float | None,
+        *,
+        request_id: str | None = None,
+        seconds: float = 0.0,
+    ) -> ModelCalled:
+        """A call whose answer never came, or not whole: charged all the same."""
+        return cls(
+            conversation=conversation,
+            model=model,
+            request_id=request_id,
+            stop_reason="lost",
+            usage=usage,
+            cost_usd=cost_usd,
+            seconds=seconds,
+        )
 
 
 class RetryWaited(Record):
@@ -505,14 +534,6 @@ class ReviewFinished(Record):
     review: int
 
 
-class LaterRun(Record):
-    """What happened in the boxes after or beside the night; it belongs to no attempt's score."""
-
-    type: Literal["later_run"] = "later_run"
-    purpose: str
-    run: Annotated[RunStarted | RunFinished | Scored, Field(discriminator="type")]
-
-
 class ReplayedSeed(Record):
     """A score as it was recorded and as it came out again."""
 
@@ -535,7 +556,7 @@ class ReplayFinished(Record):
     """Between a recorded score and today's at the same seed."""
     agrees: bool
     explanation: str
-    is_comparable: bool = True
+    is_comparable: bool
     """Whether both outcomes are the program's own doing; if not, it agrees by no means."""
 
 
@@ -564,7 +585,6 @@ Event = Annotated[
     | RunStarted
     | RunFinished
     | SmokeStarted
-    | SmokeRun
     | SmokeFinished
     | Scored
     | AttemptFinished
@@ -584,23 +604,10 @@ Event = Annotated[
     | VariantPlanned
     | VariantMeasured
     | ReviewFinished
-    | LaterRun
     | ReplayFinished
     | HumanDecided,
     Field(discriminator="type"),
 ]
-
-RunEvent = RunStarted | RunFinished | Scored
-AFTERWARDS = (
-    ReviewStarted,
-    VariantPlanned,
-    VariantMeasured,
-    ReviewFinished,
-    LaterRun,
-    ReplayFinished,
-    HumanDecided,
-)
-"""Events of the morning: they change neither attempts, best and noise nor the hours used."""
 
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 EVENT_TYPES: tuple[str, ...] = tuple(

@@ -13,19 +13,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from agent.attempt.steering import is_asked_to_pause
+from agent.night.waiting import is_asked_to_pause
+from agent.record.attempts import Attempt
 from agent.record.curves import Curve, CurveCollector, packed, unpacked
 from agent.record.events import (
+    DRIFT,
     AttemptStarted,
     Entry,
-    LaterRun,
     RunFinished,
     RunStarted,
-    SessionStarted,
 )
 from agent.record.files import replace_file
-from agent.record.history import Attempt, History
+from agent.record.history import History
 from agent.record.ledger import LOCK_NAME
+from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.record import Record
 from sandbox.contract.run import Box
@@ -65,15 +66,15 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
     if not is_at_work(directory):
         words = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
         return Activity(state="cut_off", words=words)
-    if history.is_paused:
+    if history.time.is_paused:
         return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
-    if history.waits_for:
-        words = one_line(history.waits_for, 300)
+    if history.time.waits_for:
+        words = one_line(history.time.waits_for, 300)
         return Activity(state="working", words=words[:1].upper() + words[1:])
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
-        return _at_work(directory, history.session, last, entries)
-    if isinstance(entries[-1].event, LaterRun):
+        return _at_work(directory, history.in_force, last, entries)
+    if getattr(entries[-1].event, "purpose", "").startswith(DRIFT):
         words = "Measuring the best again, to see whether the machine changed."
         return Activity(state="working", words=words)
     if is_asked_to_pause(directory):
@@ -128,12 +129,11 @@ class RunNotes:
 
 
 def _at_work(
-    directory: Path, session: SessionStarted, attempt: Attempt, entries: Sequence[Entry]
+    directory: Path, settings: Settings, attempt: Attempt, entries: Sequence[Entry]
 ) -> Activity:
     run, since = _running(entries) or (None, None)
     name = "the baseline" if attempt.started.kind == "baseline" else f"attempt #{attempt.number}"
     is_training = run is not None and run.box == "train"
-    seconds = session.settings.get("budget", {}).get("seconds")
     return Activity(
         state="working",
         words=f"{_DOING[run.box]} {name}" if run else f"At work on {name}",
@@ -142,7 +142,7 @@ def _at_work(
         attempt_since=datetime.fromisoformat(attempt.started_at),
         seed=run.seed if run else None,
         run_since=datetime.fromisoformat(since) if since else None,
-        budget_seconds=seconds if is_training and isinstance(seconds, int | float) else None,
+        budget_seconds=settings.budget.seconds if is_training else None,
         curve=_noted_curve(directory, run) if run is not None and is_training else (),
     )
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 
+from agent.record.attempts import Attempt
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Arithmetic, RunFinished
-from agent.record.history import Attempt
 from agent.record.ledger import LedgerError
 from agent.record.logs import unpacked_log
 from agent.report import charts

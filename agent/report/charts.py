@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
+from agent.record.attempts import Attempt
 from agent.record.curves import Curve
 from agent.record.events import Verdict
-from agent.record.history import Attempt, History, gain
+from agent.record.history import History, gain
 from agent.report.summary import value_of
 from agent.settings import Direction
 from agent.text import one_line

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from agent.attempt.budget import seconds_left
 from agent.attempt.disturbance import reasons
-from agent.attempt.judge import pooled_noise
+from agent.night.budget import seconds_left
+from agent.record.attempts import Attempt
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
-from agent.record.history import Attempt, History, gain
+from agent.record.history import History, gain
 from agent.report.activity import RunNotes
 from agent.report.summary import Summary
 from agent.settings import Settings
@@ -125,7 +125,7 @@ class NightConsole:
         pieces.append(f"{len(history.completed)}/{session.attempts} attempts")
         pieces.append(f"{seconds_left(history, session) / 3600:.1f} h left")
         if session.usd is not None:
-            pieces.append(f"${max(0.0, session.usd - history.spent_usd):.2f} left")
+            pieces.append(f"${max(0.0, session.usd - history.spend.usd):.2f} left")
         return " · ".join(pieces)
 
     def _stop_bar(self) -> None:
@@ -211,8 +211,8 @@ def _difference(attempt: Attempt, history: History, settings: Settings) -> str:
     finished = attempt.finished
     assert finished is not None
     if finished.arithmetic is None:
-        noise = pooled_noise(history.repeats())
-        return f"noise {noise.sigma:.4f}"
+        noise = history.repeats.noise()
+        return f"noise {noise.sigma:.4f}" if noise else ""
     better = gain(
         settings.goal.direction, finished.arithmetic.candidate_mean, finished.arithmetic.best_mean
     )

@@ -15,9 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from agent.morning.ablation import MEANING, ablation, decision, reviews
+from agent.record.attempts import Attempt
 from agent.record.events import Entry, SessionStarted, Verdict
 from agent.record.files import replace_file
-from agent.record.history import Attempt, History, direction_of, fold, label_of
+from agent.record.history import History, direction_of, fold, label_of
 from agent.record.ledger import canonical
 from agent.report import charts
 from agent.report.activity import Activity

@@ -5,30 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, median
-from typing import Any
 
-from agent.attempt.judge import pooled_noise
+from agent.record.attempts import Attempt
 from agent.record.events import (
     PLANNED_STOPS,
     Entry,
     ModelCalled,
     Noticed,
     RunFinished,
-    SessionResumed,
-    SessionStarted,
     Split,
     StopReason,
     Verdict,
 )
 from agent.record.history import (
     HOLDOUT_MISSING,
-    Attempt,
     History,
     direction_of,
     fold,
     gain,
     metric_of,
-    section_of,
 )
 from agent.record.ledger import FIRST_PREVIOUS
 from agent.settings import Direction
@@ -118,14 +113,14 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
     baseline, best = value_of(history.baseline), value_of(history.best)
     noise = noise_of(history)
     better = None if baseline is None or best is None else gain(direction, best, baseline)
-    limits = _limits_in_force(session, entries)
+    limits = history.settings.session if history.settings else None
     return Summary(
         session=session.session if session else "",
         researcher=history.researcher,
         metric=metric_of(history),
         is_self_reported=history.is_self_reported,
         direction=direction,
-        started_at=history.started_at,
+        started_at=history.time.started_at,
         is_running=history.ended is None,
         ended=history.ended.reason if history.ended else None,
         ended_explanation=history.ended.explanation if history.ended else "",
@@ -145,15 +140,15 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         interrupted=sum(1 for a in history.attempts if a.interrupted is not None),
         stopped_early=sum(_is_stopped_early(a) for a in history.completed),
         saved_seconds=saved_seconds(history),
-        attempts_limit=limits.get("attempts"),
-        hours=history.active_seconds / 3600,
-        hours_limit=limits.get("hours"),
-        spent_usd=history.spent_usd,
-        usd_limit=limits.get("usd"),
-        unpriced_calls=history.unpriced_calls,
-        calls=history.calls,
-        input_tokens=history.input_tokens,
-        output_tokens=history.output_tokens,
+        attempts_limit=limits.attempts if limits else None,
+        hours=history.time.active_seconds / 3600,
+        hours_limit=limits.hours if limits else None,
+        spent_usd=history.spend.usd,
+        usd_limit=limits.usd if limits else None,
+        unpriced_calls=history.spend.unpriced_calls,
+        calls=history.spend.calls,
+        input_tokens=history.spend.input_tokens,
+        output_tokens=history.spend.output_tokens,
         attention=tuple(_attention(history, entries)),
         events=len(entries),
         head=entries[-1].hash if entries else FIRST_PREVIOUS,
@@ -162,8 +157,8 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
 
 def noise_of(history: History) -> float | None:
     """Standard deviation of one score, pooled over all repeats; none before there are any."""
-    groups = history.repeats()
-    return pooled_noise(groups).sigma if groups else None
+    noise = history.repeats.noise()
+    return noise.sigma if noise else None
 
 
 def saved_seconds(history: History) -> float:
@@ -267,7 +262,7 @@ def _about_attempts(history: History) -> Iterator[Attention]:
     if invalid:
         text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
         yield Attention(kind="invalid", text=text, attempts=invalid)
-    changed = [check for check in history.drift_checks if check.changed]
+    changed = [check for check in history.drift.checks if check.changed]
     if changed:
         last, times = changed[-1], "" if len(changed) == 1 else f" {len(changed)} times"
         text = (
@@ -306,8 +301,8 @@ def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[A
     if refusals:
         text = f"The model refused {_count(refusals, 'time', 'times')}."
         yield Attention(kind="refusals", text=text)
-    if history.unpriced_calls:
-        calls = _count(history.unpriced_calls, "call has", "calls have")
+    if history.spend.unpriced_calls:
+        calls = _count(history.spend.unpriced_calls, "call has", "calls have")
         text = f"{calls} no known price: the money shown is less than what was spent."
         yield Attention(kind="unpriced", text=text)
 
@@ -326,10 +321,3 @@ def _was_disturbed(run: RunFinished) -> bool:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
-
-
-def _limits_in_force(session: SessionStarted | None, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Those of the last resume, which may allow more than the start did."""
-    resumes = [e.event.settings for e in entries if isinstance(e.event, SessionResumed)]
-    found = resumes[-1].get("session") if resumes else None
-    return found if isinstance(found, dict) else section_of(session, "session")

@@ -8,19 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
 from agent.morning.ablation import ReviewTable
+from agent.record.attempts import Attempt
 from agent.record.events import (
+    DRIFT,
     Disturbance,
     DriftChecked,
     Entry,
     Event,
-    LaterRun,
     ModelCalled,
     RetryWaited,
     RunFinished,
     Split,
     Usage,
 )
-from agent.record.history import LOOK, Attempt, History, direction_of, gain
+from agent.record.history import History, direction_of, gain
 from agent.report.summary import all_scores, noise_of, survived_share
 from agent.text import one_line
 from sandbox.contract.gpu import GpuUse, Spread
@@ -136,19 +137,17 @@ def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, fl
         ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
         ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
         ("smoke runs", sum(run.wall_seconds for run in smokes)),
-        ("measuring the best again", sum(map(_look_seconds, events))),
+        ("measuring the best again", sum(map(_check_seconds, events))),
         ("the model's replies", thinking),
         ("waiting for the service", waiting),
     ]
 
 
-def _look_seconds(event: Event) -> float:
-    """What a look at the machine took in boxes; the model box runs beside the scorer."""
-    if not isinstance(event, LaterRun) or not event.purpose.startswith(LOOK):
+def _check_seconds(event: Event) -> float:
+    """What a check of the machine took in boxes; the model box runs beside the scorer."""
+    if not isinstance(event, RunFinished) or not event.purpose.startswith(DRIFT):
         return 0.0
-    run = event.run
-    is_counted = isinstance(run, RunFinished) and run.result.box != "model"
-    return run.result.wall_seconds if is_counted and isinstance(run, RunFinished) else 0.0
+    return 0.0 if event.result.box == "model" else event.result.wall_seconds
 
 
 def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
@@ -184,7 +183,7 @@ def machine_state(history: History) -> list[tuple[str, str]]:
         ("runs in boxes", f"{len(runs):,}"),
         *_quietness(quiet),
         *_states(quiet),
-        *_looks(history.drift_checks),
+        *_looks(history.drift.checks),
         ("runs over their budget", str(sum(run.over_budget_seconds > 0 for run in runs))),
         ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
         ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),

@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.record.history import Attempt, History
+from agent.record.attempts import Attempt
+from agent.record.history import History
 from agent.record.ledger import Follower
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from agent.record.attempts import Attempt, Smoke
 from agent.record.events import RunFinished, Verdict
-from agent.record.history import Attempt, History, Smoke, gain
+from agent.record.history import History, gain
 from agent.settings import Direction
 from agent.text import fenced, one_line
 from sandbox.contract.run import Outcome, RunResult

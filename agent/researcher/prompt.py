@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from agent.attempt.judge import pooled_noise
 from agent.candidate.workspace import may_be_written
+from agent.record.attempts import Attempt
 from agent.record.events import Verdict
-from agent.record.history import Attempt, History
+from agent.record.history import History
 from agent.settings import Settings
 from agent.text import bounded, fenced, one_line, visible
 
@@ -181,7 +181,7 @@ def _status(settings: Settings, history: History, hours_left: float) -> str:
         f"{hours_left:.1f} of {session.hours:g} hours",
     ]
     if session.usd is not None:
-        left.append(f"${max(0.0, session.usd - history.spent_usd):.2f} of ${session.usd:.2f}")
+        left.append(f"${max(0.0, session.usd - history.spend.usd):.2f} of ${session.usd:.2f}")
     counts = _counts(history.completed)
     return f"{_goal(settings)} Left: {', '.join(left)}. Attempts so far: {counts}."
 
@@ -205,9 +205,8 @@ def _best(settings: Settings, history: History) -> str:
 
 
 def _noise(history: History) -> str:
-    try:
-        noise = pooled_noise(history.repeats())
-    except ValueError:
+    noise = history.repeats.noise()
+    if noise is None:
         return "The noise of one score is not known yet."
     return (
         f"One score has a standard deviation of {noise.sigma:.4f} "

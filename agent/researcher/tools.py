@@ -13,7 +13,8 @@ from typing import Any
 from agent.attempt.lab import hashes_of
 from agent.candidate.knobs import Suggestion
 from agent.candidate.workspace import Workspace, WorkspaceError, clean_path
-from agent.record.history import Attempt, History, Smoke
+from agent.record.attempts import Attempt, Smoke
+from agent.record.history import History
 from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
 from agent.researcher.arguments import (
     Arguments,

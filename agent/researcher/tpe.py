@@ -46,6 +46,7 @@ from agent.candidate.knobs import (
     replacement,
     turn,
 )
+from agent.record.attempts import Attempt
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
@@ -56,7 +57,7 @@ from agent.record.events import (
     Usage,
     Verdict,
 )
-from agent.record.history import Attempt, History
+from agent.record.history import History
 from agent.researcher.base import ModelError, Prompt, Reply, ToolCall
 from agent.settings import Direction
 from agent.text import one_line

@@ -11,12 +11,13 @@ from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
 
-from agent.attempt.judge import pooled_noise
 from agent.candidate.knobs import KnobValue, find_knobs
+from agent.record.attempts import Attempt
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Entry, RunFinished, SessionStarted, Verdict
-from agent.record.history import Attempt, History, fold, metric_of, section_of
+from agent.record.history import History, fold, metric_of
 from agent.record.ledger import LedgerError, canonical
+from agent.record.repeats import pooled_noise
 from agent.text import one_line
 from sandbox.contract.record import Record, Sha256
 
@@ -141,7 +142,7 @@ def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
         "outcomes": ", ".join(run.result.outcome.value for run in runs),
         "source": attempt.scores[-1].source if attempt.scores else "",
         "image": runs[0].result.image_digest if runs else "",
-        "profile": str(section_of(session, "hardware").get("profile", "")),
+        "profile": session.settings.hardware.profile,
         "nightlab": session.nightlab_version,
     }
     return {name: one_line(text, MAX_FACT_CHARACTERS) for name, text in facts.items()}

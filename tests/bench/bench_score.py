@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from agent.attempt.boxes import scoring_specs
 from agent.attempt.lab import Lab, fresh_directory, make_readable
-from agent.attempt.measurement import scoring_specs
-from agent.attempt.sheet import measure, parse_sheet
+from agent.attempt.scoring import run_scoring_boxes
+from agent.attempt.sheet import parse_sheet
 from agent.machine.setup import make_data
 from agent.program import load_program
 from agent.settings import Settings
@@ -94,27 +95,27 @@ def make_lab(place: Path) -> Lab:
 
 def split_of(lab: Lab, name: str) -> Path:
     """Where a split's tokens lie."""
-    assert lab.data_dir is not None
-    return lab.data_dir / name
+    assert lab.worker.data_dir is not None
+    return lab.worker.data_dir / name
 
 
 def in_a_box(lab: Lab, output: Path, mounts: dict[Path, str], *argv: str, **env: str) -> None:
     """Run something with the train box's limits, and keep what it leaves."""
     limits = lab.settings.train_limits().model_dump()
-    spec = box_spec(*argv, image=lab.image_id, mounts=mounts, **limits)
+    spec = box_spec(*argv, image=lab.worker.image_id, mounts=mounts, **limits)
     changes = {"run_id": f"{lab.session}-{output.name}", "working_directory": "/workspace"}
-    spec = spec.model_copy(update=changes | {"environment": lab.environment | env})
-    result = lab.executor.run(spec, output_dir=fresh_directory(output))
+    spec = spec.model_copy(update=changes | {"environment": lab.worker.environment | env})
+    result = lab.worker.executor.run(spec, output_dir=fresh_directory(output))
     assert Outcome.OK == result.outcome, result.log.tail
     make_readable(output)
 
 
 def train(lab: Lab, budget_seconds: float) -> Path:
     """A checkpoint of the shipped train.py."""
-    checkpoint = lab.directory / "checkpoint"
+    checkpoint = lab.worker.directory / "checkpoint"
     env = {"NIGHTLAB_SEED": "1", "NIGHTLAB_BUDGET_SECONDS": f"{budget_seconds:g}"}
     env |= {"NIGHTLAB_DATA": "/data", "NIGHTLAB_OUTPUT": "/out"}
-    mounts = {lab.directory / "files": "/workspace", split_of(lab, "train"): "/data"}
+    mounts = {lab.worker.directory / "files": "/workspace", split_of(lab, "train"): "/data"}
     in_a_box(lab, checkpoint, mounts, "python3", "train.py", **env)
     return checkpoint
 
@@ -123,14 +124,16 @@ def score_seconds(lab: Lab, checkpoint: Path, number: int) -> tuple[float, dict[
     """How long one score takes, and its details."""
     began = time.monotonic()
     models, scorer = scoring_specs(
-        lab,
+        lab.worker,
         f"{lab.session}-{number}",
         seed=1,
-        files=lab.directory / "files",
+        files=lab.worker.directory / "files",
         checkpoint=checkpoint,
         split="val",
     )
-    found = measure(lab.executor, models, scorer, fresh_directory(lab.directory / "sheet"))
+    found = run_scoring_boxes(
+        lab.worker.run, models, scorer, fresh_directory(lab.worker.directory / "sheet")
+    )
     seconds = time.monotonic() - began
     assert found.sheet is not None
     sheet = parse_sheet(found.sheet)
@@ -140,9 +143,9 @@ def score_seconds(lab: Lab, checkpoint: Path, number: int) -> tuple[float, dict[
 
 def honest_nats(lab: Lab, checkpoint: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     """For each precision the nats of all rows, once for each way."""
-    mounts = {lab.directory / "files": "/workspace", lab.fixed_dir: "/evaluate"}
+    mounts = {lab.worker.directory / "files": "/workspace", lab.worker.fixed_dir: "/evaluate"}
     mounts |= {checkpoint: "/checkpoint", split_of(lab, "val"): "/data"}
-    output = lab.directory / "nats"
+    output = lab.worker.directory / "nats"
     in_a_box(lab, output, mounts, "python3", "-c", ANSWERS, *WAYS)
     found = {
         dtype: [np.load(output / f"{dtype}-{way}.npy").astype(float) for way in WAYS]

@@ -166,11 +166,11 @@ def refuse_other_settings(directory: Path, settings: Settings) -> None:
     """Stop if a session that lies there is not one of this comparison."""
     session = fold(read_ledger(directory)).session
     assert session is not None
-    wanted = settings.model_dump(mode="json", by_alias=False)
+    wanted, recorded = settings.model_dump(), session.settings.model_dump()
     differing = [
         section
         for section in wanted
-        if section != "researcher" and wanted[section] != session.settings.get(section)
+        if section != "researcher" and wanted[section] != recorded[section]
     ]
     if differing:
         what = ", ".join(f"[{section}]" for section in differing)
@@ -213,7 +213,7 @@ def result_of(directory: Path, name: str, seed: int, attempts: int) -> Result:
         failed=history.count(Verdict.FAILED),
         invalid=history.count(Verdict.INVALID),
         ended=history.ended.reason.value,
-        hours=history.active_seconds / 3600,
+        hours=history.time.active_seconds / 3600,
         machine=f"{machine.get('cpu') or 'unknown CPU'}, {machine.get('cores')} cores",
     )
 

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.attempt.lab import Lab, snapshot
-from agent.attempt.measurement import measure
+from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.lab import Lab
+from agent.attempt.trial import run_trial
 from agent.machine.runtime import find_runtime
 from agent.night.session import begin, open_lab
 from agent.program import Program, load_program
-from agent.record.events import AttemptStarted, RunFinished, Split
+from agent.record.events import ATTEMPT, AttemptStarted, RunFinished, Split
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.machine import state_directory
@@ -101,12 +102,13 @@ class Bench:
             )
         )
         splits: tuple[Split, ...] = ("val",) if scored else ()
-        with snapshot(self.lab, number, files) as root:
-            failure = measure(self.lab, number, seed, root, splits)
-        if failure is not None:
-            raise RuntimeError(f"{failure.reason}: {failure.explanation}")
+        trial = self.lab.trial(ATTEMPT, number, seed, files, splits=splits)
+        self.lab.record(run_trial(self.lab.worker, trial))
+        outcome = outcome_of(self.lab.history, trial.key, ledger.get_blob)
+        if isinstance(outcome, Failure):
+            raise RuntimeError(f"{outcome.reason}: {outcome.explanation}")
         runs = reversed(ledger.history.attempt(number).runs)
-        shutil.rmtree(self.lab.directory / "checkpoints", ignore_errors=True)
+        shutil.rmtree(self.lab.worker.directory / "checkpoints", ignore_errors=True)
         return next(run for run in runs if run.result.box == "train")
 
     def score(self, seed: int) -> float:

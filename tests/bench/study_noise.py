@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from agent.attempt.judge import Judgement, Ruling, judge, pooled_noise
+from agent.attempt.judge import Judgement, Ruling, judge
+from agent.record.repeats import pooled_noise
 from tests.bench.studies import (
     ROOT,
     Bench,

@@ -11,10 +11,10 @@ import sys
 import time
 from statistics import fmean
 
-from agent.attempt.experiment import smoke_patiently
-from agent.attempt.lab import snapshot
-from agent.attempt.measurement import measure
-from agent.record.events import AttemptStarted
+from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.trial import run_trial
+from agent.night.waiting import smoke_with_retries
+from agent.record.events import ATTEMPT, AttemptStarted
 from tests.bench.studies import (
     Bench,
     Files,
@@ -68,7 +68,7 @@ def both_ways(bench: Bench, job: Row) -> Row:
     """Smoke the files of a case, then train and score them."""
     files = broken(bench.files, *CASES[job["case"]])
     began = time.monotonic()
-    smoked = smoke_patiently(bench.lab, files).finished
+    smoked = smoke_with_retries(bench.lab, files).finished
     assert smoked is not None
     after = time.monotonic()
     found = whole(bench, files)
@@ -103,9 +103,10 @@ def whole(bench: Bench, files: Files) -> str:
             parent=None,
         )
     )
-    with snapshot(lab, number, files) as root:
-        failure = measure(lab, number, lab.seeds[0], root)
-    return "scored" if failure is None else failure.reason
+    trial = lab.trial(ATTEMPT, number, lab.seeds[0], files)
+    lab.record(run_trial(lab.worker, trial))
+    outcome = outcome_of(lab.history, trial.key, lab.ledger.get_blob)
+    return outcome.reason if isinstance(outcome, Failure) else "scored"
 
 
 def table(rows: list[Row]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import Lab
 from agent.night import asking
+from agent.night.waiting import for_the_night
 from agent.record.events import ModelCalled, RetryWaited
 from agent.record.ledger import Ledger
 from agent.researcher.base import Model, Prompt, Reply
@@ -49,7 +50,7 @@ class Night:
         with tempfile.TemporaryDirectory() as root:
             place = Place(Path(root), changes={"session": session})
             place.sleep = self.sleep
-            lab = replace(place.begin("claude"), is_night=True)
+            lab = for_the_night(place.begin("claude"))
             self.ledgers.append(lab.ledger)
             try:
                 with lab.ledger:

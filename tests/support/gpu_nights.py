@@ -44,7 +44,7 @@ class GpuPlace(Place):
         plain, hardware = super().runtime, self.program.settings.hardware
         return replace(
             plain,
-            image={"devices": "nvidia"},
+            image={"image_id": "sha256:0", "devices": "nvidia"},
             gpus=self.source,
             gpu_memory=hardware.gpu_memory(""),
         )

@@ -39,4 +39,5 @@ class Session:
 
 
 def begun_training(attempt: int, seed: int) -> RunStarted:
-    return RunStarted(attempt=attempt, run_id="now", box="train", seed=seed, spec={})
+    result = histories.run_result("now", "train", log="")
+    return histories.run_started(attempt, seed, result)

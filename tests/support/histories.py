@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from agent.attempt.decide import Decision, next_step
 from agent.program import load_program
 from agent.record.curves import curve_of, packed
 from agent.record.events import (
+    ATTEMPT,
     Arithmetic,
     AttemptFinished,
     AttemptInterrupted,
@@ -21,6 +24,7 @@ from agent.record.events import (
     Disturbance,
     Entry,
     Event,
+    MachineState,
     ModelCalled,
     Noticed,
     RetryWaited,
@@ -33,23 +37,34 @@ from agent.record.events import (
     Usage,
     Verdict,
 )
-from agent.record.history import History, fold
+from agent.record.history import History
 from agent.record.ledger import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
 from agent.record.logs import excerpt, packed_log
-from sandbox.contract.run import Box, Limits, Log, Outcome, RunResult
+from sandbox.contract.run import Box, Limits, Log, Outcome, OutputFile, RunResult, RunSpec
 
 EVENING = datetime(2026, 3, 7, 22, 0, tzinfo=UTC)
 BUDGET_SECONDS = 300.0
 IN_FORCE = load_program(Path(__file__).parents[2] / "program.md").settings.with_overrides(
     attempts=100, hours=10.0, usd=20.0, budget_seconds=BUDGET_SECONDS
 )
-SETTINGS = IN_FORCE.model_dump(mode="json")
 LIMITS: dict[Box, Limits] = {
     "train": IN_FORCE.train_limits(),
     "model": IN_FORCE.scoring_limits(),
     "scorer": IN_FORCE.scoring_limits(),
 }
 NOISE = 0.004
+IMAGE = "sha256:" + "5" * 64
+CHECKPOINT = (OutputFile(name="model.pt", bytes=1000, sha256="c" * 64),)
+SPEED, USUAL_CORES = 400.0, 0.04
+STATE = MachineState(
+    load=0.1,
+    memory_available_bytes=None,
+    cpu_mhz=None,
+    cpu_max_mhz=None,
+    governor=None,
+    temperature_celsius=None,
+    throttle_events=None,
+)
 KEPT_LOG_CHARS = 16_000
 
 IDEAS = (
@@ -83,9 +98,18 @@ class Night:
     entries: list[Entry] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
 
+    _history: History = field(default_factory=History)
+    _folded: int = 0
+
     @property
     def history(self) -> History:
-        return fold(self.entries)
+        """The fold over all entries, made anew when some were taken away."""
+        if self._folded > len(self.entries):
+            self._history, self._folded = History(), 0
+        for entry in self.entries[self._folded :]:
+            self._history.apply(entry)
+        self._folded = len(self.entries)
+        return self._history
 
     @property
     def head(self) -> str:
@@ -151,9 +175,9 @@ def start(made: Night, **changes: Any) -> Entry:
         session="mar7-evening",
         nightlab_version="0.1.0",
         program=program,
-        settings=SETTINGS,
+        settings=IN_FORCE,
         researcher="claude",
-        image={"digest": "sha256:" + "5" * 64, "torch": "2.13.0+cpu"},
+        image={"image_id": IMAGE, "digest": IMAGE, "torch": "2.13.0+cpu"},
         engine={"version": "28.1.0", "storage": "overlay2"},
         data={"source": "shakespeare", "val_bytes": 541_022},
         machine={"cpu": "EPYC 7B13", "cores": 2, "memory_bytes": 8 * 2**30},
@@ -182,19 +206,10 @@ def baseline(made: Night, chance: random.Random, value: float = 2.35) -> float:
     for seed, score in enumerate(values, start=1):
         boxes(made, attempt=0, seed=seed)
         made.add(scored(0, seed, score, put_blob=made.put_blob))
-    mean = sum(values) / 3
-    made.add(
-        AttemptFinished(
-            attempt=0,
-            verdict=Verdict.KEPT,
-            reason="baseline",
-            explanation="The baseline, measured three times.",
-            value=mean,
-            arithmetic=None,
-            seconds=930.0,
-        )
-    )
-    return mean
+    decision = next_step(made.history, 0, made.get_blob)
+    assert isinstance(decision, Decision)
+    made.add(decision.finished(0, 930.0))
+    return fmean(values)
 
 
 def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log: str = "") -> None:
@@ -214,14 +229,19 @@ def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log:
 
 def run_started(attempt: int, seed: int, result: RunResult) -> RunStarted:
     """The event before a run whose result is known already."""
-    spec = {
-        "run_id": result.run_id,
-        "box": result.box,
-        "image": result.image_digest,
-        "environment": {"NIGHTLAB_SEED": str(seed)},
-        "limits": result.limits.model_dump(mode="json"),
-    }
-    return RunStarted(attempt=attempt, run_id=result.run_id, box=result.box, seed=seed, spec=spec)
+    spec = RunSpec(
+        run_id=result.run_id,
+        session="night",
+        box=result.box,
+        image=result.image_digest,
+        argv=IN_FORCE.workspace.command,
+        working_directory="/workspace",
+        environment={"NIGHTLAB_SEED": str(seed)},
+        mounts=(),
+        gpus=(),
+        limits=result.limits,
+    )
+    return RunStarted(purpose=ATTEMPT, attempt=attempt, seed=seed, spec=spec)
 
 
 def run_finished(
@@ -232,8 +252,23 @@ def run_finished(
     put_blob: Callable[[bytes], str] = lambda body: hashlib.sha256(body).hexdigest(),
 ) -> RunFinished:
     others = 0.9 if disturbed else 0.04
-    disturbance = Disturbance(other_cores=others, limit_cores=0.25, disturbed=disturbed)
+    limits = IN_FORCE.disturbance
+    usual_speed = None if attempt == 0 else SPEED
+    disturbance = Disturbance(
+        other_cores=others,
+        limit_cores=limits.max_other_cores,
+        disturbed=disturbed,
+        idle_cores=0.0,
+        usual_cores=0.0 if attempt == 0 else USUAL_CORES,
+        speed=SPEED,
+        usual_speed=usual_speed,
+        min_speed=limits.min_speed,
+        before=STATE,
+        after=STATE,
+        held_back=(),
+    )
     return RunFinished(
+        purpose=ATTEMPT,
         attempt=attempt,
         seed=seed,
         result=result.model_copy(update={"log": excerpt(result.log)}),
@@ -265,8 +300,8 @@ def run_result(
         gpus=(),
         gpu=(),
         log=kept_log(log),
-        output=(),
-        image_digest="sha256:" + "5" * 64,
+        output=CHECKPOINT if box == "train" and outcome is Outcome.OK else (),
+        image_digest=IMAGE,
         started_at=EVENING,
         finished_at=EVENING + timedelta(seconds=wall_seconds),
         evidence={"clock": "host", "oom_kill": 0},
@@ -292,6 +327,8 @@ def scored(
     details = {"rows": 2114, "probes": 64, "largest_shift": 3.1e-7, "tokens": 541_184}
     sheet = {"metric": "val_bpb", "value": value, "valid": reason is None, "reason": reason}
     return Scored(
+        purpose=ATTEMPT,
+        source="scored",
         attempt=attempt,
         seed=seed,
         split="val",
@@ -352,7 +389,9 @@ def _candidate(
         case 7:
             return _invalid(made, number, best, progress_log(number, log_lines, note))
         case 10 if number > 20:
-            made.add(AttemptInterrupted(attempt=number, reason="nightlab was killed"))
+            made.add(
+                AttemptInterrupted(attempt=number, is_box_lost=False, reason="nightlab was killed")
+            )
             return best
     return _measured(made, chance, number, best, progress_log(number, log_lines, note))
 
@@ -377,6 +416,7 @@ def _measured(made: Night, chance: random.Random, number: int, best: float, log:
         degrees_of_freedom=2 + number,
         confidence=0.95,
         required_gain=2 * NOISE,
+        confidence_of_a_look=0.97,
     )
     made.add(
         AttemptFinished(

@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from opentelemetry.trace import Tracer
 
-from agent.attempt.disturbance import Sample
-from agent.attempt.lab import Lab, Observer
-from agent.attempt.machine_state import ReadMachine
+from agent.attempt.disturbance import ReadMachine, Sample
+from agent.attempt.lab import Lab, Observer, Worker
 from agent.candidate.workspace import Workspace
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
@@ -48,41 +47,39 @@ def quiet_lab(
 ) -> Lab:
     """The lab of a session that nobody watches, on a machine that is as fast as ever and idle."""
 
-    def read_load() -> Sample:
-        return Sample(busy_seconds=0.0, own_seconds=0.0, at=clock.seconds, speed=SPEED)
+    def read_load(read_machine: ReadMachine) -> Sample:
+        return Sample(0.0, 0.0, at=clock.seconds, speed=SPEED, state=read_machine())
 
     lab = open_lab(ledger, settings, runtime, Quiet(), sleep=sleep or clock.advance)
-    return replace(lab, read_load=read_load)
+    return replace(lab, worker=replace(lab.worker, read_load=read_load))
 
 
 def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given: Any) -> Lab:
     """A lab that scores and records nothing: it has neither ledger nor workspace."""
-    return Lab(
+    worker = Worker(
         directory=directory,
-        ledger=cast(Ledger, None),
-        workspace=cast(Workspace, None),
         settings=settings,
         executor=executor,
         device="cpu",
         fixed_dir=directory / "fixed",
-        observer=Quiet(),
         **given,
     )
+    return Lab(worker, cast(Ledger, None), cast(Workspace, None), Quiet())
 
 
 def with_executor(lab: Lab, executor: Executor) -> Lab:
     """The same lab with other boxes."""
-    return replace(lab, executor=executor)
+    return replace(lab, worker=replace(lab.worker, executor=executor))
 
 
 def with_settings(lab: Lab, settings: Settings) -> Lab:
     """The same lab with other settings in force."""
-    return replace(lab, settings=settings)
+    return replace(lab, worker=replace(lab.worker, settings=settings))
 
 
 def with_sleep(lab: Lab, sleep: Callable[[float], None]) -> Lab:
     """The same lab with another way to wait."""
-    return replace(lab, sleep=sleep)
+    return replace(lab, worker=replace(lab.worker, sleep=sleep))
 
 
 def with_observer(lab: Lab, observer: Observer) -> Lab:
@@ -92,12 +89,12 @@ def with_observer(lab: Lab, observer: Observer) -> Lab:
 
 def with_machine(lab: Lab, read_machine: ReadMachine) -> Lab:
     """The same lab on a machine whose state is what the function says."""
-    return replace(lab, read_machine=read_machine)
+    return replace(lab, worker=replace(lab.worker, read_machine=read_machine))
 
 
 def in_directory(lab: Lab, directory: Path) -> Lab:
     """The same lab with its boxes' files elsewhere."""
-    return replace(lab, directory=directory)
+    return replace(lab, worker=replace(lab.worker, directory=directory))
 
 
 def play(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-from agent.attempt.judge import Ruling, judge, pooled_noise
+from agent.attempt.decide import Decision, Measure, next_step
 from agent.candidate.diffs import unified_diff
 from agent.record.events import (
-    AttemptFinished,
     AttemptStarted,
     ConversationOpened,
     FileChanged,
@@ -26,14 +26,13 @@ from agent.record.events import (
 )
 from agent.record.ledger import request_sha
 from agent.researcher.providers import cost_usd
-from agent.settings import Direction
+from agent.settings import Settings
 from tests.support import histories
 
 MODEL = "claude-sonnet-5-5"
 CALLS_OF_AN_ATTEMPT = 5
 MESSAGES_OF_A_CONVERSATION = 60
 LINES = 200
-DIRECTION: Direction = "minimize"
 
 
 @dataclass
@@ -42,9 +41,7 @@ class LongNight:
 
     chance: random.Random = field(default_factory=lambda: random.Random(5))
     made: histories.Night = field(default_factory=histories.Night)
-    groups: list[list[float]] = field(default_factory=list)
     best: int = 0
-    best_values: list[float] = field(default_factory=list)
     source: bytes = b"DEPTH = 4\n"
     best_source: bytes = b"DEPTH = 4\n"
     conversation: int = 0
@@ -52,11 +49,10 @@ class LongNight:
 
     def begin(self) -> None:
         """The baseline."""
-        limits = histories.SETTINGS["session"] | {"attempts": 100_000, "usd": None}
-        histories.start(self.made, settings=histories.SETTINGS | {"session": limits})
+        tables = histories.IN_FORCE.model_dump()
+        tables["session"] |= {"attempts": 100_000, "usd": None}
+        histories.start(self.made, settings=Settings.model_validate(tables))
         histories.baseline(self.made, self.chance)
-        self.best_values = list(self.made.history.attempts[0].values().values())
-        self.groups.append(self.best_values)
 
     def attempt(self, number: int) -> None:
         """One candidate, from the first thought to its verdict."""
@@ -80,40 +76,23 @@ class LongNight:
         self._judge(number)
 
     def _judge(self, number: int) -> None:
-        mean = sum(self.best_values) / len(self.best_values)
+        best = self.made.history.best
+        assert best is not None
+        mean = fmean(best.values().values())
         aim = mean + self.chance.choice([-0.002, 0.0, 0.01, 0.03])
-        values: list[float] = []
-        for seed in (1, 2, 3):
-            values.append(round(aim + self.chance.gauss(0, histories.NOISE), 6))
-            histories.boxes(self.made, attempt=number, seed=seed)
-            self.made.add(histories.scored(number, seed, values[-1], put_blob=self.made.put_blob))
-            judgement = judge(
-                values,
-                self.best_values,
-                pooled_noise(self.groups),
-                direction=DIRECTION,
-                confidence=histories.IN_FORCE.noise.confidence,
-                max_repeats=3,
-            )
-            if judgement.ruling is not Ruling.REPEAT:
-                break
-        if len(values) > 1:
-            self.groups.append(values)
-        kept = judgement.ruling is Ruling.KEEP
-        self.made.add(
-            AttemptFinished(
-                attempt=number,
-                verdict=Verdict.KEPT if kept else Verdict.DISCARDED,
-                reason=judgement.reason,
-                explanation=judgement.explanation,
-                value=judgement.arithmetic.candidate_mean,
-                arithmetic=judgement.arithmetic,
-                seconds=310.0,
-            )
-        )
-        if kept:
-            self.best, self.best_values, self.best_source = number, values, self.source
+        while isinstance(step := self._next(number), Measure):
+            center = aim if step.attempt == number else mean
+            value = round(center + self.chance.gauss(0, histories.NOISE), 6)
+            histories.boxes(self.made, attempt=step.attempt, seed=step.seed)
+            scored = histories.scored(step.attempt, step.seed, value, put_blob=self.made.put_blob)
+            self.made.add(scored)
+        self.made.add(step.finished(number, 310.0))
+        if step.verdict is Verdict.KEPT:
+            self.best, self.best_source = number, self.source
         self.source = self.best_source
+
+    def _next(self, number: int) -> Measure | Decision:
+        return next_step(self.made.history, number, self.made.get_blob)
 
     def _open_conversation(self) -> None:
         self.conversation += 1

@@ -52,7 +52,7 @@ class Place:
     clock: Clock = field(default_factory=Clock)
     changes: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     workspace: Path = TOY / "workspace"
-    image: dict[str, Any] = field(default_factory=dict)
+    image: dict[str, Any] = field(default_factory=lambda: {"image_id": "sha256:0"})
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
     name: str = "night"
@@ -105,7 +105,7 @@ class Place:
         """The session as `nightlab resume` finds it; it may crash already while it is found."""
         lab = self.open(crash_at)
         try:
-            bring_back(lab, version="test", removed_containers=())
+            bring_back(lab, version="test", removed_containers=(), engine={})
         except BaseException:
             lab.ledger.close()  # as a process's end does
             raise

@@ -82,6 +82,9 @@ def resumed(lines: Lines, section: str, **changes: Any) -> None:
         "settings": tables,
         "interrupted_attempt": None,
         "removed_containers": [],
+        "engine": start["engine"],
+        "machine": start["machine"],
+        "researcher": None,
     }
     lines.append({**lines[-1], "event": event})
 

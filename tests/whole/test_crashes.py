@@ -30,10 +30,10 @@ from typing import Any
 import pytest
 
 from agent.attempt.lab import Lab
-from agent.attempt.steering import ask_to_continue, ask_to_pause
 from agent.morning.audit import audit
 from agent.morning.export import Git, Person, approve
 from agent.morning.review import replay, review
+from agent.night.waiting import ask_to_continue, ask_to_pause
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -130,7 +130,7 @@ class Stage:
 
         def refresh() -> None:
             if self.reports:
-                write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
+                write_report(lab.worker.directory, lab.ledger.entries, lab.ledger.get_blob)
 
         play(lab, self.place.program, self.researcher, environ, refresh=refresh)
 
@@ -143,7 +143,7 @@ def _morning(lab: Lab) -> None:
         assert lab.ledger.history.best is not None
         replay(lab, lab.ledger.history.best.number, lambda _: None)
     if HumanDecided not in done:
-        approve(lab.ledger, PERSON, "it is good", Git(lab.directory, {}))
+        approve(lab.ledger, PERSON, "it is good", Git(lab.worker.directory, {}))
 
 
 # ---- the researcher and what goes wrong on the way to it --------------------------------------
@@ -376,7 +376,7 @@ def _check(stage: Stage, twin: Twin, bills: list[int], open_calls: set[int]) -> 
     _check_tool_calls(directory, entries)
     _check_money(stage, entries, bills, len(open_calls))
     _check_files(stage, entries)
-    assert fold(entries).active_seconds <= stage.place.clock.seconds
+    assert fold(entries).time.active_seconds <= stage.place.clock.seconds
 
 
 def _best(entries: list[Entry]) -> Any:
@@ -436,7 +436,7 @@ def _check_money(stage: Stage, entries: list[Entry], bills: list[int], cut_off: 
     unrecorded = [usd for name, usd in billed.items() if name not in recorded]
     assert len(unrecorded) <= len(charged)
     assert all(usd <= max(charged) for usd in unrecorded)
-    spent = fold(entries).spent_usd
+    spent = fold(entries).spend.usd
     assert pytest.approx(sum(billed.values()) - sum(unrecorded) + sum(charged)) == spent
 
 
@@ -625,8 +625,8 @@ def test_a_stop_while_waiting_for_the_service_is_not_billed(
         assert _kinds(place)[-2:] == ["model_asked", "retry_waited"]
         work_with_claude(place.resume(), place, server)
     history = fold(read_ledger(place.directory))
-    assert pytest.approx(server.billed_usd) == history.spent_usd
-    assert len(server.bills) == history.calls
+    assert pytest.approx(server.billed_usd) == history.spend.usd
+    assert len(server.bills) == history.spend.calls
 
 
 def test_every_try_of_a_call_is_announced_before_it_is_sent(tmp_path: Path) -> None:
@@ -640,7 +640,7 @@ def test_every_try_of_a_call_is_announced_before_it_is_sent(tmp_path: Path) -> N
     assert ["model_asked", "retry_waited"] * 2 == kinds[:4]
     assert ["model_asked", "model_called", "retry_waited", "model_asked"] == kinds[4:8]
     history = fold(read_ledger(place.directory))
-    assert pytest.approx(server.billed_usd) == history.spent_usd
+    assert pytest.approx(server.billed_usd) == history.spend.usd
 
 
 def test_a_stop_in_the_middle_of_a_reply_is_billed_once(tmp_path: Path) -> None:
@@ -676,7 +676,7 @@ def test_hours_between_a_kill_and_the_resume_are_not_the_nights(tmp_path: Path) 
     history = fold(read_ledger(place.directory))
     assert history.ended is not None
     assert StopReason.ATTEMPTS is history.ended.reason
-    assert history.active_seconds < 2 * 3600
+    assert history.time.active_seconds < 2 * 3600
 
 
 def _kinds(place: Place) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from agent.attempt.lab import Lab
 from agent.candidate.workspace import Workspace
 from agent.cli.app import app
 from agent.morning.audit import audit
-from agent.night.session import SessionError, settings_in, settings_of
 from agent.record.events import AttemptFinished, AttemptInterrupted, Event, SessionEnded, StopReason
 from agent.record.history import fold
 from agent.record.ledger import (
@@ -35,17 +32,14 @@ from agent.record.ledger import (
 )
 from agent.report.report import write_report
 from sandbox import DockerExecutor, SandboxError
-from sandbox.contract.errors import MAKE_ROOM
+from sandbox.contract.errors import MAKE_ROOM, UsageError
 from tests.support.boxes import python_spec
-from tests.support.clock import EVENING, Clock
+from tests.support.clock import Clock
 from tests.support.command_line import CommandLine, wait_for
 from tests.support.labs import work
-from tests.support.messages_server import MessagesServer
-from tests.support.minds import Mind, work_with_claude
 from tests.support.nights import Crash, CrashingLedger, Place
 from tests.support.sessions import verdicts_of
 
-STORED = Path(__file__).parents[2] / "tests/support/recorded" / "nightlab_0_1_0.json"
 SMALL_DISK_BYTES = 3 * 2**20
 
 
@@ -108,36 +102,10 @@ def _image_of(ledger: str) -> str:
 # ---- an upgrade --------------------------------------------------------------------------------
 
 
-def test_a_session_of_an_older_nightlab_goes_on_to_its_end(tmp_path: Path) -> None:
-    place = _stored_session(tmp_path)
-    with MessagesServer(itertools.repeat(Mind(random.Random(5)).answer), endless=True) as server:
-        server._tool_ids = 1000  # the service goes on where it was, too
-        ended = work_with_claude(place.resume(), place, server)
-    entries = read_ledger(place.directory)
-    assert StopReason.ATTEMPTS is ended.reason
-    assert 2 == len(fold(entries).completed)
-    assert [] == audit(place.directory, entries)
-
-
-def test_what_older_ledgers_lack_has_a_default(tmp_path: Path) -> None:
-    place = _stored_session(tmp_path)
-
-    def as_before(line: dict[str, Any]) -> dict[str, Any]:
-        line["event"].pop("curve", None)
-        for section in ("noise", "disturbance", "researcher", "hardware"):
-            line["event"].get("settings", {}).pop(section, None)
-        return line
-
-    _rewrite_lines(place.directory, as_before)
-    with Ledger.open(place.directory) as ledger:
-        assert 3 == settings_of(ledger).noise.baseline_repeats
-        assert 2 == len(ledger.history.attempts) - 1
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema_version": 2}, "its schema_version is 2; this nightlab reads 1"),
+        ({"schema_version": 3}, "its schema_version is 3; this nightlab reads 2"),
         ({"type": "dreamt"}, "no event of type 'dreamt'"),
         ({"mood": "good"}, "cannot read its session_started: event.session_started.mood"),
     ],
@@ -145,7 +113,7 @@ def test_what_older_ledgers_lack_has_a_default(tmp_path: Path) -> None:
 def test_a_newer_ledger_is_refused_by_name(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
-    place = _stored_session(tmp_path)
+    place = _broken_session(tmp_path)
 
     def newer(line: dict[str, Any]) -> dict[str, Any]:
         return line | {"event": line["event"] | change} if line["seq"] == 0 else line
@@ -160,7 +128,7 @@ def test_a_newer_ledger_is_refused_by_name(
 
 
 def test_settings_that_only_a_newer_nightlab_knows_are_refused_by_name(tmp_path: Path) -> None:
-    place = _stored_session(tmp_path)
+    place = _broken_session(tmp_path)
 
     def newer(line: dict[str, Any]) -> dict[str, Any]:
         if "settings" in line["event"]:
@@ -168,35 +136,21 @@ def test_settings_that_only_a_newer_nightlab_knows_are_refused_by_name(tmp_path:
         return line
 
     _rewrite_lines(place.directory, newer)
-    with Ledger.open(place.directory) as ledger, pytest.raises(SessionError) as refused:
-        settings_of(ledger)
-    assert "session.naps" in refused.value.message
-    assert "nightlab test" in refused.value.hint
+    with pytest.raises(LedgerError) as refused:
+        Ledger.open(place.directory)
+    assert "session_started.settings.session.naps" in refused.value.message
+    assert "Another version of nightlab wrote it" in refused.value.hint
 
 
-def _stored_session(root: Path) -> Place:
-    """A session that nightlab 0.1.0 was killed in, in the middle of its third attempt."""
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    place = _short_place(root, attempts=2)
-    directory = place.directory
-    for sha, text in stored["blobs"].items():
-        _put(directory / "blobs" / sha[:2] / sha[2:], text)
-    for name, text in stored["workspace"].items():
-        _put(directory / "workspace" / name, text)
-    _put(directory / "fixed" / "evaluate.py", stored["workspace"]["evaluate.py"])
-    _put(directory / "program.md", stored["program"])
-    _put(directory / LEDGER_NAME, "".join(f"{line}\n" for line in stored["ledger"]))
-    entries = read_ledger(directory)
-    settings = settings_in(entries).with_overrides(attempts=2)  # as `nightlab resume` has them
-    place.program = replace(place.program, settings=settings)
-    last = fold(entries).last_at
-    place.clock.seconds = (type(EVENING).fromisoformat(last) - EVENING).total_seconds()
+def _broken_session(root: Path) -> Place:
+    """A session that nightlab was killed in."""
+    place = _short_place(root)
+    lab = place.begin("tpe")
+    assert isinstance(lab.ledger, CrashingLedger)
+    lab.ledger.crash_at = 30
+    with pytest.raises(Crash):
+        _work(lab, place)
     return place
-
-
-def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def _rewrite_lines(directory: Path, change: Any) -> None:
@@ -268,7 +222,7 @@ def test_a_session_whose_beginning_was_cut_off_says_how_to_start_anew(
     done = CliRunner().invoke(app, ["resume", "night", "--runs", str(tmp_path)])
     assert 2 == done.exit_code
     assert f"remove {place.directory}" in done.stderr.replace("\n", "")
-    with pytest.raises(SessionError, match="already") as refused:
+    with pytest.raises(UsageError, match="already") as refused:
         place.begin("tpe")
     assert f"remove {place.directory}" in refused.value.hint
 
@@ -501,7 +455,7 @@ def _work(lab: Lab, place: Place, *, report: bool = False) -> SessionEnded:
     def refresh() -> None:
         if report:  # as the command does: a report that fails is for the morning
             try:
-                write_report(lab.directory, lab.ledger.entries, lab.ledger.get_blob)
+                write_report(lab.worker.directory, lab.ledger.entries, lab.ledger.get_blob)
             except OSError:
                 return
 

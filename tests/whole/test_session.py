@@ -178,8 +178,8 @@ def test_claude_works_through_a_compatible_server(
     assert done.returncode == 0, done.stderr
     history = place.history("talk")
     assert len(history.completed) == 3
-    assert history.calls == len(server.bills)
-    assert history.spent_usd == pytest.approx(server.billed_usd)
+    assert history.spend.calls == len(server.bills)
+    assert history.spend.usd == pytest.approx(server.billed_usd)
 
 
 def test_a_reply_without_tools_is_nudged_and_then_ends_the_session(

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from agent.attempt.boxes import scoring_specs
 from agent.attempt.lab import Lab
-from agent.attempt.measurement import scoring_specs
-from agent.attempt.sheet import Finding, finding, measure, parse_sheet
+from agent.attempt.scoring import run_scoring_boxes
+from agent.attempt.sheet import Reading, parse_sheet, read_score
 from agent.program import load_program
 from sandbox import DockerExecutor
 from tests.support.labs import scoring_lab
@@ -139,7 +140,7 @@ def findings(
     tmp_path_factory: pytest.TempPathFactory,
     engine: Any,
     image: Any,
-) -> Iterator[dict[str, Future[Finding]]]:
+) -> Iterator[dict[str, Future[Reading]]]:
     """What each cheat that is asked for comes to, two at a time: half of a cheat is waiting."""
     names = [
         item.callspec.params["name"]
@@ -157,7 +158,7 @@ def findings(
         pool.shutdown(cancel_futures=True)  # whoever gives up after one failure waits for no more
 
 
-def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) -> Finding:
+def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) -> Reading:
     """Score one cheat in real boxes."""
     files, output = folder / "files", folder / "output"
     files.mkdir()
@@ -166,7 +167,7 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
         shutil.copy(path, files)
     executor = DockerExecutor(engine.base_url, engine.api_version, folder / "runs")
     models, scorer = scoring_specs(
-        lab_at(place, image_id, executor),
+        lab_at(place, image_id, executor).worker,
         f"cheat-{name.replace('_', '-')}"[:50],
         seed=7,
         files=files,
@@ -179,17 +180,17 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
     bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
     small = models[0].limits.model_copy(update=bounds)
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
-    measurement = measure(executor, bounded, hasty, output)
+    measurement = run_scoring_boxes(executor.run, bounded, hasty, output)
     sheet = parse_sheet(measurement.sheet) if measurement.sheet else None
     assert [] == list((folder / "runs").iterdir())
-    return finding(sheet, [model.outcome for model in measurement.models])
+    return read_score(sheet, [model.outcome for model in measurement.models])
 
 
 def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def verdict_of(found: Finding, honest_value: float) -> str:
+def verdict_of(found: Reading, honest_value: float) -> str:
     """The word of `Expectation` for what was found."""
     if found.value is None:
         return "failed" if found.model_failed else "invalid"
@@ -202,7 +203,7 @@ def verdict_of(found: Finding, honest_value: float) -> str:
 @pytest.mark.docker
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cheat_gets_its_verdict(
-    name: str, honest_value: float, findings: dict[str, Future[Finding]]
+    name: str, honest_value: float, findings: dict[str, Future[Reading]]
 ) -> None:
     expected = expectation(name)
     found = findings[name].result()

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agent.attempt.disturbance import (
     Sample,
+    Usual,
     busy_core_seconds,
     disturbance,
     idle_cores,
@@ -19,15 +20,38 @@ from agent.attempt.disturbance import (
     is_slow,
     reasons,
     speed,
-    usual_cores,
+    usual_of,
 )
 from agent.program import load_program
+from agent.record.attempts import TrialKey
 from agent.record.events import Disturbance
 from agent.record.history import History
 from agent.report.activity import RunNotes
 from agent.report.console import NightConsole
+from agent.settings import DisturbanceSettings
 from sandbox.contract.run import RunResult
-from tests.support.histories import night
+from tests.support.histories import STATE, night
+
+NO_TRIAL = TrialKey("", -1, 0)
+NOTHING_USUAL = Usual(cores=0.0, speed=None)
+
+
+def at(busy_seconds: float, own_seconds: float, at: float, speed: float = 500.0) -> Sample:
+    return Sample(busy_seconds, own_seconds, at, speed, STATE)
+
+
+def found(
+    before: Sample,
+    after: Sample,
+    run_cpu_seconds: float,
+    limit_cores: float,
+    *,
+    idle: float = 0.0,
+    usual: Usual = NOTHING_USUAL,
+) -> Disturbance:
+    limits = DisturbanceSettings(max_other_cores=limit_cores)
+    return disturbance(before, after, run_cpu_seconds, limits, idle=idle, usual=usual)
+
 
 PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
 
@@ -37,15 +61,15 @@ def test_busy_time_counts_stolen_time_and_neither_idle_nor_guests_twice() -> Non
 
 
 def test_the_run_and_nightlab_itself_disturb_nobody() -> None:
-    found = disturbance(Sample(10.0, 1.0, 0.0), Sample(31.0, 2.0, 10.0), 20.0, 0.1)
+    noise = found(at(10.0, 1.0, 0.0), at(31.0, 2.0, 10.0), 20.0, 0.1)
 
-    assert (0.0, False) == (found.other_cores, found.disturbed)
+    assert (0.0, False) == (noise.other_cores, noise.disturbed)
 
 
 def test_others_are_measured_in_cores() -> None:
-    found = disturbance(Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0), 20.0, 0.25)
+    noise = found(at(0.0, 0.0, 0.0), at(25.0, 0.0, 10.0), 20.0, 0.25)
 
-    assert (0.5, True) == (found.other_cores, found.disturbed)
+    assert (0.5, True) == (noise.other_cores, noise.disturbed)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +79,11 @@ def test_others_are_measured_in_cores() -> None:
 def test_others_may_use_what_a_run_leaves_free_and_what_they_used_before(
     idle: float, usual: float, disturbed: bool
 ) -> None:
-    before, after = Sample(0.0, 0.0, 0.0), Sample(25.0, 0.0, 10.0)
-    found = disturbance(before, after, 20.0, 0.06, idle_cores=idle, usual_cores=usual)
+    before, after = at(0.0, 0.0, 0.0), at(25.0, 0.0, 10.0)
+    noise = found(before, after, 20.0, 0.06, idle=idle, usual=Usual(usual, None))
 
-    assert (0.5, disturbed) == (found.other_cores, found.disturbed)
-    assert disturbed == is_crowded(found) == bool(reasons(found))
+    assert (0.5, disturbed) == (noise.other_cores, noise.disturbed)
+    assert disturbed == is_crowded(noise) == bool(reasons(noise))
 
 
 def test_a_run_leaves_the_cores_free_that_it_may_not_use() -> None:
@@ -70,7 +94,7 @@ def test_a_run_leaves_the_cores_free_that_it_may_not_use() -> None:
 
 def test_what_others_usually_use_is_what_they_used_beside_the_baseline() -> None:
     made = night(2)
-    assert 0.0 == usual_cores(History())
+    assert Usual(0.0, None) == usual_of(History(), NO_TRIAL)
     runs = [run for run in made.history.attempts[0].runs if run.disturbance]
     assert runs
     for run, cores in zip(runs, (0.1, 0.9, 0.2), strict=False):
@@ -79,11 +103,11 @@ def test_what_others_usually_use_is_what_they_used_beside_the_baseline() -> None
         place = made.history.attempts[0].runs.index(run)
         made.history.attempts[0].runs[place] = run.model_copy(update={"disturbance": told})
     seen = sorted(r.disturbance.other_cores for r in made.history.attempts[0].runs if r.disturbance)
-    assert median(seen) == usual_cores(made.history)
+    assert median(seen) == usual_of(made.history, NO_TRIAL).cores
 
 
 def test_a_clock_that_did_not_move_is_no_division_by_zero() -> None:
-    assert disturbance(Sample(0.0, 0.0, 5.0), Sample(0.0, 0.0, 5.0), 0.0, 0.25).disturbed is False
+    assert found(at(0.0, 0.0, 5.0), at(0.0, 0.0, 5.0), 0.0, 0.25).disturbed is False
 
 
 @pytest.mark.parametrize(
@@ -99,16 +123,11 @@ def test_a_clock_that_did_not_move_is_no_division_by_zero() -> None:
 def test_a_core_that_lost_a_fifth_of_its_usual_speed_disturbs_the_run(
     before: float, after: float, usual: float | None, slow: bool
 ) -> None:
-    found = disturbance(
-        Sample(0.0, 0.0, 0.0, before),
-        Sample(20.0, 0.0, 10.0, after),
-        20.0,
-        0.25,
-        usual_speed=usual,
-        min_speed=0.8,
+    noise = found(
+        at(0.0, 0.0, 0.0, before), at(20.0, 0.0, 10.0, after), 20.0, 0.25, usual=Usual(0.0, usual)
     )
 
-    assert (slow, slow) == (found.disturbed, is_slow(found))
+    assert (slow, slow) == (noise.disturbed, is_slow(noise))
 
 
 def test_speed_is_the_best_of_a_few_slices_of_equal_work() -> None:
@@ -135,6 +154,10 @@ def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands(tmp_path
         other_cores=0.1,
         limit_cores=0.25,
         disturbed=True,
+        idle_cores=0.0,
+        usual_cores=0.0,
+        before=STATE,
+        after=STATE,
         speed=350.0,
         usual_speed=500.0,
         min_speed=0.8,

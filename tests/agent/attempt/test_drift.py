@@ -9,16 +9,16 @@ from statistics import median
 
 import pytest
 
-from agent.attempt.disturbance import usual_speed
+from agent.attempt.disturbance import held_back, machine_state, usual_of
 from agent.attempt.drift import is_due
-from agent.attempt.judge import Noise, drift_tolerance, has_drifted
-from agent.attempt.lab import find_known, stored_files
-from agent.attempt.machine_state import held_back, machine_state
+from agent.attempt.judge import drift_tolerance, has_drifted
 from agent.morning.review import replay
 from agent.night.session import machine
-from agent.record.events import Entry, Event, LaterRun, MachineState, RunFinished, SessionResumed
+from agent.record.attempts import TrialKey
+from agent.record.events import DRIFT, Entry, Event, MachineState, RunFinished, SessionResumed
 from agent.record.history import History, fold
 from agent.record.ledger import read_blob, read_ledger
+from agent.record.repeats import Noise
 from agent.report.summary import summary
 from tests.support import sessions
 from tests.support.labs import with_machine, work
@@ -29,6 +29,7 @@ SLOW_AFTER_RUNS = 8
 LOSS = 0.5
 """What the slow machine costs, far beyond the toy's noise of 0.001."""
 
+NO_TRIAL = TrialKey("", -1, 0)
 COOL = MachineState(
     load=0.5,
     memory_available_bytes=2**30,
@@ -142,20 +143,20 @@ def history(entries: list[Entry]) -> History:
 
 
 def test_the_change_is_noticed_once_and_the_machine_before_it_was_steady(history: History) -> None:
-    changes = [check.changed for check in history.drift_checks]
+    changes = [check.changed for check in history.drift.checks]
 
     assert changes.count(True) == 1
-    changed = history.drift_checks[changes.index(True)]
+    changed = history.drift.checks[changes.index(True)]
     assert changed.today[0] - changed.recorded == pytest.approx(LOSS, abs=0.02)
     assert len(changed.today) == 2
-    assert all(len(check.today) == 1 for check in history.drift_checks if not check.changed)
+    assert all(len(check.today) == 1 for check in history.drift.checks if not check.changed)
     assert len(changes) >= 3
 
 
 def test_later_candidates_are_compared_with_what_the_best_is_worth_now(
     entries: list[Entry], history: History
 ) -> None:
-    changed = next(check for check in history.drift_checks if check.changed)
+    changed = next(check for check in history.drift.checks if check.changed)
     seq = next(e.seq for e in entries if e.event == changed)
     later = [a for a in history.completed if a.started_at >= entries[seq].at]
     judged = [a.finished.arithmetic for a in later if a.finished and a.finished.arithmetic]
@@ -189,10 +190,10 @@ def test_the_audit_agrees_with_every_look(night: Place) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("changed", False, "whether the machine changed is not what the scores say"),
-        ("today", [2.0, 2.0], "is not that of its runs"),
-        ("recorded", 0.0, "is not what counted as the score"),
-        ("tolerance", 9.0, "is noise, it says"),
+        ("changed", False, "its changed is not what the record comes to: False, not True"),
+        ("today", [2.0, 2.0], "its today is not what the record comes to: (2.0, 2.0), not"),
+        ("recorded", 0.0, "its recorded is not what the record comes to: 0.0, not"),
+        ("tolerance", 9.0, "its tolerance is not what the record comes to: 9.0, not"),
     ],
 )
 def test_a_forged_look_is_found(night: Place, field: str, value: object, said: str) -> None:
@@ -214,17 +215,18 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
         settings=history.session.settings,
         interrupted_attempt=None,
         removed_containers=(),
+        engine={},
         machine=here,
     )
-    entry = Entry(seq=0, at=history.last_at, previous="0" * 64, hash="0" * 64, event=resumed)
+    entry = Entry(seq=0, at=history.time.last_at, previous="0" * 64, hash="0" * 64, event=resumed)
 
     history.apply(entry)
-    assert not history.is_on_another_machine
-    assert usual_speed(history) is not None
+    assert not history.drift.is_on_another_machine
+    assert usual_of(history, NO_TRIAL).speed is not None
     elsewhere = resumed.model_copy(update={"machine": here | {"cores": here["cores"] + 1}})
     history.apply(entry.model_copy(update={"event": elsewhere}))
-    assert history.is_on_another_machine
-    assert usual_speed(history) is None  # that of the machine before says nothing here
+    assert history.drift.is_on_another_machine
+    assert usual_of(history, NO_TRIAL).speed is None  # that of the machine before says nothing here
 
 
 def test_after_a_move_a_look_says_how_fast_the_machine_is(tmp_path: Path) -> None:
@@ -239,10 +241,11 @@ def test_after_a_move_a_look_says_how_fast_the_machine_is(tmp_path: Path) -> Non
     entries = read_ledger(place.directory)
     moved = next(e.seq for e in entries if isinstance(e.event, SessionResumed))
     events = [entry.event for entry in entries[moved:]]
-    looks = [e.run for e in events if isinstance(e, LaterRun) and isinstance(e.run, RunFinished)]
-    speeds = [run.disturbance.speed for run in looks if run.disturbance and run.disturbance.speed]
+    runs = [e for e in events if isinstance(e, RunFinished) and e.disturbance]
+    checks = [run for run in runs if run.purpose.startswith(DRIFT)]
+    speeds = [run.disturbance.speed for run in checks if run.disturbance]
     assert speeds
-    later = [e.disturbance for e in events if isinstance(e, RunFinished) and e.disturbance]
+    later = [run.disturbance for run in runs if run not in checks and run.disturbance]
     assert later[0].usual_speed == median(speeds)
     assert sessions.found(place.directory) == []
 
@@ -253,13 +256,13 @@ def test_a_look_without_a_result_is_repeated_after_a_few_attempts(
     settings = night.program.settings
     noise = settings.noise.model_copy(update={"check_best_every": 25})
     settings = settings.model_copy(update={"noise": noise})
-    found, judged = history.drift_checks[-1], history.completed[-1].finished
+    found, judged = history.drift.checks[-1], history.completed[-1].finished
     assert history.session is not None
     assert judged is not None
 
     def goes_on(event: Event) -> None:
         history.apply(
-            Entry(seq=0, at=history.last_at, previous="0" * 64, hash="0" * 64, event=event)
+            Entry(seq=0, at=history.time.last_at, previous="0" * 64, hash="0" * 64, event=event)
         )
 
     def attempts_until_it_is_due() -> int:
@@ -276,17 +279,18 @@ def test_a_look_without_a_result_is_repeated_after_a_few_attempts(
             settings=history.session.settings,
             interrupted_attempt=None,
             removed_containers=(),
+            engine={},
             machine=here | {"cores": here["cores"] + 1},
         )
     )
     waited = [attempts_until_it_is_due()]
     for _ in range(10):
         goes_on(found.model_copy(update={"today": (), "changed": False}))
-        assert history.is_on_another_machine
+        assert history.drift.is_on_another_machine
         waited.append(attempts_until_it_is_due())
     assert [0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 25] == waited
     goes_on(found)
-    assert not history.is_on_another_machine
+    assert not history.drift.is_on_another_machine
     assert 25 == attempts_until_it_is_due()
 
 
@@ -315,10 +319,10 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert first.finished.reason == "disturbed"
     assert "held back by heat" in first.finished.explanation
     assert len(first.runs) == 2
-    assert [((), False)] == [(look.today, look.changed) for look in history.drift_checks]
+    assert [((), False)] == [(look.today, look.changed) for look in history.drift.checks]
     with (lab := place.open()).ledger:
-        assert find_known(lab, stored_files(lab, first)) is None
-        assert find_known(lab, stored_files(lab, history.baseline)) is not None
+        assert lab.history.find_judged(first.started.files) is None
+        assert lab.history.find_judged(history.baseline.started.files) is not None
         replayed = replay(lab, first.number, lambda _: None)
     assert ("disturbed", "measured") == (replayed.recorded_outcome, replayed.outcome)
     assert not replayed.is_comparable
@@ -337,7 +341,11 @@ def test_a_run_that_hides_what_held_it_back_is_found(night: Place) -> None:
         sessions.forge(night.directory, forge)
         found = sessions.found(night.directory)
 
-    assert any("what held it back is not what" in what for what in found)
+    assert any(
+        "its disturbance is not what the record comes to: disturbed False, not True; held_back"
+        in what
+        for what in found
+    )
 
 
 def test_a_session_records_the_state_it_began_in() -> None:

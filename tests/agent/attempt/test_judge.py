@@ -8,15 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from agent.attempt.judge import (
-    Judgement,
-    Noise,
-    Ruling,
-    confidence_of_a_look,
-    judge,
-    pooled_noise,
-    student_t_quantile,
-)
+from agent.attempt.judge import Judgement, Ruling, confidence_of_a_look, judge, student_t_quantile
+from agent.record.repeats import Noise, pooled_noise
 
 BEST = [2.49, 2.5, 2.51]
 SCORES = st.lists(st.floats(0.5, 10), min_size=1, max_size=5)

@@ -9,26 +9,27 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.experiment import run_attempt, run_patiently, smoke_patiently
+from agent.attempt.experiment import run_attempt
 from agent.attempt.lab import Lab, hashes_of
-from agent.attempt.smoke import is_due, smoke
+from agent.attempt.smoke import is_due, run_smoke
 from agent.candidate.knobs import without_knobs
 from agent.morning.audit import audit
 from agent.morning.review import replay
-from agent.night.session import SessionError
+from agent.night.waiting import run_with_retries, smoke_with_retries
 from agent.record.events import (
+    ATTEMPT,
     AttemptFinished,
     AttemptStarted,
+    RunFinished,
     RunStarted,
     SmokeFinished,
-    SmokeRun,
     SmokeStarted,
     Verdict,
 )
 from agent.record.ledger import read_ledger
 from agent.report.tables import time_spent
 from agent.settings import Budget
-from sandbox.contract.errors import SandboxError
+from sandbox.contract.errors import SandboxError, UsageError
 from sandbox.contract.run import Outcome, RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
@@ -103,12 +104,12 @@ def test_what_passed_once_is_not_smoked_again(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         files = rewritten(lab, "# new code")
         assert is_due(lab, files)
-        assert smoke(lab, files, asked_by_researcher=True).finished is not None
+        assert run_smoke(lab, files, asked_by="researcher").finished is not None
         assert not is_due(lab, files)
         run_attempt(lab, "candidate", "new code", "claude")
         smokes = [e.event for e in lab.ledger.entries if isinstance(e.event, SmokeStarted)]
         assert ["nightlab", "researcher"] == [event.asked_by for event in smokes]
-    assert [] == found(lab.directory)
+    assert [] == found(lab.worker.directory)
 
 
 def test_a_smoke_run_gets_its_part_of_the_budget_whatever_that_counts(tmp_path: Path) -> None:
@@ -134,14 +135,14 @@ def test_a_failed_smoke_run_fails_the_attempt_before_its_budget_is_spent(tmp_pat
     assert finished.explanation.startswith("in a smoke run of 5 s: the training: out_of_memory")
     assert [] == attempt.runs
     assert [Outcome.OUT_OF_MEMORY] == [run.result.outcome for run in attempt.telling_runs]
-    assert [] == found(lab.directory)
+    assert [] == found(lab.worker.directory)
 
 
 def test_a_replay_of_what_failed_in_its_smoke_run_says_so(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         rewritten(lab, "X = 4.9")
         run_attempt(lab, "candidate", "too far", "claude")
-        with pytest.raises(SessionError, match=r"failed in its smoke run \(out_of_memory\)"):
+        with pytest.raises(UsageError, match=r"failed in its smoke run \(out_of_memory\)"):
             replay(lab, 1, lambda _: None)
 
 
@@ -149,17 +150,17 @@ def test_a_smoke_run_is_no_attempt_and_no_score(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         before = [a.values() for a in lab.ledger.history.attempts]
         files = rewritten(lab, "# new code")
-        smoke(lab, files, asked_by_researcher=True)
+        run_smoke(lab, files, asked_by="researcher")
         assert before == [a.values() for a in lab.ledger.history.attempts]
         assert files == lab.workspace.candidate()
-        assert not any((lab.directory / "boxes").iterdir())
+        assert not any((lab.worker.directory / "boxes").iterdir())
 
 
 def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         history, entries = lab.ledger.history, lab.ledger.entries
         before = dict(time_spent(history, entries))
-        smoke(lab, rewritten(lab, "# new code"), asked_by_researcher=True)
+        run_smoke(lab, rewritten(lab, "# new code"), asked_by="researcher")
         after = dict(time_spent(history, entries))
     spent = {name: after[name] - before[name] for name in after if after[name] != before[name]}
     assert spent == {"smoke runs": 5.0 + SCORING_SECONDS}
@@ -168,7 +169,7 @@ def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
 def test_the_number_of_smokes_counts_from_the_last_attempt(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         for number in range(3):
-            smoke(lab, rewritten(lab, f"# {number}"), asked_by_researcher=True)
+            run_smoke(lab, rewritten(lab, f"# {number}"), asked_by="researcher")
             assert number + 1 == lab.ledger.history.smokes_in_a_row
         run_attempt(lab, "candidate", "new code", "claude")
         assert 0 == lab.ledger.history.smokes_in_a_row
@@ -182,7 +183,7 @@ def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> N
         lab = with_executor(lab, FakeExecutor(Clock(), outcome=killed))
         files = rewritten(lab, "# new code")
         with pytest.raises(SandboxError, match="ended by somebody else"):
-            smoke(lab, files, asked_by_researcher=True)
+            run_smoke(lab, files, asked_by="researcher")
         assert lab.ledger.history.find_smoke(hashes_of(files)) is None
 
 
@@ -197,7 +198,7 @@ def test_a_night_outlives_a_box_that_somebody_ended(tmp_path: Path, box: str) ->
     with (lab := a_lab(tmp_path)).ledger:
         lab = with_executor(lab, FakeExecutor(Clock(), outcome=killed_once))
         rewritten(lab, "")
-        attempt = run_patiently(lab, "candidate", "the same again", "claude")
+        attempt = run_with_retries(lab, "candidate", "the same again", "claude")
         assert attempt.finished is not None
         assert Verdict.FAILED is not attempt.finished.verdict
         assert lab.ledger.history.attempts[-2].interrupted is not None
@@ -214,11 +215,11 @@ def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_ag
 
     with (lab := a_lab(tmp_path)).ledger:
         lab = with_executor(lab, FakeExecutor(Clock(), fault=faulty_once))
-        smoked = smoke_patiently(lab, rewritten(lab, "# new code"))
+        smoked = smoke_with_retries(lab, rewritten(lab, "# new code"))
         assert smoked.finished is not None
         assert smoked.finished.passed
         assert [None] == [s.finished for s in lab.ledger.history.smokes[1:-1]]
-    assert [] == found(lab.directory)
+    assert [] == found(lab.worker.directory)
 
 
 @pytest.mark.parametrize("box", ["train", "model"])
@@ -231,10 +232,10 @@ def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path,
     with (lab := a_lab(tmp_path)).ledger:
         lab = with_executor(lab, FakeExecutor(Clock(), outcome=kills_itself))
         rewritten(lab, "")
-        attempt = run_patiently(lab, "candidate", "kills itself", "claude")
+        attempt = run_with_retries(lab, "candidate", "kills itself", "claude")
         assert attempt.finished is not None
         assert Verdict.FAILED is attempt.finished.verdict
-        assert [] == audit(lab.directory, read_ledger(lab.directory))
+        assert [] == audit(lab.worker.directory, read_ledger(lab.worker.directory))
 
 
 # --- the audit ---
@@ -243,10 +244,13 @@ def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda lines: only(lines, "smoke_finished").update(passed=True, reason=None), "runs say"),
+        (
+            lambda lines: only(lines, "smoke_finished").update(passed=True, reason=None),
+            "True, not False",
+        ),
         (
             lambda lines: only(lines, "smoke_finished").update(reason="failed"),
-            "says failed; its runs say out_of_memory",
+            "failed, not out_of_memory",
         ),
         (
             lambda lines: only(lines, "smoke_started", smoke=1).update(
@@ -256,10 +260,10 @@ def test_a_program_that_kills_itself_fails_and_the_night_goes_on(tmp_path: Path,
         ),
         (
             lambda lines: only(lines, "attempt_finished", attempt=1).update(reason="failed"),
-            "no run or score says so",
+            "its reason is not what the record comes to: failed, not",
         ),
         (
-            lambda lines: only(lines, "smoke_run", smoke=1)["run"]["result"]["limits"].update(
+            lambda lines: only(lines, "run_finished", purpose="smoke-1")["result"]["limits"].update(
                 wall_seconds=999.0
             ),
             "not the one that was asked for",
@@ -273,9 +277,11 @@ def test_the_audit_sees_a_smoke_run_that_was_not_so(
     with (lab := a_lab(tmp_path)).ledger:
         rewritten(lab, "X = 4.9")
         run_attempt(lab, "candidate", "too far", "claude")
-    assert [] == found(lab.directory)
-    forge(lab.directory, change)
-    assert any(re.search(said, what) for what in found(lab.directory)), found(lab.directory)
+    assert [] == found(lab.worker.directory)
+    forge(lab.worker.directory, change)
+    assert any(re.search(said, what) for what in found(lab.worker.directory)), found(
+        lab.worker.directory
+    )
 
 
 # --- in real boxes ---
@@ -339,8 +345,11 @@ def test_real_boxes_show_what_is_wrong_before_the_budget_is_spent(
 def test_events_of_smoke_runs_are_their_own(tmp_path: Path) -> None:
     """What counts attempts, runs or scores must not stumble over them."""
     with (lab := a_lab(tmp_path)).ledger:
-        kinds = [type(entry.event) for entry in lab.ledger.entries]
+        events = [entry.event for entry in lab.ledger.entries]
+    kinds = [type(event) for event in events]
+    runs = [event for event in events if isinstance(event, RunStarted | RunFinished)]
     assert kinds.index(AttemptStarted) < kinds.index(SmokeStarted) < kinds.index(SmokeFinished)
-    assert kinds.index(SmokeFinished) < kinds.index(RunStarted)
-    assert 4 == kinds.count(SmokeRun), "two boxes, each with a beginning and an end"
+    mine = [event.purpose for event in runs if event.purpose != ATTEMPT]
+    assert ["smoke-0"] * 4 == mine, "two boxes, each with a beginning and an end"
+    assert all(events.index(run) > kinds.index(SmokeFinished) for run in runs[4:])
     assert kinds.count(AttemptFinished) == 1

@@ -261,6 +261,7 @@ def test_curves_from_before_the_machine_changed_stop_nothing(
         ((seed, score),) = list(best.values().items())[:1]
         lab.ledger.append(
             DriftChecked(
+                problem="",
                 check=1,
                 attempt=best.number,
                 seed=seed,
@@ -339,9 +340,9 @@ def last(lab: Lab) -> AttemptFinished:
 @pytest.mark.parametrize(
     ("forgery", "said"),
     [
-        ({"verdict": "kept", "value": 0.1}, "was stopped early"),
-        ({"reason": "disturbed"}, "was stopped early"),
-        ({"early_stop": None}, "do not say that it had to be stopped"),
+        ({"verdict": "kept", "value": 0.1}, "its verdict is not what the record comes to: kept"),
+        ({"reason": "disturbed"}, "disturbed, not stopped_early"),
+        ({"early_stop": None}, "its early_stop is not what the record comes to: None, not share"),
     ],
     ids=["kept", "another reason", "no arithmetic"],
 )
@@ -368,9 +369,8 @@ def test_the_audit_computes_every_stop_again_from_the_curves(
         stop[name] = stop[name] + 1
 
     forge(directory, change)
-    assert ["the curves on record do not say that it had to be stopped as it was"] == found(
-        directory
-    )
+    (what,) = found(directory)
+    assert what.startswith(f"its early_stop is not what the record comes to: {name} ")
 
 
 def test_the_audit_sees_a_whole_run_that_is_sold_as_a_stopped_one(
@@ -385,7 +385,7 @@ def test_the_audit_sees_a_whole_run_that_is_sold_as_a_stopped_one(
         run["result"]["outcome"] = "ok"
 
     forge(directory, change)
-    assert "its training was not stopped early" in found(directory)
+    assert any("was still to be measured at seed" in what for what in found(directory))
 
 
 def copied(place: Place, root: Path) -> Path:

@@ -146,7 +146,7 @@ def test_a_money_limit_needs_a_known_price(place: Path) -> None:
 
 def test_every_kind_of_error_has_something_to_do_next() -> None:
     kinds = _below(NightlabError)
-    assert {"LedgerError", "ModelError", "SessionError"} <= {kind.__name__ for kind in kinds}
+    assert {"LedgerError", "ModelError", "UsageError"} <= {kind.__name__ for kind in kinds}
     assert [] == [kind for kind in kinds if not kind.usual_hint]
 
 

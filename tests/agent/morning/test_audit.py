@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.morning.anchor import compare_heads
-from agent.morning.audit import BLOB_FIELDS, BLOB_TABLES, audit, named_blobs, whole_audit
+from agent.morning.audit import audit, whole_audit
+from agent.morning.blob_checks import BLOB_FIELDS, BLOB_TABLES, named_blobs
 from agent.morning.listing import ListingError, facts, lines, make_filter, table
 from agent.record.events import (
     EVENT_TYPES,
@@ -25,8 +26,8 @@ from agent.record.events import (
     Noticed,
     Verdict,
 )
-from agent.record.history import FIVE_DIGITS
 from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
+from agent.record.repeats import FIVE_DIGITS
 from tests.support import histories
 from tests.support.labs import work
 from tests.support.long_night import long_session
@@ -85,7 +86,7 @@ def test_an_honest_night_whose_baseline_hardly_differs_has_no_differences(tmp_pa
     scores = history.baseline.values().values()
     assert 0 < max(scores) - min(scores) < FIVE_DIGITS
     assert any(a.finished and a.finished.arithmetic for a in history.candidates)
-    assert history.drift_checks
+    assert history.drift.checks
     assert [] == found(place.directory)
 
 
@@ -172,14 +173,15 @@ def test_a_keep_without_arithmetic_is_found(tmp_path: Path) -> None:
             seconds=1.0,
         )
     )
-    assert [(entry.seq, "kept without arithmetic")] == differences(made, tmp_path)
+    what = "it is kept (better), and attempt 1 was still to be measured at seed 1"
+    assert [(entry.seq, what)] == differences(made, tmp_path)
 
 
 # --- what somebody with write access changes, chain and all --------------------------------------
 
 
 def is_run(event: dict[str, Any], box: str) -> bool:
-    return bool(event["type"] == "run_started" and event["box"] == box)
+    return bool(event["type"] == "run_started" and event["spec"]["box"] == box)
 
 
 def place_of(lines: Lines, event: dict[str, Any]) -> int:
@@ -198,19 +200,26 @@ def again(lines: Lines, event: dict[str, Any], **changes: Any) -> None:
 
 def finished(lines: Lines, box: str) -> dict[str, Any]:
     events: list[dict[str, Any]] = [line["event"] for line in lines]
-    runs = [e for e in events if e["type"] == "run_finished" and e["result"]["box"] == box]
-    return runs[-1]
+    runs = [e for e in events if e["type"] == "run_finished" and e["purpose"] == "attempt"]
+    return next(run for run in reversed(runs) if run["result"]["box"] == box)
+
+
+def asked(lines: Lines, box: str) -> dict[str, Any]:
+    """The last time that such a box was asked for."""
+    events: list[dict[str, Any]] = [line["event"] for line in reversed(lines)]
+    return next(e for e in events if is_run(e, box) and e["purpose"] == "attempt")
 
 
 def later(lines: Lines, kind: str, *, purpose: str) -> dict[str, Any]:
-    events = [line["event"] for line in reversed(lines) if line["event"]["type"] == "later_run"]
-    runs: list[dict[str, Any]] = [e["run"] for e in events if e["purpose"].startswith(purpose)]
-    return next(run for run in runs if run["type"] == kind)
+    events: list[dict[str, Any]] = [line["event"] for line in reversed(lines)]
+    return next(e for e in events if e["type"] == kind and e["purpose"].startswith(purpose))
 
 
 PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "a limit above the settings": (
-        lambda ls: only(ls, "run_started")["spec"]["limits"].update(memory_bytes=2**33),
+        lambda ls: only(ls, "run_started", purpose="attempt")["spec"]["limits"].update(
+            memory_bytes=2**33
+        ),
         "its limit memory_bytes is not the one in the settings",
     ),
     "a run with another limit than was asked": (
@@ -222,11 +231,11 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "has no end",
     ),
     "a run without its beginning": (
-        lambda ls: drop(ls, only(ls, "run_started")),
+        lambda ls: drop(ls, only(ls, "run_started", purpose="attempt")),
         "ends without having started",
     ),
     "a run told twice": (
-        lambda ls: again(ls, only(ls, "run_started")),
+        lambda ls: again(ls, only(ls, "run_started", purpose="attempt")),
         "starts for the second time",
     ),
     "a run of another attempt": (
@@ -234,18 +243,16 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "was started for another attempt, seed or box",
     ),
     "the spec of another run": (
-        lambda ls: only(ls, "run_started")["spec"].update(run_id="night-0-1"),
-        "its spec is that of another run",
+        lambda ls: only(ls, "run_started", purpose="attempt")["spec"].update(run_id="night-0-1"),
+        "ends without having started",
     ),
     "a seed that nobody announced": (
-        lambda ls: only(ls, "run_started", box="train").update(seed=4),
+        lambda ls: asked(ls, "train").update(seed=4),
         "seed 4 is none that was announced",
     ),
     "a seed that the program was not told": (
-        lambda ls: only(ls, "run_started", box="train")["spec"]["environment"].update(
-            NIGHTLAB_SEED="4"
-        ),
-        "the program was told seed 4",
+        lambda ls: asked(ls, "train")["spec"]["environment"].update(NIGHTLAB_SEED="4"),
+        "the program was given seed 4",
     ),
     "another image than the session's": (
         lambda ls: ls[0]["event"]["image"].update(image_id="sha256:1"),
@@ -257,26 +264,26 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "a run that was over its budget": (
         lambda ls: finished(ls, "train")["result"].update(wall_seconds=230.0),
-        "it says 0 s over budget; its wall clock says 20",
+        "its over_budget_seconds is not what the record comes to: 0.0, not 20",
     ),
     "a run that was disturbed": (
         lambda ls: finished(ls, "train")["disturbance"].update(other_cores=99.0),
-        "its mark `disturbed` is not what 99 cores come to",
+        "its disturbance is not what the record comes to: disturbed False, not True",
     ),
     "an excerpt of another log": (
         lambda ls: finished(ls, "train")["result"]["log"].update(tail="all is well\n"),
-        "the excerpt in the line is not from its log",
+        "its result is not what the record comes to: log",
     ),
     "a log that is something else": (
         lambda ls: finished(ls, "train").update(log=ls[0]["event"]["program"]),
-        "its log is no log",
+        "its log is no log, or its curve is no curve",
     ),
     "a better score": (
-        lambda ls: only(ls, "scored", split="val").update(value=0.1),
-        "its arithmetic is not what comes of the scores",
+        lambda ls: only(ls, "scored", purpose="attempt", split="val").update(value=0.1),
+        "its arithmetic is not what the record comes to: candidate_mean",
     ),
     "a score without boxes of its own": (
-        lambda ls: again(ls, only(ls, "scored", split="val"), value=0.1),
+        lambda ls: again(ls, only(ls, "scored", purpose="attempt", split="val"), value=0.1),
         "a value without a good end of: model, scorer",
     ),
     "a score after a training that failed": (
@@ -284,27 +291,27 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "a value without a good end of: train",
     ),
     "a score with a reason": (
-        lambda ls: only(ls, "scored").update(reason="looks_ahead"),
+        lambda ls: only(ls, "scored", purpose="attempt").update(reason="looks_ahead"),
         "has both or neither",
     ),
     "a better score on holdout": (
-        lambda ls: only(ls, "scored", split="holdout").update(value=0.1),
-        "the score is 0.1 (None); its sheet says",
+        lambda ls: only(ls, "scored", purpose="attempt", split="holdout").update(value=0.1),
+        "its value is not what the record comes to: 0.1, not",
     ),
     "a score that the scorer refused": (
-        lambda ls: only(ls, "scored").update(value=None, reason="looks_ahead"),
-        "(looks_ahead); its sheet says",
+        lambda ls: only(ls, "scored", purpose="attempt").update(value=None, reason="looks_ahead"),
+        "its reason is not what the record comes to: looks_ahead, not None",
     ),
     "a score with other details": (
-        lambda ls: only(ls, "scored").update(details={"probes": 9999}),
-        "its details are not those of its sheet",
+        lambda ls: only(ls, "scored", purpose="attempt").update(details={"probes": 9999}),
+        "its details is not what the record comes to: {'probes': 9999}",
     ),
     "a score without a sheet": (
-        lambda ls: only(ls, "scored").update(sheet=None),
+        lambda ls: only(ls, "scored", purpose="attempt").update(sheet=None),
         "a value without the scorer's sheet",
     ),
     "a sheet that is something else": (
-        lambda ls: only(ls, "scored").update(sheet=ls[0]["event"]["program"]),
+        lambda ls: only(ls, "scored", purpose="attempt").update(sheet=ls[0]["event"]["program"]),
         "its sheet is no score sheet",
     ),
     "a score with fewer model boxes than the settings ask for": (
@@ -313,21 +320,21 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "another verdict": (
         lambda ls: only(ls, "attempt_finished", verdict="discarded").update(verdict="kept"),
-        "the verdict is kept (not_better); the scores say discarded (not_better)",
+        "its verdict is not what the record comes to: kept, not discarded",
     ),
     "other arithmetic": (
         lambda ls: only(ls, "attempt_finished")["arithmetic"].update(required_gain=0.0),
-        "its arithmetic is not what comes of the scores",
+        "its arithmetic is not what the record comes to: required_gain 0.0, not",
     ),
     "a failure that nothing shows": (
         lambda ls: only(ls, "attempt_finished").update(
             verdict="failed", reason="out_of_memory", arithmetic=None, value=None
         ),
-        "failed (out_of_memory), and no run or score says so",
+        "its reason is not what the record comes to: out_of_memory, not",
     ),
     "a baseline of another value": (
         lambda ls: only(ls, "attempt_finished", reason="baseline").update(value=9.9),
-        "its value 9.9 is not the mean of its scores",
+        "its value is not what the record comes to: 9.9, not",
     ),
     "an attempt that began with other files": (
         lambda ls: only(ls, "attempt_started").update(parent=1),
@@ -434,20 +441,8 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "attempt 4 starts while the one before is open",
     ),
     "a verdict without scores": (
-        lambda ls: drop(ls, only(ls, "scored", split="val")),
-        "it was judged without scores of its own, of a best, or of repeats",
-    ),
-    "settings that nobody could have had": (
-        lambda ls: ls[0]["event"]["settings"]["noise"].update(confidence=2.0),
-        "its settings are not valid: 1 of them",
-    ),
-    "a verdict without settings": (
-        lambda ls: ls[0]["event"]["settings"]["noise"].update(confidence=2.0),
-        "it was judged without settings in force",
-    ),
-    "a run without limits": (
-        lambda ls: only(ls, "run_started")["spec"].pop("limits"),
-        "its spec has no valid limits",
+        lambda ls: drop(ls, only(ls, "scored", purpose="attempt", split="val")),
+        "was still to be measured at seed",
     ),
     "a variant that nobody planned": (
         lambda ls: drop(
@@ -456,7 +451,7 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "was never planned",
     ),
     "an attempt that never was": (
-        lambda ls: only(ls, "run_started").update(attempt=77),
+        lambda ls: only(ls, "run_started", purpose="attempt").update(attempt=77),
         "run_started names an attempt that was never started",
     ),
 }
@@ -469,6 +464,27 @@ def test_what_was_planted_is_named(plant: str, copy: Path) -> None:
     assert [what for what in found(copy) if words in what], found(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda ls: ls[0]["event"]["settings"]["noise"].update(confidence=2.0),
+            "cannot read its session_started: event.session_started.settings.noise.confidence",
+        ),
+        (
+            lambda ls: only(ls, "run_started", purpose="attempt")["spec"].pop("limits"),
+            "cannot read its run_started: event.run_started.spec.limits",
+        ),
+    ],
+)
+def test_settings_and_limits_that_nobody_could_have_had_are_not_read(
+    change: Callable[[Lines], object], words: str, copy: Path
+) -> None:
+    forge(copy, change)
+    with pytest.raises(LedgerError, match=words):
+        found(copy)
+
+
 TALK_PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "a cheaper call": (
         lambda ls: only(ls, "model_called").update(cost_usd=0.0),
@@ -476,7 +492,7 @@ TALK_PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "a call beyond the money limit": (
         lambda ls: ls[0]["event"]["settings"]["session"].update(usd=0.01),
-        "could be spent after this call; the limit is $0.01",
+        "$0.00 of $0.01 are spent and the next call could cost",
     ),
     "a total that is less": (
         lambda ls: only(ls, "model_called").update(cost_usd=0.0),
@@ -634,7 +650,7 @@ def test_the_events_of_an_attempt_are_shown(night: Place) -> None:
 
 def test_runs_after_the_night_belong_to_their_attempt(night: Place) -> None:
     entries = read_ledger(night.directory)
-    wanted = make_filter(entries, 1, "later_run", None)
+    wanted = make_filter(entries, 1, "run_started,run_finished,scored", None)
     assert wanted is not None
     assert 7 <= sum(map(wanted, entries))
 

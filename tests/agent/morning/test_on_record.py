@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.steering import ask_to_continue, ask_to_pause
 from agent.candidate.diffs import unified_diff
 from agent.machine.runtime import find_runtime
 from agent.morning.audit import whole_audit
 from agent.night.session import bring_back
+from agent.night.waiting import ask_to_continue, ask_to_pause
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -22,7 +22,6 @@ from agent.record.events import (
     Event,
     FileChanged,
     HumanDecided,
-    LaterRun,
     MessageAdded,
     ModelCalled,
     Noticed,
@@ -117,8 +116,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 def test_the_session_begins_with_program_settings_and_machine(asked: Asked) -> None:
     (begun,) = asked.events(SessionStarted)
     assert hashlib.sha256(asked.place.program.source).hexdigest() == begun.program
-    assert {"profile": "cpu", "base_image": ""}.items() <= begun.settings["hardware"].items()
-    assert begun.settings["limits"]["memory_bytes"]
+    assert {
+        "profile": "cpu",
+        "base_image": "",
+    }.items() <= begun.settings.hardware.model_dump().items()
+    assert begun.settings.limits.memory_bytes
     assert {"platform", "kernel", "python", "packages", "cpu", "cores", "memory_bytes"} <= (
         begun.machine.keys()
     )
@@ -243,13 +245,10 @@ def test_each_run_names_its_box_its_seed_and_its_limits(tmp_path: Path) -> None:
     place = sampled(tmp_path)
     night = Asked(place)
     announced = {*night.events(SessionStarted)[0].seeds, *night.events(ReviewStarted)[0].seeds}
-    started = [
-        *night.events(RunStarted),
-        *(e.run for e in night.events(LaterRun) if isinstance(e.run, RunStarted)),
-    ]
+    started = night.events(RunStarted)
     assert {"train", "model", "scorer"} == {run.box for run in started}
     assert announced >= {run.seed for run in started}
-    assert all(run.spec["limits"]["memory_bytes"] for run in started)
+    assert all(run.spec.limits.memory_bytes for run in started)
     (decided,) = night.events(HumanDecided)
     assert ("approve", "Somebody") == (decided.decision, decided.person)
 
@@ -267,8 +266,8 @@ def _about(attempt: int) -> list[Event]:
     later: dict[str, Any] = {"attempt": attempt, "variant": "best", "files": {}}
     return [
         *about,
-        AttemptInterrupted(attempt=attempt, reason=""),
-        LaterRun(purpose="review-1 best", run=run),
+        AttemptInterrupted(attempt=attempt, is_box_lost=False, reason=""),
+        run.model_copy(update={"purpose": "review-1 best"}),
         ReviewStarted(review=1, nightlab_version="", baseline=0, best=attempt, seeds=()),
         VariantPlanned(review=1, left_out=(), problem="", **later),
         ReplayFinished(
@@ -279,6 +278,7 @@ def _about(attempt: int) -> list[Event]:
             noise=None,
             largest_difference=None,
             agrees=True,
+            is_comparable=True,
             explanation="",
         ),
         HumanDecided(

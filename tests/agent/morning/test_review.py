@@ -17,7 +17,6 @@ from agent.candidate.diffs import patch
 from agent.morning.ablation import Effect, ReviewTable, ablation, reviews
 from agent.record.events import (
     HumanDecided,
-    LaterRun,
     ReplayFinished,
     ReviewFinished,
     ReviewStarted,
@@ -180,7 +179,7 @@ def test_every_variant_is_measured_once_at_each_seed_and_every_run_is_on_record(
 ) -> None:
     place, _ = reviewed
     measured = place.events("night", VariantMeasured)
-    runs = [e.run for e in place.events("night", LaterRun) if isinstance(e.run, RunFinished)]
+    runs = [e for e in place.events("night", RunFinished) if e.purpose.startswith("review-")]
 
     assert ["baseline", "best", "without-1", "without-2"] * 2 == [m.variant for m in measured]
     assert 8 == sum(run.result.box == "train" for run in runs)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.budget import NOTHING, reason_to_stop, seconds_left, stop_time
+from agent.night.budget import NOTHING, reason_to_stop, seconds_left, stop_time
 from agent.record.events import Reserve, StopReason
 from agent.record.history import History
+from agent.record.usage import WorkingTime
 from agent.settings import SessionLimits
 from tests.support.histories import night
 
@@ -49,8 +50,8 @@ def test_each_limit_has_its_reason(
 
 
 def test_the_next_step_is_reserved_for_before_it_is_made(history: History) -> None:
-    used = history.input_tokens + history.output_tokens
-    within = limits(tokens=used + 1000, calls=history.calls + 1, usd=history.spent_usd + 0.5)
+    used = history.spend.input_tokens + history.spend.output_tokens
+    within = limits(tokens=used + 1000, calls=history.spend.calls + 1, usd=history.spend.usd + 0.5)
 
     def stop(tokens: int = 0, usd: float | None = 0.0, calls: int = 1) -> StopReason | None:
         found = reason_to_stop(
@@ -82,8 +83,8 @@ def test_the_stop_time_is_the_next_one_on_the_persons_clock(
 
 
 def test_the_stop_time_counts_from_the_last_resume_and_bounds_what_is_left() -> None:
-    history = History(last_at=local(7, 0), working_since=local(6, 0))
+    history = History(time=WorkingTime(last_at=local(7, 0), working_since=local(6, 0)))
     assert 1800.0 == seconds_left(history, limits(until="07:30"))
-    late = History(last_at=local(7, 31), working_since=local(6, 0))
+    late = History(time=WorkingTime(last_at=local(7, 31), working_since=local(6, 0)))
     stop = reason_to_stop(late, limits(until="07:30"))
     assert (StopReason.STOP_TIME, "it is 07:30") == stop

@@ -151,7 +151,7 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
 def test_the_night_ends_by_itself_with_a_typed_reason(past: Past) -> None:
     assert past.ended.reason is StopReason.ATTEMPTS
     assert past.entries[-1].event == past.ended
-    assert 9.0 < past.history.active_seconds / 3600 < 12.0
+    assert 9.0 < past.history.time.active_seconds / 3600 < 12.0
 
 
 def test_ten_hours_take_less_than_three_minutes_of_a_processor(past: Past) -> None:
@@ -222,8 +222,8 @@ def test_the_audit_of_the_whole_night_finds_nothing(past: Past) -> None:
 
 
 def test_the_money_limit_holds(past: Past) -> None:
-    assert past.server.billed_usd <= past.history.spent_usd + 1e-9
-    assert past.history.spent_usd <= 20.0
+    assert past.server.billed_usd <= past.history.spend.usd + 1e-9
+    assert past.history.spend.usd <= 20.0
 
 
 def test_input_tokens_per_attempt_stay_flat(past: Past) -> None:
@@ -238,14 +238,14 @@ def test_input_tokens_per_attempt_stay_flat(past: Past) -> None:
 def test_the_cache_never_stopped_hitting(past: Past) -> None:
     assert [] == past.notices("cache_miss")
     read = sum(call.usage.cache_read_tokens for call in past.events(ModelCalled))
-    assert read > 0.6 * past.history.input_tokens
+    assert read > 0.6 * past.history.spend.input_tokens
 
 
 def test_the_report_tells_what_the_night_cost(past: Past, tmp_path: Path) -> None:
     paths = write_report(
         past.place.directory, past.entries, lambda sha: read_blob(past.place.directory, sha)
     )
-    assert f"{past.history.spent_usd:.2f}" in paths.html.read_text()
+    assert f"{past.history.spend.usd:.2f}" in paths.html.read_text()
 
 
 def input_tokens_per_attempt(entries: list[Entry]) -> list[int]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.night.tracing import TracedExecutor
-from tests.support.labs import with_executor, work
+from tests.support.labs import work
 from tests.support.nights import Place
 from tests.support.spans import Collector
 
@@ -14,8 +13,7 @@ def test_session_attempt_call_tool_and_run_have_spans_that_hang_together(tmp_pat
     place = Place(tmp_path, changes={"session": {"attempts": 2}})
     collector = Collector()
     lab = place.begin("tpe")
-    executor = TracedExecutor(place.boxes, collector)
-    work(with_executor(lab, executor), place.program, tracer=collector)
+    work(lab, place.program, tracer=collector)
 
     (session,) = collector.named("invoke_agent nightlab")
     attempts = collector.named("nightlab.attempt")

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.attempt.steering import (
+from agent.cli.app import app
+from agent.morning.audit import whole_audit
+from agent.night.assemble import check_models, open_models
+from agent.night.session import bring_back
+from agent.night.waiting import (
     PAUSE,
     STOP,
     ask_to_continue,
     ask_to_pause,
     ask_to_stop,
-    forget,
+    forget_wishes,
     is_asked_to_pause,
 )
-from agent.cli.app import app
-from agent.morning.audit import whole_audit
-from agent.night.assemble import check_models, open_models
-from agent.night.session import bring_back
 from agent.record.events import (
     ConversationOpened,
     FileChanged,
@@ -153,7 +153,7 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
     )
     lab = place.open()
     with lab.ledger:
-        bring_back(lab, version="test", removed_containers=(), researcher="tpe")
+        bring_back(lab, version="test", removed_containers=(), engine={}, researcher="tpe")
         ended = play(lab, place.program)
     assert StopReason.ATTEMPTS is ended.reason
     assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
@@ -172,7 +172,7 @@ def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_pa
     more = place.program.settings.with_overrides(attempts=2)
     place.program = dataclasses.replace(place.program, settings=more)
     lab = place.open()
-    bring_back(lab, version="test", removed_containers=(), researcher="claude")
+    bring_back(lab, version="test", removed_containers=(), engine={}, researcher="claude")
     with MessagesServer(scene.then(), endless=True) as server:
         assert StopReason.ATTEMPTS is work_with_claude(lab, place, server).reason
     assert server.requests
@@ -267,7 +267,7 @@ def test_a_pause_waits_longer_than_the_hours_and_costs_none_of_them(tmp_path: Pa
         ended = work_with_claude(lab, scene.place, server)
     assert StopReason.ATTEMPTS is ended.reason
     assert ["paused", "continued"] == [k for k in scene.notices() if k in ("paused", "continued")]
-    assert scene.history.active_seconds == pytest.approx(clock.seconds - 3000)
+    assert scene.history.time.active_seconds == pytest.approx(clock.seconds - 3000)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_guidance_that_changed_while_nobody_was_at_work_is_told(
 def test_wishes_of_an_earlier_evening_do_not_bind_a_resume(tmp_path: Path) -> None:
     ask_to_stop(tmp_path)
     ask_to_pause(tmp_path)
-    forget(tmp_path)
+    forget_wishes(tmp_path)
     assert not is_asked_to_pause(tmp_path)
     assert not ask_to_continue(tmp_path)
 
@@ -458,7 +458,7 @@ def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     ended = work(scene.place.begin("random"), scene.place.program, "random")
     assert ended.reason is StopReason.ATTEMPTS
     assert {"random"} == {a.started.researcher for a in scene.history.completed}
-    assert 0.0 == scene.history.spent_usd
+    assert 0.0 == scene.history.spend.usd
 
 
 def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: in
     assert (StopReason.ATTEMPTS, 4) == (ended.reason, len(scene.history.completed))
     assert crashes > 1
     assert not any(attempt.open for attempt in scene.history.attempts)
-    assert server.billed_usd <= scene.history.spent_usd + 1e-9
+    assert server.billed_usd <= scene.history.spend.usd + 1e-9
 
 
 COMMANDS = [("pause", "pauses after"), ("continue", "goes on"), ("stop", "ends after")]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.steering import ask_to_continue, ask_to_pause, ask_to_stop
-from agent.attempt.waiting import SessionOver, is_paused
+from agent.attempt.lab import SessionOver
 from agent.morning.audit import whole_audit
 from agent.morning.review import review
+from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop, is_paused
 from agent.record.events import (
     Noticed,
     RetryWaited,
@@ -167,7 +167,7 @@ def test_a_holdout_that_fails_is_tried_again_and_the_record_holds(
 def test_a_look_at_the_machine_heeds_a_stop(tmp_path: Path) -> None:
     """It works in a scratch directory, where nobody asks for anything."""
     lab = trouble(tmp_path).begin("tpe")
-    ask_to_stop(lab.directory)
+    ask_to_stop(lab.worker.directory)
     with lab.ledger, pytest.raises(SessionOver, match="asked to stop"):
         is_paused(in_directory(lab, tmp_path / "scratch"))
 
@@ -279,7 +279,7 @@ def test_a_pause_is_heeded_while_the_service_is_away_and_costs_no_hours(tmp_path
     assert ["paused", "continued"] == kinds
     assert 1 == len(scene.events(RetryWaited))
     assert away.waits < 4 * 3600  # once a second, and not more often
-    assert scene.history.active_seconds < 3600 < 3 * 3600 < clock.seconds
+    assert scene.history.time.active_seconds < 3600 < 3 * 3600 < clock.seconds
 
 
 # --- a GPU --------------------------------------------------------------------------------------
@@ -292,12 +292,12 @@ def test_a_review_waits_for_a_gpu_whatever_the_night_was_asked(tmp_path: Path) -
     ask_to_stop(place.directory)
     place.source.purposes.clear()  # so that the next run has to wait
     lab = place.open()
-    worked = lab.ledger.history.active_seconds
+    worked = lab.ledger.history.time.active_seconds
     with lab.ledger:
         review(lab, 1, "test", lambda _: None)
     assert [] == [k for k in notices(place) if k in ("paused", "continued")]
     assert 1 == notices(place).count("gpu_awaited")  # the night's own
-    assert worked == fold(read_ledger(place.directory)).active_seconds  # hours are the night's
+    assert worked == fold(read_ledger(place.directory)).time.active_seconds  # hours are the night's
 
 
 def test_a_stop_is_heeded_while_a_gpu_is_waited_for(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.attempt.experiment import run_patiently
+from agent.night.waiting import run_with_retries
 from agent.record.curves import (
     MAX_POINTS,
     NAMES,
@@ -176,10 +176,10 @@ def test_the_curves_of_every_verdict_are_shown(verdict: Verdict) -> None:
 def test_the_curve_of_a_training_that_fails_is_stored_too(tmp_path: Path) -> None:
     lab = Place(tmp_path, changes={"economy": {"smoke": "off"}}).begin("random")
     with lab.ledger:
-        run_patiently(lab, "baseline", "the files as they are", "test")
+        run_with_retries(lab, "baseline", "the files as they are", "test")
         files = lab.workspace.candidate()
         lab.workspace.restore({**files, "train.py": files["train.py"] + b"\nX = 5.0\n"})
-        failed = run_patiently(lab, "candidate", "too far out", "test")
+        failed = run_with_retries(lab, "candidate", "too far out", "test")
     trainings = [r for r in failed.runs if r.result.box == "train"]
     assert [Outcome.OUT_OF_MEMORY] == [run.result.outcome for run in trainings]
     for run in trainings:

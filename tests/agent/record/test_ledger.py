@@ -27,7 +27,6 @@ from agent.record.events import (
     Event,
     Noticed,
     RetryWaited,
-    RunStarted,
     Scored,
     SessionEnded,
     StopReason,
@@ -107,6 +106,11 @@ def test_a_line_is_canonical_json_chained_by_hash(tmp_path: Path) -> None:
     assert first.previous == FIRST_PREVIOUS
 
 
+def scored(details: dict[str, Any]) -> Scored:
+    """A score whose details are what the scorer liked to write."""
+    return histories.scored(1, 1, 2.0).model_copy(update={"details": details})
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text())
 @settings(deadline=None, max_examples=50)
 def test_any_float_and_any_text_survive_the_round_trip(
@@ -116,13 +120,7 @@ def test_any_float_and_any_text_survive_the_round_trip(
     (directory / LEDGER_NAME).unlink(missing_ok=True)
     events: list[Event] = [
         BEGUN,
-        RunStarted(
-            attempt=1,
-            run_id="a1",
-            box="train",
-            seed=1,
-            spec={"n": number, text: [text, None, True, number]},
-        ),
+        scored({"n": number, text: [text, None, True, number]}),
         RetryWaited(conversation=1, error=text, wait_seconds=number),
     ]
     with Ledger.create(directory) as ledger:
@@ -133,13 +131,13 @@ def test_any_float_and_any_text_survive_the_round_trip(
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_stored_as_null(tmp_path: Path, number: float) -> None:
-    spec = {"loss": number, "losses": [1.5, number]}
+    details = {"loss": number, "losses": [1.5, number]}
     with Ledger.create(tmp_path) as ledger:
         ledger.append(BEGUN)
-        ledger.append(RunStarted(attempt=1, run_id="a1", box="train", seed=1, spec=spec))
+        ledger.append(scored(details))
     event = read_ledger(tmp_path)[1].event
-    assert isinstance(event, RunStarted)
-    assert event.spec == {"loss": None, "losses": [1.5, None]}
+    assert isinstance(event, Scored)
+    assert event.details == {"loss": None, "losses": [1.5, None]}
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical(number)
 
@@ -206,10 +204,10 @@ def test_a_line_that_means_the_same_in_other_words_is_found(scratch: Path) -> No
 
 def test_an_event_of_a_newer_nightlab_is_named(tmp_path: Path) -> None:
     line = json.loads(LINES[0])
-    line["event"]["schema_version"] = 2
+    line["event"]["schema_version"] = 3
     line["hash"] = entry_hash(line)
     directory = damaged(tmp_path, canonical(line).encode() + b"\n")
-    with pytest.raises(LedgerError, match="its schema_version is 2; this nightlab reads 1"):
+    with pytest.raises(LedgerError, match="its schema_version is 3; this nightlab reads 2"):
         Ledger.open(directory)
 
 
@@ -260,7 +258,7 @@ def test_damage_is_refused_without_touching_the_file(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from agent.ledger import Ledger
+from agent.record.ledger import Ledger
 ledger = Ledger.open(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()
@@ -393,7 +391,10 @@ def test_an_append_broken_off_at_any_step_leaves_a_session_that_goes_on(
 ) -> None:
     """Free, a line is written whole; full, in two pieces, of which the disk takes the first."""
     known = [n for n, entry in enumerate(MADE.entries) if isinstance(entry.event, Scored)][1]
-    event, stopped = MADE.entries[known].event, AttemptInterrupted(attempt=0, reason="stopped")
+    event, stopped = (
+        MADE.entries[known].event,
+        AttemptInterrupted(is_box_lost=False, attempt=0, reason="stopped"),
+    )
     begun = b"".join(LINES[:known])
     found = set()
     for step in count():

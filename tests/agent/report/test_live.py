@@ -382,9 +382,11 @@ def present(session: Session) -> Activity:
 def resumed() -> SessionResumed:
     return SessionResumed(
         nightlab_version="0.1.0",
-        settings=histories.SETTINGS,
+        settings=histories.IN_FORCE,
         interrupted_attempt=None,
         removed_containers=(),
+        engine={},
+        machine={},
     )
 
 

@@ -120,7 +120,7 @@ def test_a_baseline_that_was_interrupted_first_is_no_winner_at_the_close() -> No
     made = histories.Night()
     histories.start(made)
     begin(made, 0, "baseline")
-    made.add(AttemptInterrupted(attempt=0, reason="stopped by the person"))
+    made.add(AttemptInterrupted(is_box_lost=False, attempt=0, reason="stopped by the person"))
     begin(made, 1, "baseline")
     for seed, value in ((1, 2.3), (2, 2.4)):
         made.add(histories.scored(1, seed, value))
@@ -227,13 +227,15 @@ def test_little_on_holdout_and_a_long_plateau_need_the_person() -> None:
 
 def test_the_limits_told_are_those_of_the_last_resume() -> None:
     made = histories.night(2)
-    more = histories.SETTINGS | {"session": histories.SETTINGS["session"] | {"attempts": 250}}
+    more = histories.IN_FORCE.with_overrides(attempts=250)
     made.add(
         SessionResumed(
             nightlab_version="0.1.0",
             settings=more,
             interrupted_attempt=None,
             removed_containers=(),
+            engine={},
+            machine={},
         )
     )
     assert 250 == summary(made.entries).attempts_limit
@@ -457,14 +459,14 @@ def test_kept_changes_are_a_chain_of_diffs_with_what_each_gained(page: Page) -> 
 def test_time_money_repeats_and_machine_add_up() -> None:
     history = NIGHT.history
     models = findings.spend_by_model(NIGHT.entries)
-    assert sum(row.calls for row in models) == history.calls
-    assert sum(row.usd for row in models) == pytest.approx(history.spent_usd)
-    assert sum(row.output_tokens for row in models) == history.output_tokens
+    assert sum(row.calls for row in models) == history.spend.calls
+    assert sum(row.usd for row in models) == pytest.approx(history.spend.usd)
+    assert sum(row.output_tokens for row in models) == history.spend.output_tokens
     outcomes = findings.spend_by_outcome(history)
     assert sum(count for _, count, _ in outcomes) == len(history.candidates)
-    assert sum(usd for _, _, usd in outcomes) == pytest.approx(history.spent_usd)
+    assert sum(usd for _, _, usd in outcomes) == pytest.approx(history.spend.usd)
     assert findings.repeats(history)[0].attempt == 0
-    assert len(findings.repeats(history)) == len(history.repeats())
+    assert len(findings.repeats(history)) == len(history.repeats.spreads)
     state = dict(findings.machine_state(history))
     assert state["trainings disturbed"] == "1 of 54"
 

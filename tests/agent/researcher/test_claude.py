@@ -26,7 +26,7 @@ from opentelemetry.trace import (
     use_span,
 )
 
-from agent.attempt.waiting import SessionOver
+from agent.attempt.lab import SessionOver
 from agent.record.events import StopReason, Usage
 from agent.researcher.api_errors import ERROR_CHARACTERS, StreamBroken, retry_after_seconds
 from agent.researcher.base import CallFailed, ModelError, Prompt

@@ -63,7 +63,7 @@ SETTINGS: Settings = PROGRAM.settings
 
 def brief_after(attempts: int, *, hostile: bool = False, words: str = "") -> str:
     made = night(attempts, hostile=hostile)
-    hours_left = SETTINGS.session.hours - made.history.active_seconds / 3600
+    hours_left = SETTINGS.session.hours - made.history.time.active_seconds / 3600
     return brief(SETTINGS, made.history, made.get_blob, guidance=words, hours_left=hours_left)
 
 

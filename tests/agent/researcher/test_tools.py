@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from agent.attempt.lab import hashes_of
 from agent.candidate.knobs import Change, Suggestion
 from agent.candidate.workspace import Workspace
+from agent.record.attempts import Attempt, Smoke
 from agent.record.events import (
+    ATTEMPT,
     Arithmetic,
     AttemptFinished,
     AttemptStarted,
@@ -27,7 +29,7 @@ from agent.record.events import (
     SmokeStarted,
     Verdict,
 )
-from agent.record.history import Attempt, History, Smoke
+from agent.record.history import History
 from agent.researcher.answers import (
     FAILURES,
     LOG_KEPT_BACK,
@@ -461,12 +463,15 @@ def test_a_run_answer_is_at_most_2_kb_and_valid_json(
         degrees_of_freedom=2,
         confidence=0.95,
         required_gain=numbers[4],
+        confidence_of_a_look=0.97,
     )
     changes = {"arithmetic": arithmetic, "value": numbers[5]}
     attempt.finished = attempt.finished.model_copy(update=changes)
     for seed in range(20):
         attempt.scores.append(
             Scored(
+                purpose=ATTEMPT,
+                source="scored",
                 attempt=7,
                 seed=2**63 - seed,
                 split="val",

@@ -354,7 +354,7 @@ def test_a_knob_out_of_its_own_range_is_searched_all_the_same() -> None:
 def test_interrupted_attempts_teach_nothing() -> None:
     study = Study(0)
     study.begin(1, TRAIN.replace(b"DEPTH = 4", b"DEPTH = 6"))
-    study.night.add(AttemptInterrupted(attempt=1, reason="killed"))
+    study.night.add(AttemptInterrupted(is_box_lost=False, attempt=1, reason="killed"))
 
     assert ["tpe-2-0"] == [call.id for call in ask(study.model()).tool_calls][:1]
     assert 1 == len(study.model()._trials(study.night.history, find_knobs("train.py", TRAIN)))

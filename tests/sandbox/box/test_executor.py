@@ -23,7 +23,8 @@ from typing import Any
 import docker
 import pytest
 
-from agent.attempt.sheet import finding, measure
+from agent.attempt.scoring import run_scoring_boxes
+from agent.attempt.sheet import read_score
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, LimitNotEnforced
@@ -468,7 +469,7 @@ def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
     with ThreadPoolExecutor() as pool:
         pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            measure(executor, specs[:2], specs[2], output_dir)
+            run_scoring_boxes(executor.run, specs[:2], specs[2], output_dir)
     assert time.monotonic() - began < 55  # the programs would go on for a minute
     assert [] == boxes_of(client, session)
 
@@ -482,9 +483,9 @@ def test_a_scorer_whose_time_is_over_waited_for_a_slow_model(
     model = in_session(python_spec("pass", image=image.image_id), session)
     waits = python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=1)
     scorer = in_session(waits, session).model_copy(update={"box": "scorer"})
-    measured = measure(executor, [model], scorer, output_dir)
+    measured = run_scoring_boxes(executor.run, [model], scorer, output_dir)
     assert measured.sheet is None
-    found = finding(None, [one.outcome for one in measured.models])
+    found = read_score(None, [one.outcome for one in measured.models])
     assert (None, "too_slow", False) == (found.value, found.reason, found.model_failed)
 
 

@@ -29,10 +29,10 @@ def reason_to_stop(
         reserve: the worst that the next step can use.
     """
     return (
-        _work_is_done(history, limits)
+        work_is_done(history, limits)
         or time_is_over(history, limits)
         or _calls_are_out(history, limits, reserve)
-        or _money_is_out(history, limits.usd, reserve.usd)
+        or money_is_out(history, limits.usd, reserve.usd)
     )
 
 
@@ -44,10 +44,10 @@ def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float
         limits: what the person allowed.
         idle_seconds: how long ago the last event was.
     """
-    left = limits.hours * 3600 - history.active_seconds
-    if limits.until is not None and history.last_at:
-        stop = stop_time(limits.until, history.working_since)
-        left = min(left, (stop - datetime.fromisoformat(history.last_at)).total_seconds())
+    left = limits.hours * 3600 - history.time.active_seconds
+    if limits.until is not None and history.time.last_at:
+        stop = stop_time(limits.until, history.time.working_since)
+        left = min(left, (stop - datetime.fromisoformat(history.time.last_at)).total_seconds())
     return max(0.0, left - idle_seconds)
 
 
@@ -57,7 +57,7 @@ def time_is_over(
     """How a session ends whose time is over, if it is; see `seconds_left`."""
     if seconds_left(history, limits, idle_seconds=idle_seconds) > 0:
         return None
-    if history.active_seconds + idle_seconds >= limits.hours * 3600:
+    if history.time.active_seconds + idle_seconds >= limits.hours * 3600:
         return StopReason.HOURS, f"{limits.hours:g} hours are over"
     return StopReason.STOP_TIME, f"it is {limits.until}"
 
@@ -70,7 +70,8 @@ def stop_time(until: str, since: str) -> datetime:
     return (stop if stop > begun else stop + timedelta(days=1)).astimezone()
 
 
-def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
+def work_is_done(history: History, limits: SessionLimits) -> Ending | None:
+    """How a session ends whose attempts are used up, or lead nowhere."""
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
     if history.failures_in_a_row >= limits.max_failures_in_a_row:
@@ -88,9 +89,9 @@ def _work_is_done(history: History, limits: SessionLimits) -> Ending | None:
 
 
 def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
-    if limits.calls is not None and history.calls + reserve.calls > limits.calls:
-        return StopReason.CALLS, f"{history.calls} of {limits.calls} calls are made"
-    used = history.input_tokens + history.output_tokens
+    if limits.calls is not None and history.spend.calls + reserve.calls > limits.calls:
+        return StopReason.CALLS, f"{history.spend.calls} of {limits.calls} calls are made"
+    used = history.spend.input_tokens + history.spend.output_tokens
     if limits.tokens is not None and used + reserve.tokens > limits.tokens:
         return (
             StopReason.TOKENS,
@@ -100,17 +101,18 @@ def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) ->
     return None
 
 
-def _money_is_out(
+def money_is_out(
     history: History, limit_usd: float | None, reserve_usd: float | None
 ) -> Ending | None:
+    """How a session ends whose money could not pay for the next call."""
     if limit_usd is None:
         return None
-    if reserve_usd is None or history.unpriced_calls:
+    if reserve_usd is None or history.spend.unpriced_calls:
         return StopReason.MONEY, "a call has no known price, so a money limit cannot be kept"
-    if history.spent_usd + reserve_usd > limit_usd:
+    if history.spend.usd + reserve_usd > limit_usd:
         return (
             StopReason.MONEY,
-            f"${history.spent_usd:.2f} of ${limit_usd:.2f} are spent and the next call could cost "
+            f"${history.spend.usd:.2f} of ${limit_usd:.2f} are spent and the next call could cost "
             f"${reserve_usd:.2f}",
         )
     return None

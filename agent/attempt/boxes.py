@@ -1,0 +1,141 @@
+"""What each box of a trial is asked for.
+
+Who sees what stands here: candidate, data, checkpoint and scorer meet in no box that could use
+them against the score. See docs/decisions/0015 for the number of model boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.attempt.lab import Trial, Worker, box_label
+from agent.record.events import SMOKE, Purpose, SessionStarted, Split
+from agent.settings import Settings
+from sandbox.contract.gpu import Devices, GpuMemory
+from sandbox.contract.run import Box, Limits, Mount, RunSpec
+
+WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
+EVALUATE, OUTPUT = "/evaluate", "/out"
+MODEL_NAMES = ("model", "second")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What settings and session demand of a box: a session's record is checked against them."""
+
+    image: str
+    limits: Limits
+    argv: tuple[str, ...] | None
+    """None where the command is nightlab's own and names paths in the box."""
+    seed: int | None
+    """What the program is told of it; None for boxes that are told nothing."""
+    gpus: int
+    gpu_memory: GpuMemory | None
+
+
+def terms_of(
+    box: Box, purpose: Purpose, seed: int, settings: Settings, session: SessionStarted
+) -> Terms:
+    """What a box of a session must have been asked for, whatever it is for."""
+    devices: Devices = session.image.get("devices") or "none"
+    has_gpus = devices != "none" and box != "scorer"  # it only adds up losses
+    is_train = box == "train"
+    training = settings.smoke_limits if purpose.startswith(SMOKE) else settings.train_limits
+    return Terms(
+        image=session.image["image_id"],
+        limits=training() if is_train else settings.scoring_limits(),
+        argv=settings.workspace.command if is_train else None,
+        seed=seed if is_train else None,
+        gpus=settings.hardware.gpus_per_run if has_gpus else 0,
+        gpu_memory=settings.hardware.gpu_memory("") if has_gpus else None,
+    )
+
+
+def train_spec(worker: Worker, trial: Trial, run_id: str, files: Path) -> RunSpec:
+    """A train box for files, with what it is told of its seed and its budget."""
+    environment = worker.environment | {
+        "NIGHTLAB_SEED": str(trial.seed),
+        "NIGHTLAB_BUDGET_SECONDS": f"{trial.budget.seconds:g}",
+        "NIGHTLAB_OUTPUT": OUTPUT,
+    }
+    mounts = {files: WORKSPACE}
+    if worker.train_data is not None:
+        environment["NIGHTLAB_DATA"] = DATA
+        mounts[worker.train_data] = DATA
+    if trial.budget.tokens is not None:
+        environment["NIGHTLAB_BUDGET_TOKENS"] = str(trial.budget.tokens)
+    command = worker.settings.workspace.command
+    return box_spec(worker, run_id, "train", command, environment, mounts, trial.limits)
+
+
+def scoring_specs(
+    worker: Worker, run_id: str, *, seed: int, files: Path, checkpoint: Path, split: Split
+) -> tuple[list[RunSpec], RunSpec]:
+    """The model boxes and the scorer box of one score; `run_id` begins the name of each."""
+    names = MODEL_NAMES[: worker.settings.model_boxes]
+    models = [model_spec(worker, f"{run_id}-{name}", files, checkpoint) for name in names]
+    return models, _scorer_spec(worker, f"{run_id}-scorer", seed, split)
+
+
+def model_spec(worker: Worker, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
+    """A model box for files and the checkpoint that they left: no data, no loss."""
+    argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
+    limits = worker.settings.scoring_limits()
+    # Boxes that work side by side would else wait for each other's threads.
+    threads = max(1, int(limits.cpus / worker.settings.model_boxes))
+    return box_spec(
+        worker,
+        run_id,
+        "model",
+        (*argv, "--checkpoint", CHECKPOINT, "--device", worker.device),
+        {"OMP_NUM_THREADS": str(threads)} | worker.environment,
+        {files: WORKSPACE, checkpoint: CHECKPOINT, worker.fixed_dir: EVALUATE},
+        limits,
+    )
+
+
+def _scorer_spec(worker: Worker, run_id: str, seed: int, split: Split) -> RunSpec:
+    """The scorer box: tokens and loss, and nothing that the candidate wrote."""
+    argv = ("python3", f"{EVALUATE}/evaluate.py", "score", "--data", DATA, "--output", OUTPUT)
+    return box_spec(
+        worker,
+        run_id,
+        "scorer",
+        (*argv, "--seed", str(seed)),
+        worker.environment | {"NIGHTLAB_DEVICE": "cpu"},  # it only adds up losses
+        {worker.fixed_dir: EVALUATE, worker.split(split): DATA},
+        worker.settings.scoring_limits(),
+    )
+
+
+def box_spec(
+    worker: Worker,
+    run_id: str,
+    box: Box,
+    argv: tuple[str, ...],
+    environment: dict[str, str],
+    mounts: dict[Path, str],
+    limits: Limits,
+) -> RunSpec:
+    """What a box of this session is asked."""
+    return RunSpec(
+        run_id=run_id,
+        session=box_label(worker.session),
+        box=box,
+        image=worker.image_id,
+        argv=argv,
+        working_directory=WORKSPACE if box != "scorer" else EVALUATE,
+        environment=environment,
+        mounts=tuple(Mount(source=s.absolute(), target=t) for s, t in mounts.items()),
+        gpus=(),
+        limits=limits,
+    )
+
+
+def with_gpus(worker: Worker, spec: RunSpec, gpus: tuple[str, ...]) -> RunSpec:
+    """The same run with these GPUs, held to what the settings say."""
+    if not gpus:
+        return spec
+    given = {"devices": worker.gpus.devices, "gpus": gpus, "gpu_memory": worker.gpu_memory}
+    return RunSpec.model_validate(spec.model_dump() | given)

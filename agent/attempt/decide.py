@@ -1,0 +1,384 @@
+"""Every decision about an attempt, each a pure function of the record.
+
+The night appends what these functions return, the audit compares with it: nothing is decided
+twice in other words. See docs/decisions/0003 for the judge, 0008 for interruptions, 0018 for this
+module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from agent.attempt.disturbance import reasons, was_disturbed
+from agent.attempt.judge import (
+    Judgement,
+    Ruling,
+    drift_purposes,
+    drift_tolerance,
+    has_drifted,
+    judge,
+)
+from agent.attempt.lab import evidence_of, sha_of
+from agent.attempt.sheet import parse_sheet, read_reported, read_score
+from agent.attempt.stopping import Rule, describe_stop, past
+from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
+from agent.record.curves import unpacked
+from agent.record.events import (
+    SMOKE,
+    Arithmetic,
+    AttemptFinished,
+    DriftChecked,
+    EarlyStop,
+    Purpose,
+    RunFinished,
+    Scored,
+    SmokeFinished,
+    Split,
+    Verdict,
+)
+from agent.record.history import BOX_LOST, TRIES, History
+from agent.settings import Budget, Settings
+from sandbox.contract.run import Log, Outcome, RunResult
+
+GetBlob = Callable[[str], bytes]
+
+STOPPED_EARLY = "stopped_early"
+MODEL_BOX = "model_box_"
+"""How the reason of a score begins that a model box is to blame for; see `sheet.read_score`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no score: a value, not an error."""
+
+    verdict: Verdict
+    reason: str
+    explanation: str
+    early_stop: EarlyStop | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an attempt needs next: a trial of its own files, or of the best's."""
+
+    attempt: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of an attempt: its closing event but for the time that it took."""
+
+    verdict: Verdict
+    reason: str
+    explanation: str
+    value: float | None = None
+    arithmetic: Arithmetic | None = None
+    early_stop: EarlyStop | None = None
+
+    def finished(self, number: int, seconds: float) -> AttemptFinished:
+        """The event that closes the attempt."""
+        return AttemptFinished(attempt=number, seconds=seconds, **vars(self))
+
+
+def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Decision:
+    """What an attempt needs next, or what became of it.
+
+    Raises:
+        LedgerError: a blob that decides is lost.
+    """
+    attempt = history.attempt(number)
+    smoked = attempt.smoke and attempt.smoke.finished
+    if smoked and smoked.reason is not None:
+        return Decision(Verdict.FAILED, smoked.reason, smoked.explanation)
+    if attempt.started.kind == "baseline":
+        return _next_of_baseline(history, attempt, get_blob)
+    return _next_of_candidate(history, attempt, get_blob)
+
+
+def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> Measure | Decision:
+    assert history.session is not None
+    for seed in history.session.seeds[: history.in_force.noise.baseline_repeats]:
+        outcome = outcome_of(history, attempt.key(seed), get_blob)
+        if outcome is None:
+            return Measure(attempt.number, seed)
+        if isinstance(outcome, Failure):
+            return Decision(**vars(outcome))
+    values = list(attempt.values().values())
+    noise = history.repeats.noise()
+    assert noise is not None
+    text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
+    return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
+
+
+def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) -> Measure | Decision:
+    """Seed after seed, until the judge is sure.
+
+    A close call has shown that it may win. Then the best gets the seed that comes next, so that
+    seeds stay paired, and the judge waits for both.
+    """
+    assert history.session is not None
+    assert history.best is not None
+    seeds, measured = history.session.seeds, 0
+    for seed in seeds:
+        outcome = outcome_of(history, attempt.key(seed), get_blob)
+        if isinstance(outcome, Failure):
+            return Decision(**vars(outcome))
+        if outcome is None:
+            break
+        measured += 1
+    if measured and measured not in history.meanwhile.values():
+        judgement = judgement_of(history, attempt)
+        if judgement.ruling is not Ruling.REPEAT or measured == len(seeds):
+            return _decision(judgement)
+    best = history.best
+    for seed in seeds[: measured + 1] if measured else ():
+        # One that failed meanwhile is not tried again: the close call goes on without it.
+        if seed not in best.values() and best.key(seed) not in history.meanwhile:
+            return Measure(best.number, seed)
+    return Measure(attempt.number, seeds[measured])
+
+
+def _decision(judgement: Judgement) -> Decision:
+    is_kept = judgement.ruling is Ruling.KEEP
+    return Decision(
+        Verdict.KEPT if is_kept else Verdict.DISCARDED,
+        judgement.reason,
+        judgement.explanation,
+        judgement.arithmetic.candidate_mean,
+        judgement.arithmetic,
+    )
+
+
+def judgement_of(history: History, attempt: Attempt) -> Judgement:
+    """The judge's ruling on an attempt's scores against those of the best, as they are now."""
+    settings, noise = history.in_force, history.noise_beside(attempt.number)
+    assert history.session is not None
+    assert history.best is not None
+    assert noise is not None
+    return judge(
+        list(attempt.values().values()),
+        list(history.best.values().values()),
+        noise,
+        direction=settings.goal.direction,
+        confidence=settings.noise.confidence,
+        max_repeats=min(settings.noise.max_repeats, len(history.session.seeds)),
+    )
+
+
+def lost(history: History, number: int) -> Decision | None:
+    """The end of an attempt whose box was lost once more; None while it is to be tried again.
+
+    The engine answers, so the files bring it about; see docs/decisions/0008.
+    """
+    files = history.attempt(number).started.files
+    tries = [attempt for attempt in history.attempts if attempt.started.files == files]
+    losses = (a.interrupted is not None and a.interrupted.is_box_lost for a in tries)
+    if sum(losses) < TRIES - 1:
+        return None
+    text = f"the box was lost in {TRIES} tries, and the engine answers"
+    return Decision(Verdict.FAILED, BOX_LOST, text)
+
+
+def outcome_of(history: History, key: TrialKey, get_blob: GetBlob) -> float | Failure | None:
+    """What a trial came to: its score on val, or why there is none; None until it is over."""
+    trial, settings = history.trial(key), history.in_force
+    trainings = [run for run in trial.runs if run.result.box == "train"]
+    if not trainings:
+        return None
+    attempt = history.attempt(key.attempt)
+    is_baseline = attempt.started.kind == "baseline"
+    stop = early_stop_of(history, trainings[-1], get_blob)
+    failure = failure_of_training(trainings, settings, is_baseline, stop)
+    return failure or _outcome_of_scores(trial)
+
+
+def _outcome_of_scores(trial: TrialRecord) -> float | Failure | None:
+    for score in trial.scores.values():
+        if score.reason is not None:
+            is_own_fault = score.reason.startswith(MODEL_BOX)
+            verdict = Verdict.FAILED if is_own_fault else Verdict.INVALID
+            return Failure(verdict, score.reason, score.explanation)
+    return trial.value("val")
+
+
+def early_stop_of(history: History, run: RunFinished, get_blob: GetBlob) -> EarlyStop | None:
+    """Why a training was ended before its time, from its curve and those before it."""
+    if run.result.outcome is not Outcome.STOPPED or run.curve is None:
+        return None
+    seen = past(history, get_blob, history.in_force.budget)
+    return None if seen is None else Rule(history.in_force, seen)(unpacked(get_blob(run.curve)))
+
+
+def failure_of_training(
+    trainings: Sequence[RunFinished],
+    settings: Settings,
+    is_baseline: bool,
+    stop: EarlyStop | None = None,
+) -> Failure | None:
+    """Why a trial's last training cannot be scored, if it cannot.
+
+    Args:
+        trainings: of the trial, in order; several where others disturbed them.
+        settings: in force.
+        is_baseline: only the baseline is measured on a machine that is never quiet.
+        stop: why the training was ended before its time, for the words.
+    """
+    run = trainings[-1]
+    result, busy = run.result, ""
+    if was_disturbed(run) and not is_baseline:
+        return Failure(Verdict.DISCARDED, DISTURBED, _why_disturbed(run, len(trainings)))
+    if result.outcome is Outcome.STOPPED:
+        text = describe_stop(stop) if stop else "the curves on record do not say why"
+        return Failure(Verdict.DISCARDED, STOPPED_EARLY, text, stop)
+    if run.disturbance is not None:
+        busy = "".join(f"; {reason}" for reason in reasons(run.disturbance))
+    if result.outcome is not Outcome.OK:
+        return Failure(Verdict.FAILED, result.outcome.value, evidence_of(result) + busy)
+    if run.over_budget_seconds > 0:
+        text = (
+            f"the run took {run.over_budget_seconds:.1f} s longer than its budget of "
+            f"{settings.budget.seconds:g} s; start-up and saving count{busy}"
+        )
+        return Failure(Verdict.INVALID, "over_budget", text)
+    if not result.output and not settings.goal.is_reported:
+        return Failure(Verdict.FAILED, "no_checkpoint", "the run left no checkpoint file")
+    return None
+
+
+def _why_disturbed(run: RunFinished, runs: int) -> str:
+    if run.disturbance is None or not run.disturbance.disturbed:
+        return f"each of {runs} runs was disturbed, the last by a throttled GPU: not judged"
+    why = ", ".join(reasons(run.disturbance))
+    return f"each of {runs} runs was disturbed, the last because {why}: not judged"
+
+
+def over_budget_seconds(purpose: Purpose, result: RunResult, budget: Budget) -> float:
+    """Seconds that a training took beyond its budget, on the host's clock; 0 for other boxes.
+
+    A smoke run's script is ended in its time, and a budget of tokens is not one of seconds.
+    """
+    if result.box != "train" or purpose.startswith(SMOKE) or budget.kind == "tokens":
+        return 0.0
+    return max(0.0, result.wall_seconds - budget.seconds)
+
+
+def scored_by_boxes(
+    key: TrialKey, split: Split, sheet: bytes | None, models: Sequence[RunResult]
+) -> Scored:
+    """The score of a measurement: what the scorer wrote, and how the model boxes ended."""
+    parsed = parse_sheet(sheet) if sheet is not None else None
+    found = read_score(parsed, [model.outcome for model in models])
+    bad = next((model for model in models if model.outcome is not Outcome.OK), None)
+    return Scored(
+        **key._asdict(),
+        split=split,
+        value=found.value,
+        reason=found.reason,
+        explanation=evidence_of(bad) if found.model_failed and bad else found.explanation,
+        details=parsed.details if parsed else {},
+        source="scored",
+        sheet=sha_of(sheet) if sheet is not None else None,
+    )
+
+
+def scored_by_log(key: TrialKey, log: Log, metric: str) -> Scored:
+    """The score that a training printed of itself, or why there is none; see 0009."""
+    found = read_reported(log, metric)
+    return Scored(
+        **key._asdict(),
+        split="val",
+        value=found.value,
+        reason=found.reason,
+        explanation=found.explanation,
+        details=found.details,
+        source="reported",
+        sheet=None,
+    )
+
+
+def smoke_finished(
+    smoke: Smoke, settings: Settings, *, answered: bool, seconds: float
+) -> SmokeFinished:
+    """Whether files passed their smoke run, from what its boxes showed.
+
+    Args:
+        smoke: with all of its runs.
+        settings: in force.
+        answered: whether the model box, with the checkpoint loaded, said a word on its channel.
+        seconds: that it took.
+    """
+    reason = smoke.reason(answered=answered, is_reported=settings.goal.is_reported)
+    text = "nothing went wrong" if reason is None else _describe_failure(smoke.runs[-1].result)
+    return SmokeFinished(
+        smoke=smoke.started.smoke,
+        passed=reason is None,
+        reason=reason,
+        explanation=f"in a smoke run of {settings.economy.smoke_seconds:g} s: {text}",
+        answered=answered,
+        seconds=seconds,
+    )
+
+
+def _describe_failure(result: RunResult) -> str:
+    """How the run that failed ended: a training, or a model box that loaded its checkpoint."""
+    what = "the training" if result.box == "train" else "loading the checkpoint"
+    left_nothing = " and left no file behind" if result.outcome is Outcome.OK else ""
+    return f"{what}: {evidence_of(result)}{left_nothing}"
+
+
+def drift_checked(history: History, seed: int, problem: str) -> DriftChecked:
+    """What a check of the machine comes to, from the runs on record.
+
+    Args:
+        history: after the check's trials.
+        seed: at which the best was measured again.
+        problem: why there is no result, where there is none.
+    """
+    assert history.best is not None
+    noise = history.repeats.noise()
+    assert noise is not None
+    best, check = history.best, len(history.drift.checks) + 1
+    recorded = best.values()[seed]
+    tolerance = drift_tolerance(noise, history.in_force.noise.confidence)
+    today = () if problem else tuple(_values_of_check(history, check, seed))
+    changed = has_drifted(recorded, today, tolerance)
+    return DriftChecked(
+        check=check,
+        attempt=best.number,
+        seed=seed,
+        recorded=recorded,
+        today=today,
+        tolerance=tolerance,
+        changed=changed,
+        problem=problem,
+        explanation=_describe_drift(best.number, recorded, today, tolerance, changed, problem),
+    )
+
+
+def _values_of_check(history: History, check: int, seed: int) -> list[float]:
+    assert history.best is not None
+    keys = [TrialKey(purpose, history.best.number, seed) for purpose in drift_purposes(check)]
+    values = [history.trial(key).value("val") for key in keys]
+    return [value for value in values if value is not None]
+
+
+def _describe_drift(
+    number: int,
+    recorded: float,
+    today: Sequence[float],
+    tolerance: float,
+    changed: bool,
+    problem: str,
+) -> str:
+    if not today:
+        return f"the best (attempt {number}) could not be measured again: {problem}"
+    numbers = (
+        f"the best (attempt {number}) had {recorded:.4f} and has {fmean(today):.4f} now; "
+        f"up to {tolerance:.4f} is noise"
+    )
+    if changed:
+        return f"the machine changed: {numbers}; from here on the new measurement counts"
+    return f"the machine is as it was: {numbers}"

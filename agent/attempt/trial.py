@@ -1,0 +1,252 @@
+"""One trial: a training with its scoring at one seed, as a generator of events.
+
+A trial is a function of its inputs. It reads no ledger, no workspace and no environment, so it runs
+alike in this process and on another machine; whoever runs it puts what it yields on record, each
+event before the next step. See docs/decisions/0002 for the clock of the budget, 0018 for trials.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from pathlib import Path
+
+from agent.attempt.boxes import scoring_specs, train_spec, with_gpus
+from agent.attempt.decide import (
+    failure_of_training,
+    over_budget_seconds,
+    scored_by_boxes,
+    scored_by_log,
+)
+from agent.attempt.disturbance import (
+    disturbance,
+    idle_cores,
+    is_crowded,
+    was_disturbed,
+)
+from agent.attempt.lab import (
+    Step,
+    Steps,
+    Trial,
+    Worker,
+    fresh_directory,
+    make_readable,
+    refuse_interruption,
+    sha_of,
+    snapshot,
+)
+from agent.attempt.scoring import run_scoring_boxes
+from agent.attempt.stopping import Rule, Watch
+from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
+from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
+from agent.record.ledger import canonical
+from agent.record.logs import excerpt, packed_log
+from sandbox.contract.errors import host_faults
+from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
+
+MAX_QUIET_WAIT_SECONDS = 30.0
+QUIET_SAMPLE_SECONDS = 2.0
+
+
+def run_trial(worker: Worker, trial: Trial) -> Steps:
+    """Train until a run was not disturbed, then score, as long as there is something to score.
+
+    Raises:
+        BoxLost: somebody else ended a box.
+        SandboxError: nightlab or the engine failed.
+        SessionOver: the session had to end while there was no GPU.
+    """
+    names, settings = run_names(trial), worker.settings
+    with (
+        host_faults(),
+        files_of(worker, trial) as files,
+        checkpoint_of(worker, trial) as checkpoint,
+    ):
+        run, log = yield from _train(worker, trial, names, files, checkpoint)
+        if failure_of_training([run], settings, trial.counts_when_disturbed) is not None:
+            return
+        if settings.goal.is_reported:
+            yield Step(scored_by_log(trial.key, log, settings.goal.metric))
+            return
+        for split in trial.splits:
+            score = yield from score_split(worker, trial, names, files, checkpoint, split)
+            if score.value is None:
+                return
+
+
+def score_again(worker: Worker, trial: Trial, checkpoint: Path) -> Steps:
+    """Score a kept checkpoint on the splits of a trial that was trained before.
+
+    Raises:
+        SandboxError: nightlab or the engine failed.
+    """
+    names = run_names(trial)
+    with host_faults(), files_of(worker, trial) as files:
+        for split in trial.splits:
+            yield from score_split(worker, trial, names, files, checkpoint, split)
+
+
+def run_names(trial: Trial) -> Iterator[str]:
+    """Ids of a trial's boxes, unique within the session and readable."""
+    return (f"{trial.id}-{number}" for number in count())
+
+
+def files_of(worker: Worker, trial: Trial) -> AbstractContextManager[Path]:
+    """A directory that holds exactly a trial's files, as long as it goes on."""
+    return snapshot(worker.directory / "boxes" / f"{trial.id}-files", trial.files)
+
+
+@contextmanager
+def checkpoint_of(worker: Worker, trial: Trial) -> Iterator[Path]:
+    """Where a trial's checkpoint goes; it stays only for an attempt, which may be kept."""
+    path = fresh_directory(worker.directory / "checkpoints" / trial.checkpoint_name)
+    try:
+        yield path
+    finally:
+        if trial.purpose != ATTEMPT:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def leased(worker: Worker, attempt: int, *, is_begun: bool = False) -> Iterator[tuple[str, ...]]:
+    """The GPUs of one box, as soon as there are any.
+
+    Once an attempt has a run it is brought to its end, however long that takes.
+
+    Raises:
+        SessionOver: the session had to end before there were any.
+    """
+    stand_by = (lambda: None) if is_begun else worker.stand_by
+    purpose = f"session {worker.session}, attempt {attempt}"
+    with worker.gpus.lease(
+        purpose, lambda text: worker.on_wait("gpu_awaited", text), stand_by
+    ) as gpus:
+        yield gpus
+
+
+def start(trial: Trial, spec: RunSpec) -> Step:
+    """The event that asks for a box."""
+    return Step(
+        RunStarted(purpose=trial.purpose, attempt=trial.attempt, seed=trial.seed, spec=spec)
+    )
+
+
+def finish(
+    worker: Worker,
+    trial: Trial,
+    result: RunResult,
+    *,
+    noise: Disturbance | None = None,
+    curve: Curve | None = None,
+) -> Step:
+    """The event that says how a box ended; its bulk goes into blobs, the line gets an excerpt."""
+    evidence = dict(result.evidence)
+    container = evidence.pop("container", None)
+    log, points = packed_log(result.log), packed(curve) if curve else None
+    settings_asked = canonical(container).encode() if container else None
+    event = RunFinished(
+        purpose=trial.purpose,
+        attempt=trial.attempt,
+        seed=trial.seed,
+        result=result.model_copy(update={"log": excerpt(result.log), "evidence": evidence}),
+        log=sha_of(log),
+        disturbance=noise,
+        over_budget_seconds=over_budget_seconds(trial.purpose, result, trial.budget),
+        curve=sha_of(points) if points else None,
+        container=sha_of(settings_asked) if settings_asked else None,
+        mfu=mfu_of(worker.peaks, worker.cpu, result, unpacked(points) if points else []),
+    )
+    return Step(event, tuple(blob for blob in (log, points, settings_asked) if blob))
+
+
+def score_split(
+    worker: Worker,
+    trial: Trial,
+    names: Iterator[str],
+    files: Path,
+    checkpoint: Path,
+    split: Split,
+) -> Generator[Step, None, Scored]:
+    """Score a checkpoint on one split; the scorer box never has any of the GPUs."""
+    with leased(worker, trial.attempt, is_begun=True) as gpus:
+        models, scorer = scoring_specs(
+            worker, next(names), seed=trial.seed, files=files, checkpoint=checkpoint, split=split
+        )
+        models = [with_gpus(worker, model, gpus) for model in models]
+        for spec in (*models, scorer):
+            yield start(trial, spec)
+        output = fresh_directory(worker.directory / "boxes" / scorer.run_id)
+        try:
+            measurement = run_scoring_boxes(worker.run, models, scorer, output)
+        finally:
+            shutil.rmtree(output, ignore_errors=True)
+    for result in (*measurement.models, measurement.scorer):
+        yield finish(worker, trial, result)
+    for result in measurement.models:
+        refuse_interruption(result)
+    scored = scored_by_boxes(trial.key, split, measurement.sheet, measurement.models)
+    yield Step(scored, () if measurement.sheet is None else (measurement.sheet,))
+    return scored
+
+
+def _train(
+    worker: Worker, trial: Trial, names: Iterator[str], files: Path, checkpoint: Path
+) -> Generator[Step, None, tuple[RunFinished, Log]]:
+    """Train, again where others disturbed the run; the last run counts, with its whole log."""
+    is_begun = trial.is_begun
+    for left in range(worker.settings.disturbance.max_repeats, -1, -1):
+        run, log = yield from _train_once(
+            worker, trial, next(names), files, checkpoint, is_begun=is_begun
+        )
+        is_begun = True
+        if not was_disturbed(run) or not left:
+            break
+        _wait_for_quiet(worker, trial)
+    return run, log
+
+
+def _train_once(
+    worker: Worker, trial: Trial, run_id: str, files: Path, checkpoint: Path, *, is_begun: bool
+) -> Generator[Step, None, tuple[RunFinished, Log]]:
+    fresh_directory(checkpoint)
+    with leased(worker, trial.attempt, is_begun=is_begun) as gpus:
+        spec = with_gpus(worker, train_spec(worker, trial, run_id, files), gpus)
+        yield start(trial, spec)
+        before = worker.read_load(worker.read_machine)
+        collector = CurveCollector(worker.on_log)
+        rule = None if trial.past is None else Rule(worker.settings, trial.past)
+        watch = None if rule is None else Watch(collector.curve, rule, trial.budget)
+        result = worker.run(spec, output_dir=checkpoint, on_log=collector, should_stop=watch)
+    noise = disturbance(
+        before,
+        worker.read_load(worker.read_machine),
+        result.cpu_seconds or 0.0,
+        worker.settings.disturbance,
+        idle=idle_cores(worker.settings.limits.cpus),
+        usual=trial.usual,
+    )
+    make_readable(checkpoint)
+    # What is said after the decision did not count for it, and must not when it is checked.
+    is_stopped = watch is not None and result.outcome is Outcome.STOPPED
+    curve = watch.seen if watch and is_stopped else collector.curve()
+    step = finish(worker, trial, result, noise=noise, curve=curve)
+    yield step
+    refuse_interruption(result)
+    assert isinstance(step.event, RunFinished)
+    return step.event, result.log
+
+
+def _wait_for_quiet(worker: Worker, trial: Trial) -> None:
+    """Wait until the machine is quiet again, but no longer than a training takes."""
+    patience_seconds = min(MAX_QUIET_WAIT_SECONDS, trial.budget.seconds)
+    waited = 0.0
+    while waited < patience_seconds:
+        before = worker.read_load(worker.read_machine)
+        worker.sleep(QUIET_SAMPLE_SECONDS)
+        waited += QUIET_SAMPLE_SECONDS
+        now = worker.read_load(worker.read_machine)
+        limits, idle = worker.settings.disturbance, idle_cores(worker.settings.limits.cpus)
+        if not is_crowded(disturbance(before, now, 0.0, limits, idle=idle, usual=trial.usual)):
+            return

@@ -1,0 +1,150 @@
+"""Attempts, smoke runs and trials, as the record tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from agent.record.events import (
+    ATTEMPT,
+    AttemptFinished,
+    AttemptInterrupted,
+    AttemptStarted,
+    RunFinished,
+    Scored,
+    SmokeFinished,
+    SmokeStarted,
+    Split,
+    Verdict,
+)
+from sandbox.contract.run import Outcome
+
+DISTURBED = "disturbed"
+"""Why a candidate has no score whose trainings others held back: that says nothing of its files."""
+
+
+class TrialKey(NamedTuple):
+    """What names a trial: what it is for, whose files it trains, at which seed."""
+
+    purpose: str
+    attempt: int
+    seed: int
+
+
+@dataclass
+class TrialRecord:
+    """Everything on record about one training with its scoring, at one seed."""
+
+    runs: list[RunFinished] = field(default_factory=list)
+    """Boxes that ended, in order; several trainings where others disturbed them."""
+    scores: dict[Split, Scored] = field(default_factory=dict)
+    """Of the last training."""
+    boxes_of_score: list[RunFinished] = field(default_factory=list)
+    """Boxes since the training or the last score: what the next score stands on."""
+
+    @property
+    def training(self) -> RunFinished | None:
+        """The last training: the one that counts."""
+        return next((run for run in reversed(self.runs) if run.result.box == "train"), None)
+
+    def value(self, split: Split) -> float | None:
+        """The valid score on a split, if there is one."""
+        score = self.scores.get(split)
+        return None if score is None else score.value
+
+    def add_run(self, run: RunFinished) -> None:
+        self.runs.append(run)
+        if run.result.box == "train":  # whatever was measured before counts no more
+            self.scores, self.boxes_of_score = {}, []
+        else:
+            self.boxes_of_score.append(run)
+
+    def add_score(self, score: Scored) -> None:
+        self.scores[score.split] = score
+        self.boxes_of_score = []
+
+
+@dataclass
+class Smoke:
+    """One smoke run with everything that was recorded about it."""
+
+    started: SmokeStarted
+    runs: list[RunFinished] = field(default_factory=list)
+    finished: SmokeFinished | None = None
+    """None while it goes on, and when it was cut off."""
+
+    def reason(self, *, answered: bool, is_reported: bool) -> str | None:
+        """What its boxes showed to be wrong, as a verdict's reason.
+
+        A training that ignores its budget is ended, which is no failure. A model box that said a
+        word had loaded the checkpoint; that nobody then asked it anything may well end it badly.
+        A program that reports its own score leaves no checkpoint.
+        """
+        for run in self.runs:
+            outcome = run.result.outcome
+            if run.result.box == "model":
+                return None if outcome is Outcome.OK or answered else f"model_box_{outcome.value}"
+            if outcome is Outcome.TIMED_OUT:
+                return None
+            if outcome is not Outcome.OK:
+                return outcome.value
+            if not run.result.output and not is_reported:
+                return "no_checkpoint"
+        return None
+
+
+@dataclass
+class Attempt:
+    """One attempt with everything that was recorded about it."""
+
+    started: AttemptStarted
+    started_at: str
+    runs: list[RunFinished] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
+    """All that count: not those that an interrupted attempt asked of another one."""
+    smoke: Smoke | None = None
+    """The smoke run that came before its first training."""
+    finished: AttemptFinished | None = None
+    interrupted: AttemptInterrupted | None = None
+    remeasured: dict[int, float] = field(default_factory=dict)
+    """Scores on val from after the machine changed: they count instead of all before them."""
+    counted_from: int = 0
+    """How many scores there were when it was noticed that the machine had changed."""
+    curves_from: int = 0
+    """How many runs there were at that time: the curves of those are another machine's."""
+    cost_usd: float = 0.0
+    """What the model calls since the attempt before cost."""
+
+    @property
+    def number(self) -> int:
+        return self.started.attempt
+
+    @property
+    def open(self) -> bool:
+        return self.finished is None and self.interrupted is None
+
+    @property
+    def kept(self) -> bool:
+        return self.finished is not None and self.finished.verdict is Verdict.KEPT
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it has a verdict that its files are the reason for."""
+        return self.finished is not None and self.finished.reason != DISTURBED
+
+    @property
+    def telling_runs(self) -> list[RunFinished]:
+        """Its runs; of one that failed in its smoke run those, since there are no others."""
+        return self.runs or (self.smoke.runs if self.smoke else [])
+
+    def values(self, split: Split = "val") -> dict[int, float]:
+        """Valid scores by seed; none of an attempt that was interrupted."""
+        if self.interrupted is not None:
+            return {}
+        begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
+        scores = self.scores[begin:]
+        return known | {s.seed: s.value for s in scores if s.split == split and s.value is not None}
+
+    def key(self, seed: int) -> TrialKey:
+        """The name of its own trial at a seed."""
+        return TrialKey(ATTEMPT, self.number, seed)
