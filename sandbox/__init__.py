@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sandbox.contract.errors import SandboxError
@@ -35,14 +36,11 @@ __all__ = [
 ]
 
 
+LOADED_LATE = {"DockerExecutor": "sandbox.box.executor", "run_box": "sandbox.machine"}
+
+
 def __getattr__(name: str) -> object:
     """Load what runs boxes when it is asked for: the contract alone needs no engine's SDK."""
-    if name == "DockerExecutor":
-        from sandbox.box.executor import DockerExecutor
-
-        return DockerExecutor
-    if name == "run_box":
-        from sandbox.machine import run_box
-
-        return run_box
-    raise AttributeError(name)
+    if name not in LOADED_LATE:
+        raise AttributeError(name)
+    return getattr(import_module(LOADED_LATE[name]), name)

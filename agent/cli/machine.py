@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from agent.cli.shared import (
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.settings import parse_size
 from agent.text import one_line
-from sandbox.check.self_check import CheckResult, timed_check
+from sandbox.check.self_check import CheckResult, try_walls
 from sandbox.contract.errors import UsageError
 from sandbox.engine.find import find_engine
 from sandbox.engine.own import stop_own_engine
@@ -100,14 +101,13 @@ def check(
     image = find_image(engine, recipe, state_dir=state_dir)
     devices = recipe.profile.devices
     source = gpu_source(engine, state_dir, devices, settings.hardware.gpus, 1)
-    found = timed_check(
-        executor(engine, state_dir),
-        image.image_id,
-        state_dir / "run",
-        os.environ,
-        installed(engine, os.environ),
-        source,
-        gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).status()),
+    began = time.monotonic()
+    boxes, run_root = executor(engine, state_dir), state_dir / "run"
+    found = CheckResult(
+        walls=try_walls(boxes, image.image_id, run_root, os.environ, source),
+        components=installed(engine, os.environ),
+        gpus=gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).status()),
+        seconds=time.monotonic() - began,
     )
     if as_json:
         print_line(found.model_dump_json())

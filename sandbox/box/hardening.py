@@ -27,7 +27,6 @@ RESERVED_TARGETS = (LINK_DIRECTORY, "/out", "/tmp", "/dev", "/proc", "/sys", "/e
 TMP_INODES = 65536
 OUTPUT_DIRECTORIES = 32
 """Inodes of the output's file system beyond its files, for directories."""
-CPU_PERIOD_MICROSECONDS = 100_000
 LABEL_RUN = "nightlab.run"
 LABEL_SESSION = "nightlab.session"
 LABEL_OWNER = "nightlab.owner"

@@ -142,10 +142,6 @@ class Link:
         self._connection = connection
         self._received = bytearray()
 
-    def fileno(self) -> int:
-        """Return the socket's file descriptor, for polling."""
-        return self._connection.fileno()
-
     def peer_pid(self) -> int:
         """Return PID 1's process id as this host sees it; 0 when it is in no namespace of ours."""
         raw = self._connection.getsockopt(

@@ -55,12 +55,10 @@ class SeenMount(Record):
 
 
 class Capacity(Record):
-    """The size of a file system and what is free of it."""
+    """The size of a file system."""
 
     bytes: Count
     inodes: Count
-    free_bytes: Count
-    free_inodes: Count
 
 
 class Proof(Record):

@@ -20,8 +20,9 @@ import docker.errors
 import requests
 
 from sandbox.box.hardening import LABEL_DEADLINE, LABEL_GPUS, LABEL_OWNER, LABEL_RUN
-from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
+from sandbox.contract.errors import ContainerUnkillable
 from sandbox.contract.log import log
+from sandbox.engine.find import must_answer
 
 OWNER_FILE = "owner"
 RUN_NAME = re.compile(r"[0-9a-f]{16}")
@@ -99,7 +100,7 @@ def sweep(client: docker.APIClient) -> list[str]:
         ContainerUnkillable: one would not go; every other one is removed.
     """
     removed, stuck = [], []
-    try:
+    with must_answer("the engine did not answer a sweep"):
         for container in client.containers(all=True, filters={"label": LABEL_RUN}):
             if not is_abandoned(container["Labels"] or {}, time.monotonic()):
                 continue
@@ -107,8 +108,6 @@ def sweep(client: docker.APIClient) -> list[str]:
                 removed += [container["Id"]] if _remove(client, container) else []
             except (docker.errors.APIError, requests.ReadTimeout) as error:
                 stuck.append(f"{container['Id'][:12]} ({error})")
-    except (requests.RequestException, docker.errors.DockerException) as error:
-        raise EngineUnavailable(f"the engine did not answer a sweep: {error}") from error
     if removed:
         log.info("sweep_removed", containers=[each[:12] for each in removed])
     if stuck:
@@ -129,10 +128,8 @@ def living_gpus(client: docker.APIClient) -> list[str]:
     """
     with contextlib.suppress(ContainerUnkillable):  # it is among the living, with its GPUs
         sweep(client)
-    try:
+    with must_answer("the engine did not say who has GPUs"):
         found = client.containers(all=True, filters={"label": LABEL_GPUS})
-    except (requests.RequestException, docker.errors.DockerException) as error:
-        raise EngineUnavailable(f"the engine did not say who has GPUs: {error}") from error
     return [
         gpu
         for container in found

@@ -226,14 +226,9 @@ def gpu_driver() -> dict[str, int]:
 
 
 def capacity(path: str) -> dict[str, int]:
-    """Return how large a file system is and how much of it is taken."""
+    """Return how large a file system is."""
     room = os.statvfs(path)
-    return {
-        "bytes": room.f_blocks * room.f_frsize,
-        "inodes": room.f_files,
-        "free_bytes": room.f_bfree * room.f_frsize,
-        "free_inodes": room.f_ffree,
-    }
+    return {"bytes": room.f_blocks * room.f_frsize, "inodes": room.f_files}
 
 
 def proof() -> dict[str, object]:

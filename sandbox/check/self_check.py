@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import resources
@@ -159,9 +158,6 @@ def _spec(place: Place, name: str, argv: tuple[str, ...], limits: Limits) -> Run
     )
 
 
-# --- attempts from inside ---------------------------------------------------------------------
-
-
 def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]:
     """Make one family's attempts in one box."""
     source = resources.files("sandbox.check").joinpath("probes.py").read_text(encoding="utf-8")
@@ -206,9 +202,6 @@ def _judge(answers: dict[tuple[str, str], _ProbeAnswer], family: str, tried: str
 
 def _wall(family: str, tried: str, status: Status, seen: str) -> WallCheck:
     return WallCheck(family=family, tried=tried, status=status, seen=seen[:SEEN_CHARACTERS])
-
-
-# --- attempts that end a box ------------------------------------------------------------------
 
 
 def try_stress_test(executor: Executor, place: Place, test: StressTest) -> WallCheck:
@@ -263,23 +256,3 @@ def _canary_is_whole(place: Place) -> WallCheck:
     seen = "unchanged" if held else "changed on the host"
     tried = "change ledger or candidate on the host"
     return _wall("record", tried, "held" if held else "gave way", seen)
-
-
-def timed_check(
-    executor: Executor,
-    image: str,
-    root: Path,
-    environ: MutableMapping[str, str],
-    components: tuple[Component, ...],
-    source: GpuSource,
-    gpus: tuple[GpuRow, ...],
-) -> CheckResult:
-    """Try the walls and put everything found together."""
-    started = time.monotonic()
-    walls = try_walls(executor, image, root, environ, source)
-    return CheckResult(
-        walls=walls,
-        components=components,
-        gpus=gpus,
-        seconds=time.monotonic() - started,
-    )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +100,15 @@ def connect(engine: Engine, *, timeout_seconds: int = CALL_SECONDS) -> docker.Do
     )
     client.api = EngineClient(engine.base_url, engine.api_version, timeout_seconds)
     return client
+
+
+@contextmanager
+def must_answer(problem: str) -> Iterator[None]:
+    """Turn an engine that does not answer, or refuses, into our own error."""
+    try:
+        yield
+    except (DockerException, RequestException) as error:
+        raise EngineUnavailable(f"{problem}: {error}"[:1000]) from error
 
 
 def named_address(environ: Mapping[str, str]) -> str | None:

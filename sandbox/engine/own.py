@@ -11,8 +11,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.contract.errors import EngineUnavailable, SandboxError
@@ -213,38 +213,35 @@ def _bears(pid: int, marks: Sequence[str]) -> bool:
 
 def _end(pid: int, marks: Sequence[str]) -> bool:
     """Ask a process to end and wait for it; False where it is not, or no longer, the one meant."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
+    with _held(pid) as process:
         # Looked at again behind the descriptor: from here on the number cannot change hands.
-        if not _bears(pid, marks):
+        if process is None or not _bears(pid, marks):
             return False
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        if not is_readable(descriptor, STOP_SECONDS):
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not is_readable(process, STOP_SECONDS):
             raise SandboxError(
                 f"{marks[0]} (process {pid}) did not end in {STOP_SECONDS} s",
                 f"look at it with `ps -p {pid}` and end it yourself",
             )
-    finally:
-        os.close(descriptor)
-    _reap(pid)
+    with suppress(ChildProcessError):  # another's child is no business of ours
+        os.waitpid(pid, os.WNOHANG)
     return True
 
 
 def _ended_within(pid: int, seconds: float) -> bool:
+    with _held(pid) as process:
+        return process is None or is_readable(process, seconds)
+
+
+@contextmanager
+def _held(pid: int) -> Iterator[int | None]:
+    """Give a descriptor of a process; None where there is no such process."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        return True
+        yield None
+        return
     try:
-        return is_readable(descriptor, seconds)
+        yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _reap(pid: int) -> None:
-    """Forget a child that ended; another's child is no business of ours."""
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)

@@ -13,12 +13,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from docker.errors import DockerException
-from requests.exceptions import RequestException
-
-from sandbox.contract.errors import EngineUnavailable, SandboxError
+from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.engine.find import Engine, connect
+from sandbox.engine.find import Engine, connect, must_answer
 from sandbox.engine.host import run_program
 
 ENGINE_PARTS = {"Engine": "engine", "containerd": "containerd", "runc": "runc"}
@@ -43,11 +40,8 @@ def installed(engine: Engine, environ: Mapping[str, str]) -> tuple[Component, ..
     Raises:
         EngineUnavailable: the engine does not answer.
     """
-    try:
-        with closing(connect(engine)) as client:
-            version, about = client.version(), client.info()
-    except (DockerException, RequestException) as error:
-        raise EngineUnavailable(f"the engine does not answer: {error}"[:1000]) from error
+    with must_answer("the engine does not answer"), closing(connect(engine)) as client:
+        version, about = client.version(), client.info()
     return (
         *_engine_components(version),
         _component("kernel", str(about.get("KernelVersion", ""))),

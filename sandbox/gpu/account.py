@@ -14,6 +14,13 @@ THROTTLED_SHARE = 0.1
 """From this share of the samples on a run was throttled enough to say so."""
 
 
+READINGS = (
+    *("utilisation", "power_watts", "sm_clock_mhz", "memory_clock_mhz"),
+    "temperature_celsius",
+)
+"""Fields of a sample of which mean and most are kept."""
+
+
 @dataclass
 class Tally:
     """What a reading was so far."""
@@ -45,11 +52,7 @@ class Account:
     first_unaccounted_bytes: int = 0
     """What no living process accounted for before the run."""
     peak_bytes: int | None = None
-    utilisation: Tally = field(default_factory=Tally)
-    power_watts: Tally = field(default_factory=Tally)
-    sm_clock_mhz: Tally = field(default_factory=Tally)
-    memory_clock_mhz: Tally = field(default_factory=Tally)
-    temperature_celsius: Tally = field(default_factory=Tally)
+    tallies: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in READINGS})
     throttled: dict[str, int] = field(default_factory=dict)
     throttled_samples: int = 0
     samples: int = 0
@@ -62,11 +65,8 @@ class Account:
         self.failures = 0
         if used_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
-        self.utilisation.add(sample.utilisation)
-        self.power_watts.add(sample.power_watts)
-        self.sm_clock_mhz.add(sample.sm_clock_mhz)
-        self.memory_clock_mhz.add(sample.memory_clock_mhz)
-        self.temperature_celsius.add(sample.temperature_celsius)
+        for name, tally in self.tallies.items():
+            tally.add(getattr(sample, name))
         for reason in sample.throttled_by:
             self.throttled[reason] = self.throttled.get(reason, 0) + 1
         self.throttled_samples += bool(sample.throttled_by)
@@ -91,7 +91,8 @@ class Account:
     def use(self, bound: MemoryBound) -> GpuUse:
         """Return what goes on record."""
         share = self.throttled_samples / self.samples if self.samples else None
-        used = self.utilisation.spread
+        spreads = {name: tally.spread for name, tally in self.tallies.items()}
+        used = spreads["utilisation"]
         return GpuUse(
             uuid=self.gpu.id,
             name=self.gpu.name,
@@ -101,10 +102,10 @@ class Account:
             energy_joules=_grown(self.first.energy_joules, self.last.energy_joules),
             throttled_share=share,
             throttled_by=tuple(sorted(self.throttled)),
-            power_watts=self.power_watts.spread,
-            sm_clock_mhz=self.sm_clock_mhz.spread,
-            memory_clock_mhz=self.memory_clock_mhz.spread,
-            temperature_celsius=self.temperature_celsius.spread,
+            power_watts=spreads["power_watts"],
+            sm_clock_mhz=spreads["sm_clock_mhz"],
+            memory_clock_mhz=spreads["memory_clock_mhz"],
+            temperature_celsius=spreads["temperature_celsius"],
             samples=self.samples,
             events=(*self.events, *self._throttling(share or 0.0)),
         )

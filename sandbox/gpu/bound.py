@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.gpu import GpuMemory, MemoryBound
-from sandbox.contract.record import Record
 from sandbox.gpu.request import Gpu
 
 CONTEXT_BYTES = 768 * 2**20
 """What a process takes on a GPU beside its allocator; more than contexts are usually seen to."""
 
 
-class MemoryMeans(Record):
-    """The means at hand to hold one run to its GPU memory."""
-
-    instances: bool
-    """All of its devices are MIG instances no larger than asked."""
-    kernel: bool
-    library: bool
-    watchdog: bool
-
-
-def strongest_bound(means: MemoryMeans) -> MemoryBound:
+def strongest_bound(at_hand: Collection[MemoryBound]) -> MemoryBound:
     """Return the strongest means at hand."""
-    at_hand: dict[MemoryBound, bool] = {
-        "hardware": means.instances,
-        "kernel": means.kernel,
-        "library": means.library,
-        "watchdog": means.watchdog,
-    }
-    return next((bound for bound, there in at_hand.items() if there), "none")
+    return max(at_hand, key=get_args(MemoryBound).index, default="none")
 
 
 def require_bound(asked: GpuMemory, bound: MemoryBound) -> None:

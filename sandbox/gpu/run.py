@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from sandbox.contract.errors import ContainerUnkillable, GpuFault
-from sandbox.contract.gpu import GpuEvent, GpuUse, MemoryBound
+from sandbox.contract.gpu import GpuEvent, GpuMemory, GpuUse, MemoryBound
 from sandbox.contract.run import Outcome, RunResult, RunSpec
 from sandbox.gpu.bound import (
-    MemoryMeans,
     allocator_environment,
     are_instances_within,
     require_bound,
@@ -19,7 +18,7 @@ from sandbox.gpu.bound import (
 from sandbox.gpu.inventory import leased_gpus, request_for
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
 from sandbox.gpu.request import NO_GPUS, GpuRequest
-from sandbox.gpu.watch import PROC, End, GpuWatch, watching
+from sandbox.gpu.watch import PROC, End, GpuWatch
 
 REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
@@ -58,7 +57,7 @@ class Attendance:
         """
         asked, environment = self._spec.gpu_memory, {}
         if asked is not None:
-            self._bound = strongest_bound(self._means(pid))
+            self._bound = strongest_bound(tuple(self._means(pid, asked)))
             require_bound(asked, self._bound)
             if self._bound == "library":
                 given = self._spec.environment.get(asked.allocator_variable, "")
@@ -69,20 +68,19 @@ class Attendance:
             self._watch.begin(pid, end, limit, is_only_bound=only)
         return environment
 
-    def _means(self, pid: int) -> MemoryMeans:
-        """Return the means at hand; the kernel's is tried, since only then it is known."""
-        asked, gpus = self._spec.gpu_memory, self.request.gpus
-        assert asked is not None
-        instances = are_instances_within(gpus, asked.bytes)
-        sized = all(gpu.memory_bytes for gpu in gpus)
-        return MemoryMeans(
-            instances=instances,
-            kernel=not instances
-            and self._driver is not None
-            and self._driver.bound_by_kernel(gpus, unified_cgroup(pid), asked.bytes),
-            library=bool(asked.allocator_variable) and sized,
-            watchdog=self._watch is not None and self._watch.can_see_memory,
-        )
+    def _means(self, pid: int, asked: GpuMemory) -> Iterator[MemoryBound]:
+        """Give the means at hand; the kernel's is tried, since only then it is known."""
+        gpus = self.request.gpus
+        if are_instances_within(gpus, asked.bytes):
+            yield "hardware"
+        elif self._driver is not None and self._driver.bound_by_kernel(
+            gpus, unified_cgroup(pid), asked.bytes
+        ):
+            yield "kernel"
+        if asked.allocator_variable and all(gpu.memory_bytes for gpu in gpus):
+            yield "library"
+        if self._watch is not None and self._watch.can_see_memory:
+            yield "watchdog"
 
     @contextmanager
     def watching_ends(self) -> Iterator[None]:
@@ -102,22 +100,11 @@ class Attendance:
         """Return what was seen of each GPU, in the order in which they were asked for."""
         if self._watch is not None:
             return tuple(account.use(self._bound) for account in self._watch.accounts)
+        unknown = dict.fromkeys(GpuUse.model_fields) | {"throttled_by": (), "events": ()}
         return tuple(
-            GpuUse(
-                uuid=gpu.id,
-                name=gpu.name,
-                memory_bound=self._bound,
-                peak_memory_bytes=None,
-                utilisation=None,
-                energy_joules=None,
-                throttled_share=None,
-                throttled_by=(),
-                power_watts=None,
-                sm_clock_mhz=None,
-                memory_clock_mhz=None,
-                temperature_celsius=None,
-                samples=0,
-                events=(),
+            GpuUse.model_validate(
+                unknown
+                | {"uuid": gpu.id, "name": gpu.name, "memory_bound": self._bound, "samples": 0}
             )
             for gpu in self.request.gpus
         )
@@ -181,7 +168,7 @@ def attended(
         if spec.devices == "nvidia":
             driver = stack.enter_context(open_driver())
             try:
-                watch = stack.enter_context(watching(driver, gpus))
+                watch = stack.enter_context(closing(GpuWatch(driver, gpus)))
             except DriverFault as fault:
                 if not fault.gpu:
                     raise DriverUnavailable(

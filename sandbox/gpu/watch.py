@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -260,16 +259,6 @@ class GpuWatch:
             return
         self.exceeded = f"{used} of {self._limit_bytes} bytes on {account.gpu.id}"
         self._end_run("gpu_memory")
-
-
-@contextmanager
-def watching(driver: Driver, gpus: Sequence[Gpu]) -> Iterator[GpuWatch]:
-    """Give a watch that is over at the end of the block."""
-    watch = GpuWatch(driver, gpus)
-    try:
-        yield watch
-    finally:
-        watch.close()
 
 
 def _text(path: Path) -> str:

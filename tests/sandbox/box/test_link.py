@@ -94,8 +94,7 @@ def good_proof(**changes: Any) -> Proof:
             tmpfs("/dev", "nosuid"),
         ),
         "capacities": {
-            place: {"bytes": size, "inodes": inodes, "free_bytes": size, "free_inodes": inodes}
-            for place, (size, inodes) in sizes.items()
+            place: {"bytes": size, "inodes": inodes} for place, (size, inodes) in sizes.items()
         },
         "interfaces": ("lo",),
         "devices": ("null", "shm", "zero"),

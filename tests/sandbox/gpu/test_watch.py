@@ -14,7 +14,6 @@ from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import RunSpec
 from sandbox.gpu.bound import (
-    MemoryMeans,
     allocator_environment,
     are_instances_within,
     require_bound,
@@ -271,19 +270,13 @@ def test_a_person_names_gpus_by_index_or_id() -> None:
 
 # --- what bounds memory ---
 
-ALL = {"instances": True, "kernel": True, "library": True, "watchdog": True}
-
-
-def means(**changes: bool) -> MemoryMeans:
-    return MemoryMeans.model_validate(dict.fromkeys(ALL, False) | changes)
-
 
 def test_the_strongest_means_at_hand_is_taken() -> None:
-    assert "hardware" == strongest_bound(means(**ALL))
-    assert "kernel" == strongest_bound(means(kernel=True, library=True, watchdog=True))
-    assert "library" == strongest_bound(means(library=True, watchdog=True))
-    assert "watchdog" == strongest_bound(means(watchdog=True))
-    assert "none" == strongest_bound(means())
+    assert "hardware" == strongest_bound(["watchdog", "library", "kernel", "hardware"])
+    assert "kernel" == strongest_bound(["kernel", "library", "watchdog"])
+    assert "library" == strongest_bound(["library", "watchdog"])
+    assert "watchdog" == strongest_bound(["watchdog"])
+    assert "none" == strongest_bound([])
 
 
 def test_a_bound_weaker_than_asked_refuses_the_run() -> None:
