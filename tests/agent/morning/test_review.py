@@ -247,39 +247,6 @@ def test_a_review_that_was_stopped_goes_on_with_what_it_has(place: CommandLine) 
     assert 1 == len(place.events("cut", ReviewStarted)) == len(place.events("cut", ReviewFinished))
 
 
-def test_a_change_that_was_built_over_is_measured_as_a_step(place: CommandLine) -> None:
-    night_of(place, "steps", ("X = 1.0", "X = 2.0", "half way"), ("X = 2.0", "X = 3.0", "there"))
-
-    done = place.nightlab("review", "steps", "--repeats", "1")
-
-    first, second = table_of(place, "steps").changes
-    assert ("step", Effect.REAL) == (first.how, first.effect)
-    assert ("left_out", Effect.REAL) == (second.how, second.effect)
-    assert "cannot be left out alone" in done.stdout
-    assert "X = 2.0" in first.note
-
-
-def test_a_change_that_others_need_is_called_needed(place: CommandLine) -> None:
-    place.rewrite("workspace/train.py", "PAUSE_SECONDS = 0.0", "\n\nPAUSE_SECONDS = 0.0")
-    defines = ("X = 1.0", "GOAL = 3.0\nX = 2.0", "names the goal")
-    uses = ('{"x": X,', '{"x": GOAL,', "uses the goal")
-    night_of(place, "needs", defines, uses)
-
-    place.nightlab("review", "needs", "--repeats", "1")
-
-    first, second = table_of(place, "needs").changes
-    assert (Effect.NEEDED, Effect.REAL) == (first.effect, second.effect)
-
-
-def test_a_night_that_kept_nothing_has_nothing_to_review(place: CommandLine) -> None:
-    night_of(place, "nothing")
-
-    done = place.nightlab("review", "nothing")
-
-    assert done.returncode == 2
-    assert "kept no change" in done.stderr
-
-
 @pytest.mark.parametrize("attempt", [0, 2, 3])
 def test_a_replay_gives_the_same_score_or_the_same_failure(
     morning: CommandLine, attempt: int
@@ -291,27 +258,6 @@ def test_a_replay_gives_the_same_score_or_the_same_failure(
     assert replayed.agrees
     assert replayed.recorded_outcome == replayed.outcome
     assert [s.recorded for s in replayed.scores] == [s.today for s in replayed.scores]
-
-
-def test_with_a_token_budget_a_replay_is_equal_to_five_digits(place: CommandLine) -> None:
-    place.rewrite("program.md", 'kind = "wall"', 'kind = "tokens"\ntokens = 1000')
-    night_of(place, "exact", REAL)
-
-    place.nightlab("replay", "exact", "1")
-
-    replayed = place.events("exact", ReplayFinished)[0]
-    assert (True, "the same score to five digits") == (replayed.agrees, replayed.explanation)
-
-
-def test_a_replay_that_differs_says_by_how_much(place: CommandLine) -> None:
-    place.rewrite("program.md", 'kind = "wall"', 'kind = "tokens"\ntokens = 1000')
-    place.rewrite("workspace/train.py", '"noise": noise}', '"noise": random.random()}')
-    night_of(place, "loose")
-
-    done = place.nightlab("replay", "loose", "0")
-
-    assert not place.events("loose", ReplayFinished)[0].agrees
-    assert "DOES NOT AGREE" in done.stdout
 
 
 def test_a_replay_of_nothing_names_what_there_is(morning: CommandLine) -> None:
