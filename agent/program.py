@@ -211,6 +211,7 @@ def _example(place: tuple[str, ...]) -> str:
     if len(place) == 1:
         missing = ", ".join(key for key, field in fields.items() if field.is_required())
         return f"[{place[0]}] needs {missing}" if missing else ""
-    field = fields.get(place[1])
-    example = json.dumps(field.examples[0]) if field is not None and field.examples else ""
-    return f"write for example {place[1]} = {example} under [{place[0]}]" if example else ""
+    if (field := fields.get(place[1])) is None:
+        return ""
+    example = json.dumps(field.examples[0] if field.examples else field.default)
+    return f"write for example {place[1]} = {example} under [{place[0]}]"

@@ -1,14 +1,14 @@
 """The settings of program.md, each value checked.
 
 One class a table, in the order in which program.md has them; `Settings` at the end holds them all.
-An example stands beside every setting, since an error shows it. Whatever bounds something has no
-default: a limit that is missing is an error and not infinity.
+Errors show an example: the default, or what stands beside the setting. Whatever bounds something
+has no default: a limit that is missing is an error and not infinity.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -76,9 +76,9 @@ class Section(Record):
 class Goal(Section):
     """What the night is after."""
 
-    metric: Metric = Field("val_bpb", examples=["val_bpb"])
-    direction: Direction = Field("minimize", examples=["minimize"])
-    source: Source = Field("scored", examples=["scored"])
+    metric: Metric = "val_bpb"
+    direction: Direction = "minimize"
+    source: Source = "scored"
     """`scored`: by evaluate.py in boxes of its own; `reported`: its own word (decision 0009)."""
 
     @property
@@ -94,13 +94,13 @@ class Goal(Section):
 class WorkspaceSettings(Section):
     """Which files an experiment is made of, what trains, what the agent may write."""
 
-    path: Annotated[str, Field(max_length=1024)] = Field("workspace", examples=["workspace"])
+    path: Annotated[str, Field(max_length=1024)] = "workspace"
     """Beside program.md; "." for the directory in which it lies."""
     # Not strict where a tuple is kept: toml and JSON have lists only.
     command: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)], ...],
         Field(min_length=1, max_length=64, strict=False),
-    ] = Field(("python3", "train.py"), examples=[["python3", "train.py"]])
+    ] = ("python3", "train.py")
     editable: Annotated[tuple[str, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
         ("train.py",), examples=[["train.py", "src/*.py"]]
     )
@@ -196,57 +196,55 @@ class SessionLimits(Section):
 class NoiseSettings(Section):
     """How sure the judge must be (decision 0003)."""
 
-    baseline_repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, examples=[3])
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, examples=[0.95])
-    max_repeats: Annotated[int, Field(ge=1, le=100)] = Field(3, examples=[3])
-    check_best_every: Annotated[int, Field(ge=0, le=100_000)] = Field(25, examples=[25])
+    baseline_repeats: Annotated[int, Field(ge=2, le=100)] = 3
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    max_repeats: Annotated[int, Field(ge=1, le=100)] = 3
+    check_best_every: Annotated[int, Field(ge=0, le=100_000)] = 25
     """Attempts after which the best is measured again (decision 0010); 0 for never."""
 
 
 class DisturbanceSettings(Section):
     """When the rest of the machine spoils a run (decision 0017)."""
 
-    max_other_cores: Annotated[float, Field(ge=0)] = Field(0.06, examples=[0.06])
+    max_other_cores: Annotated[float, Field(ge=0)] = 0.06
     """Beside those that a run leaves free; or half of it more than beside the baseline."""
-    min_speed: Annotated[float, Field(ge=0, le=1)] = Field(0.8, examples=[0.8])
+    min_speed: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the speed that the machine had beside the baseline's runs."""
-    max_repeats: Annotated[int, Field(ge=0, le=100)] = Field(2, examples=[2])
+    max_repeats: Annotated[int, Field(ge=0, le=100)] = 2
 
 
 class Economy(Section):
     """How the night saves time on runs that cannot win (decision 0012)."""
 
-    smoke: Literal["off", "auto", "always"] = Field("auto", examples=["auto"])
-    smoke_seconds: Duration = Field(5.0, examples=[5])
+    smoke: Literal["off", "auto", "always"] = "auto"
+    smoke_seconds: Duration = 5.0
     """Budget of a smoke run; after twice as much it is ended."""
-    max_smokes: Annotated[int, Field(ge=0, le=100)] = Field(3, examples=[3])
+    max_smokes: Annotated[int, Field(ge=0, le=100)] = 3
     """How many the researcher may ask for between two attempts."""
-    early_stopping: Literal["off", "median"] = Field("median", examples=["median"])
-    stop_after: Annotated[float, Field(ge=0.1, lt=1)] = Field(0.33, examples=[0.33])
+    early_stopping: Literal["off", "median"] = "median"
+    stop_after: Annotated[float, Field(ge=0.1, lt=1)] = 0.33
     """Share of the budget before which no run is stopped."""
 
 
 class ResearcherSettings(Section):
     """Who proposes the next candidate."""
 
-    name: Literal["auto", "claude", "tpe", "random"] = Field("auto", examples=["auto"])
-    provider: Literal["anthropic", "bedrock", "vertex"] = Field("anthropic", examples=["anthropic"])
-    model: Annotated[str, Field(min_length=1, max_length=128)] = Field(
-        "claude-sonnet-5-5", examples=["claude-sonnet-5-5"]
-    )
+    name: Literal["auto", "claude", "tpe", "random"] = "auto"
+    provider: Literal["anthropic", "bedrock", "vertex"] = "anthropic"
+    model: Annotated[str, Field(min_length=1, max_length=128)] = "claude-sonnet-5-5"
     fallback_model: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         None, examples=["claude-opus-5-5"]
     )
     """Asked when the model refuses twice without an attempt between; none goes on to tpe."""
-    max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = Field(32_000, examples=[32_000])
-    max_conversation_tokens: Annotated[int, Field(ge=16_000)] = Field(120_000, examples=[120_000])
-    effort: Literal["low", "medium", "high", "xhigh", "max"] = Field("high", examples=["high"])
+    max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = 32_000
+    max_conversation_tokens: Annotated[int, Field(ge=16_000)] = 120_000
+    effort: Literal["low", "medium", "high", "xhigh", "max"] = "high"
 
 
 class Hardware(Section):
     """Where the boxes run."""
 
-    profile: Name = Field("cpu", examples=["cpu"])
+    profile: Name = "cpu"
     base_image: Annotated[str, Field(max_length=300, pattern=r"^\S*$")] = Field(
         "", examples=["team/base:7"]
     )
@@ -254,12 +252,12 @@ class Hardware(Section):
         (), examples=[["0", "2"]]
     )
     """Those that runs may have, by index or id; none for all of the profile's kind."""
-    gpus_per_run: Annotated[int, Field(ge=1, le=64)] = Field(1, examples=[1])
+    gpus_per_run: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_bytes: Annotated[Size, Field(ge=2**20)] | None = Field(
         None, alias="gpu_memory", examples=["20g"]
     )
     """What a run may use of each of its GPUs; none for all."""
-    gpu_memory_at_least: MemoryBound = Field("watchdog", examples=["watchdog"])
+    gpu_memory_at_least: MemoryBound = "watchdog"
 
     def gpu_memory(self, allocator_variable: str) -> GpuMemory | None:
         """The bound as runs are asked for it; none for no bound.
@@ -279,11 +277,9 @@ class Hardware(Section):
 class DataSettings(Section):
     """What is learned from."""
 
-    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|folder:.+|url:.+)$")] = Field(
-        "shakespeare", examples=["shakespeare"]
-    )
-    vocab_size: Annotated[int, Field(ge=256, le=65_536)] = Field(1024, examples=[1024])
-    context: Annotated[int, Field(ge=8, le=65_536)] = Field(256, examples=[256])
+    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|folder:.+|url:.+)$")] = "shakespeare"
+    vocab_size: Annotated[int, Field(ge=256, le=65_536)] = 1024
+    context: Annotated[int, Field(ge=8, le=65_536)] = 256
 
 
 class RecordSettings(Section):
@@ -335,16 +331,6 @@ class Settings(Section):
         if data is not None and not data.source.startswith("folder:"):
             raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
         return data
-
-    @classmethod
-    def on_record(cls, tables: dict[str, Any]) -> Settings:
-        """Settings as a ledger holds them; those from before [economy] saved nothing.
-
-        Raises:
-            ValidationError: they are not valid.
-        """
-        economy = {"smoke": "off", "max_smokes": 0, "early_stopping": "off"}
-        return cls.model_validate({"economy": economy, **tables}, strict=False)
 
     def train_limits(self) -> Limits:
         """Limits of a train box; the wall is the budget and its grace."""

@@ -111,8 +111,10 @@ def judge(
         required_gain=required,
         confidence_of_a_look=level,
     )
+    # The best is measured as often as the candidate before it is settled, so both means get surer.
     repeats = max(max_repeats, count)
     provable = t * noise.sigma * math.sqrt(1 / repeats + 1 / max(repeats, of_best))
+    # More scores of a file that pins its seed are the same score: repeating it proves nothing.
     may_repeat = len(candidate) < max_repeats and count == len(candidate)
     numbers = f"gain {improvement:+.4f}, needed {required:.4f} at {confidence:.0%} confidence"
     if improvement > required:

@@ -26,9 +26,7 @@ MIN_STEP = 0.01
 """Share of the budget between two checks: a flood of progress lines costs no more than a few."""
 
 Progress = tuple[tuple[float, float], ...]
-"""Share of the budget and loss, in the order in which they were said."""
-
-
+"""Share of the budget and loss, in the order in which they were reported."""
 Past = tuple[tuple[Progress, ...], ...]
 """The runs of each kept attempt of this session, the baseline's first, the best's last."""
 
@@ -52,7 +50,7 @@ class Watch:
     """Follows one run, and remembers why it should end.
 
     Args:
-        curve: what the run has said so far.
+        curve: what the run has reported so far.
         rule: what decides.
         budget: of the run.
     """
@@ -64,7 +62,7 @@ class Watch:
         self._checked_at = 0.0
         self.found: EarlyStop | None = None
         self.seen: Curve = []
-        """The curve at that time: what is said later did not count."""
+        """The curve at that time: what is reported later did not count."""
 
     def __call__(self) -> bool:
         """Whether the run should end now."""
@@ -102,6 +100,8 @@ def by_median(own: Progress, past: Past) -> EarlyStop | None:
     noise = noise_of_loss(past, at)
     if loss is None or not best or noise is None:
         return None
+    # The median and not the best of them, whose luck would stop its equals; one deviation and no
+    # test at the judge's confidence, since the night's few curves would then stop nothing.
     expected = median(best)
     bound = expected + noise.sigma
     if loss <= bound:
@@ -157,6 +157,7 @@ def _smoothed_all(runs: Sequence[Progress], at: float) -> list[float]:
 def _runs(attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget) -> Iterator[Progress]:
     """Progress at each seed that has a score, of runs that count on the machine as it is now."""
     is_baseline = attempt.started.kind == "baseline"  # measured on the machine as it is
+    # Curves from before the machine changed are another machine's.
     runs = attempt.runs[attempt.curves_from :]
     trainings = {run.seed: run for run in runs if _is_whole(run, may_be_noisy=is_baseline)}
     for seed in attempt.values():

@@ -35,7 +35,7 @@ from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verd
 from agent.record.ledger import read_ledger
 from agent.report.ablation_table import replay_lines
 from agent.report.summary import summary
-from agent.settings import Budget, Settings
+from agent.settings import Budget
 from sandbox.contract.run import Outcome
 from tests.support.executors import TRAINING_SECONDS
 from tests.support.labs import work
@@ -403,10 +403,3 @@ def test_a_candidate_that_lies_about_its_loss_is_scored_like_any_other(tmp_path:
     verdicts = [end for end in ends(place) if end.reason != "baseline"]
     assert all(end.arithmetic is not None for end in verdicts if end.verdict is Verdict.KEPT)
     assert [] == found(place.directory)
-
-
-def test_older_sessions_go_on_without_early_stopping() -> None:
-    tables = Place(Path("unused")).program.settings.model_dump(mode="json", by_alias=False)
-    assert "median" == Settings.on_record(tables).economy.early_stopping
-    del tables["economy"]
-    assert "off" == Settings.on_record(tables).economy.early_stopping
