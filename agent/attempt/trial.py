@@ -39,9 +39,9 @@ from agent.attempt.lab import (
 )
 from agent.attempt.scoring import run_scoring_boxes
 from agent.attempt.stopping import Rule, Watch
+from agent.record.chain import canonical
 from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
-from agent.record.ledger import canonical
 from agent.record.logs import excerpt, packed_log
 from sandbox.contract.errors import host_faults
 from sandbox.contract.run import Log, Outcome, RunResult, RunSpec

@@ -21,7 +21,7 @@ from agent.cli.night import continue_, pause, resume, run, stop
 from agent.cli.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
 from agent.cli.terminal import outlive_hang_up, outlive_readers
 from agent.cli.watch import watch
-from agent.record.ledger import LedgerError
+from agent.record.chain import LedgerError
 from agent.researcher.base import ModelError
 from agent.text import one_line
 from sandbox.contract.errors import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError

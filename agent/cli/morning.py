@@ -47,9 +47,10 @@ from agent.morning.listing import check_hash, lines, make_filter, sentence
 from agent.morning.review import replay as run_again
 from agent.morning.review import review as check_by_daylight
 from agent.night.session import open_lab, settings_in
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import Entry
 from agent.record.history import fold
-from agent.record.ledger import Ledger, read_blob, read_ledger
+from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
 from agent.report.report import write_report
 from agent.report.summary import summary

@@ -49,9 +49,10 @@ from agent.night.loop import run_session
 from agent.night.session import begin, bring_back, check_name, open_lab, settings_in
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, parse_program
+from agent.record.chain import read_ledger
 from agent.record.events import PLANNED_STOPS, Noticed
 from agent.record.history import fold
-from agent.record.ledger import Ledger, is_locked, read_ledger
+from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
 from agent.report.console import closing_lines
 from agent.report.report import Report

@@ -19,8 +19,9 @@ from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
 from agent.night.session import has_begun
 from agent.program import Program, load_program
+from agent.record.chain import LedgerError
 from agent.record.events import Noticed
-from agent.record.ledger import Ledger, LedgerError
+from agent.record.ledger import Ledger
 from agent.report.activity import RunNotes
 from agent.report.console import JsonConsole, NightConsole
 from agent.settings import Settings

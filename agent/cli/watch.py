@@ -16,7 +16,7 @@ from agent.cli.shared import (
     say,
     session_directory,
 )
-from agent.record.ledger import utc_now
+from agent.record.chain import utc_now
 from agent.report.live import LiveReport, WatchServer
 from agent.report.tui import show
 from sandbox.contract.errors import UsageError

@@ -16,8 +16,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from agent.record.chain import Clock, LedgerError, canonical, utc_now
 from agent.record.events import Entry
-from agent.record.ledger import Clock, LedgerError, canonical, utc_now
 from agent.text import one_line
 from sandbox.contract.record import Record
 

@@ -20,6 +20,7 @@ from agent.morning.morning_checks import MorningChecks
 from agent.morning.run_checks import RunChecks
 from agent.morning.talk_checks import TalkChecks
 from agent.night.budget import money_is_out, work_is_done
+from agent.record.chain import LedgerError, torn_bytes
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -44,7 +45,6 @@ from agent.record.events import (
     StopReason,
 )
 from agent.record.history import BOX_LOST, History
-from agent.record.ledger import LedgerError, torn_bytes
 from agent.settings import Settings
 from sandbox.contract.record import Record
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.candidate.merge import Files
+from agent.record.chain import BLOBS_NAME, LedgerError, read_blob
 from agent.record.events import Event
-from agent.record.ledger import BLOBS_NAME, LedgerError, read_blob
 from sandbox.contract.record import Record
 
 BLOB_FIELDS = (

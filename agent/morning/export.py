@@ -20,9 +20,10 @@ from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
 from agent.candidate.merge import Conflict, merge_files
 from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
+from agent.record.chain import read_blob
 from agent.record.events import Entry, HumanDecided
 from agent.record.history import fold
-from agent.record.ledger import Ledger, read_blob
+from agent.record.ledger import Ledger
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
 

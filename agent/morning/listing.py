@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from agent.morning.audit import Difference
+from agent.record.chain import Clock, utc_now
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -19,7 +20,6 @@ from agent.record.events import (
     RunStarted,
     SessionStarted,
 )
-from agent.record.ledger import Clock, utc_now
 from agent.text import one_line
 from sandbox.contract.errors import NightlabError
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from agent.morning.derive import is_same
+from agent.record.chain import request_sha
 from agent.record.events import (
     ConversationOpened,
     Event,
@@ -17,7 +18,6 @@ from agent.record.events import (
     ToolReturned,
 )
 from agent.record.history import History
-from agent.record.ledger import request_sha
 from agent.researcher.providers import cost_usd
 
 

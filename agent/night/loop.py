@@ -18,6 +18,7 @@ from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
 from agent.record.attempts import Attempt
+from agent.record.chain import request_sha
 from agent.record.events import (
     ModelCalled,
     Reserve,
@@ -28,7 +29,6 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import HOLDOUT_MISSING, TRIES, History
-from agent.record.ledger import request_sha
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
 from agent.researcher.prompt import stuck

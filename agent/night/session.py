@@ -22,6 +22,7 @@ from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.waiting import forget_wishes
 from agent.program import Program
+from agent.record.chain import LEDGER_NAME, Clock, LedgerError, utc_now
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
@@ -34,7 +35,7 @@ from agent.record.events import (
     ToolCalled,
     Usage,
 )
-from agent.record.ledger import LEDGER_NAME, Clock, Ledger, LedgerError, utc_now
+from agent.record.ledger import Ledger
 from agent.researcher.conversation import Conversation
 from agent.settings import FIXED_FILES, Settings
 from agent.text import one_line

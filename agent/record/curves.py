@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeGuard
 
-from agent.record.ledger import canonical
+from agent.record.chain import canonical
 from sandbox.contract.run import RunResult
 
 NAMES = (

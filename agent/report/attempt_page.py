@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from html import escape
 
 from agent.record.attempts import Attempt
+from agent.record.chain import LedgerError
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Arithmetic, RunFinished
-from agent.record.ledger import LedgerError
 from agent.record.logs import unpacked_log
 from agent.report import charts
 from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from agent.record.ledger import Follower, read_blob
+from agent.record.chain import Follower, read_blob
 from agent.report.activity import activity
 from agent.report.rendering import page_policy, whole_page
 from agent.report.report import Report, now_part
@@ -85,7 +85,7 @@ class LiveReport:
         """Take in what is new; costs next to nothing when nothing is."""
         ledger = self._ledger
         found: dict[str, str] = {}
-        if ledger.look():
+        if ledger.poll():
             if ledger.history is not self._history:
                 self._history, self._report, self._parts = ledger.history, self._new_report(), {}
             found |= self._report.parts(ledger.history, ledger.entries)

@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from agent.morning.ablation import MEANING, ablation, decision, reviews
 from agent.record.attempts import Attempt
+from agent.record.chain import canonical
 from agent.record.events import Entry, SessionStarted, Verdict
 from agent.record.files import replace_file
 from agent.record.history import History, direction_of, fold, label_of
-from agent.record.ledger import canonical
 from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import AttemptPage, GetBlob, attempt_page, is_self_reported

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, median
 
 from agent.record.attempts import Attempt
+from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
     PLANNED_STOPS,
     Entry,
@@ -25,7 +26,6 @@ from agent.record.history import (
     gain,
     metric_of,
 )
-from agent.record.ledger import FIRST_PREVIOUS
 from agent.settings import Direction
 from agent.text import labelled, one_line
 from sandbox.contract.record import Record

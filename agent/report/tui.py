@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.record.attempts import Attempt
+from agent.record.chain import Follower
 from agent.record.history import History
-from agent.record.ledger import Follower
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
 from agent.report.console import STYLES
@@ -66,7 +66,7 @@ def screen(
     directory: Path, ledger: Follower, now: datetime, width: int, height: int | None
 ) -> Group:
     """Everything at a glance, in so many lines; all attempts where there is no such bound."""
-    ledger.look()
+    ledger.poll()
     history, entries = ledger.history, ledger.entries
     numbers = summary_of(history, entries)
     present = activity(directory, history, entries)

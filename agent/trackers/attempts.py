@@ -13,10 +13,10 @@ from statistics import fmean
 
 from agent.candidate.knobs import KnobValue, find_knobs
 from agent.record.attempts import Attempt
+from agent.record.chain import LedgerError, canonical
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Entry, RunFinished, SessionStarted, Verdict
 from agent.record.history import History, fold, metric_of
-from agent.record.ledger import LedgerError, canonical
 from agent.record.repeats import pooled_noise
 from agent.text import one_line
 from sandbox.contract.record import Record, Sha256

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from agent.record.ledger import read_blob, read_ledger
+from agent.record.chain import read_blob, read_ledger
 from agent.text import one_line
 from agent.trackers.attempts import Content, TrackedRun, content_of, tracked_runs
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.record.ledger import Ledger, read_blob, read_ledger
+from agent.record.chain import read_blob, read_ledger
+from agent.record.ledger import Ledger
 from agent.report.live import LiveReport
 from agent.report.report import Report, write_report
 from tests.support import histories

@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from agent.program import load_program
+from agent.record.chain import read_ledger
 from agent.record.events import Verdict
 from agent.record.history import History, fold, gain
-from agent.record.ledger import read_ledger
 from agent.report.summary import noise_of, split_gain
 from agent.settings import Direction, Settings
 from tests.support.messages_server import MessagesServer, tinker

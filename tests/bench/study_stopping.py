@@ -20,10 +20,10 @@ from agent.attempt.stopping import Rule, past
 from agent.night.session import settings_in
 from agent.program import load_program
 from agent.record.attempts import Attempt
+from agent.record.chain import read_blob, read_ledger
 from agent.record.curves import unpacked
 from agent.record.events import AttemptFinished, AttemptStarted, EarlyStop, RunFinished
 from agent.record.history import History
-from agent.record.ledger import read_blob, read_ledger
 from agent.report.summary import noise_of
 from tests.bench.compare import next_step
 from tests.bench.studies import ROOT, interruptible, parser, tell, write_between

@@ -30,9 +30,9 @@ import docker
 from pydantic import TypeAdapter
 
 from agent.machine.setup import TEMPLATE
+from agent.record.chain import read_ledger
 from agent.record.events import Entry
 from agent.record.history import fold
-from agent.record.ledger import read_ledger
 from sandbox.engine.find import connect, find_engine
 from sandbox.image.debian import archive_sources, transport_settings
 from sandbox.machine import state_directory

@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from agent.record.chain import read_ledger
 from agent.record.history import History, fold
-from agent.record.ledger import read_ledger
 from sandbox.engine.find import Engine, connect
 
 NIGHTLAB = [sys.executable, "-P", "-m", "agent.cli"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.attempt.decide import Decision, next_step
 from agent.program import load_program
+from agent.record.chain import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
 from agent.record.curves import curve_of, packed
 from agent.record.events import (
     ATTEMPT,
@@ -38,7 +39,6 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import History
-from agent.record.ledger import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
 from agent.record.logs import excerpt, packed_log
 from sandbox.contract.run import Box, Limits, Log, Outcome, OutputFile, RunResult, RunSpec
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.attempt.decide import Decision, Measure, next_step
 from agent.candidate.diffs import unified_diff
+from agent.record.chain import request_sha
 from agent.record.events import (
     AttemptStarted,
     ConversationOpened,
@@ -24,7 +25,6 @@ from agent.record.events import (
     Usage,
     Verdict,
 )
-from agent.record.ledger import request_sha
 from agent.researcher.providers import cost_usd
 from agent.settings import Settings
 from tests.support import histories

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import Lab
+from agent.record.chain import read_ledger
 from agent.record.events import Noticed, SessionEnded
 from agent.record.history import History, fold
-from agent.record.ledger import read_ledger
 from tests.support.labs import work
 from tests.support.messages_server import MessagesServer, Request, Turn, say, thinking, tool
 from tests.support.nights import Place

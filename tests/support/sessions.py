@@ -11,15 +11,9 @@ from typing import Any
 from agent.morning.audit import whole_audit
 from agent.morning.export import Git, Person, approve
 from agent.morning.review import replay, review
+from agent.record.chain import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash, read_ledger
 from agent.record.events import Entry
 from agent.record.history import fold
-from agent.record.ledger import (
-    FIRST_PREVIOUS,
-    LEDGER_NAME,
-    canonical,
-    entry_hash,
-    read_ledger,
-)
 from tests.support.labs import play, work
 from tests.support.messages_server import MessagesServer, tinker
 from tests.support.nights import Place

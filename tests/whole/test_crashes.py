@@ -34,6 +34,7 @@ from agent.morning.audit import audit
 from agent.morning.export import Git, Person, approve
 from agent.morning.review import replay, review
 from agent.night.waiting import ask_to_continue, ask_to_pause
+from agent.record.chain import LEDGER_NAME, read_blob, read_ledger
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -54,7 +55,6 @@ from agent.record.events import (
     ToolReturned,
 )
 from agent.record.history import fold
-from agent.record.ledger import LEDGER_NAME, read_blob, read_ledger
 from agent.report.report import write_report
 from tests.support.clock import Clock
 from tests.support.labs import play, with_sleep

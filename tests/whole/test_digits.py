@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.record.ledger import read_ledger
+from agent.record.chain import read_ledger
 from agent.report.summary import summary
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord

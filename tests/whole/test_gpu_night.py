@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from agent.cli.machine import show_check, show_gpus
+from agent.record.chain import read_ledger
 from agent.record.events import AttemptFinished, Noticed, RunFinished, RunStarted
 from agent.record.history import fold
-from agent.record.ledger import read_ledger
 from agent.report.tables import machine_state
 from agent.settings import ProgramError
 from sandbox.check.self_check import CheckResult

@@ -19,17 +19,17 @@ from agent.attempt.lab import Lab
 from agent.candidate.workspace import Workspace
 from agent.cli.app import app
 from agent.morning.audit import audit
-from agent.record.events import AttemptFinished, AttemptInterrupted, Event, SessionEnded, StopReason
-from agent.record.history import fold
-from agent.record.ledger import (
+from agent.record.chain import (
     FIRST_PREVIOUS,
     LEDGER_NAME,
-    Ledger,
     LedgerError,
     canonical,
     entry_hash,
     read_ledger,
 )
+from agent.record.events import AttemptFinished, AttemptInterrupted, Event, SessionEnded, StopReason
+from agent.record.history import fold
+from agent.record.ledger import Ledger
 from agent.report.report import write_report
 from sandbox import DockerExecutor, SandboxError
 from sandbox.contract.errors import MAKE_ROOM, UsageError

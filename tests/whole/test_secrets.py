@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from agent.night.assemble import check_models
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import RetryWaited, RunFinished, SessionEnded
-from agent.record.ledger import Ledger, read_blob, read_ledger
+from agent.record.ledger import Ledger
 from agent.report.report import write_report
 from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in

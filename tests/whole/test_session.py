@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.record.chain import read_ledger
 from agent.record.events import (
     AttemptInterrupted,
     Noticed,
@@ -23,7 +24,6 @@ from agent.record.events import (
     ToolReturned,
     Verdict,
 )
-from agent.record.ledger import read_ledger
 from sandbox.engine.find import Engine, connect
 from sandbox.image.image import ImageRecord
 from tests.support.command_line import CommandLine, wait_for

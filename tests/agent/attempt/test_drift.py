@@ -15,9 +15,9 @@ from agent.attempt.judge import drift_tolerance, has_drifted
 from agent.morning.review import replay
 from agent.night.session import machine
 from agent.record.attempts import TrialKey
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import DRIFT, Entry, Event, MachineState, RunFinished, SessionResumed
 from agent.record.history import History, fold
-from agent.record.ledger import read_blob, read_ledger
 from agent.record.repeats import Noise
 from agent.report.summary import summary
 from tests.support import sessions

@@ -19,9 +19,9 @@ from agent.attempt.sheet import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, re
 from agent.morning.ablation import ablation, reviews
 from agent.morning.review import replay, review
 from agent.program import parse_program
+from agent.record.chain import Follower, read_blob, read_ledger
 from agent.record.events import ReplayFinished, Scored, Verdict
 from agent.record.history import History, fold
-from agent.record.ledger import Follower, read_blob, read_ledger
 from agent.record.logs import packed_log
 from agent.report.ablation_table import replay_lines, result_lines
 from agent.report.console import attempt_line, closing_lines

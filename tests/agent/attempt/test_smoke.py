@@ -16,6 +16,7 @@ from agent.candidate.knobs import without_knobs
 from agent.morning.audit import audit
 from agent.morning.review import replay
 from agent.night.waiting import run_with_retries, smoke_with_retries
+from agent.record.chain import read_ledger
 from agent.record.events import (
     ATTEMPT,
     AttemptFinished,
@@ -26,7 +27,6 @@ from agent.record.events import (
     SmokeStarted,
     Verdict,
 )
-from agent.record.ledger import read_ledger
 from agent.report.tables import time_spent
 from agent.settings import Budget
 from sandbox.contract.errors import SandboxError, UsageError

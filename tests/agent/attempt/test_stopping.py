@@ -30,9 +30,9 @@ from agent.attempt.stopping import (
     smoothed,
 )
 from agent.morning.review import replay, review
+from agent.record.chain import read_ledger
 from agent.record.curves import Curve, curve_of, packed, unpacked
 from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict
-from agent.record.ledger import read_ledger
 from agent.report.ablation_table import replay_lines
 from agent.report.summary import summary
 from agent.settings import Budget

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.cli.app import app
-from agent.record.ledger import read_ledger
+from agent.record.chain import read_ledger
 from agent.report.console import closing_lines
 from agent.report.summary import summary
 from sandbox.contract.errors import NightlabError

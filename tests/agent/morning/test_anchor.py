@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 from agent.cli.app import app
 from agent.cli.shared import keep_head
 from agent.morning.anchor import Anchor, anchor_path, anchored, compare_heads
+from agent.record.chain import LEDGER_NAME, LedgerError, read_ledger
 from agent.record.events import Noticed
-from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
+from agent.record.ledger import Ledger
 from tests.support.nights import Place
 from tests.support.sessions import Lines, forge, found, only, resumed, sampled
 

@@ -18,6 +18,7 @@ from agent.morning.anchor import compare_heads
 from agent.morning.audit import audit, whole_audit
 from agent.morning.blob_checks import BLOB_FIELDS, BLOB_TABLES, named_blobs
 from agent.morning.listing import ListingError, facts, lines, make_filter, table
+from agent.record.chain import LEDGER_NAME, LedgerError, read_ledger
 from agent.record.events import (
     EVENT_TYPES,
     AttemptFinished,
@@ -26,7 +27,7 @@ from agent.record.events import (
     Noticed,
     Verdict,
 )
-from agent.record.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
+from agent.record.ledger import Ledger
 from agent.record.repeats import FIVE_DIGITS
 from tests.support import histories
 from tests.support.labs import work

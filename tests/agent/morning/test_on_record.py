@@ -15,6 +15,7 @@ from agent.machine.runtime import find_runtime
 from agent.morning.audit import whole_audit
 from agent.night.session import bring_back
 from agent.night.waiting import ask_to_continue, ask_to_pause
+from agent.record.chain import LedgerError, read_blob, read_ledger, request_sha
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -40,7 +41,7 @@ from agent.record.events import (
     VariantPlanned,
     Verdict,
 )
-from agent.record.ledger import Ledger, LedgerError, read_blob, read_ledger, request_sha
+from agent.record.ledger import Ledger
 from sandbox.contract.run import RunResult, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord

@@ -15,6 +15,7 @@ import pytest
 
 from agent.candidate.diffs import patch
 from agent.morning.ablation import Effect, ReviewTable, ablation, reviews
+from agent.record.chain import read_ledger
 from agent.record.events import (
     HumanDecided,
     ReplayFinished,
@@ -24,7 +25,6 @@ from agent.record.events import (
     VariantMeasured,
 )
 from agent.record.history import History, fold
-from agent.record.ledger import read_ledger
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.command_line import CommandLine, wait_for

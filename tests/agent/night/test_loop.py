@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from agent.morning.audit import whole_audit
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -28,7 +29,6 @@ from agent.record.events import (
     StopReason,
 )
 from agent.record.history import History, fold
-from agent.record.ledger import read_blob, read_ledger
 from agent.report.report import write_report
 from agent.report.summary import summary
 from agent.report.tables import spend_by_model

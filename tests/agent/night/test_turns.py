@@ -24,6 +24,7 @@ from agent.night.waiting import (
     forget_wishes,
     is_asked_to_pause,
 )
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import (
     ConversationOpened,
     FileChanged,
@@ -34,7 +35,6 @@ from agent.record.events import (
     ToolReturned,
 )
 from agent.record.history import fold
-from agent.record.ledger import read_blob, read_ledger
 from agent.report.console import attempt_line
 from agent.report.summary import summary
 from agent.researcher.base import ModelError

@@ -13,6 +13,7 @@ from agent.attempt.lab import SessionOver
 from agent.morning.audit import whole_audit
 from agent.morning.review import review
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop, is_paused
+from agent.record.chain import read_ledger
 from agent.record.events import (
     Noticed,
     RetryWaited,
@@ -22,7 +23,6 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import TRIES, History, fold
-from agent.record.ledger import read_ledger
 from agent.report.activity import activity
 from agent.report.summary import summary
 from sandbox.contract.errors import BoxLost, SandboxError

@@ -21,6 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.record.chain import (
+    FIRST_PREVIOUS,
+    LEDGER_NAME,
+    LedgerError,
+    canonical,
+    entry_hash,
+    read_blob,
+    read_ledger,
+)
 from agent.record.events import (
     AttemptInterrupted,
     AttemptStarted,
@@ -33,16 +42,7 @@ from agent.record.events import (
 )
 from agent.record.files import sync_directory
 from agent.record.history import fold
-from agent.record.ledger import (
-    FIRST_PREVIOUS,
-    LEDGER_NAME,
-    Ledger,
-    LedgerError,
-    canonical,
-    entry_hash,
-    read_blob,
-    read_ledger,
-)
+from agent.record.ledger import Ledger
 from tests.support import histories
 
 NOON = datetime(2026, 3, 7, 12, 0, 0, 250000, tzinfo=UTC)

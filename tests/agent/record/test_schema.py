@@ -11,12 +11,12 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from agent.record.chain import LEDGER_NAME, canonical
 from agent.record.events import (
     SCHEMA_VERSION,
     Entry,
     Event,
 )
-from agent.record.ledger import LEDGER_NAME, canonical
 from tests.support import histories
 from tests.support.sessions import sampled, talked
 

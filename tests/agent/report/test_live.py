@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.record.chain import LEDGER_NAME, Follower
 from agent.record.curves import curve_of
 from agent.record.events import SessionEnded, SessionResumed, StopReason
-from agent.record.ledger import LEDGER_NAME, Follower
 from agent.report.activity import NOTE_NAME, Activity, RunNotes, activity, write_note
 from agent.report.console import JsonConsole
 from agent.report.live import LiveReport, WatchServer
@@ -294,11 +294,11 @@ def test_a_record_that_is_gone_is_said(session: Session, live: LiveReport) -> No
 def test_a_look_takes_in_only_what_is_new(session: Session) -> None:
     follower = Follower(session.directory)
     session.go_on(3)
-    assert follower.look()
+    assert follower.poll()
     before = list(follower.entries)
-    assert not follower.look()
+    assert not follower.poll()
     session.go_on(4)
-    assert follower.look()
+    assert follower.poll()
     assert all(one is other for one, other in zip(before, follower.entries, strict=False))
     assert session.ledger.entries == follower.entries
     assert session.ledger.history == follower.history

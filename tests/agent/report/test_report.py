@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.record.chain import FIRST_PREVIOUS, LedgerError
 from agent.record.curves import curve_of
 from agent.record.events import (
     AttemptFinished,
@@ -33,7 +34,7 @@ from agent.record.events import (
     StopReason,
     Verdict,
 )
-from agent.record.ledger import FIRST_PREVIOUS, Ledger, LedgerError
+from agent.record.ledger import Ledger
 from agent.report import charts
 from agent.report import tables as findings
 from agent.report.console import closing_lines

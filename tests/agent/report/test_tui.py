@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from agent.record.chain import LEDGER_NAME, Follower
 from agent.record.curves import curve_of
-from agent.record.ledger import LEDGER_NAME, Follower, Ledger
+from agent.record.ledger import Ledger
 from agent.report.activity import write_note
 from agent.report.summary import summary
 from agent.report.tui import running_best, screen, show, sparkline

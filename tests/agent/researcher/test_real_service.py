@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from agent.record.chain import read_blob, read_ledger
 from agent.record.events import PLANNED_STOPS, MessageAdded, ModelCalled, Noticed, ToolCalled
-from agent.record.ledger import read_blob, read_ledger
 from agent.researcher.providers import cost_usd
 from tests.support.facilities import missing
 from tests.support.labs import work

@@ -29,10 +29,10 @@ from agent.candidate.knobs import find_knobs
 from agent.cli.app import app
 from agent.cli.night import _work
 from agent.record.attempts import Attempt
+from agent.record.chain import read_ledger
 from agent.record.curves import packed, unpacked
 from agent.record.events import Noticed, Scored, Verdict
 from agent.record.history import fold
-from agent.record.ledger import read_ledger
 from agent.text import for_markdown, one_line
 from agent.trackers.attempts import MAX_TEXT_CHARACTERS, content_of, tracked_runs
 from agent.trackers.export import LOCK_NAME, Export, Tracker, missing, offline
