@@ -44,7 +44,7 @@ from agent.morning.anchor import anchor_path, compare_heads
 from agent.morning.audit import whole_audit
 from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_inside, result_diff
 from agent.morning.listing import check_hash, lines, make_filter, sentence
-from agent.morning.review import replay as run_again
+from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
 from agent.night.session import open_lab, settings_in
 from agent.record.chain import read_blob, read_ledger

@@ -10,7 +10,8 @@ from typing import Any
 
 from agent.morning.audit import whole_audit
 from agent.morning.export import Git, Person, approve
-from agent.morning.review import replay, review
+from agent.morning.replay import replay
+from agent.morning.review import review
 from agent.record.chain import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash, read_ledger
 from agent.record.events import Entry
 from agent.record.history import fold

@@ -32,7 +32,8 @@ import pytest
 from agent.attempt.lab import Lab
 from agent.morning.audit import audit
 from agent.morning.export import Git, Person, approve
-from agent.morning.review import replay, review
+from agent.morning.replay import replay
+from agent.morning.review import review
 from agent.night.waiting import ask_to_continue, ask_to_pause
 from agent.record.chain import LEDGER_NAME, read_blob, read_ledger
 from agent.record.events import (

@@ -12,7 +12,7 @@ import pytest
 from agent.attempt.disturbance import held_back, machine_state, usual_of
 from agent.attempt.drift import is_due
 from agent.attempt.judge import drift_tolerance, has_drifted
-from agent.morning.review import replay
+from agent.morning.replay import replay
 from agent.night.session import machine
 from agent.record.attempts import TrialKey
 from agent.record.chain import read_blob, read_ledger

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from agent.attempt.sheet import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, read_reported
 from agent.morning.ablation import ablation, reviews
-from agent.morning.review import replay, review
+from agent.morning.replay import replay
+from agent.morning.review import review
 from agent.program import parse_program
 from agent.record.chain import Follower, read_blob, read_ledger
 from agent.record.events import ReplayFinished, Scored, Verdict

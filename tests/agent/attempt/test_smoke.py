@@ -14,7 +14,7 @@ from agent.attempt.lab import Lab, hashes_of
 from agent.attempt.smoke import is_due, run_smoke
 from agent.candidate.knobs import without_knobs
 from agent.morning.audit import audit
-from agent.morning.review import replay
+from agent.morning.replay import replay
 from agent.night.waiting import run_with_retries, smoke_with_retries
 from agent.record.chain import read_ledger
 from agent.record.events import (

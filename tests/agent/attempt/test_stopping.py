@@ -29,7 +29,8 @@ from agent.attempt.stopping import (
     share,
     smoothed,
 )
-from agent.morning.review import replay, review
+from agent.morning.replay import replay
+from agent.morning.review import review
 from agent.record.chain import read_ledger
 from agent.record.curves import Curve, curve_of, packed, unpacked
 from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agent.morning.ablation import Effect, ReviewTable
-from agent.morning.review import replay, review
+from agent.morning.replay import replay
+from agent.morning.review import review
 from agent.record.events import ReplayFinished
 from agent.report.ablation_table import notes, replay_lines
 from sandbox.contract.errors import NightlabError

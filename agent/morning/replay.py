@@ -1,0 +1,168 @@
+"""Runs an attempt again from the record alone, and compares.
+
+Nothing of the session's directory is trusted but the ledger and its blobs: files, scorer, image
+and settings are those on record. See docs/decisions/0005.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.judge import judge
+from agent.attempt.lab import Lab, Trial, fresh_directory
+from agent.attempt.trial import run_trial
+from agent.record.attempts import Attempt
+from agent.record.events import ReplayedSeed, ReplayFinished
+from agent.record.repeats import FIVE_DIGITS
+from agent.text import one_line
+from sandbox.contract.errors import UsageError
+
+Say = Callable[[str], None]
+
+SCRATCH = "review"
+NOT_COMPARABLE = {
+    "stopped_early": "the night ended its training early, and a replay trains to the end",
+    "disturbed": "what others did to the machine decided, not the files",
+}
+"""Outcomes that do not show whether a run can be repeated, and why."""
+
+
+def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
+    """Run an attempt again and compare.
+
+    Raises:
+        UsageError: there is no such attempt, or it has no training to compare with.
+        SandboxError: nightlab or the engine failed.
+    """
+    attempt = _trained(lab, number)
+    seeds = list(dict.fromkeys(run.seed for run in attempt.runs if run.result.box == "train"))
+    today: dict[int, float] = {}
+    failure: Failure | None = None
+    with recorded_bench(lab) as bench:
+        for seed in seeds:
+            trial = bench.trial(f"replay-{number}", number, seed, lab.stored_files(attempt))
+            outcome = measure_separately(bench, trial)
+            say(f"attempt {number}, seed {seed}: {describe(outcome)}")
+            if isinstance(outcome, Failure):
+                failure = outcome  # the other seeds would fail alike, at the price of a training
+                break
+            today[seed] = outcome
+    finished = _compare(lab, attempt, seeds, today, failure)
+    lab.ledger.append(finished)
+    return finished
+
+
+@contextmanager
+def recorded_bench(lab: Lab) -> Iterator[Lab]:
+    """The lab with a directory of its own and the recorded scorer; gone afterwards."""
+    session = lab.history.session
+    assert session is not None
+    scratch = fresh_directory(lab.worker.directory / SCRATCH)
+    fixed = scratch / "fixed"
+    fixed.mkdir(mode=0o755)  # boxes have another user, who reads here
+    try:
+        for name, sha in session.fixed_files.items():
+            (fixed / name).write_bytes(lab.ledger.get_blob(sha))
+            (fixed / name).chmod(0o644)
+        yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=fixed))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def measure_separately(bench: Lab, trial: Trial) -> float | Failure:
+    """What a trial comes to that belongs to no attempt of the night: its score on val, or why not.
+
+    Raises:
+        SandboxError: nightlab or the engine failed.
+    """
+    bench.record(run_trial(bench.worker, trial))
+    outcome = outcome_of(bench.history, trial.key, bench.ledger.get_blob)
+    assert outcome is not None
+    return outcome
+
+
+def describe(outcome: float | Failure) -> str:
+    """A score, or why there is none, in one line."""
+    if isinstance(outcome, Failure):
+        return f"{outcome.reason}: {one_line(outcome.explanation, 160)}"
+    return f"{outcome:.4f}"
+
+
+def _trained(lab: Lab, number: int) -> Attempt:
+    """The attempt of that number, which has something to compare with."""
+    attempts = {attempt.number: attempt for attempt in lab.history.attempts}
+    if (attempt := attempts.get(number)) is None:
+        message = f"session {lab.session} has no attempt {number}"
+        raise UsageError(message, f"its attempts are 0 to {len(attempts) - 1}")
+    if attempt.finished is None:
+        message = f"attempt {number} has no verdict to compare with"
+        raise UsageError(message, "choose one that was judged")
+    if not attempt.runs:
+        reason = one_line(attempt.finished.reason, 60)
+        message = f"attempt {number} failed in its smoke run ({reason}) and was never trained"
+        raise UsageError(message, "choose one that was trained")
+    return attempt
+
+
+def _compare(
+    lab: Lab, attempt: Attempt, seeds: list[int], today: dict[int, float], failure: Failure | None
+) -> ReplayFinished:
+    recorded, noise = attempt.values(), lab.history.repeats.noise()
+    assert attempt.finished is not None
+    was = attempt.finished.reason if attempt.finished.value is None else "measured"
+    now = "measured" if failure is None else failure.reason
+    differences = [abs(today[seed] - recorded[seed]) for seed in today if seed in recorded]
+    largest = max(differences, default=None)
+    unlike = next((NOT_COMPARABLE[end] for end in (was, now) if end in NOT_COMPARABLE), None)
+    if unlike is not None:
+        agrees, explanation = False, f"recorded: {was}; today: {now}; {unlike}"
+    elif was != now:
+        agrees, explanation = False, f"recorded: {was}; today: {now}"
+    elif largest is None:
+        agrees, explanation = True, f"{now} again"
+    else:
+        agrees, explanation = _agreement(lab, recorded, today, largest)
+    return ReplayFinished(
+        attempt=attempt.number,
+        recorded_outcome=was,
+        outcome=now,
+        scores=tuple(
+            ReplayedSeed(seed=seed, recorded=recorded.get(seed), today=today.get(seed))
+            for seed in seeds
+        ),
+        noise=noise.sigma if noise else None,
+        largest_difference=largest,
+        agrees=agrees,
+        explanation=explanation,
+        is_comparable=unlike is None,
+    )
+
+
+def _agreement(
+    lab: Lab, recorded: dict[int, float], today: dict[int, float], largest: float
+) -> tuple[bool, str]:
+    """Equal to five digits; with a wall budget a difference within noise is agreement too."""
+    if largest < FIVE_DIGITS:
+        return True, "the same score to five digits"
+    if lab.settings.budget.kind == "tokens":
+        return False, f"scores differ by up to {largest:.6f}; with a token budget they should not"
+    noise = lab.history.repeats.noise()
+    if noise is None:
+        return False, f"scores differ by up to {largest:.6f}, and noise is not known"
+    seeds = [seed for seed in today if seed in recorded]
+    numbers = judge(
+        [today[seed] for seed in seeds],
+        [recorded[seed] for seed in seeds],
+        noise,
+        direction=lab.settings.goal.direction,
+        confidence=lab.settings.noise.confidence,
+        max_repeats=1,
+    ).arithmetic
+    in_noise = f" ({abs(numbers.gain) / numbers.noise:.1f} x noise)" if numbers.noise else ""
+    agrees = abs(numbers.gain) <= numbers.required_gain
+    words = "within" if agrees else "beyond"
+    return agrees, f"means differ by {abs(numbers.gain):.4f}{in_noise}: {words} noise"
