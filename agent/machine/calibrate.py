@@ -30,12 +30,15 @@ from sandbox.contract.errors import host_faults
 from sandbox.contract.run import Outcome, RunResult
 
 SEED = 0
+"""Always the same, so that what another call measured counts for this one."""
 MOST_REPEATS = 10
+"""Seeds are drawn when a session begins: enough for every number of repeats that may be asked."""
 SCORING_SECONDS = 10.0
 """A guess of what scoring takes after a training, to say beforehand how long all of it will."""
 BATCH_SECONDS = 4.0
 """How long one size of batch trains, start-up not counted."""
 MIN_STEPS = 3
+"""One starts up, two can be timed."""
 MAX_BATCH_SECONDS = 300.0
 MAX_BATCHES = 12
 FEWEST_STEPS = 100
@@ -138,6 +141,7 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
 
 def _settings(bench: Bench, budget_seconds: float) -> Settings:
     """The program's, with that wall budget and seeds enough for every number of repeats."""
+    # In seconds whatever the program counts: how much fits into them is what is asked.
     tables = bench.settings.model_dump()
     tables["budget"] |= {"kind": "wall", "seconds": budget_seconds, "tokens": None}
     tables["noise"]["baseline_repeats"] = MOST_REPEATS
@@ -145,7 +149,7 @@ def _settings(bench: Bench, budget_seconds: float) -> Settings:
 
 
 def _rates(lab: Lab) -> Rates | None:
-    argv = ("python3", "-I", "-c", PROGRAM)
+    argv = ("python3", "-I", "-c", PROGRAM)  # isolated: nothing of the candidate's is imported
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": 120.0})
     worker, name = lab.worker, f"{lab.session}-rates"
     spec = box_spec(worker, name, "train", argv, worker.environment, {}, limits)
@@ -189,6 +193,7 @@ def _train_and_score(lab: Lab, seeds: Sequence[int]) -> str:
         )
     )
     lab.observer.attempt_started(number, "baseline", "calibration")
+    # What makes one seed fail is mostly not luck: the others would only take as long.
     failure = None
     for seed in seeds:
         trial = lab.trial(ATTEMPT, number, seed, candidate)
@@ -285,6 +290,7 @@ def _try_batch(
     lab: Lab, files: dict[str, bytes], knob: Knob, size: int, length: int, rate: float
 ) -> BatchTried:
     """A short training with that batch; nothing of it is scored or kept."""
+    # Counted in tokens, so that every size is given its steps however slow it is.
     steps = max(MIN_STEPS, round(BATCH_SECONDS * rate / (size * length)))
     tokens = steps * size * length
     budget = lab.settings.budget.model_copy(update={"kind": "tokens", "tokens": tokens})

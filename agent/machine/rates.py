@@ -68,6 +68,7 @@ class Rates(Record):
 
 def read_rates(log: str) -> Rates | None:
     """What the last line of a log says; none unless it is what `PROGRAM` prints."""
+    # The last one, since libraries warn before it; and held to a form, since it goes on record.
     last = log.strip().rpartition("\n")[2]
     if len(last) > MAX_LINE_BYTES:
         return None

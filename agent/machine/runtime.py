@@ -39,6 +39,7 @@ def find_runtime(
     """
     engine = find_engine(state_dir, environ=environ)
     recipe = image_recipe(settings, place)
+    # What the profile says goes on record with the image: profiles change, and are a person's own.
     image = find_image(engine, recipe, state_dir=state_dir).model_dump(mode="json") | {
         "environment": recipe.profile.variables,
         "peak_flops": recipe.profile.peak_flops,
@@ -80,6 +81,7 @@ def recorded_runtime(
 
 def calibration_path(state_dir: Path, image: Mapping[str, Any], settings: Settings) -> Path:
     """Where the calibration of an image under these limits lies or would lie."""
+    # Not by the wall: a calibration tries several budgets and holds for all.
     limits = settings.train_limits().model_dump(exclude={"wall_seconds"})
     content = json.dumps([image["image_id"], image["environment"], limits], sort_keys=True)
     digits = hashlib.sha256(content.encode()).hexdigest()[:16]
