@@ -33,7 +33,8 @@ BASE_ENVIRONMENT = {
     "LOGNAME": "nightlab",
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
+    "PYTHONUNBUFFERED": "1",  # or the last words of a killed program are lost
+    # In the box's own /tmp, anew for each run: docs/decisions/0011.
     "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",  # noqa: S108
     "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108
 }
@@ -75,6 +76,7 @@ def run_box(
     state_dir = state_directory(environ)
     engine = find_engine(state_dir, environ=environ)
     recipe = recipe or shipped_recipe()
+    # What a dead session left may have the very GPU that this one waits for.
     clean_up(engine, state_dir)
     name = f"box-{uuid.uuid4().hex[:12]}"
     devices = recipe.profile.devices
@@ -183,6 +185,7 @@ def shipped_recipe() -> Recipe:
 
 def box_environment(named: Mapping[str, str], cpus: float) -> dict[str, str]:
     """The variables that a box's program sees, those that its profile names among them."""
+    # torch counts the machine's cores, not the box's, and would start a thread for each.
     threads = str(max(1, int(cpus)))
     return BASE_ENVIRONMENT | dict(named) | {"OMP_NUM_THREADS": threads}
 

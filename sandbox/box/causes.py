@@ -132,6 +132,7 @@ def _is_gpu_full(evidence: Evidence) -> bool:
 
 def _is_disk_full(evidence: Evidence) -> bool:
     """Tell whether a file system filled up: seen full, or seen filling and named as the reason."""
+    # Shared memory that has no room for a page answers with a bus error: DataLoaders die of it.
     if evidence.signal == signal.SIGBUS:
         return "/dev/shm" in evidence.full  # noqa: S108 - the box's own
     named = evidence.half_full and evidence.last_error == "no_space"
@@ -140,6 +141,7 @@ def _is_disk_full(evidence: Evidence) -> bool:
 
 def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
     """Return what the last lines of a log give as the reason of a failure."""
+    # Bounded, since a program may end in one line of megabytes.
     for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
         if GPU_MEMORY_PATTERN.match(line):
             return "gpu_memory"
@@ -152,12 +154,14 @@ def tried_bytes(log_tail: str) -> int:
     """Return what the last lines of a log say was tried to allocate on a GPU; 0 if nothing."""
     for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
         if GPU_MEMORY_PATTERN.match(line) and (found := GPU_TRIED_PATTERN.search(line)):
+            # Twenty digits are enough for any GPU, and no text of a program's becomes infinite.
             return int(float(found.group(1)[:20]) * UNITS[found.group(2)])
     return 0
 
 
 def full_places(spec: RunSpec, proof: Proof, fullest: dict[str, Fullest]) -> tuple[str, ...]:
     """Return the file systems whose bytes or files were seen used up."""
+    # A program stops at the last whole piece that fits, so full is seldom full to the byte.
     slack = min(NEARLY_FULL_BYTES, spec.limits.output_bytes // 2)
     return tuple(
         place

@@ -71,6 +71,7 @@ class Container:
             self.may_come_late = False  # a refusal is an answer
             raise
         self._is_made = True
+        # With a warning the engine says that it left out what it cannot do, and goes on.
         if created.get("Warnings"):
             raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
 
@@ -112,6 +113,7 @@ class Container:
     def end_state(self) -> dict[str, Any]:
         """Return the engine's own view of a container whose PID 1 said nothing."""
         self._is_gone(self._death_seconds)
+        # The engine notices a death a little later than the kernel.
         self._client.wait(self.name, timeout=math.ceil(self._death_seconds))
         state = self.inspect()["State"]
         names = ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
@@ -140,11 +142,10 @@ class Container:
     def kill(self) -> None:
         """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
 
-        The kernel's way needs no engine, whose calls a container can make hang.
-
         Raises:
             ContainerUnkillable: neither took.
         """
+        # The kernel's way needs no engine, whose calls a container can make hang.
         log.info("container_killed", container=self.name)
         if self.end_now() and self._is_gone(self._death_seconds):
             return
@@ -174,6 +175,7 @@ class Container:
             self.lift()
             with contextlib.suppress(ContainerUnkillable):  # the engine's removal may still do it
                 self.kill()
+        # What lives on inside the kernel is not removed by asking again.
         for pause_seconds in () if self._is_unkillable else REMOVAL_PAUSES_SECONDS:
             try:
                 return self._ask_to_remove()

@@ -95,6 +95,7 @@ class DockerExecutor:
         self._run_root = run_root
         self._build = build
         self._on_step = on_step
+        # An id is a hash of the content, so what was true of it once stays true.
         self._usable_images: dict[str, str] = {}
 
     def run(
@@ -107,6 +108,7 @@ class DockerExecutor:
         should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         """Run `spec` to its end; see `contract.Executor.run`."""
+        # From the outside in: what stands further up is needed to clear away what stands below.
         with (
             host_faults(),
             _engine_errors(),
@@ -119,6 +121,7 @@ class DockerExecutor:
             ends = Ends(receiver, channel, on_log or _ignore, should_stop, self._on_step)
             container = Container(client, f"nightlab-{directory.name}", self._death_seconds)
             box = BoxRun(spec, container, ends)
+            # Before the container: a GPU that does not answer is never given to one.
             with attended(spec, client.info, self._quarantine) as gpus:
                 self._on_step("prepared")
                 lease = _lease(spec, directory, gpus)
@@ -131,6 +134,7 @@ class DockerExecutor:
                     proof = box.open(listener, lease, settings)
                     environment = gpus.bound(container.pid, box.end_now)
                     observed = box.follow(environment)
+                # After it: only now what is still taken on a GPU was left there.
                 gpus.look_back()
                 return gpus.judged(conclude(spec, digest, proof, observed, settings, gpus))
 
@@ -164,6 +168,7 @@ class DockerExecutor:
         give_up = str(seconds + WATCHDOG_GRACE_SECONDS)
         arguments = (socket_path, self._api_version, container.name, give_up)
         with subprocess.Popen(
+            # Neither site nor the current directory: nothing that an agent can write is imported.
             [sys.executable, "-I", "-S", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -212,12 +217,14 @@ def _engine_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def _run_directory(root: Path) -> Iterator[Path]:
     """Make the directory that is mounted at /nightlab, and remove it after the run."""
+    # The name is the container's too, and must be no other's on this engine.
     directory = root.absolute() / secrets.token_hex(8)
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o700)  # or another user of this machine could take PID 1's place at the link
     directory.mkdir(mode=0o755)
     try:
         directory.chmod(0o755)  # whatever the umask: the box's user must get in
+        # First, so that a sweep can tell whose it is, however early this process dies.
         _write_readable(directory / OWNER_FILE, process_owner().encode())
         supervisor = resources.files("sandbox.box").joinpath("supervisor.py").read_bytes()
         _write_readable(directory / "supervisor.py", supervisor)

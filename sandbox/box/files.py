@@ -67,6 +67,7 @@ class OutputReceiver:
         if self._file is not None or self._files_left == 0 or not 0 <= size <= self._bytes_left:
             raise OutputRefused(f"output file {name[:200]!r} is outside the limits")
         self._file = _create(self._root, output_name_parts(name))
+        # The whole size at once: what was announced cannot grow past the limits later.
         self._files_left -= 1
         self._bytes_left -= size
         self._name, self._size, self._awaited, self._hash = name, size, size, hashlib.sha256()
@@ -109,7 +110,7 @@ class OutputReceiver:
     def _finish_when_complete(self) -> None:
         if self._file is None or self._awaited:
             return
-        os.fsync(self._file)
+        os.fsync(self._file)  # a checkpoint that a ledger names must outlive a power cut
         os.close(self._file)
         self._file = None
         self._received.append(
@@ -130,6 +131,7 @@ def _open_empty(directory: Path) -> int:
 
 
 def _create(root: int, parts: list[str]) -> int:
+    # Exclusive: a name that is there already was not asked for, and is never opened.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _directory(root, parts[:-1]) as parent:
         try:

@@ -160,6 +160,7 @@ class BoxRun:
             pass  # PID 1 died without a word: the engine's view must do
         except LinkBroken as error:
             raise BoxLost(error.message) from error
+        # On the host's clock: PID 1's is in a place that the program shares.
         wall_seconds, finished_at = time.monotonic() - started, datetime.now(UTC)
         self._ends.on_step("reported")
         log, output, skipped = self._collect(report)
@@ -200,6 +201,7 @@ class BoxRun:
         if report is None:
             if self._is_asked_to_stop:
                 deadline = min(deadline, time.monotonic())
+            # PID 1 dies, and lets others die, on the box's own CPU time.
             container.lift()
             report = self._follow_link(deadline + HOST_GRACE_SECONDS, None)
         if report is None:

@@ -113,7 +113,7 @@ class Listener:
         self._socket.bind(f"/proc/self/fd/{self._directory}/link.sock")
         # The box's user is not ours.
         os.chmod("link.sock", 0o666, dir_fd=self._directory)  # noqa: S103
-        self._socket.listen(1)
+        self._socket.listen(1)  # for PID 1 and nobody else
 
     def accept(self, timeout_seconds: float) -> Link | None:
         """Return the link to PID 1 and listen no more, or None when nobody came in time."""
@@ -122,7 +122,7 @@ class Listener:
             connection, _ = self._socket.accept()
         except TimeoutError:
             return None
-        self.close()
+        self.close()  # before the program exists: it finds no socket to speak at
         return Link(connection)
 
     def close(self) -> None:
@@ -157,6 +157,7 @@ class Link:
         """
         payload = go.model_dump_json().encode()
         frame = b"G" + struct.pack(">I", len(payload)) + payload
+        # PID 1 waits for this; the host must not wait for one that somebody stopped.
         self._connection.settimeout(10)
         sent = 0
         try:

@@ -119,6 +119,7 @@ def _unequal(name: str, asked: object, seen: object) -> list[str]:
 
 
 def _identity_differences(proof: Proof, request: GpuRequest) -> list[str]:
+    # The bounding set too: no setuid program may bring one back.
     none_left = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
     nodes = request.gpus if request.form == "nodes" else ()
     groups = {USER} | {node.group for gpu in nodes for node in gpu.nodes}
@@ -136,6 +137,7 @@ def _identity_differences(proof: Proof, request: GpuRequest) -> list[str]:
 
 def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
     limits = spec.limits
+    # The kernel rounds a limit down to whole pages.
     memory = limits.memory_bytes // PAGE_BYTES * PAGE_BYTES
     rlimits = {
         "core": (0, 0),

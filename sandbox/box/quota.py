@@ -30,6 +30,7 @@ class CpuQuota:
             place = quota_place(groups, Path("/proc/self/mountinfo").read_text())
             if place is not None:
                 self._unbounded = place[1].encode()
+                # Opened now: at the deadline the way there may be long, and the box is in debt.
                 self._file = os.open(place[0], os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             return  # not root, or a cgroup that is not to be seen from here: the engine must do

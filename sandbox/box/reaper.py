@@ -67,6 +67,7 @@ def is_alive(owner: str) -> bool | None:
     if len(words) != 4 or not words[0].isdigit():
         return None
     pid, start_time, namespace, boot = words
+    # After a boot the same number is another process; in another namespace it means nothing here.
     if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
         return False
     if namespace != str(Path("/proc/self/ns/pid").readlink()):
@@ -104,6 +105,7 @@ def sweep(client: docker.APIClient) -> list[str]:
         for container in client.containers(all=True, filters={"label": LABEL_RUN}):
             if not is_abandoned(container["Labels"] or {}, time.monotonic()):
                 continue
+            # One that will not go must not keep the others.
             try:
                 removed += [container["Id"]] if _remove(client, container) else []
             except (docker.errors.APIError, requests.ReadTimeout) as error:
@@ -143,6 +145,7 @@ def may_use_gpus(state: str, labels: Mapping[str, str], now_monotonic_seconds: f
 
     Nobody starts one any more that was not started until its run's deadline, whoever lives.
     """
+    # A controller may stand between create and start, however long.
     if state == "created":
         return not _is_late(labels, now_monotonic_seconds)
     return state not in ("exited", "dead", "removing")
@@ -150,6 +153,7 @@ def may_use_gpus(state: str, labels: Mapping[str, str], now_monotonic_seconds: f
 
 def lift_cpu_limit(client: docker.APIClient, container: str) -> None:
     """Give a container that must die every CPU, if the engine does so at once; see `quota`."""
+    # Not by the SDK's own call, which would wait as long as for any other.
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/update"
     with contextlib.suppress(requests.RequestException):
         client.post(url, json={"NanoCpus": (os.cpu_count() or 1) * 10**9}, timeout=LIFT_SECONDS)

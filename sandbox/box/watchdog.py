@@ -72,6 +72,7 @@ def last_word(seconds: float) -> bytes:
 def end_box(path: str, api_version: str, container: str) -> None:
     """Give the box every CPU to die with, kill it and remove it."""
     place = f"/v{api_version}/containers/{container}"
+    # The CPU first: a kill waits in the same debt as the box.
     ask(path, "POST", f"{place}/update", {"NanoCpus": (os.cpu_count() or 1) * 10**9})
     ask(path, "POST", f"{place}/kill")
     ask(path, "DELETE", f"{place}?force=1&v=1")
@@ -88,6 +89,7 @@ def remove_late(path: str, api_version: str, container: str) -> None:
 
 def main() -> None:
     path, api_version, container, seconds = sys.argv[1:]
+    # However the controller dies, the kernel closes its end of the pipe.
     word = last_word(float(seconds))
     if word == MAY_COME_LATE:
         if os.fork() == 0:  # nobody waits for this one

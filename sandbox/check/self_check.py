@@ -136,6 +136,7 @@ def lay_out(image: str, root: Path, environ: MutableMapping[str, str]) -> Iterat
         place.canary_file.write_text(canary)
         place.canary_file.chmod(0o666)
         Path(name).chmod(0o755)
+        # In our own environment, from where an engine or a hook might hand it on.
         environ[CANARY_VARIABLE] = canary
         try:
             yield place
@@ -168,6 +169,7 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
         "canary": place.canary,
         "canary_file": str(place.canary_file),
     }
+    # By the command line: a mount more would be a wall less to try.
     argv = ("python3", "-I", "-S", "-c", source, json.dumps(context))
     try:
         result = executor.run(_spec(place, family, argv, CHECK_LIMITS))

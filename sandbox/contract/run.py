@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from sandbox.contract.gpu import GPU_ID_PATTERNS, Devices, GpuMemory, GpuUse
 from sandbox.contract.record import ByteCount, Record, Seconds, Sha256
 
+# They become names of containers, labels and directories.
 RUN_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 Box = Literal["train", "model", "scorer"]
 """One level of trust each: the candidate's training, its model under test, our own scoring."""

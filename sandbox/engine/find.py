@@ -60,6 +60,7 @@ def find_engine(
         EngineUnavailable: none answers, or the one that answers cannot be used; with the reason.
     """
     own = own_places(state_dir).url
+    # Never passed over: a person who named an engine would be surprised by any other.
     named = named_address(environ)
     if named is not None:
         return describe_engine(named, owned=named == own)
@@ -98,6 +99,7 @@ def connect(engine: Engine, *, timeout_seconds: int = CALL_SECONDS) -> docker.Do
     client = docker.DockerClient(
         base_url=engine.base_url, version=engine.api_version, timeout=timeout_seconds
     )
+    # The SDK makes a client of its own kind; it has not spoken to the engine yet.
     client.api = EngineClient(engine.base_url, engine.api_version, timeout_seconds)
     return client
 
@@ -184,6 +186,7 @@ def _refuse_unusable(address: str, version: Mapping[str, Any]) -> None:
 def _engine(
     address: str, owned: bool, version: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Engine:
+    # Its socket is here and its kernel is not: nothing that this host measures would be true.
     if facts["OperatingSystem"] == "Docker Desktop":
         raise EngineUnavailable(
             f"the engine at {address} is Docker Desktop, which runs boxes in a machine of its own",

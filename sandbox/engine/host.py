@@ -83,6 +83,7 @@ def os_release() -> dict[str, str]:
 
 def why_not_installable(effective_uid: int, release: Mapping[str, str]) -> str | None:
     """Why nightlab may not install packages and start dockerd here; None where it may."""
+    # Nothing is ever installed by sudo: a night must not ask for a password.
     if effective_uid != 0:
         return "only root can"
     family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}

@@ -58,6 +58,7 @@ def install_and_start(state_dir: Path, *, environ: Mapping[str, str], say: Say) 
         )
     places = own_places(state_dir)
     places.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Two set-ups at once must not start two engines on one data directory.
     with exclusive(places.root / "lock"):
         if install_packages({"dockerd": "docker.io"}, environ=environ, say=say):
             with suppress(EngineUnavailable):
@@ -72,6 +73,7 @@ def stop_own_engine(state_dir: Path) -> bool:
         SandboxError: it does not end.
     """
     places = own_places(state_dir)
+    # dockerd first: it would start a containerd that is gone anew.
     dockerd = _running(places.pid_file, _dockerd_marks(places))
     was_running = dockerd is not None and _end(dockerd, _dockerd_marks(places))
     was_running = _end_containerd(places) or was_running
@@ -153,6 +155,7 @@ def _spawn(places: Places, environ: Mapping[str, str]) -> int:
         raise EngineUnavailable("dockerd is not installed", "install Docker Engine")
     for directory in {places.root, places.socket.parent}:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # dockerd does not start on a configuration that is named and not there.
     places.configuration.write_text("{}\n")
     # Never the whole environment: keys have no business in a daemon.
     passed = {

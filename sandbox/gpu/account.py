@@ -79,6 +79,7 @@ class Account:
     def fail(self, event: GpuEvent) -> None:
         """Count an answer that did not come; a lost GPU counts at once, the rest when it lasts."""
         self.failures += 1
+        # Once a kind: a GPU that stays silent for hours is one fault, not ten thousand.
         lasts = event.kind == "lost" or self.failures == FAILURES_IN_A_ROW
         if lasts and not any(earlier.kind == event.kind for earlier in self.events):
             self.events.append(event)

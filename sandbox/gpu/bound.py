@@ -49,6 +49,7 @@ def allocator_environment(asked: GpuMemory, gpus: Sequence[Gpu], given: str) -> 
         given: what the program's environment says in that variable already.
     """
     smallest = min(gpu.memory_bytes or 0 for gpu in gpus)
+    # Less than the bound, since a context beside the allocator takes its part; never nothing.
     usable = max(asked.bytes - CONTEXT_BYTES, asked.bytes // 2)
     share = f"per_process_memory_fraction:{min(1.0, usable / smallest):.4f}"
     return {asked.allocator_variable: f"{given},{share}" if given else share}

@@ -56,6 +56,7 @@ def find_render_nodes(
                 nodes=(own, *shared),
             )
             found.append(gpu)
+    # By address and not by the kernel's number, which follows the order of loading.
     found.sort(key=lambda gpu: gpu.id)
     return tuple(gpu.model_copy(update={"index": str(n)}) for n, gpu in enumerate(found))
 

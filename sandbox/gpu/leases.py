@@ -224,7 +224,7 @@ class Leases:
         path = self._quarantine / f"{_file_name(gpu)}.json"
         partial = path.with_suffix(".partial")
         partial.write_text(entry.model_dump_json(indent=2) + "\n")
-        partial.replace(path)
+        partial.replace(path)  # a reader sees the whole entry or none
         log.warning("gpu_out_of_use", gpu=gpu, run=run_id, why=entry.why)
 
     def quarantined(self) -> tuple[Quarantined, ...]:
@@ -250,6 +250,7 @@ class Leases:
             number = max(numbers, default=0) + 1
             path = self._queue / f"{number:012d}.json"
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            # Before it can be seen: a ticket without a lock is a dead one's, and is removed.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _write(descriptor, wish)
         try:
@@ -264,9 +265,10 @@ class Leases:
     ) -> tuple[str, ...]:
         """Return what this ticket may have now; nothing while it has to wait."""
         with self._locked():
-            os.utime(descriptor)
+            os.utime(descriptor)  # says that this one still looks
             tickets = self._tickets()
             out_of_use = {entry.gpu for entry in self.quarantined()}
+            # Looked at each time: a GPU that goes out of use may have been the last.
             self._refuse_hopeless(wish, out_of_use, parents)
             taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets if t))
             if any(ticket is None and n < number for n, ticket in tickets):

@@ -27,6 +27,7 @@ class SeenGpus(Record):
 def gpu_differences(request: GpuRequest, seen: SeenGpus) -> list[str]:
     """Return one line for each GPU that a box has and should not, or should and has not."""
     due = {node.path: (node.major, node.minor) for gpu in request.gpus for node in gpu.nodes}
+    # Neither asked for nor refused: what every NVIDIA box sees, and the same device as a display.
     also = _may_be_seen(request)
     own = {path: number for path, number in seen.nodes.items() if path not in also}
     wrong = [f"GPU: PID 1 sees no /dev/{path}" for path in sorted(due.keys() - own.keys())]

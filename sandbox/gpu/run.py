@@ -138,6 +138,7 @@ class Attendance:
         Raises:
             GpuFault: it is; another run on another GPU may tell more.
         """
+        # One that went well in spite of a fault is believed; its GPU goes out of use all the same.
         faults = [(gpu, event) for gpu, event in _faults(result.gpu) if event.kind in DURING_A_RUN]
         if faults and result.outcome is not Outcome.OK:
             raise _fault(*faults[0])
@@ -161,6 +162,7 @@ def attended(
     if spec.devices == "none":
         yield Attendance(spec, NO_GPUS, None, None)
         return
+    # Asked again: between lease and run a GPU can fall off its bus.
     gpus = leased_gpus(spec.devices, spec.gpus)
     request = request_for(spec.devices, gpus, info())
     with ExitStack() as stack:

@@ -101,6 +101,7 @@ class GpuWatch:
         """
         self._cgroup = _text(self._proc / str(pid) / "cgroup")
         self._end, self._limit_bytes, self._must_see = end, limit_bytes, is_only_bound
+        # A daemon: a question that hangs in the driver must not keep this process alive.
         self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
         self._thread.start()
 
@@ -122,7 +123,7 @@ class GpuWatch:
         """Stop, and let go of the driver."""
         self.stop()
         self._leave()
-        if not self._hangs:
+        if not self._hangs:  # or this call would hang as well
             self._xids.close()
 
     def look_back(self) -> None:

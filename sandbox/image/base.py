@@ -101,6 +101,7 @@ def _choose_base(shop: Workshop, profile: Profile, given: str) -> BaseImage:
             f"the base image {wanted} is neither on this engine nor to be had from its registry",
             "check the name, `docker pull` or `docker load` it, or leave it out",
         )
+    # Last, since it takes half a minute and builds what nobody else has ever seen.
     return _describe(shop.client, import_debian(shop, profile), "debian")
 
 
@@ -118,6 +119,7 @@ def _pull(shop: Workshop, reference: str) -> str | None:
     try:
         with closing(connect(shop.engine, timeout_seconds=REGISTRY_SECONDS)) as client:
             digest = client.images.get_registry_data(reference).attrs["Descriptor"]["digest"]
+        # By digest: between asking and pulling a tag can come to mean another image.
         pinned = f"{parse_repository_tag(reference)[0]}@{digest}"
         shop.say(f"Pulling {pinned}.")
         with closing(connect(shop.engine, timeout_seconds=REGISTRY_SECONDS * 10)) as client:

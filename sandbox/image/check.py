@@ -94,6 +94,7 @@ def check_image(client: docker.DockerClient, reference: str, profile: Profile) -
         ImageUnfit: a setting would widen the box, torch cannot be imported, or it cannot use the
             accelerator that the profile gives.
     """
+    # Its settings before its Python: nothing of it runs while one of them could widen a box.
     facts = client.images.get(reference).attrs
     if problems := settings_problems(facts["Config"]):
         raise ImageUnfit(
@@ -186,6 +187,7 @@ def ask_python(
         command=["-I", "-c", program],
         user=USER,
         environment=dict(environment) | quiet,
+        # Marked as a run's, so that the next start's sweep finds it if this process dies.
         labels={hardening.LABEL_RUN: "image-check", hardening.LABEL_OWNER: process_owner()},
         healthcheck={"test": ["NONE"]},
         use_config_proxy=False,

@@ -109,6 +109,7 @@ def ensure_image(
     images = state_dir / "images"
     images.mkdir(parents=True, exist_ok=True)
     with exclusive(images / "lock"), closing(connect(engine)) as client:
+        # Under the lock: whoever waited finds what the other one built.
         with suppress(ImageMissing):
             return _found(client, _remembered(_note_path(images, engine, recipe)), recipe)
         shop = Workshop(engine, client, images, environ, say)
@@ -224,7 +225,7 @@ def _fill_context(context: Path, dockerfile: str, requirements: str, wheels: Whe
     for wheel in (*wheels.locked, wheels.torch_path) if wheels else ():
         try:
             os.link(wheel, context / wheel.name)
-        except OSError:
+        except OSError:  # another file system
             shutil.copyfile(wheel, context / wheel.name)
 
 

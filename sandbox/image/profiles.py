@@ -114,6 +114,7 @@ def known_profiles(place: Path | None) -> dict[str, Profile]:
     """Every profile that can be named from a place, by name; see `find_profile`."""
     shipped = _tables(_packaged("profiles.toml"), "the shipped profiles")
     own = {} if place is None else _own_tables(place / OWN_PROFILES)
+    # A shipped name with other content would say on record what was not run.
     if shadowed := sorted(own.keys() & shipped.keys()):
         raise SandboxError(
             f"{OWN_PROFILES}: {shadowed[0]!r} is the name of a shipped profile",

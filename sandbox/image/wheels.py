@@ -235,6 +235,7 @@ def _refuse_announced_accelerators(
 ) -> None:
     """Let pip say what an unmarked torch would need, before anything large is fetched."""
     report = incoming / "report.json"
+    # `download` has no dry run; `install` has, and says what it would take.
     arguments = ["install", "--dry-run", "--ignore-installed", "--target", str(incoming / "none")]
     arguments += [*_target_options(target), "--report", str(report)]
     arguments.append(f"torch=={wanted.version}")
@@ -261,6 +262,7 @@ def _keep_torch(incoming: Path, place: Path) -> TorchWheel:
 
 
 def _refuse_accelerators(filename: str, requires: Sequence[str], source: str) -> None:
+    # A wheel of PyTorch's names its libraries; a site's own may only say so in its version file.
     needed = [name for name in requires if name.lower().startswith(ACCELERATOR_PACKAGES)]
     needed += ACCELERATOR_FIELD.findall(source)
     if needed:
@@ -310,6 +312,7 @@ def _run_pip(arguments: Sequence[str], pip: Pip, limit_bytes: int | None, say: S
     """
     lines: deque[str] = deque(maxlen=200)
     with subprocess.Popen(
+        # -P: a pip.py in the current directory would be run instead.
         [sys.executable, "-P", "-m", "pip", *arguments],
         env=_pip_environ(pip.environ),
         stdin=subprocess.DEVNULL,
@@ -318,6 +321,7 @@ def _run_pip(arguments: Sequence[str], pip: Pip, limit_bytes: int | None, say: S
         text=True,
         errors="replace",
     ) as process:
+        # pip's own time limit is for one read, not for a mirror that trickles.
         alarm = threading.Timer(PIP_SECONDS, process.kill)
         alarm.start()
         try:
