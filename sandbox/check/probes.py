@@ -98,18 +98,6 @@ CALLS: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
     },
     "secrets": {"read the kernel's log": (103, 116, (10, 0, 0))},
 }
-PROBES: dict[tuple[str, str], Attempt] = {}
-"""Every attempt by (family, what it tries); filled below."""
-
-
-def probe(family: str, tried: str) -> Callable[[Attempt], Attempt]:
-    """Add an attempt; it returns what gave way, one line each, and nothing when all held."""
-
-    def add(attempt: Attempt) -> Attempt:
-        PROBES[family, tried] = attempt
-        return attempt
-
-    return add
 
 
 def system_call(numbers: tuple[int, int], arguments: tuple[int, ...]) -> list[str]:
@@ -142,29 +130,6 @@ def status() -> dict[str, list[str]]:
         return {key: value.split() for key, value in (line.split(":", 1) for line in file)}
 
 
-def add_system_calls() -> None:
-    """Add one attempt for each system call that only an attacker needs."""
-
-    def attempt(numbers: tuple[int, int], arguments: tuple[int, ...]) -> Attempt:
-        return lambda _: system_call(numbers, arguments)
-
-    for family, calls in CALLS.items():
-        for name, (intel, arm, arguments) in calls.items():
-            probe(family, name)(attempt((intel, arm), arguments))
-
-
-add_system_calls()
-
-
-# --- network ----------------------------------------------------------------------------------
-
-
-@probe("network", "an interface other than lo")
-def interfaces(_: Context) -> list[str]:
-    return [name for _, name in socket.if_nameindex() if name != "lo"]
-
-
-@probe("network", "a route to the metadata service, the internet, the bridge, a home network")
 def routes(_: Context) -> list[str]:
     """Connecting a datagram socket looks for a route and sends nothing."""
     gave: list[str] = []
@@ -174,7 +139,6 @@ def routes(_: Context) -> list[str]:
     return gave
 
 
-@probe("network", "a route over IPv6")
 def routes_6(_: Context) -> list[str]:
     if not socket.has_ipv6:
         return []
@@ -182,43 +146,17 @@ def routes_6(_: Context) -> list[str]:
         return succeeds("the internet", lambda: sock.connect(("2606:4700:4700::1111", 53)))
 
 
-@probe("network", "the address of a name")
-def names(_: Context) -> list[str]:
-    return succeeds("example.com has an address", lambda: socket.getaddrinfo("example.com", 80))
-
-
-@probe("network", "name servers of the host")
 def name_servers(_: Context) -> list[str]:
     with contextlib.suppress(OSError), open("/etc/resolv.conf") as file:
         return [line.strip() for line in file if line.startswith("nameserver")]
     return []
 
 
-@probe("network", "the engine's socket")
-def engine_sockets(_: Context) -> list[str]:
-    return [path for path in ENGINE_SOCKETS if os.path.exists(path)]
-
-
-@probe("network", "abstract sockets of the host")
 def abstract_sockets(_: Context) -> list[str]:
     with open("/proc/net/unix") as file:
         return [line.split()[-1] for line in file if "@" in line]
 
 
-def add_socket_families() -> None:
-    """Add one attempt for each way around the ordinary network."""
-
-    def attempt(name: str, kind: tuple[int, int, int]) -> Attempt:
-        return lambda _: succeeds(name, lambda: socket.socket(*kind).close())
-
-    for name, kind in SOCKET_FAMILIES.items():
-        probe("network", "a socket for " + name)(attempt(name, kind))
-
-
-add_socket_families()
-
-
-@probe("network", "a socket of a rarely used family")
 def rare_families(_: Context) -> list[str]:
     """Where the filter is missing, the kernel refuses with another error than "not permitted"."""
     gave = []
@@ -230,9 +168,6 @@ def rare_families(_: Context) -> list[str]:
             if error.errno not in REFUSALS:
                 gave.append(name + ": " + errno.errorcode.get(error.errno or 0, "?"))
     return gave
-
-
-# --- files ------------------------------------------------------------------------------------
 
 
 def mounts() -> Iterator[tuple[str, str, set[str]]]:
@@ -265,38 +200,28 @@ def opened(paths: list[str], flags: int) -> list[str]:
     return gave
 
 
-@probe("files", "write to the root file system")
 def root_is_read_only(_: Context) -> list[str]:
     system = ["/", "/usr", "/usr/bin", "/etc", "/var", "/var/tmp", "/root", "/home", "/run", "/opt"]
     return planted(system)
 
 
-@probe("files", "change a system file")
-def system_files(_: Context) -> list[str]:
-    return opened(["/etc/passwd", "/etc/hosts", "/etc/hostname", sys.executable], os.O_WRONLY)
-
-
-@probe("files", "write into the candidate's snapshot")
 def snapshot(context: Context) -> list[str]:
     place: str = context["workspace"]
     return planted([place]) + opened([os.path.join(place, "train.py")], os.O_WRONLY)
 
 
-@probe("files", "write to any mount that has no bound")
 def mounts_are_bounded(_: Context) -> list[str]:
     bounded = ("/tmp", "/out", "/dev/shm")
     free = [t for t, kind, _ in mounts() if t not in bounded and kind != "mqueue"]
     return planted([target for target in free if os.path.isdir(target)])
 
 
-@probe("files", "a writable place of unbounded size")
 def places_are_bounded(_: Context) -> list[str]:
     """A tmpfs without a bound is half of the machine's memory."""
     rooms = ((path, os.statvfs(path)) for path in ("/tmp", "/out", "/dev/shm"))
     return [path for path, room in rooms if room.f_blocks * room.f_frsize > 2**26]
 
 
-@probe("files", "honour setuid or devices in a writable place")
 def places_are_inert(_: Context) -> list[str]:
     asked = {"/tmp": {"nosuid", "nodev"}}
     asked["/out"] = asked["/dev/shm"] = {"nosuid", "nodev", "noexec"}
@@ -304,7 +229,6 @@ def places_are_inert(_: Context) -> list[str]:
     return [p for p, options in asked.items() if not options <= seen.get(p, set())]
 
 
-@probe("files", "run a program from the output")
 def output_is_not_executable(_: Context) -> list[str]:
     path = "/out/.nightlab-check"
     with open(path, "w") as file:
@@ -316,7 +240,6 @@ def output_is_not_executable(_: Context) -> list[str]:
         os.unlink(path)
 
 
-@probe("files", "a file larger than all places together")
 def file_size(_: Context) -> list[str]:
     with open("/tmp/.nightlab-check", "wb") as file:
         try:
@@ -325,20 +248,17 @@ def file_size(_: Context) -> list[str]:
             os.unlink("/tmp/.nightlab-check")
 
 
-@probe("files", "change the kernel's settings")
 def kernel_settings(_: Context) -> list[str]:
     paths = ["kernel/core_pattern", "kernel/hostname", "vm/overcommit_memory", "fs/suid_dumpable"]
     return opened(["/proc/sys/" + p for p in paths] + ["/proc/sysrq-trigger"], os.O_WRONLY)
 
 
-@probe("files", "change the box's own cgroup")
 def own_cgroup(_: Context) -> list[str]:
     names = ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "memory.max"]
     gave = opened(["/sys/fs/cgroup/" + name for name in names], os.O_WRONLY)
     return gave + planted(["/sys/fs/cgroup", "/sys/fs/cgroup/memory"])
 
 
-@probe("files", "memory and firmware of the machine in /proc and /sys")
 def kernel_files(_: Context) -> list[str]:
     """The engine hides them behind empty files and directories."""
     gave = []
@@ -351,23 +271,17 @@ def kernel_files(_: Context) -> list[str]:
     return gave
 
 
-# --- processes --------------------------------------------------------------------------------
-
-
-@probe("processes", "trace PID 1")
 def trace(_: Context) -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     seize = 0x4206  # unlike attach it does not stop what it gets
     return ["ptrace"] if libc.ptrace(seize, 1, None, None) == 0 else []
 
 
-@probe("processes", "read memory, environment and files of PID 1")
 def read_pid_1(_: Context) -> list[str]:
     gave = opened(["/proc/1/" + name for name in ("mem", "environ", "maps", "auxv")], os.O_RDONLY)
     return gave + succeeds("/proc/1/fd", lambda: os.listdir("/proc/1/fd"))
 
 
-@probe("processes", "stop or kill PID 1")
 def signal_pid_1(_: Context) -> list[str]:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGSTOP, signal.SIGKILL):
         with contextlib.suppress(OSError):
@@ -378,7 +292,6 @@ def signal_pid_1(_: Context) -> list[str]:
     return ["PID 1 is " + state] if state in "TtZX" else []
 
 
-@probe("processes", "take time, files or memory priority from PID 1")
 def slow_pid_1(_: Context) -> list[str]:
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     gave = succeeds("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE) and None)
@@ -388,7 +301,6 @@ def slow_pid_1(_: Context) -> list[str]:
     return gave + opened(["/proc/1/oom_score_adj"], os.O_WRONLY)
 
 
-@probe("processes", "see processes of somebody else")
 def others(_: Context) -> list[str]:
     gave = []
     for name in os.listdir("/proc"):
@@ -405,13 +317,11 @@ def _is_machines_init() -> bool:
     return False
 
 
-@probe("processes", "leave a core dump")
 def core_dumps(_: Context) -> list[str]:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     return [] if (soft, hard) == (0, 0) else ["limit " + str(hard)]
 
 
-@probe("processes", "open more files than allowed")
 def open_files(context: Context) -> list[str]:
     kept: list[int] = []
     with contextlib.suppress(OSError):
@@ -420,10 +330,6 @@ def open_files(context: Context) -> list[str]:
     return [str(len(kept))] if len(kept) > context["open_files"] else []
 
 
-# --- memory -----------------------------------------------------------------------------------
-
-
-@probe("memory", "shared memory of the host (System V)")
 def shared_memory(_: Context) -> list[str]:
     gave = []
     for name in ("shm", "sem", "msg"):
@@ -432,12 +338,6 @@ def shared_memory(_: Context) -> list[str]:
     return gave
 
 
-@probe("memory", "a box without a memory limit")
-def memory_limit(context: Context) -> list[str]:
-    return _cgroup_bound("memory_bytes", ("memory.max", "memory/memory.limit_in_bytes"), context)
-
-
-@probe("memory", "swap beyond the memory limit")
 def swap_limit(context: Context) -> list[str]:
     if os.path.exists("/sys/fs/cgroup/memory.swap.max"):
         with open("/sys/fs/cgroup/memory.swap.max") as file:
@@ -456,12 +356,6 @@ def _cgroup_bound(limit: str, files: tuple[str, ...], context: Context) -> list[
     return [files[0] + ": no such file"]
 
 
-@probe("processes", "a box without a bound on processes")
-def process_limit(context: Context) -> list[str]:
-    return _cgroup_bound("pids", ("pids.max", "pids/pids.max"), context)
-
-
-@probe("memory", "hide from the kernel's choice when memory is short")
 def oom_score(_: Context) -> list[str]:
     def lower() -> None:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -470,21 +364,11 @@ def oom_score(_: Context) -> list[str]:
     return succeeds("oom_score_adj", lower)
 
 
-# --- time -------------------------------------------------------------------------------------
-
-
-@probe("time", "real-time scheduling")
 def real_time(_: Context) -> list[str]:
     parameter = os.sched_param(1)
     return succeeds("SCHED_FIFO", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, parameter))
 
 
-@probe("time", "a better priority than given")
-def priority(_: Context) -> list[str]:
-    return succeeds("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -10))
-
-
-@probe("time", "more processors than given")
 def processors(context: Context) -> list[str]:
     """Read the scheduler's quota, version 2 or 1."""
     paths = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -499,42 +383,18 @@ def processors(context: Context) -> list[str]:
     return ["no quota to be seen"]
 
 
-# --- devices ----------------------------------------------------------------------------------
-
 PLAIN_DEVICES = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"}
 PLAIN_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 
 
-@probe("devices", "a device beyond the plain ones")
-def devices(_: Context) -> list[str]:
-    return sorted(set(os.listdir("/dev")) - PLAIN_DEVICES)
-
-
-@probe("devices", "a disk")
 def disks(_: Context) -> list[str]:
     paths = ["/dev/" + name for name in os.listdir("/dev")]
     return [path for path in paths if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)]
 
 
-@probe("devices", "a GPU")
-def gpus(_: Context) -> list[str]:
-    return [n for n in os.listdir("/dev") if n.startswith(("nvidia", "dri", "kfd"))]
-
-
-@probe("devices", "memory, log, virtual machines, tunnels of the machine")
 def machine_devices(_: Context) -> list[str]:
     names = ("mem", "port", "kmsg", "kvm", "fuse", "net/tun", "vfio", "cpu/0/msr")
     return [name for name in names if os.path.exists("/dev/" + name)]
-
-
-@probe("devices", "make a disk of one's own")
-def make_block_device(_: Context) -> list[str]:
-    return _make_device(0o060600, os.makedev(254, 200))
-
-
-@probe("devices", "make the machine's memory a file")
-def make_memory_device(_: Context) -> list[str]:
-    return _make_device(0o020600, os.makedev(1, 1))
 
 
 def _make_device(mode: int, number: int) -> list[str]:
@@ -545,64 +405,41 @@ def _make_device(mode: int, number: int) -> list[str]:
     return gave
 
 
-@probe("devices", "ports of the processor")
 def ports(_: Context) -> list[str]:
     if platform.machine() != "x86_64":
         return []
     return system_call((173, 173), (0x80, 1, 1))
 
 
-# --- identity ---------------------------------------------------------------------------------
-
-
-@probe("identity", "be root, in user or group")
 def not_root(_: Context) -> list[str]:
     ids = {"user": os.getresuid(), "group": os.getresgid()}
     gave = [name + " 0" for name, numbers in ids.items() if 0 in numbers]
     return gave + (["group 0"] if 0 in os.getgroups() else [])
 
 
-@probe("identity", "become root")
 def become_root(_: Context) -> list[str]:
     gave = succeeds("setuid", lambda: os.setresuid(0, 0, 0))
     gave += succeeds("setgid", lambda: os.setresgid(0, 0, 0))
     return gave + succeeds("setgroups", lambda: os.setgroups([0]))
 
 
-@probe("identity", "hold a capability")
 def capabilities(_: Context) -> list[str]:
     sets = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
     seen = status()
     return [name + " " + seen[name][0] for name in sets if int(seen[name][0], 16)]
 
 
-@probe("identity", "gain privileges through a setuid program")
-def new_privileges(_: Context) -> list[str]:
-    return [] if status()["NoNewPrivs"] == ["1"] else ["no_new_privs is off"]
-
-
-@probe("identity", "live without a system call filter")
-def filtered(_: Context) -> list[str]:
-    return [] if status()["Seccomp"] == ["2"] else ["seccomp " + status()["Seccomp"][0]]
-
-
-@probe("identity", "the machine's name, or another")
 def host_name(_: Context) -> list[str]:
     name = socket.gethostname()
     gave = [] if name == "localhost" else [name]
     return gave + succeeds("sethostname", lambda: socket.sethostname(name))
 
 
-# --- secrets ----------------------------------------------------------------------------------
-
-
-@probe("secrets", "a variable that nobody named")
 def environment(context: Context) -> list[str]:
     named = {*context["variables"], "PATH", "NIGHTLAB_STARTED_MONOTONIC", "LC_CTYPE"}
     return sorted(set(os.environ) - named)
 
 
-@probe("secrets", "the host's canary in anybody's environment")
 def environments(context: Context) -> list[str]:
     gave = []
     for name in os.listdir("/proc"):
@@ -611,28 +448,21 @@ def environments(context: Context) -> list[str]:
     return gave
 
 
-@probe("secrets", "keys and settings in a home directory")
 def homes(_: Context) -> list[str]:
     names = (".docker/config.json", ".ssh", ".aws", ".config/gcloud", ".anthropic", ".netrc")
     return opened([home + "/" + n for home in ("/root", "/tmp", "/") for n in names], os.O_RDONLY)
 
 
-@probe("secrets", "the host's canary file")
 def canary_file(context: Context) -> list[str]:
     path: str = context["canary_file"]
     return opened([path, "/proc/1/root" + path, "/host" + path], os.O_RDONLY)
 
 
-# --- record -----------------------------------------------------------------------------------
-
-
-@probe("record", "append to the ledger")
 def ledger(context: Context) -> list[str]:
     path: str = context["canary_file"]
     return opened([path, "/proc/1/cwd" + path], os.O_WRONLY | os.O_APPEND)
 
 
-@probe("record", "speak to the host in PID 1's place")
 def link(_: Context) -> list[str]:
     gave = [p for p in ("/nightlab/link.sock",) if os.path.exists(p)]
     for number in range(3, 64):
@@ -642,12 +472,108 @@ def link(_: Context) -> list[str]:
     return gave
 
 
-@probe("record", "change PID 1's program")
-def supervisor(_: Context) -> list[str]:
-    return planted(["/nightlab"]) + opened(["/nightlab/supervisor.py"], os.O_WRONLY)
+PROBES: dict[tuple[str, str], Attempt] = {
+    ("network", "an interface other than lo"): lambda _: [
+        name for _, name in socket.if_nameindex() if name != "lo"
+    ],
+    (
+        "network",
+        "a route to the metadata service, the internet, the bridge, a home network",
+    ): routes,
+    ("network", "a route over IPv6"): routes_6,
+    ("network", "the address of a name"): lambda _: succeeds(
+        "example.com has an address", lambda: socket.getaddrinfo("example.com", 80)
+    ),
+    ("network", "name servers of the host"): name_servers,
+    ("network", "the engine's socket"): lambda _: [
+        path for path in ENGINE_SOCKETS if os.path.exists(path)
+    ],
+    ("network", "abstract sockets of the host"): abstract_sockets,
+    ("network", "a socket of a rarely used family"): rare_families,
+    ("files", "write to the root file system"): root_is_read_only,
+    ("files", "change a system file"): lambda _: opened(
+        ["/etc/passwd", "/etc/hosts", "/etc/hostname", sys.executable], os.O_WRONLY
+    ),
+    ("files", "write into the candidate's snapshot"): snapshot,
+    ("files", "write to any mount that has no bound"): mounts_are_bounded,
+    ("files", "a writable place of unbounded size"): places_are_bounded,
+    ("files", "honour setuid or devices in a writable place"): places_are_inert,
+    ("files", "run a program from the output"): output_is_not_executable,
+    ("files", "a file larger than all places together"): file_size,
+    ("files", "change the kernel's settings"): kernel_settings,
+    ("files", "change the box's own cgroup"): own_cgroup,
+    ("files", "memory and firmware of the machine in /proc and /sys"): kernel_files,
+    ("processes", "trace PID 1"): trace,
+    ("processes", "read memory, environment and files of PID 1"): read_pid_1,
+    ("processes", "stop or kill PID 1"): signal_pid_1,
+    ("processes", "take time, files or memory priority from PID 1"): slow_pid_1,
+    ("processes", "see processes of somebody else"): others,
+    ("processes", "leave a core dump"): core_dumps,
+    ("processes", "open more files than allowed"): open_files,
+    ("processes", "a box without a bound on processes"): lambda c: _cgroup_bound(
+        "pids", ("pids.max", "pids/pids.max"), c
+    ),
+    ("memory", "shared memory of the host (System V)"): shared_memory,
+    ("memory", "a box without a memory limit"): lambda c: _cgroup_bound(
+        "memory_bytes", ("memory.max", "memory/memory.limit_in_bytes"), c
+    ),
+    ("memory", "swap beyond the memory limit"): swap_limit,
+    ("memory", "hide from the kernel's choice when memory is short"): oom_score,
+    ("time", "real-time scheduling"): real_time,
+    ("time", "a better priority than given"): lambda _: succeeds(
+        "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -10)
+    ),
+    ("time", "more processors than given"): processors,
+    ("devices", "a device beyond the plain ones"): lambda _: sorted(
+        set(os.listdir("/dev")) - PLAIN_DEVICES
+    ),
+    ("devices", "a disk"): disks,
+    ("devices", "a GPU"): lambda _: [
+        n for n in os.listdir("/dev") if n.startswith(("nvidia", "dri", "kfd"))
+    ],
+    ("devices", "memory, log, virtual machines, tunnels of the machine"): machine_devices,
+    ("devices", "make a disk of one's own"): lambda _: _make_device(0o060600, os.makedev(254, 200)),
+    ("devices", "make the machine's memory a file"): lambda _: _make_device(
+        0o020600, os.makedev(1, 1)
+    ),
+    ("devices", "ports of the processor"): ports,
+    ("identity", "be root, in user or group"): not_root,
+    ("identity", "become root"): become_root,
+    ("identity", "hold a capability"): capabilities,
+    ("identity", "gain privileges through a setuid program"): lambda _: (
+        [] if status()["NoNewPrivs"] == ["1"] else ["no_new_privs is off"]
+    ),
+    ("identity", "live without a system call filter"): lambda _: (
+        [] if status()["Seccomp"] == ["2"] else ["seccomp " + status()["Seccomp"][0]]
+    ),
+    ("identity", "the machine's name, or another"): host_name,
+    ("secrets", "a variable that nobody named"): environment,
+    ("secrets", "the host's canary in anybody's environment"): environments,
+    ("secrets", "keys and settings in a home directory"): homes,
+    ("secrets", "the host's canary file"): canary_file,
+    ("record", "append to the ledger"): ledger,
+    ("record", "speak to the host in PID 1's place"): link,
+    ("record", "change PID 1's program"): lambda _: (
+        planted(["/nightlab"]) + opened(["/nightlab/supervisor.py"], os.O_WRONLY)
+    ),
+}
+"""Every attempt by (family, what it tries); each returns what gave way, nothing when all held."""
 
 
-# --- the main line ----------------------------------------------------------------------------
+def calling(numbers: tuple[int, int], arguments: tuple[int, ...]) -> Attempt:
+    return lambda _: system_call(numbers, arguments)
+
+
+def opening_socket(name: str, kind: tuple[int, int, int]) -> Attempt:
+    return lambda _: succeeds(name, lambda: socket.socket(*kind).close())
+
+
+# What only an attacker needs: system calls, ways around the ordinary network.
+for family, calls in CALLS.items():
+    for name, (intel, arm, arguments) in calls.items():
+        PROBES[family, name] = calling((intel, arm), arguments)
+for name, kind in SOCKET_FAMILIES.items():
+    PROBES["network", "a socket for " + name] = opening_socket(name, kind)
 
 
 def describe(family: str, tried: str, attempt: Attempt, context: Context) -> str:
