@@ -18,6 +18,7 @@ from agent.record.events import DriftChecked
 from agent.record.history import History
 from agent.settings import Settings
 from sandbox.contract.errors import SandboxError
+from sandbox.contract.log import log
 
 REST_AFTER_A_VAIN_CHECK = 3
 """Attempts before the next check, once more of them for each in a row without a result."""
@@ -48,6 +49,7 @@ def check_for_drift(lab: Lab) -> None:
     found = _check(lab, best)
     lab.ledger.append(found)
     lab.observer.drift_checked(found)
+    log.info("machine_checked", changed=found.changed, problem=found.problem)
 
 
 def _check(lab: Lab, best: Attempt) -> DriftChecked:

@@ -26,6 +26,7 @@ from agent.record.events import (
     Verdict,
 )
 from sandbox.contract.errors import BoxLost, SandboxError, host_faults
+from sandbox.contract.log import log
 
 
 def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
@@ -105,6 +106,7 @@ def _close(lab: Lab, finished: AttemptFinished) -> Attempt:
     """The attempt with its verdict on record, and the best's files in the workspace."""
     number = finished.attempt
     lab.ledger.append(finished)
+    log.info("attempt_decided", attempt=number, verdict=finished.verdict, reason=finished.reason)
     advance(lab, number) if finished.verdict is Verdict.KEPT else drop(lab, number)
     attempt = lab.history.attempt(number)
     lab.observer.attempt_finished(attempt)

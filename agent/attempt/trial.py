@@ -44,6 +44,7 @@ from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
 from agent.record.logs import excerpt, packed_log
 from sandbox.contract.errors import host_faults
+from sandbox.contract.log import log
 from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
 
 MAX_QUIET_WAIT_SECONDS = 30.0
@@ -64,11 +65,11 @@ def run_trial(worker: Worker, trial: Trial) -> Steps:
         files_of(worker, trial) as files,
         checkpoint_of(worker, trial) as checkpoint,
     ):
-        run, log = yield from _train(worker, trial, names, files, checkpoint)
+        run, output = yield from _train(worker, trial, names, files, checkpoint)
         if failure_of_training([run], settings, trial.counts_when_disturbed) is not None:
             return
         if settings.goal.is_reported:
-            yield Step(scored_by_log(trial.key, log, settings.goal.metric))
+            yield Step(scored_by_log(trial.key, output, settings.goal.metric))
             return
         for split in trial.splits:
             score = yield from score_split(worker, trial, names, files, checkpoint, split)
@@ -197,14 +198,15 @@ def _train(
     """Train, again where others disturbed the run; the last run counts, with its whole log."""
     is_begun = trial.is_begun
     for left in range(worker.settings.disturbance.max_repeats, -1, -1):
-        run, log = yield from _train_once(
+        run, output = yield from _train_once(
             worker, trial, next(names), files, checkpoint, is_begun=is_begun
         )
         is_begun = True
         if not was_disturbed(run) or not left:
             break
+        log.info("training_repeated", run=run.result.run_id, seed=trial.seed)
         _wait_for_quiet(worker, trial)
-    return run, log
+    return run, output
 
 
 def _train_once(

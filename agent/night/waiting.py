@@ -22,6 +22,7 @@ from agent.record.attempts import Attempt, Smoke
 from agent.record.events import AttemptKind, Noticed, StopReason
 from agent.record.history import TRIES
 from sandbox.contract.errors import SandboxError
+from sandbox.contract.log import log
 
 CHECK_AGAIN_SECONDS = 1.0
 FAULT_PAUSE_SECONDS = 5.0
@@ -72,6 +73,7 @@ def for_the_night(lab: Lab) -> Lab:
     def on_wait(kind: str, text: str) -> None:
         lab.ledger.append(Noticed(kind=kind, explanation=text))
         lab.observer.waiting(text)
+        log.info("wait_noticed", kind=kind)
 
     return replace(lab, worker=replace(lab.worker, stand_by=lambda: stand_by(lab), on_wait=on_wait))
 
@@ -163,6 +165,7 @@ def with_retries(lab: Lab, work: Callable[[], T]) -> T:
         try:
             return work()
         except SandboxError as error:
+            log.warning("sandbox_retried", tries=faults + 1, error=error.message)
             _wait(lab, FAULT_PAUSE_SECONDS * 2**faults)
             _wait_for_engine(lab, error)
     return work()
