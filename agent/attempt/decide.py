@@ -88,6 +88,7 @@ def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Dec
 
     Raises:
         LedgerError: a blob that decides is lost.
+        ValueError: the record does not hold what the decision stands on; no night writes such one.
     """
     attempt = history.attempt(number)
     smoked = attempt.smoke and attempt.smoke.finished
@@ -108,7 +109,8 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
             return Decision(**vars(outcome))
     values = list(attempt.values().values())
     noise = history.repeats.noise()
-    assert noise is not None
+    if noise is None:
+        raise ValueError("a baseline without repeats says nothing of noise")
     text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
@@ -157,7 +159,8 @@ def judgement_of(history: History, attempt: Attempt) -> Judgement:
     settings, noise = history.in_force, history.noise_beside(attempt.number)
     assert history.session is not None
     assert history.best is not None
-    assert noise is not None
+    if noise is None:
+        raise ValueError("nothing was repeated beside it, so noise is not known")
     return judge(
         list(attempt.values().values()),
         list(history.best.values().values()),

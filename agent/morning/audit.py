@@ -139,6 +139,9 @@ class _Auditor:
 
     def _decided(self, event: Decided) -> Iterator[str]:
         """Decide it again, and compare."""
+        if self.history.session is None:
+            yield "it was decided before a session began"
+            return
         try:
             due = derive(self.history, event, self.blobs.read)
         except LedgerError:

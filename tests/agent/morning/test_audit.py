@@ -185,6 +185,11 @@ def is_run(event: dict[str, Any], box: str) -> bool:
     return bool(event["type"] == "run_started" and event["spec"]["box"] == box)
 
 
+def is_val(line: dict[str, Any]) -> bool:
+    event = line["event"]
+    return bool(event["type"] == "scored" and event["attempt"] == 0 and event["split"] == "val")
+
+
 def place_of(lines: Lines, event: dict[str, Any]) -> int:
     return next(n for n, line in enumerate(lines) if line["event"] is event)
 
@@ -444,6 +449,18 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "a verdict without scores": (
         lambda ls: drop(ls, only(ls, "scored", purpose="attempt", split="val")),
         "was still to be measured at seed",
+    ),
+    "a session without its beginning": (
+        lambda ls: ls.pop(0),
+        "it was decided before a session began",
+    ),
+    "a baseline whose seeds are one": (
+        lambda ls: ls[0]["event"].update(seeds=[ls[0]["event"]["seeds"][0]] * 3),
+        "seed ",
+    ),
+    "a best without a score": (
+        lambda ls: [line["event"].update(value=None, reason="x") for line in ls if is_val(line)],
+        "its value is not what the record comes to",
     ),
     "a variant that nobody planned": (
         lambda ls: drop(
