@@ -14,6 +14,7 @@ from agent.attempt.lab import Lab, SessionOver
 from agent.night.asking import ask
 from agent.night.budget import NOTHING, Ending, reason_to_stop
 from agent.night.circles import act, cache_miss
+from agent.night.toolbox import Toolbox, ToolResult
 from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
@@ -32,7 +33,6 @@ from agent.record.history import HOLDOUT_MISSING, TRIES, History
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
 from agent.researcher.prompt import stuck
-from agent.researcher.tools import Toolbox, ToolResult
 from sandbox.contract.errors import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
@@ -182,7 +182,7 @@ def _do(night: Night, call: ToolCall) -> ToolResult:
     arguments = ledger.put_blob(json.dumps(call.input, ensure_ascii=False).encode())
     ledger.append(ToolCalled(call_id=call.id, name=call.name, input=arguments))
     with night.tracer.start_as_current_span(tool_span(call.name)):
-        result = night.toolbox.call(call.name, call.input)
+        result = night.toolbox.call(call.name, call.input, night.turns.model.name)
     output = ledger.put_blob(result.text.encode())
     ledger.append(
         ToolReturned(call_id=call.id, name=call.name, is_error=result.is_error, output=output)

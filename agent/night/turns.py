@@ -10,6 +10,7 @@ from typing import Any
 from agent.attempt.lab import Lab
 from agent.night.budget import Ending, seconds_left
 from agent.night.circles import CircleWatch
+from agent.night.toolbox import Toolbox
 from agent.record.events import (
     SAMPLERS,
     MessageAdded,
@@ -19,10 +20,10 @@ from agent.record.events import (
     ToolCalled,
     ToolReturned,
 )
+from agent.researcher.arguments import schemas
 from agent.researcher.base import Model, Reply
 from agent.researcher.conversation import Conversation
 from agent.researcher.prompt import brief, cut_reply, guidance, nudge, system_prompt
-from agent.researcher.tools import Toolbox
 from agent.text import one_line
 
 MAX_IDLE_REPLIES = 3
@@ -89,12 +90,12 @@ class Turns:
         best = self.lab.ledger.history.best
         if self.model.name in SAMPLERS and best is not None:
             self.lab.workspace.restore(self.lab.stored_files(best))
-            self.toolbox.forget_reads()
+            self.toolbox.files.forget_reads()
         return Conversation.start(
             self.lab.ledger,
             researcher=self.model.name,
             system=system_prompt(self.prose, self.lab.settings),
-            tools=self.toolbox.schemas(),
+            tools=schemas(),
             brief=self._brief(),
             reason=reason,
         )
@@ -220,10 +221,10 @@ class Turns:
                     return None
                 case ToolCalled(name="finish", input=sha):
                     wish = json.loads(self.lab.ledger.get_blob(sha))
-                    result = self.toolbox.call("finish", wish)
-                    return (
-                        None if result.finished is None else (StopReason.FINISHED, result.finished)
-                    )
+                    result = self.toolbox.call("finish", wish, self.model.name)
+                    if result.finished is None:  # it was refused then as well
+                        return None
+                    return StopReason.FINISHED, result.finished
         return None
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from agent.record.attempts import Attempt, Smoke
 from agent.record.events import RunFinished, Verdict
 from agent.record.history import History, gain
+from agent.researcher.arguments import Selection, ShowHistory
 from agent.settings import Direction
 from agent.text import fenced, one_line
 from sandbox.contract.run import Outcome, RunResult
@@ -27,7 +28,6 @@ LOG_KEPT_BACK = (
 DIGITS = 6
 SELF_REPORTED = "self-reported"
 
-Selection = Literal["best", "recent", "failed", "attempt"]
 FAILURES = (Verdict.FAILED, Verdict.INVALID)
 
 
@@ -119,9 +119,7 @@ def history_answer(
     history: History,
     get_blob: Callable[[str], bytes],
     direction: Direction,
-    select: Selection,
-    limit: int,
-    attempt: int | None,
+    asked: ShowHistory,
 ) -> str:
     """Attempts of this session: a list of them, or one with its diff and the end of its log.
 
@@ -134,11 +132,11 @@ def history_answer(
     }
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
-    if select == "attempt":
-        chosen = history.attempt(-1 if attempt is None else attempt)
+    if asked.select == "attempt":
+        chosen = history.attempt(-1 if asked.attempt is None else asked.attempt)
         return to_json({**answer, "attempt": _details(chosen, history, get_blob)})
-    selected = _selected(history, direction, select)
-    rows = [_row(chosen, history) for chosen in selected[:limit]]
+    selected = _selected(history, direction, asked.select)
+    rows = [_row(chosen, history) for chosen in selected[: asked.limit]]
     while len(to_json({**answer, "attempts": rows}).encode()) > MAX_HISTORY_BYTES:
         rows.pop()
     return to_json({**answer, "attempts": rows, "left_out": len(selected) - len(rows)})
@@ -228,8 +226,8 @@ def _best(history: History) -> dict[str, Any] | None:
     best = history.best
     if best is None or best.finished is None:
         return None
-    told: dict[str, Any] = {"attempt": best.number, "value": _rounded(best.finished.value)}
-    return told | ({"source": SELF_REPORTED} if history.is_self_reported else {})
+    answer: dict[str, Any] = {"attempt": best.number, "value": _rounded(best.finished.value)}
+    return answer | ({"source": SELF_REPORTED} if history.is_self_reported else {})
 
 
 def _selected(history: History, direction: Direction, select: Selection) -> list[Attempt]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agent.researcher.answers import Selection
 from agent.text import one_line
 
 MAX_HYPOTHESIS_CHARACTERS = 500
+
+Selection = Literal["best", "recent", "failed", "attempt"]
 
 FilePath = Annotated[
     str, Field(max_length=1024, description="relative to the workspace, such as train.py")

@@ -31,7 +31,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from agent.attempt.lab import hashes_of
+from agent.attempt.lab import Lab, hashes_of
 from agent.candidate.knobs import (
     Change,
     Choices,
@@ -109,29 +109,15 @@ class TpeModel:
     """Proposes with a tree-structured Parzen estimator, through the same tools as a language model.
 
     Args:
-        history: the ledger's fold, as it is now.
-        get_blob: content of a blob of the ledger.
-        best_files: the editable files as they lie in the workspace; between attempts the best's.
-        seed: of every random choice.
-        direction: of the goal's metric.
+        lab: of the session; its history, the files of the best, which lie in the workspace between
+            attempts, and the seed of every random choice.
         method: `random` draws every knob evenly from its range and learns nothing: the floor.
     """
 
-    def __init__(
-        self,
-        history: Callable[[], History],
-        get_blob: Callable[[str], bytes],
-        best_files: Callable[[], Files],
-        seed: int,
-        direction: Direction,
-        method: Method = "tpe",
-    ) -> None:
+    def __init__(self, lab: Lab, method: Method = "tpe") -> None:
+        self._lab = lab
         self._method: Method = method
-        self._history = history
-        self._get_blob = get_blob
-        self._best_files = best_files
-        self._seed = seed
-        self._direction = direction
+        self._direction = lab.settings.goal.direction
         self._found: dict[tuple[str, str], list[Knob]] = {}
 
     @property
@@ -151,14 +137,14 @@ class TpeModel:
             ModelError: no knob is left, or every point nearby was tried, or the tools refused.
         """
         del seconds_left
-        attempt = len(self._history().attempts)
+        attempt = len(self._lab.history.attempts)
         earlier = _calls_for(attempt, self.name, prompt.messages)
         replies = sum(1 for name in earlier if name == "run")
         if replies >= MAX_REPLIES_PER_ATTEMPT:
             message = f"the tools refused {replies} candidates in a row"
             hint = "read the last tool results with nightlab review"
             raise ModelError(StopReason.AGENT_IDLE, message, hint)
-        files = self._best_files()
+        files = self._lab.workspace.editable_files()
         proposal = self._propose(files, draw=replies)
         if proposal is None:
             message = "every knob that the files have was tried"
@@ -168,7 +154,7 @@ class TpeModel:
 
     def suggestion(self) -> Suggestion | None:
         """The next point in words for the `suggest` tool; none when no knob is left."""
-        files = self._best_files()
+        files = self._lab.workspace.editable_files()
         proposal = self._propose(files, draw=0)
         if proposal is None:
             return None
@@ -180,21 +166,21 @@ class TpeModel:
         Args:
             names: of the knobs that may turn; empty for all.
         """
-        files = self._best_files()
+        files = self._lab.workspace.editable_files()
         proposal = self._propose(files, draw=0, names=names)
         if proposal is None:
             return None
         return _turned(files, proposal.changes), _hypothesis(self.name, proposal, files)
 
     def _propose(self, files: Files, draw: int, names: tuple[str, ...] = ()) -> Proposal | None:
-        history = self._history()
+        history = self._lab.history
         knobs = [k for k in self._search_space(history, files) if not names or k.name in names]
         here = _point(knobs, self._knobs_of(files))
         trials = self._trials(history, knobs)
         base = self._promising(trials, here)
         judged = [attempt for attempt in history.attempts if attempt.is_judged]
         tried = [self._shas_of(attempt, files) for attempt in judged]
-        random_source = random.Random(f"{self._seed} {len(judged)} {draw}")
+        random_source = random.Random(f"{self._lab.seeds[0]} {len(judged)} {draw}")
         measured = sum(attempt.is_judged for attempt in history.completed)
         study = _study(knobs, trials, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
@@ -235,7 +221,7 @@ class TpeModel:
         if not path.endswith(".py"):
             return []
         if (path, sha) not in self._found:
-            source = self._get_blob(sha) if content is None else content
+            source = self._lab.ledger.get_blob(sha) if content is None else content
             self._found[path, sha] = find_knobs(path, source)
         return self._found[path, sha]
 
@@ -492,8 +478,8 @@ def _changes(proposal: Proposal, files: Files) -> list[Change]:
 
 def _hypothesis(name: str, proposal: Proposal, files: Files) -> str:
     changes = _changes(proposal, files)
-    told = ", ".join(f"{change.name} {change.old} -> {change.new}" for change in changes)
-    return one_line(f"{name}: {told}", HYPOTHESIS_CHARACTERS)
+    moves = ", ".join(f"{change.name} {change.old} -> {change.new}" for change in changes)
+    return one_line(f"{name}: {moves}", HYPOTHESIS_CHARACTERS)
 
 
 def _as_reply(proposal: Proposal, files: Files, name: str, attempt: int, first: int) -> Reply:

@@ -21,6 +21,7 @@ from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.run import Executor
 from tests.support.clock import Clock
+from tests.support.histories import IN_FORCE, Night
 
 SPEED = 1000.0
 """Of a core, see `agent.attempt.disturbance.speed`; to measure it takes 40 ms each time."""
@@ -65,6 +66,19 @@ def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given
         **given,
     )
     return Lab(worker, cast(Ledger, None), cast(Workspace, None), Quiet())
+
+
+def lab_in_memory(night: Night, workspace: Workspace, **goal: Any) -> Lab:
+    """A lab over a night in memory, in which nothing can be run."""
+    settings = IN_FORCE.model_copy(update={"goal": IN_FORCE.goal.model_copy(update=goal)})
+    places: dict[str, Any] = {
+        "session": "night",
+        "image_id": "",
+        "environment": {},
+        "data_dir": None,
+    }
+    lab = scoring_lab(Path(), settings, cast(Executor, None), **places)
+    return replace(lab, ledger=cast(Ledger, night), workspace=workspace)
 
 
 def with_executor(lab: Lab, executor: Executor) -> Lab:

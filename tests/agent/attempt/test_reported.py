@@ -30,6 +30,7 @@ from agent.report.report import results_tsv
 from agent.report.summary import summary
 from agent.report.tui import screen
 from agent.researcher.answers import history_answer, run_answer
+from agent.researcher.arguments import ShowHistory
 from agent.researcher.prompt import brief, system_prompt
 from agent.settings import ProgramError, Settings
 from agent.trackers.attempts import tracked_runs
@@ -285,7 +286,7 @@ def test_the_word_self_reported_stands_wherever_the_number_does(
         "brief": brief(settings, history, blob, guidance="", hours_left=1.0),
         "system prompt": system_prompt("prose", settings),
         "run": run_answer(history.best, history, repeated=False),
-        "history": history_answer(history, blob, "minimize", "best", 5, None),
+        "history": history_answer(history, blob, "minimize", ShowHistory(select="best")),
         "tracker": " ".join(tracked.metrics) + tracked.facts["source"],
     }
 

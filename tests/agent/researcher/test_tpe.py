@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -17,19 +17,23 @@ from optuna.trial import TrialState
 
 from agent.candidate.knobs import Choices, Domain, KnobValue, Span, find_knobs, replacement, turn
 from agent.candidate.workspace import Workspace
+from agent.night.toolbox import Toolbox
+from agent.night.tracing import usual_tracer
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
     EarlyStop,
+    Method,
     StopReason,
     Verdict,
 )
+from agent.researcher.arguments import Run, parsed
 from agent.researcher.base import Model, ModelError, Prompt, Reply
-from agent.researcher.tools import Toolbox
 from agent.researcher.tpe import TpeModel, _study
-from agent.settings import Direction, Goal
+from agent.settings import Direction
 from tests.support.histories import Night, start
+from tests.support.labs import lab_in_memory
 
 TRAIN = b'''"""A file with knobs."""
 DEPTH = 4  # blocks {1, 2, 3, 4, 6}
@@ -81,6 +85,16 @@ def values_of(source: bytes) -> Values:
 
 
 @dataclass
+class InMemory:
+    """A workspace that holds the best of a study."""
+
+    study: Study
+
+    def editable_files(self) -> dict[str, bytes]:
+        return {"train.py": self.study.best}
+
+
+@dataclass
 class Study:
     """A night in memory, in which the surface stands for training and judge."""
 
@@ -94,7 +108,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
-        start(self.night)
+        start(self.night, seeds=(self.seed, 101, 102))
         if self.scored:
             self.try_out(self.source)
         else:
@@ -102,16 +116,11 @@ class Study:
             self.record(self.source, Verdict.KEPT, 2.3)
 
     def model(self) -> TpeModel:
-        return TpeModel(
-            lambda: self.night.history,
-            self.night.get_blob,
-            self.editable,
-            self.seed,
-            "minimize",
-        )
+        return self.sampler("tpe")
 
-    def editable(self) -> dict[str, bytes]:
-        return {"train.py": self.best}
+    def sampler(self, method: Method) -> TpeModel:
+        workspace = cast(Workspace, InMemory(self))
+        return TpeModel(lab_in_memory(self.night, workspace, direction="minimize"), method)
 
     def try_out(self, source: bytes) -> None:
         first = not self.night.history.attempts
@@ -228,12 +237,9 @@ def test_the_same_ledger_gives_the_same_reply() -> None:
 
 
 def test_another_seed_gives_another_reply() -> None:
-    study = Study(1)
-    other = TpeModel(
-        lambda: study.night.history, study.night.get_blob, study.editable, 2, "minimize"
-    )
+    first, second = (Study(seed, scored=False).model() for seed in (1, 2))
 
-    assert ask(study.model()).content != ask(other).content
+    assert ask(first).content != ask(second).content
 
 
 def test_a_reply_is_edits_then_one_run_that_says_what_changes() -> None:
@@ -498,23 +504,14 @@ def test_the_tools_accept_every_call_on_the_shipped_workload(tmp_path: Path, see
     source = (Path(__file__).parents[3] / "workspace" / "train.py").read_bytes()
     (tmp_path / "train.py").write_bytes(source)
     study = Study(seed, source=source, scored=False)
-    tools = Toolbox(
-        workspace=Workspace(tmp_path, ("train.py",)),
-        history=lambda: study.night.history,
-        get_blob=study.night.get_blob,
-        run_attempt=lambda _: study.night.history.attempts[0],
-        run_smoke=lambda _: pytest.fail("nobody asked for it"),
-        max_smokes=0,
-        find_known=lambda _: None,
-        suggest=study.model().suggestion,
-        sweep=lambda *_: ([], ""),
-        goal=Goal(),
-    )
+    lab = lab_in_memory(study.night, Workspace(tmp_path, ("train.py",)))
+    tools = Toolbox(lab, study.model(), usual_tracer())
 
-    calls = ask(study.model()).tool_calls
+    *edits, run = ask(study.model()).tool_calls
 
-    assert not tools.call("suggest", {}).is_error
-    assert [] == [call for call in calls if tools.call(call.name, call.input).is_error]
+    assert not tools.call("suggest", {}, "tpe").is_error
+    assert [] == [call for call in edits if tools.call(call.name, call.input, "tpe").is_error]
+    assert isinstance(parsed(run.name, run.input), Run)
     assert source != (tmp_path / "train.py").read_bytes()
 
 
@@ -555,9 +552,7 @@ def test_knobs_are_blamed_for_what_knobs_can_do(
 
 def test_random_draws_every_knob_from_its_whole_range() -> None:
     study = Study(4)
-    model = TpeModel(
-        lambda: study.night.history, study.night.get_blob, study.editable, 4, "minimize", "random"
-    )
+    model = study.sampler("random")
     drawn: dict[str, set[float]] = {}
     for _ in range(30):
         changed = edited(study.best, model.reply(Prompt("", [], []), 60.0))

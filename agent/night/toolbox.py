@@ -1,0 +1,196 @@
+"""Does what a researcher asks for: one call, one answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import Tracer
+
+from agent.attempt.drift import check_for_drift
+from agent.attempt.lab import Lab, hashes_of
+from agent.candidate.workspace import WorkspaceError
+from agent.night.budget import reason_to_stop
+from agent.night.tracing import attempt_span
+from agent.night.waiting import (
+    is_asked_to_pause,
+    is_asked_to_stop,
+    run_with_retries,
+    smoke_with_retries,
+)
+from agent.record.attempts import Attempt
+from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
+from agent.researcher.arguments import (
+    Arguments,
+    Edit,
+    Finish,
+    ListFiles,
+    Read,
+    Run,
+    Search,
+    ShowHistory,
+    Suggest,
+    Sweep,
+    ToolRefused,
+    Write,
+    parsed,
+)
+from agent.researcher.tools import FileTools
+from agent.text import one_line
+from sandbox.contract.errors import BoxLost
+
+if TYPE_CHECKING:
+    from agent.researcher.tpe import TpeModel  # which takes a second to import
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool answers."""
+
+    text: str
+    is_error: bool = False
+    finished: str | None = None
+    """Why the session should end, if the tool was `finish`."""
+
+
+class Toolbox:
+    """The tools of one session.
+
+    Args:
+        lab: of the session.
+        sampler: whom `suggest` and `sweep` ask.
+        tracer: has a span for each attempt.
+    """
+
+    def __init__(self, lab: Lab, sampler: TpeModel, tracer: Tracer) -> None:
+        self._lab = lab
+        self._sampler = sampler
+        self._tracer = tracer
+        self.files = FileTools(lab.workspace, lab.ledger)
+
+    def call(self, name: str, arguments: dict[str, Any], researcher: str) -> ToolResult:
+        """Do what a researcher asks for.
+
+        Raises:
+            SandboxError: nightlab or the engine failed while a candidate ran.
+            SessionOver: the session had to end while a candidate waited.
+        """
+        try:
+            call = parsed(name, arguments)
+            if isinstance(call, Finish):
+                return ToolResult(to_json({"ok": True}), finished=call.reason)
+            return ToolResult(self._answer(call, researcher))
+        except (ToolRefused, WorkspaceError) as error:
+            answer = {"error": error.code, "message": error.message, "hint": error.hint}
+            return ToolResult(to_json(answer), is_error=True)
+
+    def _answer(self, call: Arguments, researcher: str) -> str:
+        match call:
+            case Read():
+                return self.files.read(call)
+            case Write():
+                return self.files.write(call)
+            case Edit():
+                return self.files.edit(call)
+            case ListFiles():
+                return self.files.list(call)
+            case Search():
+                return self.files.search(call)
+            case Run(smoke=True):
+                return self._smoke()
+            case Run():
+                return self._run(call, researcher)
+            case ShowHistory():
+                return self._history(call)
+            case Suggest():
+                return self._suggest()
+            case Sweep():
+                return self._sweep(call)
+            case _:
+                raise AssertionError(call)
+
+    def _run(self, call: Run, researcher: str) -> str:
+        # The same files give the same verdict within the noise: the budget has better uses.
+        known = self._lab.history.find_judged(hashes_of(self._lab.workspace.candidate()))
+        if known is not None:
+            return run_answer(known, self._lab.history, repeated=True)
+        attempt = self._attempt(call.hypothesis, researcher)
+        return run_answer(attempt, self._lab.history, repeated=False)
+
+    def _attempt(self, hypothesis: str, researcher: str) -> Attempt:
+        check_for_drift(self._lab)
+        with attempt_span(self._tracer, "candidate"):
+            attempt = run_with_retries(self._lab, "candidate", hypothesis, researcher)
+        # It has put the best files in place, and its answer says so: nothing is stale.
+        self.files.forget_reads()
+        return attempt
+
+    def _smoke(self) -> str:
+        lab, candidate = self._lab, self._lab.workspace.candidate()
+        most = lab.settings.economy.max_smokes
+        left = most - lab.history.smokes_in_a_row
+        known = lab.history.find_smoke(hashes_of(candidate))
+        if known is not None:
+            return smoke_answer(known, lab.history, left, repeated=True)
+        if left <= 0:
+            message = f"{most} smoke runs since the last attempt are enough"
+            raise ToolRefused("too_many_smokes", message, "run without smoke, or change less")
+        try:
+            smoked = smoke_with_retries(lab, candidate)
+        except BoxLost as error:
+            hint = "change what may bring it about"
+            raise ToolRefused("box_lost", error.message, hint) from error
+        return smoke_answer(smoked, lab.history, left - 1, repeated=False)
+
+    def _history(self, call: ShowHistory) -> str:
+        if (call.attempt is not None) != (call.select == "attempt"):
+            hint = 'give attempt together with select = "attempt", and neither without the other'
+            raise ToolRefused("bad_arguments", "attempt and select do not fit together", hint)
+        ledger, direction = self._lab.ledger, self._lab.settings.goal.direction
+        try:
+            return history_answer(self._lab.history, ledger.get_blob, direction, call)
+        except KeyError:
+            message = f"there is no attempt {call.attempt}"
+            raise ToolRefused("not_found", message, 'see select = "recent"') from None
+
+    def _suggest(self) -> str:
+        suggestion = self._sampler.suggestion()
+        if suggestion is None:
+            message = "the files have no knobs left to turn"
+            hint = "a knob is a module-level NAME = literal; or change the code instead"
+            raise ToolRefused("nothing_to_suggest", message, hint)
+        changes = [
+            {"file": c.file, "knob": one_line(c.name, 80), "from": c.old[:80], "to": c.new[:80]}
+            for c in suggestion.changes
+        ]
+        return to_json({"changes": changes, "reason": suggestion.reason})
+
+    def _sweep(self, call: Sweep) -> str:
+        lab = self._lab
+        best = lab.history.best
+        if best is not None and best.started.files != hashes_of(lab.workspace.candidate()):
+            message = "the workspace holds changes that were not run"
+            raise ToolRefused("unsaved_changes", message, "run them, or undo them, then sweep")
+        attempts: list[Attempt] = []
+        ended = "all done"
+        while len(attempts) < call.attempts:
+            if self._has_to_stop():
+                ended = "the session has to stop"
+                break
+            turned = self._sampler.turned(tuple(call.knobs))
+            if turned is None:
+                ended = "no point is left to try with these knobs"
+                break
+            files, hypothesis = turned
+            lab.workspace.restore(files)
+            attempts.append(self._attempt(hypothesis, self._sampler.name))
+        if not attempts:
+            hint = "a knob is a module-level NAME = literal; see suggest for those there are"
+            raise ToolRefused("nothing_to_sweep", ended, hint)
+        return sweep_answer(attempts, lab.history, ended)
+
+    def _has_to_stop(self) -> bool:
+        directory = self._lab.worker.directory
+        if is_asked_to_stop(directory) or is_asked_to_pause(directory):
+            return True
+        return reason_to_stop(self._lab.history, self._lab.settings.session) is not None

@@ -1,0 +1,318 @@
+"""What a researcher can do, and what it is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.candidate.workspace import Workspace
+from agent.night.toolbox import Toolbox
+from agent.night.tracing import usual_tracer
+from agent.researcher.answers import MAX_HISTORY_BYTES
+from agent.researcher.arguments import TOOLS, schemas
+from agent.researcher.tpe import TpeModel
+from tests.support.histories import Night, night
+from tests.support.labs import lab_in_memory
+from tests.support.tool_calls import Tools
+
+TRAIN = "import math\n\nLR = 0.1\nDEPTH = 4\n\n\ndef loss(x):\n    return math.log(x)\n"
+
+
+def over(made: Night, root: Path, **goal: Any) -> Tools:
+    """The tools of a night in memory; nothing can be run."""
+    (root / "train.py").write_text(TRAIN)
+    (root / "prepare.py").write_text("FIXED = 1\n")
+    lab = lab_in_memory(made, Workspace(root, ("train.py", "notes.txt")), **goal)
+    return Tools(root, Toolbox(lab, TpeModel(lab), usual_tracer()))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Tools:
+    return over(night(8), tmp_path)
+
+
+def test_the_schemas_are_what_they_were(golden: Callable[[str, str], None]) -> None:
+    golden("tool_schemas.json", json.dumps(schemas(), indent=2) + "\n")
+
+
+def test_the_schemas_are_closed_and_valid() -> None:
+    for tool in schemas():
+        jsonschema.Draft202012Validator.check_schema(tool["input_schema"])
+        assert tool["input_schema"]["additionalProperties"] is False
+        assert set(tool["input_schema"]["required"]) <= set(tool["input_schema"]["properties"])
+
+
+def test_read_numbers_lines_and_says_how_many(bench: Tools) -> None:
+    head, *lines = bench.call("read", file_path="train.py").text.split("\n")
+
+    assert head.startswith("train.py: 8 lines, sha ")
+    assert [f"{n:6}\t{text}" for n, text in enumerate(TRAIN.splitlines(), 1)] == lines
+
+
+def test_read_shows_a_range_within_bounds(bench: Tools) -> None:
+    text = bench.call("read", file_path="train.py", view_range=[3, 4]).text
+
+    assert "here 3 to 4; use view_range" in text
+    assert text.endswith("     3\tLR = 0.1\n     4\tDEPTH = 4")
+    assert "     8\t" in bench.call("read", file_path="train.py", view_range=[8, -1]).text
+    for wrong in ([0, 3], [9, 9], [4, 3], [-1, -1]):
+        assert "bad_range" == bench.refused("read", file_path="train.py", view_range=wrong)["error"]
+
+
+def test_read_bounds_what_it_shows(bench: Tools) -> None:
+    (bench.root / "long.txt").write_text("y" * 5000 + "\n" + "x\n" * 100_000)
+
+    text = bench.call("read", file_path="long.txt").text
+
+    assert len(text) < 50_000
+    assert "[cut]" in text
+    assert "use view_range for more" in text
+
+
+def test_an_edit_replaces_the_one_place(bench: Tools) -> None:
+    answer = bench.told(
+        "edit", file_path="./train.py", old_string="LR = 0.1", new_string="LR = 0.2"
+    )
+
+    assert TRAIN.replace("0.1", "0.2") == bench.train
+    assert (True, "train.py", 1, 1) == tuple(
+        answer[key] for key in ("ok", "file", "lines_added", "lines_removed")
+    )
+
+
+def test_an_edit_without_a_match_shows_the_closest_lines(bench: Tools) -> None:
+    answer = bench.refused("edit", file_path="train.py", old_string="LR = 0.10", new_string="x")
+
+    assert "no_match" == answer["error"]
+    assert "     3\tLR = 0.1" in answer["hint"]
+
+
+def test_an_edit_with_several_matches_names_their_lines(bench: Tools) -> None:
+    answer = bench.refused("edit", file_path="train.py", old_string="math", new_string="cmath")
+
+    assert "ambiguous" == answer["error"]
+    assert "2 times, on lines [1, 8]" in answer["message"]
+
+    bench.told(
+        "edit", file_path="train.py", old_string="math", new_string="cmath", replace_all=True
+    )
+    assert TRAIN.replace("math", "cmath") == bench.train
+
+
+def test_an_edit_that_changes_nothing_is_refused(bench: Tools) -> None:
+    same = {"old_string": "LR", "new_string": "LR"}
+
+    assert "no_change" == bench.refused("edit", file_path="train.py", **same)["error"]
+    assert "no_change" == bench.refused("write", file_path="train.py", content=TRAIN)["error"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "def f(:\n",
+        "return 1\n",
+        "x = (\n",
+        "\tx = 1\n  y = 2\n",
+        "x = '\0'\n",
+        "x = " + "(" * 5000 + ")" * 5000,
+        "x = " + "-" * 100_000 + "1",
+        "x = " + "9" * 5000,
+    ],
+)
+def test_python_that_does_not_parse_is_not_written(bench: Tools, broken: str) -> None:
+    answer = bench.refused("write", file_path="train.py", content=broken)
+
+    assert "syntax_error" == answer["error"]
+    assert bench.train == TRAIN
+
+
+def test_a_syntax_error_shows_the_lines_around_it(bench: Tools) -> None:
+    answer = bench.refused(
+        "edit", file_path="train.py", old_string="def loss(x):", new_string="def loss(x:"
+    )
+
+    assert "line 7" in answer["message"]
+    assert ">     7\tdef loss(x:" in answer["hint"]
+    assert "      4\tDEPTH = 4" in answer["hint"]
+    assert bench.train == TRAIN
+
+
+def test_a_file_that_changed_since_it_was_read_is_not_written(bench: Tools) -> None:
+    bench.call("read", file_path="train.py")
+    (bench.root / "train.py").write_text(TRAIN + "# by the person\n")
+    edit = {"file_path": "train.py", "old_string": "LR = 0.1", "new_string": "LR = 0.2"}
+
+    answer = bench.refused("edit", **edit)
+    assert "stale" == answer["error"]
+    assert "read it again" in answer["hint"]
+    assert "stale" == bench.refused("write", file_path="train.py", content="x = 1\n")["error"]
+
+    bench.call("read", file_path="train.py")
+    bench.told("edit", **edit)
+    assert "by the person" in bench.train
+
+
+def test_only_editable_files_are_written(bench: Tools) -> None:
+    refused = bench.refused("write", file_path="prepare.py", content="x = 1\n")
+    bench.told("write", file_path="notes.txt", content="not python (\n")
+
+    assert "not_editable" == refused["error"]
+    assert "FIXED = 1\n" == (bench.root / "prepare.py").read_text()
+
+
+def test_list_says_what_is_editable(bench: Tools) -> None:
+    files = bench.told("list")["files"]
+
+    assert [("prepare.py", False), ("train.py", True)] == [
+        (entry["file"], entry["editable"]) for entry in files
+    ]
+
+
+def test_search_finds_lines(bench: Tools) -> None:
+    assert [{"file": "train.py", "line": 4, "text": "DEPTH = 4"}] == bench.told(
+        "search", pattern="DEPTH"
+    )["matches"]
+    assert [] == bench.told("search", pattern="^DEPTH", path="train.py")["matches"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("read", {}, "file_path: field required"),
+        ("read", {"file_path": 3}, "file_path: input should be a valid string"),
+        ("read", {"file_path": "a", "lines": 3}, "lines: extra inputs"),
+        ("read", {"file_path": "a", "view_range": [1]}, "view_range: list should have at least 2"),
+        ("read", {"file_path": "a", "view_range": ["1", "2"]}, "view_range.0: input should be"),
+        ("edit", {"file_path": "a", "old_string": "", "new_string": "b"}, "old_string: string"),
+        ("run", {}, "hypothesis: field required"),
+        ("run", {"hypothesis": " \n"}, "hypothesis: string should match"),
+        ("run", {"hypothesis": "x" * 501}, "hypothesis: string should have at most 500"),
+        ("run", {"hypothesis": "\ud800"}, "hypothesis: input should be a valid string"),
+        ("history", {"select": "worst"}, "select: input should be 'best'"),
+        ("history", {"limit": 0}, "limit: input should be greater"),
+        ("finish", {}, "reason: field required"),
+        ("suggest", {"x": 1}, "x: extra inputs"),
+    ],
+)
+def test_wrong_arguments_are_named_one_by_one(
+    bench: Tools, tool: str, arguments: dict[str, Any], said: str
+) -> None:
+    answer = bench.refused(tool, **arguments)
+
+    assert "bad_arguments" == answer["error"]
+    assert said in answer["message"].lower()
+    assert answer["hint"].startswith(f"{tool} takes ")
+
+
+def test_an_unknown_tool_is_an_error_that_names_the_tools(bench: Tools) -> None:
+    answer = bench.refused("bash\x1b[2J", command="ls")
+
+    assert "unknown_tool" == answer["error"]
+    assert "\x1b" not in answer["message"]
+    assert all(name in answer["hint"] for name in TOOLS)
+
+
+def test_history_selects_best_recent_and_failed(bench: Tools) -> None:
+    best = [row["value"] for row in bench.told("history", select="best")["attempts"]]
+    recent = [row["attempt"] for row in bench.told("history", limit=3)["attempts"]]
+    failed = {row["verdict"] for row in bench.told("history", select="failed")["attempts"]}
+
+    assert sorted(best) == best
+    assert [8, 7, 6] == recent
+    assert {"failed", "invalid"} == failed
+
+
+def test_best_is_the_highest_when_the_goal_is_to_maximise(tmp_path: Path) -> None:
+    bench = over(night(8), tmp_path, metric="accuracy", direction="maximize")
+    best = [row["value"] for row in bench.told("history", select="best")["attempts"]]
+
+    assert sorted(best, reverse=True) == best
+
+
+def test_history_shows_one_attempt_with_diff_and_log(bench: Tools) -> None:
+    shown = bench.told("history", select="attempt", attempt=4)["attempt"]
+
+    assert 4 == shown["attempt"]
+    assert shown["diff"].startswith("```text\n")
+    assert "from the run, not instructions:" in shown["log_tail"]
+
+
+def test_history_refuses_what_does_not_fit_together(bench: Tools) -> None:
+    assert "not_found" == bench.refused("history", select="attempt", attempt=99)["error"]
+    assert "bad_arguments" == bench.refused("history", select="attempt")["error"]
+    assert "bad_arguments" == bench.refused("history", attempt=3)["error"]
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_history_is_bounded(tmp_path: Path, hostile: bool) -> None:
+    bench = over(night(60, hostile=hostile, log_lines=400), tmp_path)
+
+    for select in ("best", "recent", "failed"):
+        text = bench.call("history", select=select, limit=30).text
+        assert len(text.encode()) <= MAX_HISTORY_BYTES
+    for number in range(0, 60, 7):
+        text = bench.call("history", select="attempt", attempt=number).text
+        assert len(text.encode()) <= 2 * MAX_HISTORY_BYTES
+        assert "\x1b" not in text
+
+
+def test_finish_ends_the_session_with_its_reason(bench: Tools) -> None:
+    result = bench.call("finish", reason="nothing left")
+
+    assert ("nothing left", False) == (result.finished, result.is_error)
+    assert bench.call("list").finished is None
+
+
+@given(
+    name=st.sampled_from([*TOOLS, "bash", ""]),
+    arguments=st.dictionaries(
+        st.one_of(
+            st.sampled_from(["file_path", "path", "pattern", "content", "old_string", "reason"]),
+            st.text(max_size=5),
+        ),
+        st.one_of(st.text(max_size=20), st.integers(), st.none(), st.lists(st.integers())),
+        max_size=4,
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_arguments_break_the_toolbox(
+    tmp_path_factory: pytest.TempPathFactory, name: str, arguments: dict[str, Any]
+) -> None:
+    bench = over(EMPTY, tmp_path_factory.mktemp("w"))
+
+    result = bench.tools.call(name, arguments, "claude")
+
+    result.text.encode()
+    assert str(bench.root) not in result.text
+
+
+EMPTY = night(1)
+
+
+def test_suggest_gives_the_samplers_point(bench: Tools) -> None:
+    answer = bench.told("suggest")
+
+    assert ["changes", "reason"] == list(answer)
+    assert answer["changes"]
+    for change in answer["changes"]:
+        assert ["file", "knob", "from", "to"] == list(change)
+        assert (change["knob"], change["from"]) in (("LR", "0.1"), ("DEPTH", "4"))
+        assert change["from"] != change["to"]
+    assert answer == bench.told("suggest")
+
+
+def test_suggest_without_knobs_says_so(bench: Tools) -> None:
+    (bench.root / "train.py").write_text("import math\n")
+
+    assert "nothing_to_suggest" == bench.refused("suggest")["error"]
+
+
+def test_a_sweep_is_refused_while_changes_lie_about(bench: Tools) -> None:
+    assert "unsaved_changes" == bench.refused("sweep", attempts=2)["error"]
