@@ -43,7 +43,7 @@ def terms_of(
     is_train = box == "train"
     training = settings.smoke_limits if purpose.startswith(SMOKE) else settings.train_limits
     return Terms(
-        image=session.image["image_id"],
+        image=str(session.image.get("image_id")),
         limits=training() if is_train else settings.scoring_limits(),
         argv=settings.workspace.command if is_train else None,
         seed=seed if is_train else None,
