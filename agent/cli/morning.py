@@ -43,7 +43,7 @@ from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
 from agent.morning.audit import whole_audit
 from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_inside, result_diff
-from agent.morning.listing import check_hash, lines, make_filter, sentence
+from agent.morning.listing import asked_for, check_hash, sentence, table
 from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
 from agent.night.session import open_lab, settings_in
@@ -121,13 +121,14 @@ def audit(
     directory = session_directory(runs, session)
     with _without_collections():
         entries = read_ledger(directory)
-        wanted = make_filter(entries, attempt, types, since)
+        chosen = asked_for(entries, attempt, types, since)
         check_hash(head)
         place = anchor or _anchor_on_record(directory, entries)
         heads = compare_heads(directory, entries, noted=head, anchor=place)
         found = whole_audit(directory, entries, heads.differences)
-    for line in lines(entries, wanted, as_json=as_json):
-        print_line(line)
+    rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
+    for row in rows if chosen else ():
+        print_line(row)
     for difference in found:
         print_line(difference.model_dump_json() if as_json else sentence(difference))
     _show_audit(entries, len(found), heads.notes, as_json=as_json)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import fmean, median
 
 from agent.record.attempts import Attempt
 from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
     PLANNED_STOPS,
+    AttemptFinished,
     Entry,
     ModelCalled,
     Noticed,
@@ -43,6 +45,19 @@ class Attention(Record):
     kind: str
     text: str
     attempts: tuple[int, ...] = ()
+
+
+class SplitGain(Record):
+    """Best against baseline on one split, or at other seeds."""
+
+    name: str
+    baseline: float
+    best: float
+    gain: float
+    seeds: int
+    """How often the best was scored."""
+    error: float | None
+    """Standard error of the gain; none where the noise is not known."""
 
 
 class Summary(Record):
@@ -114,6 +129,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
     noise = noise_of(history)
     better = None if baseline is None or best is None else gain(direction, best, baseline)
     limits = history.settings.session if history.settings else None
+    holdout = split_gain(history, "holdout")
     return Summary(
         session=session.session if session else "",
         researcher=history.researcher,
@@ -130,7 +146,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         noise=noise,
         gain=better,
         gain_in_noise=better / noise if better is not None and noise else None,
-        holdout_gain=split_gain(history, "holdout"),
+        holdout_gain=holdout.gain if holdout else None,
         survived=survived_share(history),
         attempts=len(history.completed),
         kept=history.count(Verdict.KEPT),
@@ -178,25 +194,37 @@ def all_scores(attempt: Attempt, split: Split) -> dict[int, float]:
     return {s.seed: s.value for s in scores if s.split == split and s.value is not None}
 
 
-def split_gain(history: History, split: Split) -> float | None:
-    """How much better the best is than the baseline by all their scores on a split.
-
-    None unless both are scored there.
-    """
+def split_gain(history: History, split: Split, name: str = "") -> SplitGain | None:
+    """Best against baseline by all their scores on a split; none unless both are scored there."""
     if history.baseline is None or history.best is None:
         return None
     before, after = all_scores(history.baseline, split), all_scores(history.best, split)
+    return compare(history, name, before.values(), after.values())
+
+
+def compare(
+    history: History, name: str, before: Collection[float], after: Collection[float]
+) -> SplitGain | None:
+    """The means of two groups of scores; none where one of them is empty."""
     if not before or not after:
         return None
-    return gain(direction_of(history), fmean(after.values()), fmean(before.values()))
+    baseline, best, noise = fmean(before), fmean(after), noise_of(history)
+    return SplitGain(
+        name=name,
+        baseline=baseline,
+        best=best,
+        gain=gain(direction_of(history), best, baseline),
+        seeds=len(after),
+        error=noise * math.sqrt(1 / len(before) + 1 / len(after)) if noise else None,
+    )
 
 
 def survived_share(history: History) -> float | None:
     """What share of the gain on val came back on holdout; none without a gain or a holdout."""
     on_val, on_holdout = split_gain(history, "val"), split_gain(history, "holdout")
-    if on_val is None or on_holdout is None or on_val <= 0:
+    if on_val is None or on_holdout is None or on_val.gain <= 0:
         return None
-    return on_holdout / on_val
+    return on_holdout.gain / on_val.gain
 
 
 def value_of(attempt: Attempt | None) -> float | None:
@@ -256,14 +284,13 @@ def _about_the_result(history: History) -> Iterator[Attention]:
 
 
 def _about_attempts(history: History) -> Iterator[Attention]:
-    invalid = _numbers(
-        history, lambda a: a.finished is not None and a.finished.verdict is Verdict.INVALID
-    )
-    if invalid:
+    def ended(is_meant: Callable[[AttemptFinished], bool]) -> tuple[int, ...]:
+        return _numbers(history, lambda a: a.finished is not None and is_meant(a.finished))
+
+    if invalid := ended(lambda end: end.verdict is Verdict.INVALID):
         text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
         yield Attention(kind="invalid", text=text, attempts=invalid)
-    changed = [check for check in history.drift.checks if check.changed]
-    if changed:
+    if changed := [check for check in history.drift.checks if check.changed]:
         last, times = changed[-1], "" if len(changed) == 1 else f" {len(changed)} times"
         text = (
             f"The machine changed during the session{times}: the best then had "
@@ -273,25 +300,19 @@ def _about_attempts(history: History) -> Iterator[Attention]:
         )
         numbers = tuple(check.attempt for check in changed)
         yield Attention(kind="drift", text=one_line(text, 500), attempts=numbers)
-    disturbed = _numbers(history, lambda a: any(_was_disturbed(run) for run in a.runs))
-    if disturbed:
+    if disturbed := _numbers(history, lambda a: any(map(_was_disturbed, a.runs))):
         count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
         text = f"{_count(count, 'run was', 'runs were')} disturbed by other work, heat or power."
         yield Attention(kind="disturbed", text=text, attempts=disturbed)
-    unjudged = _numbers(
-        history, lambda a: a.finished is not None and a.finished.reason == "disturbed"
-    )
-    if unjudged:
+    if unjudged := ended(lambda end: end.reason == "disturbed"):
         text = (
             f"{_count(len(unjudged), 'attempt', 'attempts')} could not be judged: the machine was "
             "never quiet meanwhile. Keep it free, or allow more in [disturbance] of program.md."
         )
         yield Attention(kind="unjudged", text=text, attempts=unjudged)
-    interrupted = _numbers(history, lambda a: a.interrupted is not None)
-    if interrupted:
-        text = (
-            f"{_count(len(interrupted), 'attempt was', 'attempts were')} interrupted, not judged."
-        )
+    if interrupted := _numbers(history, lambda a: a.interrupted is not None):
+        count_of = _count(len(interrupted), "attempt was", "attempts were")
+        text = f"{count_of} interrupted, not judged."
         yield Attention(kind="interrupted", text=text, attempts=interrupted)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 
 from agent.morning.ablation import ReviewTable
@@ -21,8 +20,8 @@ from agent.record.events import (
     Split,
     Usage,
 )
-from agent.record.history import History, direction_of, gain
-from agent.report.summary import all_scores, noise_of, survived_share
+from agent.record.history import History
+from agent.report.summary import SplitGain, compare, split_gain, survived_share
 from agent.text import one_line
 from sandbox.contract.gpu import GpuUse, Spread
 from sandbox.contract.record import Record
@@ -45,25 +44,9 @@ class ModelSpend(Record):
 
     model: str
     calls: int
-    input_tokens: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
+    usage: Usage
     usd: float
     unpriced_calls: int
-
-
-class SplitGain(Record):
-    """Best against baseline on one split, or at other seeds."""
-
-    name: str
-    baseline: float
-    best: float
-    gain: float
-    seeds: int
-    """How often the best was scored."""
-    error: float | None
-    """Standard error of the gain; none where the noise is not known."""
 
 
 class Survival(Record):
@@ -85,31 +68,12 @@ def survival(history: History, review: ReviewTable | None) -> Survival | None:
         "val": "val, which decided",
         "holdout": "holdout, which decided nothing",
     }
-    found = [
-        _split_gain(history, name, all_scores(baseline, split), all_scores(best, split))
-        for split, name in names.items()
-    ]
-    if review is not None and review.baseline_values and review.best_values:
-        before, after = (dict(enumerate(v)) for v in (review.baseline_values, review.best_values))
-        found.append(_split_gain(history, "val at fresh seeds, in review", before, after))
+    found = [split_gain(history, split, name) for split, name in names.items()]
+    if review is not None:
+        values = (review.baseline_values, review.best_values)
+        found.append(compare(history, "val at fresh seeds, in review", *values))
     rows = tuple(row for row in found if row is not None)
     return Survival(rows=rows, share=survived_share(history), tries=len(history.completed))
-
-
-def _split_gain(
-    history: History, name: str, before: Mapping[int, float], after: Mapping[int, float]
-) -> SplitGain | None:
-    if not before or not after:
-        return None
-    baseline, best, noise = fmean(before.values()), fmean(after.values()), noise_of(history)
-    return SplitGain(
-        name=name,
-        baseline=baseline,
-        best=best,
-        gain=gain(direction_of(history), best, baseline),
-        seeds=len(after),
-        error=noise * math.sqrt(1 / len(before) + 1 / len(after)) if noise else None,
-    )
 
 
 def repeats(history: History) -> list[Repeat]:
@@ -157,7 +121,7 @@ def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
         if isinstance(entry.event, ModelCalled):
             calls[entry.event.model].append(entry.event)
     spends = [_spend(model, group) for model, group in calls.items()]
-    return [s for s in spends if s.input_tokens or s.output_tokens or s.usd or s.unpriced_calls]
+    return [s for s in spends if any(dict(s.usage).values()) or s.usd or s.unpriced_calls]
 
 
 def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:
@@ -183,7 +147,7 @@ def machine_state(history: History) -> list[tuple[str, str]]:
         ("runs in boxes", f"{len(runs):,}"),
         *_quietness(quiet),
         *_states(quiet),
-        *_looks(history.drift.checks),
+        *_drift(history.drift.checks),
         ("runs over their budget", str(sum(run.over_budget_seconds > 0 for run in runs))),
         ("killed for memory", str(sum(r.outcome is Outcome.OUT_OF_MEMORY for r in results))),
         ("killed at the wall", str(sum(r.outcome is Outcome.TIMED_OUT for r in results))),
@@ -230,10 +194,10 @@ def _gpus(uses: Sequence[GpuUse]) -> list[tuple[str, str]]:
 
 
 def _over_runs(spreads: Sequence[Spread | None], unit: str) -> str:
-    told = [spread for spread in spreads if spread is not None]
-    if not told:
+    known = [spread for spread in spreads if spread is not None]
+    if not known:
         return "unknown"
-    mean, most = fmean(spread.mean for spread in told), max(spread.max for spread in told)
+    mean, most = fmean(spread.mean for spread in known), max(spread.max for spread in known)
     return f"{mean:.0f} {unit} on average, {most:.0f} {unit} at most"
 
 
@@ -249,22 +213,22 @@ def _quietness(measured: Sequence[Disturbance]) -> list[tuple[str, str]]:
 
 
 def _states(measured: Sequence[Disturbance]) -> Iterator[tuple[str, str]]:
-    """Clocks, heat and load beside the trainings, as far as the machine told them."""
+    """Clocks, heat and load beside the trainings, as far as the machine has them."""
     states = [s for d in measured for s in (d.before, d.after) if s is not None]
     if not states:
         return
     yield "load before and after trainings", _range([s.load for s in states], "")
     clocks = [s.cpu_mhz for s in states if s.cpu_mhz is not None]
-    yield "processor clock", _range(clocks, " MHz") if clocks else "not told by this machine"
+    yield "processor clock", _range(clocks, " MHz") if clocks else "not known here"
     heat = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
-    yield "hottest sensor", _range(heat, " \u00b0C") if heat else "not told by this machine"
+    yield "hottest sensor", _range(heat, " \u00b0C") if heat else "not known here"
     held = sum(bool(disturbance.held_back) for disturbance in measured)
     yield "trainings held back by heat or power", f"{held} of {len(measured)}"
 
 
-def _looks(checks: Sequence[DriftChecked]) -> list[tuple[str, str]]:
+def _drift(checks: Sequence[DriftChecked]) -> list[tuple[str, str]]:
     changed = sum(check.changed for check in checks)
-    return [("looks at the machine", f"{len(checks)}, changed {changed} times")] if checks else []
+    return [("checks of the machine", f"{len(checks)}, changed {changed} times")] if checks else []
 
 
 def _range(numbers: Sequence[float], unit: str) -> str:
@@ -272,15 +236,12 @@ def _range(numbers: Sequence[float], unit: str) -> str:
 
 
 def _spend(model: str, calls: Sequence[ModelCalled]) -> ModelSpend:
-    def total(field: str) -> int:
-        return sum(getattr(call.usage, field) for call in calls)
-
-    fields = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
-    assert set(fields) == set(Usage.model_fields)
     return ModelSpend(
         model=one_line(model, 60),
         calls=len(calls),
+        usage=Usage(
+            **{field: sum(getattr(c.usage, field) for c in calls) for field in Usage.model_fields}
+        ),
         usd=sum(call.cost_usd or 0.0 for call in calls),
         unpriced_calls=sum(call.cost_usd is None for call in calls),
-        **{field: total(field) for field in fields},
     )

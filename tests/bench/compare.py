@@ -206,7 +206,7 @@ def result_of(directory: Path, name: str, seed: int, attempts: int) -> Result:
         baseline=curve[0],
         best=curve[-1],
         curve=curve,
-        holdout_gain=split_gain(history, "holdout"),
+        holdout_gain=holdout.gain if (holdout := split_gain(history, "holdout")) else None,
         noise=noise_of(history),
         kept=history.count(Verdict.KEPT),
         discarded=history.count(Verdict.DISCARDED),

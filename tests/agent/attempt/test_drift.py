@@ -172,7 +172,7 @@ def test_the_person_is_told(night: Place, entries: list[Entry], history: History
 
     assert "drift" in kinds
     assert "The machine changed during the session" in text
-    assert "looks at the machine" in text
+    assert "checks of the machine" in text
 
 
 def test_a_look_leaves_the_bests_checkpoints_alone(night: Place, history: History) -> None:

@@ -13,11 +13,13 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from agent.cli.app import app
 from agent.morning.anchor import compare_heads
 from agent.morning.audit import audit, whole_audit
 from agent.morning.blob_checks import BLOB_FIELDS, BLOB_TABLES, named_blobs
-from agent.morning.listing import ListingError, facts, lines, make_filter, table
+from agent.morning.listing import asked_for, facts, table
 from agent.record.chain import LEDGER_NAME, LedgerError, read_ledger
 from agent.record.events import (
     EVENT_TYPES,
@@ -29,6 +31,7 @@ from agent.record.events import (
 )
 from agent.record.ledger import Ledger
 from agent.record.repeats import FIVE_DIGITS
+from sandbox.contract.errors import UsageError
 from tests.support import histories
 from tests.support.labs import work
 from tests.support.long_night import long_session
@@ -658,42 +661,38 @@ def test_a_torn_tail_is_named_until_it_is_repaired(copy: Path) -> None:
 
 def test_the_events_of_an_attempt_are_shown(night: Place) -> None:
     entries = read_ledger(night.directory)
-    wanted = make_filter(entries, 2, "attempt_started,run_finished,attempt_finished", None)
-    assert wanted is not None
-    shown = [entry.event.type for entry in entries if wanted(entry)]
+    wanted = asked_for(entries, 2, "attempt_started,run_finished,attempt_finished", None)
+    shown = [entry.event.type for entry in wanted]
     assert "attempt_started" == shown[0]
     assert {"attempt_started", "run_finished", "attempt_finished"} == set(shown)
-    assert all("  2  " in line for line in list(table([e for e in entries if wanted(e)]))[1:])
+    assert all("  2  " in line for line in list(table(wanted))[1:])
 
 
 def test_runs_after_the_night_belong_to_their_attempt(night: Place) -> None:
     entries = read_ledger(night.directory)
-    wanted = make_filter(entries, 1, "run_started,run_finished,scored", None)
-    assert wanted is not None
-    assert 7 <= sum(map(wanted, entries))
+    assert 7 <= len(asked_for(entries, 1, "run_started,run_finished,scored", None))
 
 
 @pytest.mark.parametrize("since", ["2026-03-07T21:30:00+00:00", "30m", "1800s"])
 def test_events_from_a_time_on_are_shown(night: Place, since: str) -> None:
     entries = read_ledger(night.directory)
     evening = histories.EVENING.replace(hour=22)
-    wanted = make_filter(entries, None, None, since, now=lambda: evening)
-    assert wanted is not None
-    shown = [entry.at for entry in entries if wanted(entry)]
+    shown = [entry.at for entry in asked_for(entries, None, None, since, now=lambda: evening)]
     assert [e.at for e in entries if e.at >= "2026-03-07T21:30:00"] == shown
     assert 0 < len(shown) < len(entries)
 
 
 def test_events_are_json_lines_for_scripts(night: Place) -> None:
     entries = read_ledger(night.directory)
-    wanted = make_filter(entries, None, "human_decided", None)
-    told = [json.loads(line) for line in lines(entries, wanted, as_json=True)]
-    assert [entries[-1].model_dump(mode="json")] == told
+    words = ["audit", "night", "--runs", str(night.root), "--type", "human_decided", "--json"]
+    shown, _audited = CliRunner().invoke(app, words).stdout.splitlines()
+    assert entries[-1].model_dump(mode="json") == json.loads(shown)
 
 
 def test_nothing_is_shown_where_nothing_was_asked(night: Place) -> None:
-    entries = read_ledger(night.directory)
-    assert [] == list(lines(entries, make_filter(entries, None, None, None), as_json=False))
+    assert [] == asked_for(read_ledger(night.directory), None, None, None)
+    shown = CliRunner().invoke(app, ["audit", "night", "--runs", str(night.root)])
+    assert shown.stdout.startswith(f"{len(read_ledger(night.directory))} events, nothing differs")
 
 
 @pytest.mark.parametrize(
@@ -708,8 +707,8 @@ def test_nothing_is_shown_where_nothing_was_asked(night: Place) -> None:
 def test_a_filter_that_cannot_be_meant_is_refused(
     night: Place, attempt: int | None, types: str | None, since: str | None, words: str
 ) -> None:
-    with pytest.raises(ListingError, match=words) as caught:
-        make_filter(read_ledger(night.directory), attempt, types, since)
+    with pytest.raises(UsageError, match=words) as caught:
+        asked_for(read_ledger(night.directory), attempt, types, since)
     assert caught.value.hint
     if types:
         assert ", ".join(EVENT_TYPES) in caught.value.hint

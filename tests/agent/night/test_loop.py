@@ -212,9 +212,8 @@ def test_the_report_counts_what_the_service_counted(past: Past, tmp_path: Path) 
     paths = write_report(
         past.place.directory, past.entries, lambda sha: read_blob(past.place.directory, sha)
     )
-    assert f"tokens read anew {row.input_tokens:,}, from cache {row.cache_read_tokens:,}, " in (
-        paths.markdown.read_text()
-    )
+    read, cached = row.usage.input_tokens, row.usage.cache_read_tokens
+    assert f"tokens read anew {read:,}, from cache {cached:,}, " in paths.markdown.read_text()
 
 
 def test_the_audit_of_the_whole_night_finds_nothing(past: Past) -> None:

@@ -134,8 +134,9 @@ def test_a_baseline_that_was_interrupted_first_is_no_winner_at_the_close() -> No
 
 def test_a_metric_to_maximise_gains_upwards() -> None:
     made = histories.Night()
-    goal = {"metric": "accuracy", "direction": "maximize"}
-    histories.start(made, settings={"goal": goal})
+    changed = {"metric": "accuracy", "direction": "maximize"}
+    goal = histories.IN_FORCE.goal.model_copy(update=changed)
+    histories.start(made, settings=histories.IN_FORCE.model_copy(update={"goal": goal}))
     histories.baseline(made, random.Random(1), value=0.5)
     finish(made, 1, Verdict.KEPT, 0.75)
     numbers = summary(made.entries)
@@ -462,7 +463,7 @@ def test_time_money_repeats_and_machine_add_up() -> None:
     models = findings.spend_by_model(NIGHT.entries)
     assert sum(row.calls for row in models) == history.spend.calls
     assert sum(row.usd for row in models) == pytest.approx(history.spend.usd)
-    assert sum(row.output_tokens for row in models) == history.spend.output_tokens
+    assert sum(row.usage.output_tokens for row in models) == history.spend.output_tokens
     outcomes = findings.spend_by_outcome(history)
     assert sum(count for _, count, _ in outcomes) == len(history.candidates)
     assert sum(usd for _, _, usd in outcomes) == pytest.approx(history.spend.usd)
