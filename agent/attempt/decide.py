@@ -1,4 +1,4 @@
-"""Every decision about an attempt, each a pure function of the record.
+"""Every decision about an attempt: pure functions of the record.
 
 The night appends what these functions return, the audit compares with it: nothing is decided
 twice in other words. See docs/decisions/0003 for the judge, 0008 for interruptions, 0018 for this

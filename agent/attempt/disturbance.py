@@ -1,4 +1,4 @@
-"""Measures what others, and heat, did to the machine during a run.
+"""Measures what others, and heat, did during a run.
 
 Wall time lies on a machine with neighbours: the same 20 seconds gave 18 steps once and 380
 another time. A disturbed run is repeated, not judged; see docs/decisions/0017.

@@ -1,4 +1,4 @@
-"""Reads a score: from the scorer's sheet, or the program's own word.
+"""Reads a score: the scorer's sheet, or the program's word.
 
 A sheet is what the scorer box wrote, and nothing else decides. With `[goal] source = "reported"` a
 score is the last complete line `name: number` of the training's log. The log is hostile text and

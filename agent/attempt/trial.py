@@ -1,4 +1,4 @@
-"""One trial: a training with its scoring at one seed, as a generator of events.
+"""One training with its scoring, as a generator of events.
 
 A trial is a function of its inputs. It reads no ledger, no workspace and no environment, so it runs
 alike in this process and on another machine; whoever runs it puts what it yields on record, each

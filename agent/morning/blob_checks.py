@@ -1,4 +1,4 @@
-"""Checks what events name by hash: each blob, and each diff that a person reads."""
+"""Checks blobs and diffs that events name by hash."""
 
 from __future__ import annotations
 

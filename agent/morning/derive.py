@@ -1,4 +1,4 @@
-"""What each decided event must be, by the night's own functions.
+"""Decides recorded events again, by the night's own functions.
 
 An event holds what was measured and what follows from it. Here the second is computed again from
 the first and from the record before it, with the functions that the night used, so the audit needs

@@ -1,4 +1,4 @@
-"""Checks runs on record: what was asked, what came back, what a score stands on.
+"""Checks runs on record: what was asked, what came back.
 
 What follows from a run is derived elsewhere (`derive.py`); here is what must fit together.
 """

@@ -1,4 +1,4 @@
-"""Checks a researcher's conversations on record: what was asked, answered, charged."""
+"""Checks conversations on record: asked, answered, charged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks a model until it answers, or the session has to end.
+"""Asks a model until it answers, or time is over.
 
 What passes by itself (an overload, a cut stream, hours without the service) ends no night: see
 docs/decisions/0016. Every try that is paid for is on record before it is made, so that a crash in

@@ -1,4 +1,4 @@
-"""What makes a ledger's lines a chain, and how they are read.
+"""What chains a ledger's lines, and how they are read.
 
 Each line of `ledger.jsonl` is canonical JSON (sorted keys, no spaces, UTF-8) and carries the
 SHA-256 of itself and of the line before. So a line that was changed, moved or taken out is found.

@@ -1,4 +1,4 @@
-"""Whether the machine is still the one that the session began on.
+"""Whether the machine is still the one of the beginning.
 
 See docs/decisions/0010 for the checks, 0017 for what a run is held against.
 """

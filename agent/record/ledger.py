@@ -1,4 +1,4 @@
-"""The append-only record, held open by the one process that writes it.
+"""The append-only record, held open by its one writer.
 
 An event is on disk, or it is not there at all: each line is synced before what it announces
 happens. What makes the lines a chain, and how they are read, is in `chain.py`.

@@ -1,4 +1,4 @@
-"""Noise of one score, from every repeat that a session has.
+"""Noise of one score, from every repeat there is.
 
 See docs/decisions/0003.
 """

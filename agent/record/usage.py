@@ -1,4 +1,4 @@
-"""What a session has used so far: hours, calls, tokens, money.
+"""What a session has used: hours, calls, tokens, money.
 
 See docs/decisions/0016 for what counts as working time.
 """

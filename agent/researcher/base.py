@@ -1,4 +1,4 @@
-"""The seam to whoever proposes: a prompt in, a reply out.
+"""The seam to whoever proposes: prompt in, reply out.
 
 Behind `Model` stands a service far away (`claude`) or a sampler in this process (`tpe`). A model
 answers once. Who asks it again, and for how long, is the night's to decide.

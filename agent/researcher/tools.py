@@ -1,4 +1,4 @@
-"""The tools that look at the workspace's files and change them.
+"""The tools that read and change the workspace's files.
 
 There is no shell. A file is written only where the person allows it, as the researcher last saw it,
 and Python only if it parses: what would cost a training to find out costs nothing here.

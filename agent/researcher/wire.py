@@ -1,4 +1,4 @@
-"""The Messages API's form: requests as they go, streams as they come.
+"""The Messages API's form: requests out, streams in.
 
 What a request holds depends on nothing but its prompt: the service's cache and its check of
 replayed thinking both live on identical bytes.

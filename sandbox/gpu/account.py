@@ -1,4 +1,4 @@
-"""What was seen of one GPU while a run had it."""
+"""What was seen of one GPU during a run."""
 
 from __future__ import annotations
 

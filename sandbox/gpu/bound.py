@@ -1,4 +1,4 @@
-"""What holds a run to its GPU memory, the strongest means at hand."""
+"""What holds a run to its GPU memory, strongest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the GPUs that PID 1 sees with those asked for.
+"""Compares the GPUs PID 1 sees with those asked for.
 
 An engine, its hook or a CDI spec may give another GPU than asked, or all of them, without a word.
 Nodes and their numbers decide; the driver's own files say which GPU is behind a node.

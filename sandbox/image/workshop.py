@@ -1,4 +1,4 @@
-"""What every step of making an image works with, and how each is remembered."""
+"""What every step of making an image works with."""
 
 from __future__ import annotations
 
