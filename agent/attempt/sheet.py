@@ -155,8 +155,8 @@ def read_reported(log: Log, metric: str) -> Reported:
     """
     text = log.tail if log.omitted_bytes else log.head + log.tail
     lines = _lines(text, is_cut=log.omitted_bytes > 0)
-    said = [value for line in lines if (value := _value_of(line, metric)) is not None]
-    return _read(said[-1], len(said)) if said else _missing(log, metric)
+    values = [value for line in lines if (value := _value_of(line, metric)) is not None]
+    return _read(values[-1], len(values)) if values else _missing(log, metric)
 
 
 def _lines(text: str, *, is_cut: bool) -> list[str]:
@@ -171,15 +171,15 @@ def _value_of(line: str, metric: str) -> str | None:
     return value.strip(_BLANKS) if colon and name.rstrip(_BLANKS) == metric else None
 
 
-def _read(said: str, times: int) -> Reported:
-    shown = one_line(said, MAX_NUMBER_CHARACTERS) or "nothing"
+def _read(text: str, times: int) -> Reported:
+    shown = one_line(text, MAX_NUMBER_CHARACTERS) or "nothing"
     details = {"said": shown, "times": times}
-    if _NOT_FINITE.fullmatch(said):
+    if _NOT_FINITE.fullmatch(text):
         return Reported(None, NOT_FINITE, f"the program reported {shown}", details)
-    if len(said) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(said):
-        text = f"the program reported {shown}, which is not a plain decimal number"
-        return Reported(None, NOT_A_NUMBER, text, details)
-    value = float(said)
+    if len(text) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(text):
+        problem = f"the program reported {shown}, which is not a plain decimal number"
+        return Reported(None, NOT_A_NUMBER, problem, details)
+    value = float(text)
     if not math.isfinite(value):
         return Reported(None, NOT_FINITE, f"the program reported {shown}: out of range", details)
     return Reported(value, None, "", details)

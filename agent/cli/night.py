@@ -46,7 +46,7 @@ from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
-from agent.night.session import begin, bring_back, check_name, open_lab, settings_in
+from agent.night.session import begin, check_name, open_lab, recover, settings_in
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, parse_program
 from agent.record.chain import read_ledger
@@ -168,7 +168,7 @@ def resume(
             )
             removed = sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
-            bring_back(
+            recover(
                 lab,
                 version=distribution_version("nightlab"),
                 removed_containers=removed,

@@ -20,7 +20,7 @@ from agent.attempt.trial import files_of, leased, run_trial
 from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
-from agent.night.session import Runtime, begin, bring_back, has_begun, machine, open_lab
+from agent.night.session import Runtime, begin, has_begun, machine, open_lab, recover
 from agent.program import Program
 from agent.record.curves import Curve, Point, curve_of, unpacked
 from agent.record.events import ATTEMPT, AttemptFinished, AttemptStarted, RunFinished, Verdict
@@ -133,9 +133,7 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
     with ledger, bench.watched(settings, ledger) as observer:
         lab = open_lab(ledger, settings, bench.runtime, observer)
         if was_there and any(attempt.open for attempt in ledger.history.attempts):
-            bring_back(
-                lab, version=bench.version, removed_containers=(), engine=bench.runtime.engine
-            )
+            recover(lab, version=bench.version, removed_containers=(), engine=bench.runtime.engine)
         yield lab
 
 

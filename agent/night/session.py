@@ -215,7 +215,7 @@ def open_lab(
     return Lab(worker, ledger, _workspace(directory, settings), observer)
 
 
-def bring_back(
+def recover(
     lab: Lab,
     *,
     version: str,

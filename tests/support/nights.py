@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import Lab
-from agent.night.session import Runtime, begin, bring_back
+from agent.night.session import Runtime, begin, recover
 from agent.program import Program, load_program
 from agent.record.events import Entry, Event
 from agent.record.ledger import Ledger
@@ -105,7 +105,7 @@ class Place:
         """The session as `nightlab resume` finds it; it may crash already while it is found."""
         lab = self.open(crash_at)
         try:
-            bring_back(lab, version="test", removed_containers=(), engine={})
+            recover(lab, version="test", removed_containers=(), engine={})
         except BaseException:
             lab.ledger.close()  # as a process's end does
             raise

@@ -13,7 +13,7 @@ import pytest
 from agent.candidate.diffs import unified_diff
 from agent.machine.runtime import find_runtime
 from agent.morning.audit import whole_audit
-from agent.night.session import bring_back
+from agent.night.session import recover
 from agent.night.waiting import ask_to_continue, ask_to_pause
 from agent.record.chain import LedgerError, read_blob, read_ledger, request_sha
 from agent.record.events import (
@@ -178,7 +178,7 @@ def test_a_resume_says_on_what_and_with_which_settings(asked: Asked) -> None:
     place = asked.place
     lab = place.resume()
     with lab.ledger:
-        bring_back(lab, version="test", removed_containers=("box",), engine={"version": "28.1"})
+        recover(lab, version="test", removed_containers=("box",), engine={"version": "28.1"})
     resumed = asked.events(SessionResumed)[-1]
     assert ({"version": "28.1"}, ("box",)) == (resumed.engine, resumed.removed_containers)
     assert "kernel" in resumed.machine

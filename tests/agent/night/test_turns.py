@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from agent.cli.app import app
 from agent.morning.audit import whole_audit
 from agent.night.assemble import check_models, open_models
-from agent.night.session import bring_back
+from agent.night.session import recover
 from agent.night.waiting import (
     PAUSE,
     STOP,
@@ -153,7 +153,7 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
     )
     lab = place.open()
     with lab.ledger:
-        bring_back(lab, version="test", removed_containers=(), engine={}, researcher="tpe")
+        recover(lab, version="test", removed_containers=(), engine={}, researcher="tpe")
         ended = play(lab, place.program)
     assert StopReason.ATTEMPTS is ended.reason
     assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
@@ -172,7 +172,7 @@ def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_pa
     more = place.program.settings.with_overrides(attempts=2)
     place.program = dataclasses.replace(place.program, settings=more)
     lab = place.open()
-    bring_back(lab, version="test", removed_containers=(), engine={}, researcher="claude")
+    recover(lab, version="test", removed_containers=(), engine={}, researcher="claude")
     with MessagesServer(scene.then(), endless=True) as server:
         assert StopReason.ATTEMPTS is work_with_claude(lab, place, server).reason
     assert server.requests
