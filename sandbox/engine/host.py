@@ -31,31 +31,14 @@ class Places(NamedTuple):
     root: Path
     socket: Path
     exec_root: Path
-
-    @property
-    def data(self) -> Path:
-        """Images and containers."""
-        return self.root / "data"
-
-    @property
-    def pid_file(self) -> Path:
-        """Written by dockerd."""
-        return self.root / "dockerd.pid"
-
-    @property
-    def containerd(self) -> Path:
-        """Where dockerd keeps its own containerd's pid file and settings."""
-        return self.exec_root / "containerd"
-
-    @property
-    def configuration(self) -> Path:
-        """Empty on purpose; everything is said by flags."""
-        return self.root / "daemon.json"
-
-    @property
-    def log(self) -> Path:
-        """Everything dockerd says."""
-        return self.root / "dockerd.log"
+    data: Path
+    """Images and containers."""
+    pid_file: Path
+    configuration: Path
+    """Empty on purpose: everything is said by flags."""
+    log: Path
+    containerd: Path
+    """Where dockerd keeps its own containerd's pid file and settings."""
 
     @property
     def url(self) -> str:
@@ -65,12 +48,20 @@ class Places(NamedTuple):
 
 def own_places(state_dir: Path) -> Places:
     """Where nightlab's own engine lives; its sockets move to /run where the path is too long."""
-    root = state_dir.absolute() / "engine"
+    root = short = state_dir.absolute() / "engine"
     longest = root / "exec" / "containerd" / "containerd.sock.ttrpc"
-    if len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH:
-        return Places(root, root / "docker.sock", root / "exec")
-    short = Path("/run") / f"nightlab-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
-    return Places(root, short / "docker.sock", short / "exec")
+    if len(os.fsencode(longest)) > LONGEST_SOCKET_PATH:
+        short = Path("/run") / f"nightlab-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+    return Places(
+        root=root,
+        socket=short / "docker.sock",
+        exec_root=short / "exec",
+        data=root / "data",
+        pid_file=root / "dockerd.pid",
+        configuration=root / "daemon.json",
+        log=root / "dockerd.log",
+        containerd=short / "exec" / "containerd",
+    )
 
 
 def os_release() -> dict[str, str]:

@@ -83,26 +83,23 @@ class GpuRow(Record):
 def gpu_rows(gpus: Sequence[Gpu], status: LeaseStatus) -> tuple[GpuRow, ...]:
     """Return every GPU of this machine with who has it, and those out of use that are gone."""
     lost = {entry.gpu: f"{entry.why} ({entry.run_id}, {entry.at})" for entry in status.quarantined}
-    there = {gpu.id: gpu for gpu in gpus}
-    missing = {
-        name: Gpu(id=name, index="", name="", parent=None, memory_bytes=None, nodes=())
-        for name in lost.keys() - there.keys()
-    }
-    return tuple(
-        GpuRow(
+    rows = {
+        gpu.id: GpuRow(
             index=gpu.index,
             id=gpu.id,
             name=gpu.name,
             memory_bytes=gpu.memory_bytes,
-            status="out of use"
-            if gpu.id in lost
-            else "in use"
-            if gpu.id in status.held
-            else "free",
-            words=lost.get(gpu.id) or status.held.get(gpu.id, ""),
+            status="in use" if gpu.id in status.held else "free",
+            words=status.held.get(gpu.id, ""),
         )
-        for gpu in (there | missing).values()
-    )
+        for gpu in gpus
+    }
+    for gpu, why in lost.items():
+        row = rows.get(gpu) or GpuRow(
+            index="", id=gpu, name="", memory_bytes=None, status="out of use", words=""
+        )
+        rows[gpu] = row.model_copy(update={"status": "out of use", "words": why})
+    return tuple(rows.values())
 
 
 def overlap(one: str, other: str, parents: Mapping[str, str | None]) -> bool:
@@ -159,16 +156,9 @@ class Leases:
         self._owner = owner
         self._sleep = sleep
         self._now = now
+        self._queue, self._quarantine = directory / "queue", directory / "quarantine"
         for place in (self._queue, self._quarantine):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    @property
-    def _queue(self) -> Path:
-        return self._directory / "queue"
-
-    @property
-    def _quarantine(self) -> Path:
-        return self._directory / "quarantine"
 
     @contextmanager
     def lease(
@@ -192,9 +182,8 @@ class Leases:
             SandboxError: so many will never be free: the pool is too small, or out of use.
         """
         parents = {gpu.id: gpu.parent for gpu in pool}
-        wish = Ticket(
-            pool=tuple(parents), count=count, granted=(), owner=self._owner, purpose=purpose
-        )
+        owner = self._owner
+        wish = Ticket(pool=tuple(parents), count=count, granted=(), owner=owner, purpose=purpose)
         with self._drawn(wish) as (number, descriptor):
             waits_since = None
             while not (granted := self._granted(number, descriptor, wish, parents)):
@@ -221,11 +210,14 @@ class Leases:
         """Take a GPU out of use until a person says otherwise."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Quarantined(gpu=gpu, why=why[:500], run_id=run_id, at=at)
-        path = self._quarantine / f"{_file_name(gpu)}.json"
+        path = self._quarantined_as(gpu)
         partial = path.with_suffix(".partial")
         partial.write_text(entry.model_dump_json(indent=2) + "\n")
         partial.replace(path)  # a reader sees the whole entry or none
         log.warning("gpu_out_of_use", gpu=gpu, run=run_id, why=entry.why)
+
+    def _quarantined_as(self, gpu: str) -> Path:
+        return self._quarantine / f"{gpu.replace(':', '_').replace('/', '_')}.json"
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """Return the GPUs that are out of use."""
@@ -237,7 +229,7 @@ class Leases:
 
     def lift(self, gpu: str) -> bool:
         """Put a GPU back into use; tell whether it was out of it."""
-        path = self._quarantine / f"{_file_name(gpu)}.json"
+        path = self._quarantined_as(gpu)
         was = path.exists()
         path.unlink(missing_ok=True)
         return was
@@ -368,10 +360,9 @@ def _write(descriptor: int, ticket: Ticket) -> None:
 
 
 def _ticket_in(path: Path) -> Ticket | None:
-    try:
+    with suppress(ValidationError):
         return Ticket.model_validate_json(path.read_bytes())
-    except ValidationError:
-        return None
+    return None
 
 
 def _purpose(ticket: Ticket | None) -> str:
@@ -389,7 +380,3 @@ def _is_held(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def _file_name(gpu: str) -> str:
-    return gpu.replace(":", "_").replace("/", "_")

@@ -115,15 +115,9 @@ def ensure_image(
         shop = Workshop(engine, client, images, environ, say)
         base = base_for(shop, recipe.profile, recipe.base_image)
         wheels = None
-        if recipe.profile.torch:
-            wheels = fetch_wheels(
-                recipe.profile.torch,
-                lock_text(recipe.profile.torch),
-                base.target,
-                folder=state_dir / "wheels",
-                pip=Pip(environ=dict(environ), torch_index=torch_index),
-                say=say,
-            )
+        if torch := recipe.profile.torch:
+            pip = Pip(base.target, environ, torch_index, say)
+            wheels = fetch_wheels(torch, lock_text(torch), pip, folder=state_dir / "wheels")
         image = _image(shop, recipe, base, wheels)
         remember_image(engine, recipe, image, state_dir=state_dir)
         return image

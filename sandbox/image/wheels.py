@@ -21,6 +21,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
 
@@ -39,6 +40,11 @@ BYTES_OF_UNIT = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 ANNOUNCEMENT = re.compile(r"Downloading (\S+\.whl) \(([\d.]+) (bytes|kB|MB|GB)\)")
 ACCELERATOR_PACKAGES = ("nvidia-", "cuda-", "triton", "pytorch-triton", "rocm", "intel-sycl")
 ACCELERATOR_FIELD = re.compile(r"^(cuda|hip|rocm|xpu)\b[^=\n]*= *['\"]", re.MULTILINE)
+HOW_TO_GET_CPU_TORCH = (
+    "name PyTorch's wheel index for CPU builds (its address is on PyTorch's installation page) "
+    "with `nightlab setup --torch-index URL` or NIGHTLAB_TORCH_INDEX, "
+    "or put the `+cpu` wheel into a folder and name that in PIP_FIND_LINKS"
+)
 
 
 class WheelsUnavailable(SandboxError):
@@ -82,29 +88,65 @@ class Wheels(Record):
         return f"{self.lock}torch=={self.torch.version} --hash=sha256:{self.torch.sha256}\n"
 
 
-class Pip(Record):
-    """How pip is run here: its environment, and where else to look for torch."""
+@dataclass(frozen=True)
+class Pip:
+    """This host's pip, asked for wheels of another Python and machine."""
 
-    environ: dict[str, str]
+    target: Target
+    environ: Mapping[str, str]
     torch_index: str
+    """Where else to look for torch; empty for the index of the build that is wanted."""
+    say: Say
+
+    def download(self, into: Path, *arguments: str, limit_bytes: int | None = None) -> str | None:
+        """Fetch wheels into a folder; None when they are there, else the end of what pip said."""
+        return self.run("download", "-d", str(into), *arguments, limit_bytes=limit_bytes)
+
+    def run(self, command: str, *arguments: str, limit_bytes: int | None = None) -> str | None:
+        """Run pip; None when it did what it was asked, else the end of what it said.
+
+        Raises:
+            WrongTorchBuild: pip announced a wheel larger than `limit_bytes`; it was stopped.
+            WheelsUnavailable: this Python has no pip.
+        """
+        lines: deque[str] = deque(maxlen=200)
+        with subprocess.Popen(
+            # -P: a pip.py in the current directory would be run instead.
+            [sys.executable, "-P", "-m", "pip", command, *_options_for(self.target), *arguments],
+            env=_pip_environ(self.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
+            # pip's own time limit is for one read, not for a mirror that trickles.
+            alarm = threading.Timer(PIP_SECONDS, process.kill)
+            alarm.start()
+            try:
+                for line in process.stdout or ():
+                    lines.append(line)
+                    _watch_announcement(line, limit_bytes, self.say)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                alarm.cancel()
+        return None if process.returncode == 0 else _complaint("".join(lines))
 
 
-def fetch_wheels(
-    wanted: TorchBuild, lock: str, target: Target, *, folder: Path, pip: Pip, say: Say
-) -> Wheels:
-    """The wheels of `wanted` for `target`, from `folder` or else by pip.
+def fetch_wheels(wanted: TorchBuild, lock: str, pip: Pip, *, folder: Path) -> Wheels:
+    """The wheels of `wanted` for pip's target, from `folder` or else by pip.
 
     Raises:
         WheelsUnavailable: pip does not find them, or not with the hashes of the lock.
         WrongTorchBuild: the only torch of that version is built for accelerators.
     """
-    place = folder / target.tag
+    place = folder / pip.target.tag
     torch_place = place / "torch"
     torch_place.mkdir(parents=True, exist_ok=True)
-    locked = _locked_wheels(lock, target, place, pip, say)
-    torch = _cached_torch(wanted, torch_place)
-    if torch is None:
-        torch = _fetch_torch(wanted, target, torch_place, pip, say)
+    locked = _locked_wheels(lock, place, pip)
+    torch = _cached_torch(wanted, torch_place) or _fetch_torch(wanted, torch_place, pip)
     return Wheels(lock=lock, locked=locked, torch_path=torch_place / torch.filename, torch=torch)
 
 
@@ -147,16 +189,16 @@ def inspect_torch(path: Path) -> TorchWheel:
     )
 
 
-def _locked_wheels(lock: str, target: Target, place: Path, pip: Pip, say: Say) -> tuple[Path, ...]:
+def _locked_wheels(lock: str, place: Path, pip: Pip) -> tuple[Path, ...]:
     requirement_of = {sha: name for name, hashes in read_lock(lock).items() for sha in hashes}
     if len(_sound_wheels(place, requirement_of)) < len(read_lock(lock)):
-        say(f"Fetching the image's wheels with pip ({target.tag}).")
-        _fetch_locked(lock, target, place, pip, say)
+        pip.say(f"Fetching the image's wheels with pip ({pip.target.tag}).")
+        _fetch_locked(lock, place, pip)
     found = _sound_wheels(place, requirement_of)
     absent = sorted(set(read_lock(lock)) - set(found))
     if absent:
         raise WheelsUnavailable(
-            f"pip fetched no wheel of {', '.join(absent)} that the lock knows for {target.tag}",
+            f"pip fetched no wheel of {', '.join(absent)} that the lock knows for {pip.target.tag}",
             "use a base image with Python 3.11 to 3.14 on x86-64 or AArch64",
         )
     return tuple(sorted(found.values()))
@@ -174,13 +216,11 @@ def _sound_wheels(place: Path, requirement_of: Mapping[str, str]) -> dict[str, P
     return sound
 
 
-def _fetch_locked(lock: str, target: Target, place: Path, pip: Pip, say: Say) -> None:
+def _fetch_locked(lock: str, place: Path, pip: Pip) -> None:
     with _incoming(place) as incoming:
         requirements = incoming / "requirements.txt"
         requirements.write_text(lock)
-        arguments = ["download", *_target_options(target), "--require-hashes"]
-        arguments += ["-d", str(incoming), "-r", str(requirements)]
-        complaint = _run_pip(arguments, pip, None, say)
+        complaint = pip.download(incoming, "--require-hashes", "-r", str(requirements))
         if complaint is not None:
             raise WheelsUnavailable(
                 "pip could not fetch the image's wheels",
@@ -204,50 +244,41 @@ def _cached_torch(wanted: TorchBuild, place: Path) -> TorchWheel | None:
     return None
 
 
-def _fetch_torch(wanted: TorchBuild, target: Target, place: Path, pip: Pip, say: Say) -> TorchWheel:
+def _fetch_torch(wanted: TorchBuild, place: Path, pip: Pip) -> TorchWheel:
     """Ask for the marked CPU build, here and then in torch's index, and last for any build."""
-    say(f"Fetching torch {wanted.version}, the {wanted.build} build, with pip.")
-    marked = f"torch=={wanted.version}+{wanted.build}"
-    attempts: list[tuple[str, list[str]]] = [(marked, [])]
-    index = pip.torch_index or wanted.index
-    if index:
-        attempts.append((marked, ["--index-url", index]))
-    unmarked = f"torch=={wanted.version}"
-    complaint = ""
+    pip.say(f"Fetching torch {wanted.version}, the {wanted.build} build, with pip.")
+    marked, unmarked = f"torch=={wanted.version}+{wanted.build}", f"torch=={wanted.version}"
+    limit, index = wanted.limit_bytes, pip.torch_index or wanted.index
     with _incoming(place) as incoming:
-        for requirement, options in [*attempts, (unmarked, [])]:
-            if requirement == unmarked:
-                _refuse_announced_accelerators(wanted, target, incoming, pip, say)
-            arguments = ["download", *_target_options(target), *options]
-            arguments += ["-d", str(incoming), requirement]
-            answer = _run_pip(arguments, pip, wanted.limit_bytes, say)
-            if answer is None:
-                return _keep_torch(incoming, place)
-            complaint = answer
+        complaint = pip.download(incoming, marked, limit_bytes=limit)
+        if complaint is not None and index:
+            complaint = pip.download(incoming, "--index-url", index, marked, limit_bytes=limit)
+        if complaint is not None:
+            complaint = _refuse_announced_accelerators(unmarked, limit, incoming, pip)
+            complaint = complaint or pip.download(incoming, unmarked, limit_bytes=limit)
+        if complaint is None:
+            return _keep_torch(incoming, place)
     raise WheelsUnavailable(
-        f"pip finds no torch {wanted.version} for {target.tag}",
-        f"{_how_to_get_it(wanted)}; pip said:\n{complaint}",
+        f"pip finds no torch {wanted.version} for {pip.target.tag}",
+        f"torch {wanted.version}: {HOW_TO_GET_CPU_TORCH}; pip said:\n{complaint}",
     )
 
 
 def _refuse_announced_accelerators(
-    wanted: TorchBuild, target: Target, incoming: Path, pip: Pip, say: Say
-) -> None:
+    requirement: str, limit_bytes: int, incoming: Path, pip: Pip
+) -> str | None:
     """Let pip say what an unmarked torch would need, before anything large is fetched."""
     report = incoming / "report.json"
     # `download` has no dry run; `install` has, and says what it would take.
-    arguments = ["install", "--dry-run", "--ignore-installed", "--target", str(incoming / "none")]
-    arguments += [*_target_options(target), "--report", str(report)]
-    arguments.append(f"torch=={wanted.version}")
-    complaint = _run_pip(arguments, pip, wanted.limit_bytes, say)
-    if complaint is not None:
-        raise WheelsUnavailable(
-            f"pip finds no torch {wanted.version} for {target.tag}",
-            f"{_how_to_get_it(wanted)}; pip said:\n{complaint}",
-        )
-    (chosen,) = json.loads(report.read_text())["install"]
-    requires = chosen["metadata"].get("requires_dist", [])
-    _refuse_accelerators(chosen["download_info"]["url"].rpartition("/")[2], requires, "")
+    dry_run = ("--dry-run", "--ignore-installed", "--target", str(incoming / "none"))
+    complaint = pip.run(
+        "install", *dry_run, "--report", str(report), requirement, limit_bytes=limit_bytes
+    )
+    if complaint is None:
+        (chosen,) = json.loads(report.read_text())["install"]
+        requires = chosen["metadata"].get("requires_dist", [])
+        _refuse_accelerators(chosen["download_info"]["url"].rpartition("/")[2], requires, "")
+    return complaint
 
 
 def _keep_torch(incoming: Path, place: Path) -> TorchWheel:
@@ -269,23 +300,11 @@ def _refuse_accelerators(filename: str, requires: Sequence[str], source: str) ->
         raise WrongTorchBuild(
             f"{filename[:120]} is a build for accelerators (it brings {needed[0][:60]}), "
             "and this profile needs the CPU build",
-            _how_to_get_cpu_torch(),
+            HOW_TO_GET_CPU_TORCH,
         )
 
 
-def _how_to_get_cpu_torch() -> str:
-    return (
-        "name PyTorch's wheel index for CPU builds (its address is on PyTorch's installation page) "
-        "with `nightlab setup --torch-index URL` or NIGHTLAB_TORCH_INDEX, "
-        "or put the `+cpu` wheel into a folder and name that in PIP_FIND_LINKS"
-    )
-
-
-def _how_to_get_it(wanted: TorchBuild) -> str:
-    return f"torch {wanted.version}: {_how_to_get_cpu_torch()}"
-
-
-def _target_options(target: Target) -> list[str]:
+def _options_for(target: Target) -> list[str]:
     """What makes pip choose wheels for the image's Python instead of its own."""
     minors = range(NEWEST_GLIBC_MINOR, OLDEST_GLIBC_MINOR - 1, -1)
     platforms = [f"manylinux_2_{minor}_{target.machine}" for minor in minors]
@@ -301,39 +320,6 @@ def _incoming(place: Path) -> Iterator[Path]:
         shutil.rmtree(abandoned)
     with tempfile.TemporaryDirectory(prefix="incoming-", dir=place) as folder:
         yield Path(folder)
-
-
-def _run_pip(arguments: Sequence[str], pip: Pip, limit_bytes: int | None, say: Say) -> str | None:
-    """Run pip; None when it did what it was asked, else the end of what it said.
-
-    Raises:
-        WrongTorchBuild: pip announced a wheel larger than `limit_bytes`; it was stopped.
-        WheelsUnavailable: this Python has no pip.
-    """
-    lines: deque[str] = deque(maxlen=200)
-    with subprocess.Popen(
-        # -P: a pip.py in the current directory would be run instead.
-        [sys.executable, "-P", "-m", "pip", *arguments],
-        env=_pip_environ(pip.environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        # pip's own time limit is for one read, not for a mirror that trickles.
-        alarm = threading.Timer(PIP_SECONDS, process.kill)
-        alarm.start()
-        try:
-            for line in process.stdout or ():
-                lines.append(line)
-                _watch_announcement(line, limit_bytes, say)
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            alarm.cancel()
-    return None if process.returncode == 0 else _complaint("".join(lines))
 
 
 def _pip_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -354,7 +340,7 @@ def _watch_announcement(line: str, limit_bytes: int | None, say: Say) -> None:
         raise WrongTorchBuild(
             f"{filename} has {announced[2]} {announced[3]}, so it is no CPU build; "
             "its download was stopped",
-            _how_to_get_cpu_torch(),
+            HOW_TO_GET_CPU_TORCH,
         )
     if size_bytes >= LARGE_WHEEL_BYTES:
         say(f"Downloading {filename} ({announced[2]} {announced[3]}).")

@@ -81,10 +81,8 @@ class Site:
             "PIP_INDEX_URL": "http://127.0.0.1:1/",
             "PIP_RETRIES": "0",
         }
-        pip = Pip(environ=environ, torch_index=self.torch_index)
-        return fetch_wheels(
-            self.wanted, self.lock, TARGET, folder=self.cache, pip=pip, say=self.said.append
-        )
+        pip = Pip(TARGET, environ, self.torch_index, self.said.append)
+        return fetch_wheels(self.wanted, self.lock, pip, folder=self.cache)
 
 
 @pytest.fixture
