@@ -23,7 +23,7 @@ from agent.record.events import (
 from agent.record.history import History
 from agent.report.summary import SplitGain, compare, split_gain, survived_share
 from agent.text import one_line
-from sandbox.contract.gpu import GpuUse, Spread
+from sandbox.contract.gpu import GpuReading, GpuUse
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome
 
@@ -193,7 +193,7 @@ def _gpus(uses: Sequence[GpuUse]) -> list[tuple[str, str]]:
     ]
 
 
-def _over_runs(spreads: Sequence[Spread | None], unit: str) -> str:
+def _over_runs(spreads: Sequence[GpuReading | None], unit: str) -> str:
     known = [spread for spread in spreads if spread is not None]
     if not known:
         return "unknown"

@@ -217,12 +217,7 @@ def gather(
 
 
 def conclude(
-    spec: RunSpec,
-    digest: str,
-    proof: Proof,
-    observed: Observed,
-    asked: Settings,
-    gpus: Attendance,
+    spec: RunSpec, digest: str, proof: Proof, observed: Observed, asked: Settings, gpus: Attendance
 ) -> RunResult:
     """Return the result of a run, with everything that it was decided from."""
     report = observed.report

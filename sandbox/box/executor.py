@@ -29,17 +29,10 @@ from sandbox.box.container import Container
 from sandbox.box.files import OutputReceiver
 from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
 from sandbox.box.hardening import Lease, Settings, container_settings
-from sandbox.box.link import (
-    Listener,
-)
+from sandbox.box.link import Listener
 from sandbox.box.reaper import OWNER_FILE, process_owner
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
-from sandbox.contract.errors import (
-    EngineUnavailable,
-    ImageMissing,
-    SandboxError,
-    host_faults,
-)
+from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError, host_faults
 from sandbox.contract.run import Limits, RunResult, RunSpec
 from sandbox.engine.find import EngineClient
 from sandbox.gpu.run import Attendance, attended

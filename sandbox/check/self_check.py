@@ -95,11 +95,7 @@ class Place(NamedTuple):
 
 
 def try_walls(
-    executor: Executor,
-    image: str,
-    root: Path,
-    environ: MutableMapping[str, str],
-    source: GpuSource,
+    executor: Executor, image: str, root: Path, environ: MutableMapping[str, str], source: GpuSource
 ) -> tuple[WallCheck, ...]:
     """Make every attempt on boxes of this executor and say what came of each.
 

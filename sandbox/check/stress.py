@@ -7,7 +7,8 @@ limit and then stops by itself, so that a missing wall does not cost the machine
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sandbox.contract.run import Outcome, RunResult
@@ -23,10 +24,10 @@ class StressTest(NamedTuple):
 
     family: str
     tried: str
-    program: str
-    limits: dict[str, float]
-    """What differs from the ordinary limits of a check."""
     held: Callable[[RunResult], bool]
+    program: str
+    limits: Mapping[str, float] = MappingProxyType({})
+    """What differs from the ordinary limits of a check."""
 
 
 def _ended_for_memory(result: RunResult) -> bool:
@@ -81,61 +82,57 @@ STRESS_TESTS = (
     StressTest(
         "memory",
         "four times the memory",
-        "kept = [b'x' * 2**20 for _ in range(4 * memory // 2**20)]",
-        {},
         _ended_for_memory,
+        "kept = [b'x' * 2**20 for _ in range(4 * memory // 2**20)]",
     ),
     StressTest(
         "memory",
         "four times the memory, in a file of no file system",
+        _ended_for_memory,
         "fd = os.memfd_create('m')\n"
         "for _ in range(4 * memory // 2**20): os.write(fd, bytes(2**20))",
         {"tmp_bytes": 2**29},
-        _ended_for_memory,
     ),
-    StressTest("memory", "fill /dev/shm", _fill("/dev/shm"), {}, _filled("/dev/shm")),  # noqa: S108
-    StressTest("files", "fill /tmp", _fill("/tmp"), {}, _filled("/tmp")),  # noqa: S108
-    StressTest("files", "fill the output", _fill("/out"), {}, _filled("/out")),
+    StressTest("memory", "fill /dev/shm", _filled("/dev/shm"), _fill("/dev/shm")),  # noqa: S108
+    StressTest("files", "fill /tmp", _filled("/tmp"), _fill("/tmp")),  # noqa: S108
+    StressTest("files", "fill the output", _filled("/out"), _fill("/out")),
     StressTest(
         "files",
         "ten thousand files in the output",
-        "for n in range(10_000): open(f'/out/f{n}', 'w').close()",
-        {},
         _filled("/out"),
+        "for n in range(10_000): open(f'/out/f{n}', 'w').close()",
     ),
     StressTest(
         "processes",
         "four times the processes",
+        _refused_processes,
         """
 for _ in range(4 * pids):
     if os.fork() == 0:
         time.sleep(2)
         os._exit(0)
 """,
-        {},
-        _refused_processes,
     ),
     StressTest(
         "processes",
         "four times the threads",
+        _refused_processes,
         "for _ in range(4 * pids): threading.Thread(target=time.sleep, args=(0.5,), daemon=True)"
         ".start()",
-        {},
-        _refused_processes,
     ),
     StressTest(
         "processes",
         "kill everything",
+        _told_by_pid_1,
         "if os.fork() == 0: time.sleep(30)\n"
         "os.kill(-1, signal.SIGKILL)\n"
         "try: os.kill(1, signal.SIGKILL)\n"
         "except OSError: pass",
-        {},
-        _told_by_pid_1,
     ),
     StressTest(
         "time",
         "outlive the deadline, deaf to signals and out of its session",
+        _ended_in_time,
         """
 for number in range(1, 32):
     if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
@@ -146,11 +143,11 @@ if os.fork() == 0:
 time.sleep(4)
 """,
         {"wall_seconds": 0.7},
-        _ended_in_time,
     ),
     StressTest(
         "time",
         "outlive the deadline by stopping everything",
+        _ended_in_time,
         """
 if os.fork() == 0:
     os.kill(1, signal.SIGSTOP)
@@ -159,18 +156,17 @@ if os.fork() == 0:
 time.sleep(4)
 """,
         {"wall_seconds": 0.7},
-        _ended_in_time,
     ),
     StressTest(
         "record",
         "flood the log",
-        f"for _ in range({FLOOD_BYTES // 2**16}): os.write(1, b'y' * 2**16)",
-        {},
         _log_is_bounded,
+        f"for _ in range({FLOOD_BYTES // 2**16}): os.write(1, b'y' * 2**16)",
     ),
     StressTest(
         "record",
         "output that leads out: links, a pipe, a hard link, a sparse file",
+        _traps_stayed_inside,
         """
 os.chdir('/out')
 open('lone', 'w').write('x')
@@ -182,7 +178,6 @@ os.mkfifo('pipe')
 with open('sparse', 'wb') as file: file.truncate(2**23)
 """,
         {"output_files": 20},
-        _traps_stayed_inside,
     ),
 )
 

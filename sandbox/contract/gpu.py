@@ -67,7 +67,7 @@ class GpuEvent(Record):
     """Whether the GPU is to blame and was taken out of use, not the program."""
 
 
-class Spread(Record):
+class GpuReading(Record):
     """What a reading was over a run."""
 
     mean: float
@@ -88,10 +88,10 @@ class GpuUse(Record):
     throttled_share: Share | None
     throttled_by: tuple[str, ...]
     """Every reason that was seen."""
-    power_watts: Spread | None
-    sm_clock_mhz: Spread | None
-    memory_clock_mhz: Spread | None
-    temperature_celsius: Spread | None
+    power_watts: GpuReading | None
+    sm_clock_mhz: GpuReading | None
+    memory_clock_mhz: GpuReading | None
+    temperature_celsius: GpuReading | None
     samples: Annotated[int, Field(ge=0)]
     events: tuple[GpuEvent, ...]
 

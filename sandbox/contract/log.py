@@ -6,35 +6,25 @@ ledger. One snake_case event a line, with its facts as fields; never prose, envi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 
 
+def _drop(event: str, **facts: object) -> None:
+    """Log nothing."""
+
+
 class _QuietUntilConfigured:
-    """Passes events to structlog once an application has called `structlog.configure`.
+    """A structlog logger once an application has called `structlog.configure`; silence before.
 
     structlog prints to stdout where nobody configured it, and there a caller's own answer stands.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def debug(self, event: str, **facts: object) -> None:
-        """Log what only somebody who hunts a fault wants to know."""
-        self._pass_on("debug", event, facts)
-
-    def info(self, event: str, **facts: object) -> None:
-        """Log what a person greps for when something was odd."""
-        self._pass_on("info", event, facts)
-
-    def warning(self, event: str, **facts: object) -> None:
-        """Log what should not happen on a healthy machine."""
-        self._pass_on("warning", event, facts)
-
-    def _pass_on(self, level: str, event: str, facts: dict[str, Any]) -> None:
-        if structlog.is_configured():
-            getattr(structlog.get_logger(self._name), level)(event, **facts)
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        """Return the method of a level: `debug`, `info`, `warning`."""
+        configured = structlog.is_configured()
+        return getattr(structlog.get_logger("nightlab.sandbox"), level) if configured else _drop
 
 
-log = _QuietUntilConfigured("nightlab.sandbox")
+log = _QuietUntilConfigured()

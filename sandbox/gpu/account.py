@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sandbox.contract.gpu import GpuEvent, GpuSample, GpuUse, MemoryBound, Spread
+from sandbox.contract.gpu import GpuEvent, GpuReading, GpuSample, GpuUse, MemoryBound
 from sandbox.gpu.request import Gpu
 
 FAILURES_IN_A_ROW = 3
@@ -37,9 +37,9 @@ class Tally:
             self.total += reading
 
     @property
-    def spread(self) -> Spread | None:
+    def spread(self) -> GpuReading | None:
         """Return what goes on record."""
-        return Spread(mean=self.total / self.count, max=self.most) if self.count else None
+        return GpuReading(mean=self.total / self.count, max=self.most) if self.count else None
 
 
 @dataclass

@@ -108,9 +108,7 @@ def overlap(one: str, other: str, parents: Mapping[str, str | None]) -> bool:
 
 
 def allot(
-    waiting: Sequence[tuple[int, Ticket]],
-    taken: Collection[str],
-    parents: Mapping[str, str | None],
+    waiting: Sequence[tuple[int, Ticket]], taken: Collection[str], parents: Mapping[str, str | None]
 ) -> dict[int, tuple[str, ...]]:
     """Return what each waiting ticket may have now, by its number; most get nothing.
 

@@ -15,9 +15,7 @@ from pydantic import ValidationError
 
 from sandbox.contract.record import Record
 from sandbox.engine.find import FAILED_CALLS, connect
-from sandbox.engine.host import (
-    last_lines,
-)
+from sandbox.engine.host import last_lines
 from sandbox.image.check import OLDEST_PYTHON, ask_python
 from sandbox.image.debian import BaseUnavailable, import_debian
 from sandbox.image.profiles import Profile

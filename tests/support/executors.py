@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sandbox.contract.errors import EngineUnavailable
-from sandbox.contract.gpu import GpuUse, Spread
+from sandbox.contract.gpu import GpuReading, GpuUse
 from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
 from tests.support.clock import Clock
 
@@ -183,10 +183,10 @@ def _use(gpu: str) -> GpuUse:
         energy_joules=1000.0,
         throttled_share=0.05,
         throttled_by=("heat",),
-        power_watts=Spread(mean=300.0, max=400.0),
-        sm_clock_mhz=Spread(mean=1900.0, max=1980.0),
+        power_watts=GpuReading(mean=300.0, max=400.0),
+        sm_clock_mhz=GpuReading(mean=1900.0, max=1980.0),
         memory_clock_mhz=None,
-        temperature_celsius=Spread(mean=70.0, max=81.0),
+        temperature_celsius=GpuReading(mean=70.0, max=81.0),
         samples=800,
         events=(),
     )
