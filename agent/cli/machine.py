@@ -26,7 +26,6 @@ from agent.cli.shared import (
     out,
     print_line,
     say,
-    torch_index_of,
 )
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.settings import parse_size
@@ -79,7 +78,7 @@ def setup(
         program.parent,
         state_dir=state_dir,
         environ=os.environ,
-        torch_index=torch_index_of(torch_index),
+        torch_index=torch_index,
         say=say,
     )
     out.print("ready")

@@ -222,7 +222,7 @@ def _work(
     _show_beginning(lab.session, researcher, as_json=as_json)
     try:
         keep_head(ledger, anchor)
-        with open_models(lab, researcher, os.environ, on_warning=_warn) as models:
+        with open_models(lab, researcher, os.environ, on_warning=warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
         _refresh_report(lab, report)
@@ -264,10 +264,6 @@ def _track(lab: Lab, export: Export) -> None:
     warn(text)
     if lab.ledger.history.ended is None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
-
-
-def _warn(warning: str) -> None:
-    warn(f"warning: {warning}")
 
 
 def _show_end(ledger: Ledger, *, as_json: bool) -> None:

@@ -62,13 +62,13 @@ GpusOption = Annotated[
     str | None, typer.Option("--gpus", help="those to use, such as 0,2: indices or ids")
 ]
 TorchIndexOption = Annotated[
-    str, typer.Option("--torch-index", help="a wheel index that has the CPU build of torch")
+    str,
+    typer.Option(
+        "--torch-index",
+        envvar="NIGHTLAB_TORCH_INDEX",
+        help="a wheel index that has the CPU build of torch",
+    ),
 ]
-
-
-def torch_index_of(flag: str) -> str:
-    """The wheel index to ask for torch: the flag's, else the environment's, else none."""
-    return flag or os.environ.get("NIGHTLAB_TORCH_INDEX", "")
 
 
 def print_line(line: str) -> None:

@@ -1,4 +1,8 @@
-"""What each kept change is worth, folded from a review."""
+"""What each kept change is worth, folded from a review.
+
+The judge of the night weighs here too, at fresh seeds: scores that chose a change cannot say what
+it is worth. See docs/decisions/0005.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,8 @@ from agent.record.repeats import Noise, Spread, pooled
 from sandbox.contract.record import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
+WITHOUT, BEFORE, AFTER = "without-{}", "before-{}", "after-{}"
+"""The best's files without an attempt's change; the files that the attempt built on; its own."""
 
 
 class Effect(StrEnum):
@@ -158,10 +164,8 @@ def kept_chain(history: History) -> list[Attempt]:
 
 def ablation(review: Review, history: History) -> ReviewTable:
     """The table of a review, with the judge's arithmetic."""
-    comparison = _Comparison(review, history)
-    after = list(review.values(BEST, "holdout"))
-    before = list(review.values(BASELINE, "holdout"))
-    direction = direction_of(history)
+    comparison, direction = _Comparison(review, history), direction_of(history)
+    after, before = review.values(BEST, "holdout"), review.values(BASELINE, "holdout")
     return ReviewTable(
         review=review.started.review,
         is_finished=review.is_finished,
@@ -177,21 +181,6 @@ def ablation(review: Review, history: History) -> ReviewTable:
         changes=tuple(_change(attempt, comparison) for attempt in _reviewed_chain(review, history)),
         smaller=_smaller(comparison),
     )
-
-
-def without(attempt: int) -> str:
-    """The name of the best's files without that attempt's change."""
-    return f"without-{attempt}"
-
-
-def before(attempt: int) -> str:
-    """The name of the files that the attempt built on."""
-    return f"before-{attempt}"
-
-
-def after(attempt: int) -> str:
-    """The name of the attempt's own files."""
-    return f"after-{attempt}"
 
 
 def dispensable(table: ReviewTable) -> tuple[int, ...]:
@@ -248,20 +237,18 @@ def _noise(review: Review, history: History) -> Noise | None:
 
 
 def _reviewed_chain(review: Review, history: History) -> list[Attempt]:
-    planned = {v.attempt for name, v in review.variants.items() if name == without(v.attempt)}
-    return [a for a in history.attempts if a.number in planned]
+    return [a for a in history.attempts if WITHOUT.format(a.number) in review.variants]
 
 
 def _change(attempt: Attempt, comparison: _Comparison) -> ChangeEffect:
     number, review = attempt.number, comparison.review
-    planned = review.variants[without(number)]
+    planned = review.variants[WITHOUT.format(number)]
     is_step = planned.files is None
-    numbers = (
-        comparison.compare(after(number), before(number))
-        if is_step
-        else comparison.compare(BEST, without(number))
-    )
-    failed = None if is_step else review.failure(without(number))
+    with_it, without_it = BEST, WITHOUT.format(number)
+    if is_step:
+        with_it, without_it = AFTER.format(number), BEFORE.format(number)
+    numbers = comparison.compare(with_it, without_it)
+    failed = None if is_step else review.failure(without_it)
     then = attempt.finished.arithmetic if attempt.finished else None
     return ChangeEffect(
         attempt=number,

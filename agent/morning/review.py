@@ -13,18 +13,18 @@ from agent.attempt.decide import Failure
 from agent.attempt.lab import Lab
 from agent.candidate.merge import Conflict, first_broken_file, merge_files
 from agent.morning.ablation import (
+    AFTER,
     BASELINE,
+    BEFORE,
     BEST,
     SMALLER,
+    WITHOUT,
     Review,
     ReviewTable,
     ablation,
-    after,
-    before,
     dispensable,
     kept_chain,
     reviews,
-    without,
 )
 from agent.morning.replay import Say, describe, measure_separately, recorded_bench
 from agent.record.events import (
@@ -110,13 +110,13 @@ def _plan(lab: Lab) -> Iterator[VariantPlanned]:
     yield _planned(lab, BEST, best.number, best.started.files)
     for attempt in kept_chain(lab.history):
         number, parent = attempt.number, attempt.started.parent
-        planned = _left_out(lab, without(number), number, (number,))
+        planned = _left_out(lab, WITHOUT.format(number), number, (number,))
         yield planned
         if planned.files is None:
             assert parent is not None
             files = lab.history.attempt(parent).started.files
-            yield _planned(lab, before(number), number, files)
-            yield _planned(lab, after(number), number, attempt.started.files)
+            yield _planned(lab, BEFORE.format(number), number, files)
+            yield _planned(lab, AFTER.format(number), number, attempt.started.files)
 
 
 def _planned(

@@ -44,7 +44,7 @@ class Activity(Record):
     """What a session is at, as far as anybody outside can tell."""
 
     state: State
-    words: str
+    text: str
     attempt: int | None = None
     hypothesis: str = ""
     attempt_since: datetime | None = None
@@ -53,33 +53,33 @@ class Activity(Record):
     budget_seconds: float | None = None
     """What a training may take; none for other runs."""
     curve: tuple[dict[str, float], ...] = ()
-    """What the training said of itself so far."""
+    """What the training reported of itself so far."""
 
 
 def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Activity:
     """What the session in `directory` is at."""
     name = one_line(directory.name, 64)
     if history.session is None:
-        return Activity(state="waiting", words="The session has not begun to write its record yet.")
+        return Activity(state="waiting", text="The session has not begun to write its record yet.")
     if history.ended is not None:
-        return Activity(state="ended", words=f"Ended: {one_line(history.ended.explanation, 300)}")
+        return Activity(state="ended", text=f"Ended: {one_line(history.ended.explanation, 300)}")
     if not is_at_work(directory):
-        words = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
-        return Activity(state="cut_off", words=words)
+        text = f"Nobody is at work on it: it was cut off. Go on with: nightlab resume {name}"
+        return Activity(state="cut_off", text=text)
     if history.time.is_paused:
-        return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
+        return Activity(state="paused", text=f"Paused. Go on with: nightlab continue {name}")
     if history.time.waits_for:
-        words = one_line(history.time.waits_for, 300)
-        return Activity(state="working", words=words[:1].upper() + words[1:])
+        text = one_line(history.time.waits_for, 300)
+        return Activity(state="working", text=text[:1].upper() + text[1:])
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
         return _at_work(directory, history.in_force, last, entries)
     if getattr(entries[-1].event, "purpose", "").startswith(DRIFT):
-        words = "Measuring the best again, to see whether the machine changed."
-        return Activity(state="working", words=words)
+        text = "Measuring the best again, to see whether the machine changed."
+        return Activity(state="working", text=text)
     if is_asked_to_pause(directory):
-        return Activity(state="paused", words=f"Paused. Go on with: nightlab continue {name}")
-    return Activity(state="working", words="Between two attempts: the researcher is at work.")
+        return Activity(state="paused", text=f"Paused. Go on with: nightlab continue {name}")
+    return Activity(state="working", text="Between two attempts: the researcher is at work.")
 
 
 def write_note(directory: Path, box: Box, seed: int, curve: Curve) -> None:
@@ -136,7 +136,7 @@ def _at_work(
     is_training = run is not None and run.box == "train"
     return Activity(
         state="working",
-        words=f"{_DOING[run.box]} {name}" if run else f"At work on {name}",
+        text=f"{_DOING[run.box]} {name}" if run else f"At work on {name}",
         attempt=attempt.number,
         hypothesis=one_line(attempt.started.hypothesis, 300),
         attempt_since=datetime.fromisoformat(attempt.started_at),

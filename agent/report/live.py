@@ -2,7 +2,7 @@
 
 Whoever has the address with its token sees the report; nothing else is answered and nothing can be
 changed. The page asks every second what is new and gets only that: the ledger is read from where
-the last look ended, and what did not change is not rendered again.
+the last poll ended, and what did not change is not rendered again. See docs/decisions/0007.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LiveReport:
     def page(self) -> str:
         """The whole page as it is now."""
         with self._turn:
-            self._look()
+            self._poll()
             parts = {name: text for name, (text, _) in self._parts.items()}
             return whole_page(
                 {name: text for name, text in parts.items() if not name.isdigit()},
@@ -74,14 +74,14 @@ class LiveReport:
     def news(self, since: int) -> dict[str, Any] | None:
         """What changed after that version of the page; none when nothing did."""
         with self._turn:
-            self._look()
+            self._poll()
             if since == self._version:
                 return None
             fresh = {name: text for name, (text, at) in self._parts.items() if at > since}
             count = sum(name.isdigit() for name in self._parts)
             return {"version": self._version, "count": count, "parts": fresh}
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Take in what is new; costs next to nothing when nothing is."""
         ledger = self._ledger
         found: dict[str, str] = {}
@@ -107,9 +107,9 @@ class WatchServer(ThreadingHTTPServer):
 
     daemon_threads = True  # a browser that keeps its connection does not hold up the end
 
-    def __init__(self, live: LiveReport, *, port: int = 0, token: str | None = None) -> None:
+    def __init__(self, live: LiveReport, *, port: int = 0) -> None:
         self.live = live
-        self.token = token or secrets.token_urlsafe(24)
+        self.token = secrets.token_urlsafe(24)
         super().__init__((HOST, port), _Answer)
 
     @property
@@ -117,7 +117,7 @@ class WatchServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that left is no error; anything else is ours and is said."""
+        """A browser that left is no error; anything else is ours and is shown."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 

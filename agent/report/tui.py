@@ -24,7 +24,7 @@ from agent.report.summary import Summary, summary_of, value_of
 from agent.settings import Direction
 from agent.text import one_line
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_UPDATES = 1.0
 STATE_STYLES = {
     "waiting": "dim",
     "working": "bold",
@@ -38,19 +38,13 @@ _LEAST_ROWS = 3
 _MAX_ATTENTION_LINES = 3
 
 
-def show(
-    directory: Path,
-    out: Console,
-    now: Callable[[], datetime],
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def show(directory: Path, out: Console, now: Callable[[], datetime]) -> None:
     """Show a session until Ctrl-C; once, where there is no terminal.
 
     Args:
         directory: of the session.
         out: where to.
         now: the wall clock, in UTC.
-        sleep: how to wait between two looks.
     """
     ledger = Follower(directory)
     if not out.is_terminal:
@@ -59,7 +53,7 @@ def show(
     with Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
             live.update(screen(directory, ledger, now(), out.width, out.height), refresh=True)
-            sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_UPDATES)
 
 
 def screen(
@@ -171,7 +165,7 @@ def _trend(history: History, direction: Direction, width: int) -> Iterator[Text]
 
 def _present(present: Activity, now: datetime, width: int) -> Iterator[RenderableType]:
     yield Text("")
-    line = Text(present.words, style=STATE_STYLES[present.state])
+    line = Text(present.text, style=STATE_STYLES[present.state])
     if present.attempt_since is not None:
         line.append(f"  {_elapsed(present.attempt_since, now)}", style="dim")
     yield line
@@ -191,7 +185,7 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
 
 
 def _attention(numbers: Summary) -> Iterator[Text]:
-    """What needs the person; whether the session is at work is said already."""
+    """What needs the person; whether the session is at work stands above."""
     items = [item for item in numbers.attention if item.kind != "not_ended"]
     for item in items[:_MAX_ATTENTION_LINES]:
         attempts = " ".join(f"#{number}" for number in item.attempts[:6])

@@ -104,7 +104,7 @@ def test_who_watches_sees_what_is_waited_for(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         place.clock.advance(60 * seconds)
         entries = read_ledger(place.directory)
-        seen.add(activity(place.directory, fold(entries), entries).words)
+        seen.add(activity(place.directory, fold(entries), entries).text)
 
     place.sleep = sleep
     place.play()
