@@ -22,7 +22,7 @@ from sandbox.check.stress import BEGAN, STRESS_TESTS, StressTest, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource
 from sandbox.contract.record import Record
-from sandbox.contract.run import Executor, Limits, Mount, RunResult, RunSpec
+from sandbox.contract.run import Executor, Limits, Mount, RunSpec
 from sandbox.engine.versions import Component
 from sandbox.gpu.leases import GpuRow
 
@@ -212,17 +212,10 @@ def try_stress_test(executor: Executor, place: Place, test: StressTest) -> WallC
             result = executor.run(spec, output_dir=Path(output))
     except LimitNotEnforced as refusal:
         return _wall(test.family, test.tried, "gave way", refusal.message)
-    return _wall(test.family, test.tried, _stress_status(test, result), _words(result))
-
-
-def _stress_status(test: StressTest, result: RunResult) -> Status:
+    seen = f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
     if not result.log.head.startswith(BEGAN):
-        return "not tried"
-    return "held" if test.held(result) else "gave way"
-
-
-def _words(result: RunResult) -> str:
-    return f"the box ended {result.outcome} in {result.wall_seconds:.1f} s"
+        return _wall(test.family, test.tried, "not tried", seen)
+    return _wall(test.family, test.tried, "held" if test.held(result) else "gave way", seen)
 
 
 def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[WallCheck]:

@@ -91,8 +91,6 @@ class Driver:
         """Return the driver's version."""
         return str(_asked(pynvml.nvmlSystemGetDriverVersion) or "unknown")
 
-    # --- which there are ---
-
     def gpus(self) -> tuple[Gpu, ...]:
         """Return every device that a run can have; of a GPU in MIG mode its instances instead.
 
@@ -146,16 +144,11 @@ class Driver:
                 yield Node(path=f"nvidia-caps/nvidia-cap{minor}", major=major, minor=minor, group=0)
 
     def _capability_major(self) -> int:
-        for line in self._devices_file().read_text().splitlines():
+        for line in (self._driver_files.parent.parent / "devices").read_text().splitlines():
             words = line.split()
             if len(words) == 2 and words[1] == "nvidia-caps":
                 return int(words[0])
         raise DriverUnavailable("the kernel has no number for nvidia-caps", "load the driver")
-
-    def _devices_file(self) -> Path:
-        return self._driver_files.parent.parent / "devices"
-
-    # --- what one does ---
 
     def sample(self, gpu: Gpu) -> GpuSample:
         """Return what the driver tells of one GPU now.
@@ -224,8 +217,6 @@ class Driver:
     def xids(self, gpus: Sequence[Gpu]) -> XidWatch:
         """Listen for the driver's error reports about these GPUs from now on."""
         return XidWatch(gpus)
-
-    # --- what bounds one ---
 
     def bound_by_kernel(self, gpus: Sequence[Gpu], cgroup: str, memory_bytes: int) -> bool:
         """Bound what a control group may use of each GPU, and tell whether the driver says so too.

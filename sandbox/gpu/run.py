@@ -18,7 +18,7 @@ from sandbox.gpu.bound import (
 from sandbox.gpu.inventory import leased_gpus, request_for
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
 from sandbox.gpu.request import NO_GPUS, GpuRequest
-from sandbox.gpu.watch import PROC, End, GpuWatch
+from sandbox.gpu.watch import PROC, End, GpuWatch, text_of
 
 REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
@@ -193,10 +193,7 @@ def attended(
 
 def unified_cgroup(pid: int) -> str:
     """Return a process's control group on the unified hierarchy; empty where there is none."""
-    try:
-        lines = (PROC / str(pid) / "cgroup").read_text().splitlines()
-    except OSError:
-        return ""
+    lines = text_of(PROC / str(pid) / "cgroup").splitlines()
     return next((line[3:] for line in lines if line.startswith("0::/") and len(line) > 4), "")
 
 

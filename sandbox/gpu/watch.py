@@ -99,7 +99,7 @@ class GpuWatch:
             is_only_bound: nothing but this watch holds the limit, so a driver that no longer
                 answers ends the run as well.
         """
-        self._cgroup = _text(self._proc / str(pid) / "cgroup")
+        self._cgroup = text_of(self._proc / str(pid) / "cgroup")
         self._end, self._limit_bytes, self._must_see = end, limit_bytes, is_only_bound
         # A daemon: a question that hangs in the driver must not keep this process alive.
         self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
@@ -136,7 +136,10 @@ class GpuWatch:
             return
         self._hear()
         give_up = time.monotonic() + self._left_seconds
-        while self._leftover() and time.monotonic() < give_up:
+        while (
+            any(self._left(account) > LEFT_BYTES for account in self.accounts)
+            and time.monotonic() < give_up
+        ):
             time.sleep(self._period_seconds)
         for account in self.accounts:
             left = self._left(account)
@@ -153,9 +156,6 @@ class GpuWatch:
         except DriverFault as fault:
             account.fail(fault.event)
             return None
-
-    def _leftover(self) -> bool:
-        return any(self._left(account) > LEFT_BYTES for account in self.accounts)
 
     def _left(self, account: Account) -> int:
         """Return how much more memory is taken by no living process than before the run.
@@ -237,7 +237,8 @@ class GpuWatch:
         """
         self._has_siblings = self._has_siblings or _boxes_on(account.gpu) > 1
         processes = self._driver.processes(account.gpu)
-        groups = {pid: self._group(pid) for pid in processes} if self._cgroup else {}
+        seen = processes if self._cgroup else ()
+        groups = {pid: text_of(self._proc / str(pid) / "cgroup") for pid in seen}
         own = [
             memory
             for pid, group in groups.items()
@@ -251,10 +252,6 @@ class GpuWatch:
             return None
         return max(0, sample.memory_used_bytes - (account.first.memory_used_bytes or 0))
 
-    def _group(self, pid: int) -> str:
-        """Return a process's control group; empty where it cannot be seen from here."""
-        return _text(self._proc / str(pid) / "cgroup")
-
     def _hold(self, account: Account, used: int | None) -> None:
         if self._limit_bytes is None or used is None or used <= self._limit_bytes or self.exceeded:
             return
@@ -262,7 +259,8 @@ class GpuWatch:
         self._end_run("gpu_memory")
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return a file's text; empty where it cannot be seen from here."""
     try:
         return path.read_text()
     except OSError:
