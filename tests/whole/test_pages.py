@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
 
 
+@cache
+def every_file() -> list[str]:
+    """Each file that a page may name, from the top of the repository."""
+    files = [*ROOT.glob("*.*"), *(p for top in SOURCES for p in (ROOT / top).rglob("*.*"))]
+    return [f"/{path.relative_to(ROOT)}" for path in files]
+
+
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -71,8 +79,7 @@ def test_every_path_in_code_exists(page: Path) -> None:
 
 @pages
 def test_every_module_test_and_decision_named_exists(page: Path) -> None:
-    files = [*ROOT.glob("*.*"), *(p for top in SOURCES for p in (ROOT / top).rglob("*.*"))]
-    there = [f"/{path.relative_to(ROOT)}" for path in files]
+    there = every_file()
     named = set(re.findall(r"`((?:[\w]+/)*(?:test_\w+|\w+)\.(?:py|sh|toml|lock))`", prose(page)))
     unknown = {name for name in named if not any(path.endswith(f"/{name}") for path in there)}
     decisions = set(re.findall(r"decisions/(\d{4})", text_of(page)))
@@ -140,9 +147,6 @@ def test_every_command_and_flag_exists(page: Path) -> None:
     assert set() == wrong
 
 
-# The settings page.
-
-
 def settings_page() -> dict[str, dict[str, str]]:
     """For each section the settings that the page names, with what holds without each."""
     found: dict[str, dict[str, str]] = {}
@@ -192,9 +196,6 @@ def test_every_setting_has_a_line_in_the_shipped_program() -> None:
     assert {name: set(rows) for name, rows in settings_page().items()} == lines
 
 
-# What the project depends on.
-
-
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [one for several in project["optional-dependencies"].values() for one in several]
@@ -203,9 +204,6 @@ def test_every_dependency_has_its_reason() -> None:
     told = set(re.findall(r"[\w-]+", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
 
     assert set() == names - told
-
-
-# The commands page.
 
 
 def described(name: str, command: Any) -> Iterator[str]:
@@ -247,9 +245,6 @@ def test_the_commands_page_has_every_command_and_flag(pytestconfig: pytest.Confi
         shown = block
 
     assert block == shown
-
-
-# The troubleshooting page.
 
 
 def test_every_reason_for_an_ending_is_explained_with_its_exit_code() -> None:
