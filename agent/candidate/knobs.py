@@ -74,24 +74,6 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Change:
-    """One knob's literal before and after, as they stand in the file."""
-
-    file: str
-    name: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """The next point that a sampler would try, and why."""
-
-    changes: tuple[Change, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
 class Replacement:
     """A text that occurs once in a file, and what to put there."""
 

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from datetime import datetime
 
 from agent.attempt.lab import Lab, SessionOver
 from agent.night.budget import reason_to_stop, seconds_left
 from agent.night.waiting import CHECK_AGAIN_SECONDS, stand_by
-from agent.record.events import ModelAsked, ModelCalled, Reserve, RetryWaited
-from agent.researcher.base import CallFailed, LostCall, Model, Reply
+from agent.record.chain import request_sha
+from agent.record.events import Entry, ModelAsked, ModelCalled, Noticed, Reserve, RetryWaited
+from agent.researcher.base import CallFailed, Model, Reply
 from agent.researcher.conversation import Conversation
 from sandbox.contract.log import log
 
 LONGEST_BACKOFF_SECONDS = 120.0
+CACHE_SECONDS = 3600.0
+LEAST_CACHED_TOKENS = 4096
+"""Below this a miss is too cheap to speak of, and a model may not cache at all."""
 
 
 def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
-    """The model's reply, however long it takes to get one.
+    """The model's reply, on record, however long it takes to get one.
 
     Args:
         lab: of the session.
@@ -36,6 +41,28 @@ def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) ->
         SessionOver: the person asked to stop, or a limit would be broken.
         KeyboardInterrupt: passed on, with the call that it broke off on the bill.
     """
+    reply = _first_reply(lab, model, conversation, reserve)
+    ledger = lab.ledger
+    ledger.append(
+        ModelCalled(
+            conversation=conversation.number,
+            model=reply.model,
+            request_id=reply.request_id,
+            stop_reason=reply.stop_reason,
+            usage=reply.usage,
+            cost_usd=reply.cost_usd,
+            seconds=reply.seconds,
+            request=request_sha(conversation.shas),
+            reply=conversation.store_reply(reply.content),
+        )
+    )
+    if odd := cache_miss(reversed(ledger.entries)):
+        reason = reply.cache_diagnosis and f"; the service says: {reply.cache_diagnosis}"
+        ledger.append(Noticed(kind="cache_miss", explanation=odd + reason))
+    return reply
+
+
+def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
     ledger, tries = lab.ledger, 0
     while True:
         if reserve.calls:
@@ -44,8 +71,17 @@ def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) ->
         try:
             return model.reply(conversation.prompt, _seconds_left(lab))
         except CallFailed as failed:
-            if failed.lost is not None:
-                ledger.append(_lost(conversation, failed.lost))
+            if (lost := failed.lost) is not None:
+                ledger.append(
+                    ModelCalled.lost(
+                        conversation.number,
+                        lost.model,
+                        lost.usage,
+                        lost.cost_usd,
+                        request_id=lost.request_id,
+                        seconds=lost.seconds,
+                    )
+                )
             wait_seconds = _backoff_seconds(tries, failed.retry_after_seconds)
             if wait_seconds >= _seconds_left(lab):
                 raise failed.final from failed
@@ -77,12 +113,29 @@ def _backoff_seconds(tries: int, retry_after_seconds: float | None) -> float:
     return max(backoff, retry_after_seconds)
 
 
-def _lost(conversation: Conversation, lost: LostCall) -> ModelCalled:
-    return ModelCalled.lost(
-        conversation.number,
-        lost.model,
-        lost.usage,
-        lost.cost_usd,
-        request_id=lost.request_id,
-        seconds=lost.seconds,
+def cache_miss(entries: Iterable[Entry]) -> str | None:
+    """What is odd about the last call's cache, if it should have hit and did not.
+
+    Args:
+        entries: of the ledger, newest first; only as many are read as it takes.
+    """
+    calls = ((e.at, e.event) for e in entries if isinstance(e.event, ModelCalled))
+    newest, before = next(calls, None), next(calls, None)
+    if newest is None or before is None:
+        return None
+    (at, call), (at_before, call_before) = newest, before
+    kept = call_before.usage.cache_read_tokens + call_before.usage.cache_write_tokens
+    apart = datetime.fromisoformat(at) - datetime.fromisoformat(at_before)
+    if (
+        call.conversation != call_before.conversation
+        or call.model != call_before.model
+        or "lost" in (call.stop_reason, call_before.stop_reason)
+        or kept < LEAST_CACHED_TOKENS
+        or apart.total_seconds() > CACHE_SECONDS
+        or call.usage.cache_read_tokens >= kept / 2
+    ):
+        return None
+    return (
+        f"{call.usage.cache_read_tokens} of {kept} tokens came from the prompt cache, "
+        f"{apart.total_seconds():.0f} s after they were put there"
     )

@@ -1,4 +1,8 @@
-"""The session: while nothing says stop, reply, act, persist."""
+"""The session: while nothing says stop, ask, act, persist.
+
+What would grow this lies elsewhere: whose turn it is in `turns`, retries in `asking` and `waiting`,
+the tools in `toolbox`. See docs/decisions/0016 for what ends a session, and what does not.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,13 @@ from agent.attempt.experiment import score_on_holdout
 from agent.attempt.lab import Lab, SessionOver
 from agent.night.asking import ask
 from agent.night.budget import NOTHING, Ending, reason_to_stop
-from agent.night.circles import act, cache_miss
+from agent.night.circles import act
 from agent.night.toolbox import Toolbox, ToolResult
 from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
 from agent.record.attempts import Attempt
-from agent.record.chain import request_sha
 from agent.record.events import (
-    ModelCalled,
     Reserve,
     SessionEnded,
     StopReason,
@@ -32,7 +34,7 @@ from agent.record.events import (
 from agent.record.history import HOLDOUT_MISSING, TRIES, History
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation
-from agent.researcher.prompt import stuck
+from agent.researcher.prompt import STUCK
 from sandbox.contract.errors import SandboxError
 
 TRAINING_TOOLS = ("run", "sweep")
@@ -52,7 +54,7 @@ class Night:
 
     @property
     def history(self) -> History:
-        return self.lab.ledger.history
+        return self.lab.history
 
 
 def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnded:
@@ -102,6 +104,8 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
     following: Conversation | Ending = night.turns.begin()
     while isinstance(following, Conversation):
         conversation, attempts = following, len(night.history.completed)
+        # What the answer could cost at most is set aside before it is asked for: a limit that is
+        # noticed afterwards is broken already.
         reserve = night.turns.model.worst_case(conversation.prompt)
         if stop := _reason_to_stop(night, reserve):
             return stop
@@ -119,34 +123,18 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
 
 
 def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply | None:
-    """The model's reply, on record; none when the service rejects this history for good."""
-    model, ledger = night.turns.model, night.lab.ledger
+    """The model's reply; none when the service rejects this history for good."""
+    model = night.turns.model
     try:
         with night.tracer.start_as_current_span(f"{CALL} {model.name}"):
-            reply = ask(night.lab, model, conversation, reserve)
+            return ask(night.lab, model, conversation, reserve)
     except ModelError as error:
-        if error.history_rejected and len(conversation.messages) > 1:
-            night.turns.notice("history_rejected", error.message)
-            if night.turns.may_start_over():
-                return None
-        raise
-    ledger.append(
-        ModelCalled(
-            conversation=conversation.number,
-            model=reply.model,
-            request_id=reply.request_id,
-            stop_reason=reply.stop_reason,
-            usage=reply.usage,
-            cost_usd=reply.cost_usd,
-            seconds=reply.seconds,
-            request=request_sha(conversation.shas),
-            reply=conversation.store_reply(reply.content),
-        )
-    )
-    if odd := cache_miss(reversed(ledger.entries)):
-        said = reply.cache_diagnosis and f"; the service says: {reply.cache_diagnosis}"
-        night.turns.notice("cache_miss", odd + said)
-    return reply
+        if not error.history_rejected or len(conversation.messages) == 1:
+            raise
+        night.turns.notice("history_rejected", error.message)
+        if not night.turns.may_start_over():
+            raise
+        return None
 
 
 def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation | Ending:
@@ -156,9 +144,11 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
     done = []
     ending: Ending | None = None
     for call in reply.tool_calls:
+        # One reply may hold several trainings, and a limit holds before each of them.
         if ending is None and call.name in TRAINING_TOOLS:
             ending = _reason_to_stop(night, NOTHING)
         if ending is not None:
+            # Answered all the same: no service takes up a conversation with an open call.
             answers.append(tool_result(call.id, "not done: the session is over", is_error=True))
             continue
         result = _do(night, call)
@@ -167,8 +157,8 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
         if result.finished is not None:
             ending = StopReason.FINISHED, result.finished
     circle = night.turns.watch.circle(done, len(night.history.completed))
-    asides = (night.turns.new_guidance(), circle and stuck(circle))
-    conversation.add_user([*answers, *({"type": "text", "text": text} for text in asides if text)])
+    notes = (night.turns.new_guidance(), circle and STUCK.format(circle=circle))
+    conversation.add_user([*answers, *({"type": "text", "text": text} for text in notes if text)])
     if ending is None and circle:
         return night.turns.out_of_the_circle(circle, conversation)
     is_full = _tokens(reply) > night.lab.settings.researcher.max_conversation_tokens
@@ -218,8 +208,8 @@ def _score_on_holdout(night: Night, attempt: Attempt) -> bool:
             score_on_holdout(night.lab, attempt)
         except (SessionOver, SandboxError) as error:
             later = "a resume with hours left does it, and a review measures anew"
-            words = f"attempt {attempt.number} is not scored on holdout: {error.message}; {later}"
-            night.turns.notice(HOLDOUT_MISSING, words)
+            text = f"attempt {attempt.number} is not scored on holdout: {error.message}; {later}"
+            night.turns.notice(HOLDOUT_MISSING, text)
             if isinstance(error, SessionOver):
                 return False
             night.lab.worker.sleep(FAULT_PAUSE_SECONDS * 2**faults)

@@ -154,16 +154,21 @@ class Toolbox:
             raise ToolRefused("not_found", message, 'see select = "recent"') from None
 
     def _suggest(self) -> str:
-        suggestion = self._sampler.suggestion()
-        if suggestion is None:
+        proposal = self._sampler.propose()
+        if proposal is None:
             message = "the files have no knobs left to turn"
             hint = "a knob is a module-level NAME = literal; or change the code instead"
             raise ToolRefused("nothing_to_suggest", message, hint)
         changes = [
-            {"file": c.file, "knob": one_line(c.name, 80), "from": c.old[:80], "to": c.new[:80]}
-            for c in suggestion.changes
+            {
+                "file": move.knob.file,
+                "knob": one_line(move.knob.name, 80),
+                "from": move.old[:80],
+                "to": move.new[:80],
+            }
+            for move in proposal.moves
         ]
-        return to_json({"changes": changes, "reason": suggestion.reason})
+        return to_json({"changes": changes, "reason": proposal.reason})
 
     def _sweep(self, call: Sweep) -> str:
         lab = self._lab
@@ -177,13 +182,12 @@ class Toolbox:
             if self._has_to_stop():
                 ended = "the session has to stop"
                 break
-            turned = self._sampler.turned(tuple(call.knobs))
-            if turned is None:
+            proposal = self._sampler.propose(tuple(call.knobs))
+            if proposal is None:
                 ended = "no point is left to try with these knobs"
                 break
-            files, hypothesis = turned
-            lab.workspace.restore(files)
-            attempts.append(self._attempt(hypothesis, self._sampler.name))
+            lab.workspace.restore(proposal.candidate)
+            attempts.append(self._attempt(proposal.hypothesis, proposal.sampler))
         if not attempts:
             hint = "a knob is a module-level NAME = literal; see suggest for those there are"
             raise ToolRefused("nothing_to_sweep", ended, hint)

@@ -1,4 +1,9 @@
-"""Replies without a tool call, and who speaks next."""
+"""Whose turn it is, in which conversation, after which reply.
+
+A reply may end in many ways, and none of them may end a night by itself: a refusal opens a new
+conversation and then brings a stand-in, a reply that asks for nothing is answered with a reminder,
+and what a crash cut off is answered as far as the ledger knows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from agent.record.events import (
 from agent.researcher.arguments import schemas
 from agent.researcher.base import Model, Reply
 from agent.researcher.conversation import Conversation
-from agent.researcher.prompt import brief, cut_reply, guidance, nudge, system_prompt
+from agent.researcher.prompt import CUT_REPLY, NUDGE, brief, guidance, system_prompt
 from agent.text import one_line
 
 MAX_IDLE_REPLIES = 3
@@ -74,8 +79,9 @@ class Turns:
             conversation.add_user(self._answers_after_a_crash(conversation.orphans()))
         if ending := self._unfinished_ending():
             return ending
+        # A resume that names a researcher overrules who stood in when the session ended.
         names = [model.name for model in self.models]
-        is_chosen = self.lab.ledger.history.is_newly_chosen and conversation.researcher != names[0]
+        is_chosen = self.lab.history.is_newly_chosen and conversation.researcher != names[0]
         if is_chosen or conversation.researcher not in names:
             return self.start("another researcher took over")
         del self.models[: names.index(conversation.researcher)]
@@ -87,7 +93,7 @@ class Turns:
 
     def start(self, reason: str) -> Conversation:
         """A new conversation, from a brief; a sampler starts from the best, not from edits."""
-        best = self.lab.ledger.history.best
+        best = self.lab.history.best
         if self.model.name in SAMPLERS and best is not None:
             self.lab.workspace.restore(self.lab.stored_files(best))
             self.toolbox.files.forget_reads()
@@ -103,7 +109,7 @@ class Turns:
     def acted(self, attempts_before: int) -> None:
         """Take note of a reply that called tools."""
         self.idle_replies = 0
-        if len(self.lab.ledger.history.completed) > attempts_before:
+        if len(self.lab.history.completed) > attempts_before:
             self.refusals = self.rejections = 0
 
     def may_start_over(self) -> bool:
@@ -119,18 +125,22 @@ class Turns:
             case "model_context_window_exceeded":
                 return self.start("the context window was full")
             case "max_tokens":
-                text = cut_reply(self.lab.settings.researcher.max_output_tokens)
+                most = self.lab.settings.researcher.max_output_tokens
+                text = CUT_REPLY.format(tokens=most)
             case _:
                 if reply.content:
                     conversation.add_assistant(reply.content)
-                text = nudge()
+                text = NUDGE
         return self._nudged(reply, conversation, text)
 
     def out_of_the_circle(self, circle: str, conversation: Conversation) -> Conversation | Ending:
-        """A new conversation for a researcher that was told already; then it is enough."""
+        """On with a warning, then in a new conversation; the third circle ends the session."""
         self.notice("stuck", circle)
         if self.watch.warnings > 2:
-            return StopReason.STUCK, f"{circle}, and neither words nor a new conversation helped"
+            return (
+                StopReason.STUCK,
+                f"{circle}, and neither warning nor new conversation helped",
+            )
         if self.watch.warnings > 1:
             return self.start(f"the researcher went in circles: {circle}")
         return conversation
@@ -203,7 +213,7 @@ class Turns:
             else:
                 text, is_error = INTERRUPTED_CALL, True
             answers.append(tool_result(call_id, text, is_error=is_error))
-        return answers or [{"type": "text", "text": nudge()}]
+        return answers or [{"type": "text", "text": NUDGE}]
 
     def _returned_since_the_reply(self) -> Iterator[ToolReturned]:
         """Results younger than the last message: servers may use an id again in later replies."""

@@ -69,8 +69,7 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
     if finished.verdict in FAILURES:
-        room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
-        answer["log_tail"] = _shown_log(attempt, lambda text: _fitting(text, room))
+        answer["log_tail"] = _log_tail(attempt, _room(answer))
     return to_json(answer)
 
 
@@ -97,8 +96,9 @@ def smoke_answer(smoke: Smoke, history: History, left: int, *, repeated: bool) -
         "workspace": "as you left it",
     }
     if not finished.passed:
-        room = MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
-        answer["log_tail"] = _fitting(_log_tail([run.result for run in smoke.runs]), room)
+        answer["log_tail"] = _fitting(
+            _end_of_log([run.result for run in smoke.runs]), _room(answer)
+        )
     return to_json(answer)
 
 
@@ -142,11 +142,16 @@ def history_answer(
     return to_json({**answer, "attempts": rows, "left_out": len(selected) - len(rows)})
 
 
-def _shown_log(attempt: Attempt, show: Callable[[str], str]) -> str:
-    """The end of the log that tells the most, as `show` makes it, or why it is not shown."""
+def _room(answer: dict[str, Any]) -> int:
+    """How many bytes are left for a log in an answer without one."""
+    return MAX_RUN_BYTES - len(to_json({**answer, "log_tail": ""}).encode())
+
+
+def _log_tail(attempt: Attempt, room_bytes: int) -> str:
+    """As much as fits of the end of the log that tells the most, or why it is not shown."""
     if _is_log_kept_back(attempt):
         return LOG_KEPT_BACK
-    return show(_log_tail([run.result for run in attempt.telling_runs]))
+    return _fitting(_end_of_log([run.result for run in attempt.telling_runs]), room_bytes)
 
 
 def _is_log_kept_back(attempt: Attempt) -> bool:
@@ -166,7 +171,7 @@ def _is_log_kept_back(attempt: Attempt) -> bool:
     return any(asked) or not asked
 
 
-def _log_tail(runs: list[RunResult]) -> str:
+def _end_of_log(runs: list[RunResult]) -> str:
     """The end of the log of the run that ended worst: the last bad one, or the last training."""
     bad = [run for run in runs if run.outcome is not Outcome.OK]
     training = [run for run in runs if run.box == "train"]
@@ -197,11 +202,6 @@ def _fitting(text: str, room_bytes: int) -> str:
 
 def _bytes_in_json(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2
-
-
-def _last_characters(text: str) -> str:
-    """As much of the text's end, fenced, as a log may take; nothing of an empty one."""
-    return _fenced_end(text, min(len(text), LOG_CHARACTERS)) if text else ""
 
 
 def _fenced_end(text: str, characters: int) -> str:
@@ -267,7 +267,7 @@ def _details(
         "against": attempt.started.parent,
         "runs": _runs(attempt),
         "diff": fenced(diff_text, DIFF_CHARACTERS) if diff_text else "",
-        "log_tail": _shown_log(attempt, _last_characters),
+        "log_tail": _log_tail(attempt, MAX_HISTORY_BYTES),
     }
 
 

@@ -84,28 +84,18 @@ class ModelError(NightlabError):
         self.history_rejected = history_rejected
 
 
+@dataclass(eq=False)
 class CallFailed(Exception):
-    """One call brought no reply.
+    """One call brought no reply."""
 
-    Args:
-        error: what happened, on one bounded line without secrets.
-        final: what to raise when nobody asks again; Ctrl-C stays Ctrl-C.
-        lost: what has to be paid all the same, if anything.
-        retry_after_seconds: the least to wait before asking again; None when that does not help.
-    """
-
-    def __init__(
-        self,
-        error: str,
-        final: BaseException,
-        lost: LostCall | None,
-        retry_after_seconds: float | None,
-    ) -> None:
-        super().__init__(error)
-        self.error = error
-        self.final = final
-        self.lost = lost
-        self.retry_after_seconds = retry_after_seconds
+    error: str
+    """What happened, on one bounded line without secrets."""
+    final: BaseException
+    """What to raise when nobody asks again; Ctrl-C stays Ctrl-C."""
+    lost: LostCall | None
+    """What has to be paid all the same, if anything."""
+    retry_after_seconds: float | None
+    """The least to wait before asking again; None when that does not help."""
 
 
 class Model(Protocol):

@@ -3,7 +3,7 @@
 Everything is rendered from the record. The system prompt is the same bytes for a whole session:
 the service's cache depends on it. The brief opens every conversation and holds all that the next
 attempt needs, so that an old conversation can be left behind without loss. What a model or a run
-wrote stands in fences and has an end; only the person's own words count as instructions.
+wrote stands in fences and has an end; only what the person wrote counts as an instruction.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def brief(
         settings: in force.
         history: what happened so far.
         get_blob: content of a blob of the ledger.
-        guidance: the person's words of tonight; empty for none.
+        guidance: what the person wrote for tonight; empty for none.
         hours_left: until the session's time is over.
     """
     sections = [
@@ -140,26 +140,11 @@ def brief(
     return "\n\n".join(f"# {title}\n{body}" for title, body in sections if body) + "\n"
 
 
-def nudge() -> str:
-    """For a reply that called no tool."""
-    return NUDGE
-
-
-def cut_reply(max_output_tokens: int) -> str:
-    """For a reply that reached its token limit."""
-    return CUT_REPLY.format(tokens=max_output_tokens)
-
-
-def stuck(circle: str) -> str:
-    """For a researcher that repeats itself; `circle` says how."""
-    return STUCK.format(circle=circle)
-
-
-def guidance(words: str) -> str:
-    """Tells the model in the middle of a conversation that the person's guidance changed."""
-    if not words.strip():
+def guidance(text: str) -> str:
+    """For the middle of a conversation, when the person's guidance has changed."""
+    if not text.strip():
         return NO_GUIDANCE
-    return GUIDANCE.format(fence=fenced(words.strip(), GUIDANCE_CHARACTERS))
+    return GUIDANCE.format(fence=fenced(text.strip(), GUIDANCE_CHARACTERS))
 
 
 def _goal(settings: Settings) -> str:
@@ -288,8 +273,8 @@ def _failures(history: History) -> str:
     return _table(rows)
 
 
-def _guidance(words: str) -> str:
-    if not words.strip():
+def _guidance(text: str) -> str:
+    if not text.strip():
         return ""
-    fence = fenced(words.strip(), GUIDANCE_CHARACTERS)
+    fence = fenced(text.strip(), GUIDANCE_CHARACTERS)
     return f"Written by the person for this session; follow it within the rules:\n{fence}"

@@ -33,13 +33,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from agent.attempt.lab import Lab, hashes_of
 from agent.candidate.knobs import (
-    Change,
     Choices,
     Domain,
     Knob,
     KnobValue,
     Span,
-    Suggestion,
     current_literal,
     find_knobs,
     literal,
@@ -88,7 +86,7 @@ HYPOTHESIS_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
-class Trial:
+class Observation:
     """What one attempt teaches: where it was, and what came of it."""
 
     point: Point
@@ -98,11 +96,51 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """The next point: what changes, against which files, and why."""
+class Move:
+    """One knob's literal before and after, as they stand in the file."""
 
-    changes: tuple[tuple[Knob, KnobValue], ...]
+    knob: Knob
+    value: KnobValue
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next point: what moves, in which files, and why."""
+
+    sampler: str
+    files: Files
+    """Before anything moves."""
+    moves: tuple[Move, ...]
     reason: str
+
+    @property
+    def hypothesis(self) -> str:
+        """What changes, as the record and the person read it."""
+        moves = ", ".join(f"{move.knob.name} {move.old} -> {move.new}" for move in self.moves)
+        return one_line(f"{self.sampler}: {moves}", HYPOTHESIS_CHARACTERS)
+
+    @property
+    def candidate(self) -> Files:
+        """The files at the point."""
+        return self._after(len(self.moves))
+
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """Arguments of `edit` that make the candidate, each for what the one before left."""
+        edits = []
+        for number, move in enumerate(self.moves):
+            path = move.knob.file
+            lines = replacement(self._after(number)[path], move.knob, move.value)
+            edits.append({"file_path": path, "old_string": lines.old, "new_string": lines.new})
+        return edits
+
+    def _after(self, moves: int) -> Files:
+        files = dict(self.files)
+        for move in self.moves[:moves]:
+            files[move.knob.file] = turn(files[move.knob.file], move.knob, move.value)
+        return files
 
 
 class TpeModel:
@@ -144,56 +182,42 @@ class TpeModel:
             message = f"the tools refused {replies} candidates in a row"
             hint = "read the last tool results with nightlab review"
             raise ModelError(StopReason.AGENT_IDLE, message, hint)
-        files = self._lab.workspace.editable_files()
-        proposal = self._propose(files, draw=replies)
+        proposal = self.propose(draw=replies)
         if proposal is None:
             message = "every knob that the files have was tried"
             hint = "give the knobs wider ranges, or go on with --researcher claude"
             raise ModelError(StopReason.EXHAUSTED, message, hint)
-        return _as_reply(proposal, files, self.name, attempt, first=len(earlier))
+        return _as_reply(proposal, attempt, first=len(earlier))
 
-    def suggestion(self) -> Suggestion | None:
-        """The next point in words for the `suggest` tool; none when no knob is left."""
-        files = self._lab.workspace.editable_files()
-        proposal = self._propose(files, draw=0)
-        if proposal is None:
-            return None
-        return Suggestion(tuple(_changes(proposal, files)), proposal.reason)
-
-    def turned(self, names: tuple[str, ...]) -> tuple[Files, str] | None:
-        """The files at the next point, and a hypothesis; none when no point is left.
+    def propose(self, names: tuple[str, ...] = (), *, draw: int = 0) -> Proposal | None:
+        """The next point; none when no knob is left, or every point nearby was tried.
 
         Args:
-            names: of the knobs that may turn; empty for all.
+            names: of the knobs that may move; empty for all.
+            draw: how many proposals for this attempt were refused.
         """
-        files = self._lab.workspace.editable_files()
-        proposal = self._propose(files, draw=0, names=names)
-        if proposal is None:
-            return None
-        return _turned(files, proposal.changes), _hypothesis(self.name, proposal, files)
-
-    def _propose(self, files: Files, draw: int, names: tuple[str, ...] = ()) -> Proposal | None:
-        history = self._lab.history
+        history, files = self._lab.history, self._lab.workspace.editable_files()
         knobs = [k for k in self._search_space(history, files) if not names or k.name in names]
         here = _point(knobs, self._knobs_of(files))
-        trials = self._trials(history, knobs)
-        base = self._promising(trials, here)
+        seen = self._observations(history, knobs)
+        base = self._promising(seen, here)
         judged = [attempt for attempt in history.attempts if attempt.is_judged]
-        tried = [self._shas_of(attempt, files) for attempt in judged]
-        random_source = random.Random(f"{self._lab.seeds[0]} {len(judged)} {draw}")
+        tried = [{path: a.started.files.get(path) for path in files} for a in judged]
+        # The same record gives the same proposal: an attempt that a crash cut off comes again.
+        chance = random.Random(f"{self._lab.seeds[0]} {len(judged)} {draw}")
         measured = sum(attempt.is_judged for attempt in history.completed)
-        study = _study(knobs, trials, self._direction)
+        study = _study(knobs, seen, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":
-                point, reason = _anywhere(knobs, random_source), "drawn evenly from the ranges"
-            elif measured < STARTUP_ATTEMPTS or len(trials) < 2:
-                point, reason = _step(knobs, base, random_source), "a step away from the best"
+                point, reason = _anywhere(knobs, chance), "drawn evenly from the ranges"
+            elif measured < STARTUP_ATTEMPTS or len(seen) < 2:
+                point, reason = _step(knobs, base, chance), "a step away from the best"
             else:
-                point = self._sampled(knobs, base, study, random_source)
-                reason = f"the sampler's choice after {len(trials)} trials, near the best"
-            changes = _moved(knobs, here, point)
-            if changes and hashes_of(_turned(files, changes)) not in tried:
-                return Proposal(changes, reason)
+                point = _sampled(knobs, base, study, chance)
+                reason = f"the sampler's choice after {len(seen)} trials, near the best"
+            proposal = Proposal(self.name, files, _moves(knobs, here, point, files), reason)
+            if proposal.moves and hashes_of(proposal.candidate) not in tried:
+                return proposal
         return None
 
     def _search_space(self, history: History, files: Files) -> list[Knob]:
@@ -225,7 +249,7 @@ class TpeModel:
             self._found[path, sha] = find_knobs(path, source)
         return self._found[path, sha]
 
-    def _trials(self, history: History, knobs: list[Knob]) -> list[Trial]:
+    def _observations(self, history: History, knobs: list[Knob]) -> list[Observation]:
         """Every attempt that says something about the knobs, the baseline first."""
         judged = [
             (a, a.finished)
@@ -238,7 +262,7 @@ class TpeModel:
         bad = _worse_than_all(measured, self._direction)
         valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
         return [
-            Trial(
+            Observation(
                 point=_point(knobs, self._knobs_at(attempt)),
                 value=value,
                 early_stop=attempt.finished.early_stop if attempt.finished else None,
@@ -246,29 +270,12 @@ class TpeModel:
             for attempt, value in _most_telling(valued, self._direction)
         ]
 
-    def _shas_of(self, attempt: Attempt, files: Files) -> dict[str, str | None]:
-        return {path: attempt.started.files.get(path) for path in files}
-
-    def _promising(self, trials: list[Trial], here: Point) -> Point:
+    def _promising(self, seen: list[Observation], here: Point) -> Point:
         """The point with the best measured value, proven or not; the files' own without one."""
-        if not trials:
+        if not seen:
             return here
         choose = min if self._direction == "minimize" else max
-        return here | choose(trials, key=lambda trial: trial.value).point
-
-    def _sampled(
-        self,
-        knobs: list[Knob],
-        base: Point,
-        study: optuna.Study,
-        random_source: random.Random,
-    ) -> Point:
-        """A few knobs of the sampler's point, the others as they are."""
-        point = _ask(knobs, study, random_source.randrange(2**31))
-        different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
-        size = min(len(different), random_source.randint(1, MAX_STEP_KNOBS))
-        taken = set(random_source.sample(different, size))
-        return {key: point[key] if key in taken else base[key] for key in base}
+        return here | choose(seen, key=lambda observation: observation.value).point
 
 
 def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
@@ -369,19 +376,19 @@ def _most_telling(
     return [*best, *valued[newest:]]
 
 
-def _study(knobs: list[Knob], trials: list[Trial], direction: Direction) -> optuna.Study:
+def _study(knobs: list[Knob], seen: list[Observation], direction: Direction) -> optuna.Study:
     """What the sampler learns from."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=direction)
     space = {knob.key: _distribution(knob.domain) for knob in knobs}
-    for trial in trials:
+    for trial in seen:
         distributions = {key: space[key] for key in trial.point}
         study.add_trial(_as_optuna_s(trial, distributions, direction))
     return study
 
 
 def _as_optuna_s(
-    trial: Trial, distributions: dict[str, BaseDistribution], direction: Direction
+    trial: Observation, distributions: dict[str, BaseDistribution], direction: Direction
 ) -> FrozenTrial:
     stop = trial.early_stop
     if stop is None:
@@ -403,90 +410,85 @@ def _ask(knobs: list[Knob], study: optuna.Study, seed: int) -> Point:
     return {key: point[key] for key in space}
 
 
+def _sampled(knobs: list[Knob], base: Point, study: optuna.Study, chance: random.Random) -> Point:
+    """A few knobs of the sampler's point, the others as they are."""
+    point = _ask(knobs, study, chance.randrange(2**31))
+    different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
+    size = min(len(different), chance.randint(1, MAX_STEP_KNOBS))
+    taken = set(chance.sample(different, size))
+    return {key: point[key] if key in taken else base[key] for key in base}
+
+
 def _worse_than_all(measured: list[float], direction: Direction) -> float:
     spread = max(measured) - min(measured)
     margin = max(spread / 4, abs(measured[0]) / 100)
     return max(measured) + margin if direction == "minimize" else min(measured) - margin
 
 
-def _step(knobs: list[Knob], here: Point, random_source: random.Random) -> Point:
+def _step(knobs: list[Knob], here: Point, chance: random.Random) -> Point:
     """One to four knobs moved a step, the others as they are."""
-    size = min(len(knobs), random_source.randint(1, MAX_STEP_KNOBS))
+    size = min(len(knobs), chance.randint(1, MAX_STEP_KNOBS))
     moved = {
-        knob.key: _nearby(knob.domain, here[knob.key], random_source)
-        for knob in random_source.sample(knobs, size)
+        knob.key: _nearby(knob.domain, here[knob.key], chance)
+        for knob in chance.sample(knobs, size)
     }
     return {**here, **moved}
 
 
-def _anywhere(knobs: list[Knob], random_source: random.Random) -> Point:
+def _anywhere(knobs: list[Knob], chance: random.Random) -> Point:
     """Every knob drawn evenly from its range."""
-    return {knob.key: _even(knob.domain, random_source) for knob in knobs}
+    return {knob.key: _even(knob.domain, chance) for knob in knobs}
 
 
-def _even(domain: Domain, random_source: random.Random) -> Parameter:
+def _even(domain: Domain, chance: random.Random) -> Parameter:
     if isinstance(domain, Choices):
-        index = random_source.randrange(len(domain.values))
+        index = chance.randrange(len(domain.values))
         return index if domain.ordered else domain.values[index]
-    scale: Callable[[float], float] = math.log if domain.log else float
-    drawn = random_source.uniform(scale(domain.low), scale(domain.high))
-    inside = min(max(math.exp(drawn) if domain.log else drawn, domain.low), domain.high)
-    return round(inside) if domain.whole else inside
+    scale = _scale(domain)
+    return _unscaled(domain, chance.uniform(scale(domain.low), scale(domain.high)))
 
 
-def _nearby(domain: Domain, parameter: Parameter, random_source: random.Random) -> Parameter:
+def _nearby(domain: Domain, parameter: Parameter, chance: random.Random) -> Parameter:
     if isinstance(domain, Choices):
         if not domain.ordered:
-            return random_source.choice([v for v in domain.values if v != parameter])
+            return chance.choice([v for v in domain.values if v != parameter])
         index, last = int(parameter), len(domain.values) - 1
-        return random_source.choice([i for i in (index - 1, index + 1) if 0 <= i <= last])
-    return _nearby_number(domain, float(parameter), random_source)
+        return chance.choice([i for i in (index - 1, index + 1) if 0 <= i <= last])
+    return _nearby_number(domain, float(parameter), chance)
 
 
-def _nearby_number(span: Span, number: float, random_source: random.Random) -> Parameter:
-    scale: Callable[[float], float] = math.log if span.log else float
-    low, high = scale(span.low), scale(span.high)
-    moved = scale(number) + random_source.gauss(0, STEP) * (high - low)
-    inside = min(max(moved, low), high)
-    result = min(max(math.exp(inside) if span.log else inside, span.low), span.high)
-    return round(result) if span.whole else result
+def _nearby_number(span: Span, number: float, chance: random.Random) -> Parameter:
+    scale = _scale(span)
+    width = scale(span.high) - scale(span.low)
+    return _unscaled(span, scale(number) + chance.gauss(0, STEP) * width)
 
 
-def _moved(knobs: list[Knob], here: Point, point: Point) -> tuple[tuple[Knob, KnobValue], ...]:
-    changes = []
+def _scale(span: Span) -> Callable[[float], float]:
+    return math.log if span.log else float
+
+
+def _unscaled(span: Span, scaled: float) -> Parameter:
+    inside = min(max(math.exp(scaled) if span.log else scaled, span.low), span.high)
+    return round(inside) if span.whole else inside
+
+
+def _moves(knobs: list[Knob], here: Point, point: Point, files: Files) -> tuple[Move, ...]:
+    moves = []
     for knob in knobs:
         if point[knob.key] != here[knob.key]:
             value = _value(knob.domain, point[knob.key])
             if literal(value) != literal(knob.value):
-                changes.append((knob, value))
-    return tuple(changes)
+                old = current_literal(files[knob.file], knob)
+                moves.append(Move(knob, value, old, literal(value)))
+    return tuple(moves)
 
 
-def _turned(files: Files, changes: tuple[tuple[Knob, KnobValue], ...]) -> Files:
-    turned = dict(files)
-    for knob, value in changes:
-        turned[knob.file] = turn(turned[knob.file], knob, value)
-    return turned
-
-
-def _changes(proposal: Proposal, files: Files) -> list[Change]:
-    return [
-        Change(knob.file, knob.name, current_literal(files[knob.file], knob), literal(value))
-        for knob, value in proposal.changes
-    ]
-
-
-def _hypothesis(name: str, proposal: Proposal, files: Files) -> str:
-    changes = _changes(proposal, files)
-    moves = ", ".join(f"{change.name} {change.old} -> {change.new}" for change in changes)
-    return one_line(f"{name}: {moves}", HYPOTHESIS_CHARACTERS)
-
-
-def _as_reply(proposal: Proposal, files: Files, name: str, attempt: int, first: int) -> Reply:
-    hypothesis = _hypothesis(name, proposal, files)
-    inputs = [*_edits(proposal, files), ("run", {"hypothesis": hypothesis})]
+def _as_reply(proposal: Proposal, attempt: int, first: int) -> Reply:
+    """The calls that make and run a proposal; `first` is the number of the first of them."""
+    hypothesis = proposal.hypothesis
+    inputs = [*(("edit", edit) for edit in proposal.edits), ("run", {"hypothesis": hypothesis})]
     calls = [
-        ToolCall(f"{name}-{attempt}-{number}", tool, arguments)
+        ToolCall(f"{proposal.sampler}-{attempt}-{number}", tool, arguments)
         for number, (tool, arguments) in enumerate(inputs, start=first)
     ]
     text = {"type": "text", "text": f"{hypothesis} ({proposal.reason})"}
@@ -498,21 +500,9 @@ def _as_reply(proposal: Proposal, files: Files, name: str, attempt: int, first: 
         content=[text, *blocks],
         tool_calls=calls,
         stop_reason="tool_use",
-        model=name,
+        model=proposal.sampler,
         usage=Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0),
         cost_usd=0.0,
         request_id=None,
         seconds=0.0,
     )
-
-
-def _edits(proposal: Proposal, files: Files) -> list[tuple[str, dict[str, Any]]]:
-    """One edit for each knob; every one is made against the file that the one before left."""
-    edits = []
-    turned = dict(files)
-    for knob, value in proposal.changes:
-        lines = replacement(turned[knob.file], knob, value)
-        arguments = {"file_path": knob.file, "old_string": lines.old, "new_string": lines.new}
-        edits.append(("edit", arguments))
-        turned[knob.file] = turn(turned[knob.file], knob, value)
-    return edits

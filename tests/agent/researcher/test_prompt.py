@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from agent.program import parse_program
 from agent.record.history import History
 from agent.researcher.prompt import (
+    CUT_REPLY,
     FILES_CHARACTERS,
     GUIDANCE_CHARACTERS,
+    NUDGE,
     SHOWN_ATTEMPTS,
     brief,
-    cut_reply,
     guidance,
-    nudge,
     system_prompt,
 )
 from agent.settings import Settings
@@ -186,12 +186,12 @@ def test_withdrawn_guidance_is_told_too() -> None:
 
 
 def test_a_cut_reply_is_told_its_limit() -> None:
-    assert "32000 tokens" in cut_reply(32_000)
+    assert "32000 tokens" in CUT_REPLY.format(tokens=32_000)
 
 
 def test_a_nudge_names_the_tools_that_move_the_night_on() -> None:
-    assert "`run`" in nudge()
-    assert "`finish`" in nudge()
+    assert "`run`" in NUDGE
+    assert "`finish`" in NUDGE
 
 
 def test_braces_in_a_program_are_words() -> None:

@@ -297,7 +297,7 @@ def test_failures_count_as_worse_than_everything_measured() -> None:
     study.record(TRAIN.replace(b"DEPTH = 4", b"DEPTH = 3"), Verdict.DISCARDED, 2.9)
     model = study.model()
     history = study.night.history
-    values = [trial.value for trial in model._trials(history, find_knobs("train.py", TRAIN))]
+    values = [trial.value for trial in model._observations(history, find_knobs("train.py", TRAIN))]
 
     assert 3 == len(values)
     assert max(values) == values[1] > 2.9
@@ -321,7 +321,7 @@ def test_a_stopped_attempt_is_a_pruned_trial_with_the_loss_that_it_had(
     study.record(stopped, Verdict.DISCARDED, None, reason="stopped_early", early_stop=stop)
     knobs = find_knobs("train.py", TRAIN)
 
-    trials = study.model()._trials(study.night.history, knobs)
+    trials = study.model()._observations(study.night.history, knobs)
     last = _study(knobs, trials, direction).trials[-1]
 
     assert (TrialState.PRUNED, {55: sign * 4.1}) == (last.state, last.intermediate_values)
@@ -335,7 +335,7 @@ def test_files_without_knobs_end_the_search() -> None:
         ask(study.model())
 
     assert StopReason.EXHAUSTED is caught.value.reason
-    assert study.model().suggestion() is None
+    assert study.model().propose() is None
 
 
 def test_attempts_whose_knobs_are_gone_do_not_disturb() -> None:
@@ -363,7 +363,7 @@ def test_interrupted_attempts_teach_nothing() -> None:
     study.night.add(AttemptInterrupted(is_box_lost=False, attempt=1, reason="killed"))
 
     assert ["tpe-2-0"] == [call.id for call in ask(study.model()).tool_calls][:1]
-    assert 1 == len(study.model()._trials(study.night.history, find_knobs("train.py", TRAIN)))
+    assert 1 == len(study.model()._observations(study.night.history, find_knobs("train.py", TRAIN)))
 
 
 def test_a_point_that_was_disturbed_was_never_judged_and_is_proposed_again() -> None:
@@ -392,12 +392,12 @@ def test_three_refused_candidates_for_one_attempt_end_the_session() -> None:
 
 def test_a_suggestion_is_the_next_point_with_its_reason() -> None:
     study = Study(0)
-    suggestion = study.model().suggestion()
+    suggestion = study.model().propose()
     assert suggestion is not None
 
     hypothesis = ask(study.model()).tool_calls[-1].input["hypothesis"]
-    told = ", ".join(f"{c.name} {c.old} -> {c.new}" for c in suggestion.changes)
-    assert f"tpe: {told}" == hypothesis
+    moves = ", ".join(f"{m.knob.name} {m.old} -> {m.new}" for m in suggestion.moves)
+    assert f"tpe: {moves}" == hypothesis
     assert "step away from the best" in suggestion.reason
 
 
