@@ -55,6 +55,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
         except NightlabError as error:
             _fail(error.message, error.hint, WRONG_SETTINGS)
         except OSError as error:
+            # A read-only place is about that path, not about room: it is named below.
             if error.errno in DISK_REFUSES and error.errno != errno.EROFS:
                 _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
             path = error.filename

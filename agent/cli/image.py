@@ -41,8 +41,8 @@ def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False)
     out.print()
     built_table = Table("image", "profile", "torch", "python", "base", box=None, pad_edge=False)
     for image in images:
-        words = (image.reference, image.profile, image.torch, image.python, _base(image))
-        built_table.add_row(*words)
+        row = (image.reference, image.profile, image.torch, image.python, _base(image))
+        built_table.add_row(*row)
     out.print(built_table if images else "no image was built yet: nightlab setup")
 
 
@@ -68,8 +68,8 @@ def show(
         "built for": image.torch_build,
         "content": image.content_key,
     }
-    for name, words in rows.items():
-        say(f"{name:<9} {words}")
+    for name, text in rows.items():
+        say(f"{name:<9} {text}")
 
 
 def _base(image: ImageRecord) -> str:

@@ -74,8 +74,8 @@ def operational_log(
 
 def _show(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> Any:
     """One short line for a person: the time of day, the event, its facts."""
-    told = (f"{n}={fact}" for n, fact in facts.items() if n not in ("event", "at", "level"))
-    warn(" ".join([facts["at"][11:19], facts["event"], *told]), "dim")
+    named = (f"{n}={fact}" for n, fact in facts.items() if n not in ("event", "at", "level"))
+    warn(" ".join([facts["at"][11:19], facts["event"], *named]), "dim")
     return facts
 
 

@@ -293,7 +293,7 @@ def _recorded_lab(
         runtime = recorded_runtime(
             session, settings, directory, state_dir=state_dir, environ=os.environ
         )
-        sweep_now()
+        sweep_now()  # what a dead session left may hold the GPU that this one needs
         with open_observer(settings, ledger, as_json=as_json) as observer:
             yield open_lab(ledger, settings, runtime, observer)
 

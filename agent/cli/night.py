@@ -221,11 +221,11 @@ def _work(
 
     _show_beginning(lab.session, researcher, as_json=as_json)
     try:
-        keep_head(ledger, anchor)
+        keep_head(ledger, anchor)  # a tail can be cut off before the first attempt, too
         with open_models(lab, researcher, os.environ, on_warning=warn) as models:
             ended = run_session(assemble(lab, program, models), refresh)
     except KeyboardInterrupt:
-        _refresh_report(lab, report)
+        _refresh_report(lab, report)  # no tracker: whoever stops a night wants it to stop
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()

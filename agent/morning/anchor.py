@@ -119,11 +119,11 @@ def cut_or_rewritten(heads: Sequence[Head], entries: Sequence[Entry], where: str
         where: they were kept, for the sentence.
     """
     for head in heads:
-        told = f"{where} has event {head.seq} of {one_line(head.at, 40)}"
+        known = f"{where} has event {head.seq} of {one_line(head.at, 40)}"
         if head.seq >= len(entries):
-            yield f"{told}; the ledger ends at event {len(entries) - 1}: its tail was cut off"
+            yield f"{known}; the ledger ends at event {len(entries) - 1}: its tail was cut off"
         elif entries[head.seq].hash != head.head:
-            yield f"{told} with another hash: the ledger was written anew from there or before"
+            yield f"{known} with another hash: the ledger was written anew from there or before"
 
 
 def compare_heads(
@@ -178,6 +178,7 @@ def _head(line: bytes) -> Head | None:
 def _append_durably(path: Path, head: Head) -> None:
     """Append one line and sync it; a line that a crash tore is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A FIFO without a reader must not hold up a night, nor a link lead into another file.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o600)
     try:

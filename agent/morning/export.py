@@ -36,6 +36,7 @@ HARMLESS = (
     *("-c", "commit.gpgSign=false"),
 )
 """Whatever a repository's configuration says, git runs no program of its choice here."""
+# Set in the person's shell, or by a hook that we are called from, they lead to another repository.
 _POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
 Files = dict[str, bytes]
@@ -196,6 +197,7 @@ def _make_branch(
     commit = git(
         "commit-tree", tree, "-p", head, stdin=message.encode(), **_signature(person)
     ).decode().strip()  # fmt: skip
+    # Against zeros: only if there is no such branch, whoever makes one in the same moment.
     git("update-ref", "-m", "nightlab approve", f"refs/heads/{name}", commit, "0" * len(commit))
     return commit
 
@@ -315,6 +317,7 @@ def _stage(git: Git, path: str, content: bytes | None, mode: str, index: str) ->
     if content is None:
         entry = f"0 {'0' * 40}\t{path}"
     else:
+        # A filter is a program of the repository's choice.
         blob = git("hash-object", "-w", "--no-filters", "--stdin", stdin=content).decode().strip()
         entry = f"{mode} {blob}\t{path}"
     git("update-index", "-z", "--index-info", stdin=f"{entry}\0".encode(), GIT_INDEX_FILE=index)

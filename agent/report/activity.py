@@ -153,7 +153,7 @@ def _running(entries: Sequence[Entry]) -> tuple[RunStarted, str] | None:
     for entry in reversed(entries):
         event = entry.event
         if isinstance(event, AttemptStarted):
-            return None
+            return None  # nothing of an attempt before this one can still run
         if isinstance(event, RunFinished):
             over.add(event.result.run_id)
         elif isinstance(event, RunStarted) and event.run_id not in over:

@@ -98,7 +98,7 @@ def _mean(mean: float, values: Sequence[float]) -> str:
 
 
 def _curves(attempt: Attempt, get_blob: GetBlob) -> Iterator[Curve]:
-    """What the attempt's trainings said of their loss; a lost or damaged curve is left out."""
+    """What the attempt's trainings reported of their loss; a lost or damaged curve is left out."""
     for run in attempt.runs:
         if run.curve is not None:
             with suppress(LedgerError, ValueError):

@@ -60,7 +60,7 @@ class NightConsole:
         """Show a fresh bar for the run."""
         self._notes.begin(box, seed)
         if not self._out.is_terminal:
-            return
+            return  # in a log file every step of a bar would be a line
         self._stop_bar()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -129,6 +129,7 @@ class NightConsole:
         return " · ".join(pieces)
 
     def _stop_bar(self) -> None:
+        """Before anything is printed: a bar that is drawn anew would overwrite it."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None

@@ -134,6 +134,7 @@ class _Answer(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.FORBIDDEN)
         parts = urlsplit(self.path)
         token, _, name = parts.path.lstrip("/").partition("/")
+        # In constant time: how long an answer takes must not tell how much of a guess was right.
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             return self._answer(HTTPStatus.NOT_FOUND)
         if name == "":

@@ -180,6 +180,7 @@ def noise_of(history: History) -> float | None:
 def saved_seconds(history: History) -> float:
     """How much training early stops saved: what whole trainings take, less what they took."""
     trainings = [r.result for a in history.attempts for r in a.runs if r.result.box == "train"]
+    # By their median: one training beside a backup must not say what all the others saved.
     whole = [run.wall_seconds for run in trainings if run.outcome is Outcome.OK]
     stopped = [run.wall_seconds for run in trainings if run.outcome is Outcome.STOPPED]
     return sum(max(0.0, median(whole) - seconds) for seconds in stopped) if whole else 0.0

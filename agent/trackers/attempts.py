@@ -112,6 +112,7 @@ def _tracked(
     assert attempt.finished is not None
     started_at = datetime.fromisoformat(attempt.started_at)
     return TrackedRun(
+        # Two sessions of one name may be tracked in one place: the hash tells them apart.
         group=f"{_UNUSUAL.sub('_', session.session)[:60]}-{session_hash[:8]}",
         session_hash=session_hash,
         attempt=attempt.number,

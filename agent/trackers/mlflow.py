@@ -18,7 +18,7 @@ from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedRun
 STORE_NAME = "mlflow.db"
 KEY, FINGERPRINT = "nightlab.key", "nightlab.fingerprint"
 
-_MOST_METRICS_AT_A_TIME = 1000
+_MOST_METRICS_AT_A_TIME = 1000  # MLflow refuses more in one call
 
 
 class MlflowStore:
