@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from functools import partial
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from agent.attempt.lab import hashes_of
 from agent.candidate.workspace import Workspace
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
+    VERSION,
     BaseImageOption,
     JsonOption,
     ProgramOption,
@@ -73,7 +73,7 @@ def calibrate_(
         settings=settings,
         source=source,
         runtime=runtime,
-        version=distribution_version("nightlab"),
+        version=VERSION,
         watched=partial(open_observer, as_json=as_json),
         say=show,
     )

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from agent.attempt.lab import Lab
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
     SERVICE_FAILED,
+    VERSION,
     JsonOption,
     RunsOption,
     SessionArgument,
@@ -32,12 +32,12 @@ from agent.cli.shared import (
     print_event,
     print_line,
     progress,
+    runtime_on_record,
     say,
     session_directory,
     sweep_now,
     warn,
 )
-from agent.machine.runtime import recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
@@ -56,7 +56,6 @@ from agent.report.report import write_report
 from agent.report.summary import summary
 from agent.text import for_terminal
 from sandbox.contract.errors import UsageError
-from sandbox.machine import state_directory
 
 MAX_DIFF_CHARACTERS = 12_000
 
@@ -158,8 +157,7 @@ def review(
         return
     try:
         with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
-            version = distribution_version("nightlab")
-            table = check_by_daylight(lab, repeats, version, progress(as_json=as_json))
+            table = check_by_daylight(lab, repeats, VERSION, progress(as_json=as_json))
             keep_head(lab.ledger, anchor_of(directory, lab.settings))
             write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
     except KeyboardInterrupt:
@@ -287,12 +285,8 @@ def _recorded_lab(
         Ledger.open(directory) as ledger,
         operational_log(directory, command, os.environ, is_verbose=is_verbose),
     ):
-        session, settings = ledger.history.session, settings_in(ledger.entries)
-        assert session is not None
-        state_dir = state_directory(os.environ)
-        runtime = recorded_runtime(
-            session, settings, directory, state_dir=state_dir, environ=os.environ
-        )
+        settings = settings_in(ledger.entries)
+        runtime = runtime_on_record(ledger, settings)
         sweep_now()  # what a dead session left may hold the GPU that this one needs
         with open_observer(settings, ledger, as_json=as_json) as observer:
             yield open_lab(ledger, settings, runtime, observer)

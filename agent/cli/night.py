@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from datetime import datetime
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from agent.cli.logs import operational_log
 from agent.cli.shared import (
     DEFAULT_PROGRAM,
     SERVICE_FAILED,
+    VERSION,
     AttemptsOption,
     BaseImageOption,
     GpusOption,
@@ -36,12 +36,13 @@ from agent.cli.shared import (
     open_observer,
     out,
     print_event,
+    runtime_on_record,
     say,
     session_directory,
     sweep_now,
     warn,
 )
-from agent.machine.runtime import find_runtime, recorded_runtime
+from agent.machine.runtime import find_runtime
 from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
@@ -117,7 +118,7 @@ def run(
         own_workspace(settings, program.parent),
         runtime,
         researcher=name,
-        version=distribution_version("nightlab"),
+        version=VERSION,
         seed=secrets.randbits(31) if seed is None else seed,
     )
     with (
@@ -151,8 +152,6 @@ def resume(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
-        begun = ledger.history.session
-        assert begun is not None
         name = ledger.history.researcher
         if researcher is None:
             _require_credentials(name, settings)
@@ -162,15 +161,11 @@ def resume(
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
         ):
-            state_dir = state_directory(os.environ)
-            runtime = recorded_runtime(
-                begun, settings, directory, state_dir=state_dir, environ=os.environ
-            )
-            removed = sweep_now()
+            runtime, removed = runtime_on_record(ledger, settings), sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
             recover(
                 lab,
-                version=distribution_version("nightlab"),
+                version=VERSION,
                 removed_containers=removed,
                 researcher=None if researcher is None else name,
                 engine=runtime.engine,
@@ -178,28 +173,19 @@ def resume(
             _work(lab, content, name, export, as_json=as_json)
 
 
-def stop(
-    session: SessionArgument,
-    runs: RunsOption = Path("runs"),
-) -> None:
+def stop(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
     """Let a session finish its present attempt, then end."""
     ask_to_stop(_running_session(runs, session))
     out.print(f"{session} ends after its present attempt")
 
 
-def pause(
-    session: SessionArgument,
-    runs: RunsOption = Path("runs"),
-) -> None:
+def pause(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
     """Let a session wait after its present attempt; costs no hours."""
     ask_to_pause(_running_session(runs, session))
     out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
 
 
-def continue_(
-    session: SessionArgument,
-    runs: RunsOption = Path("runs"),
-) -> None:
+def continue_(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
     """Let a paused session go on."""
     if not ask_to_continue(_running_session(runs, session)):
         raise UsageError(f"{session} is not paused", "see nightlab pause --help")

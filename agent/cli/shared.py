@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,10 @@ import typer
 from rich.console import Console
 
 from agent.attempt.lab import Observer
+from agent.machine.runtime import recorded_runtime
 from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
-from agent.night.session import has_begun
+from agent.night.session import Runtime, has_begun
 from agent.program import Program, load_program
 from agent.record.chain import LedgerError
 from agent.record.events import Noticed
@@ -35,6 +37,7 @@ from sandbox.machine import clean_up, state_directory
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
 
 DEFAULT_PROGRAM = Path("program.md")
+VERSION = distribution_version("nightlab")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -106,6 +109,15 @@ def load(program: Path) -> Program:
 def sweep_now() -> tuple[str, ...]:
     state_dir = state_directory(os.environ)
     return clean_up(find_engine(state_dir, environ=os.environ), state_dir)
+
+
+def runtime_on_record(ledger: Ledger, settings: Settings) -> Runtime:
+    """What a session ran with, found again on this machine; see `recorded_runtime`."""
+    session, state_dir = ledger.history.session, state_directory(os.environ)
+    assert session is not None
+    return recorded_runtime(
+        session, settings, ledger.directory, state_dir=state_dir, environ=os.environ
+    )
 
 
 def session_directory(runs: Path, session: str) -> Path:

@@ -35,7 +35,7 @@ NOTE_NAME = "running.json"
 SECONDS_BETWEEN_NOTES = 2.0
 
 _MAX_NOTE_BYTES = 200_000
-_DOING: dict[Box, str] = {"train": "Training", "model": "Scoring", "scorer": "Scoring"}
+DOING: dict[Box, str] = {"train": "Training", "model": "Scoring", "scorer": "Scoring"}
 
 State = Literal["waiting", "working", "paused", "cut_off", "ended"]
 
@@ -136,7 +136,7 @@ def _at_work(
     is_training = run is not None and run.box == "train"
     return Activity(
         state="working",
-        text=f"{_DOING[run.box]} {name}" if run else f"At work on {name}",
+        text=f"{DOING[run.box]} {name}" if run else f"At work on {name}",
         attempt=attempt.number,
         hypothesis=one_line(attempt.started.hypothesis, 300),
         attempt_since=datetime.fromisoformat(attempt.started_at),

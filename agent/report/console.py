@@ -16,7 +16,7 @@ from agent.night.budget import seconds_left
 from agent.record.attempts import Attempt
 from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
 from agent.record.history import History, gain
-from agent.report.activity import RunNotes
+from agent.report.activity import DOING, RunNotes
 from agent.report.summary import Summary
 from agent.settings import Settings
 from agent.text import one_line
@@ -28,7 +28,6 @@ STYLES = {
     Verdict.FAILED: "red",
     Verdict.INVALID: "magenta",
 }
-BOX_NAMES: dict[Box, str] = {"train": "training", "model": "scoring", "scorer": "scoring"}
 MORE = {
     StopReason.ATTEMPTS: "--attempts N",
     StopReason.HOURS: "--hours H",
@@ -71,7 +70,7 @@ class NightConsole:
             transient=True,
         )
         self._task = self._progress.add_task(
-            f"{self._title} {BOX_NAMES[box]}",
+            f"{self._title} {DOING[box].lower()}",
             total=budget_seconds if box == "train" else None,
             note=self._status(),
         )
@@ -89,27 +88,22 @@ class NightConsole:
         self._stop_bar()
         if disturbance is not None and disturbance.disturbed:
             why = "; ".join(reasons(disturbance))
-            line = f"      disturbed: {why}; see [disturbance] in program.md"
-            self._out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self._print(f"      disturbed: {why}; see [disturbance] in program.md", "yellow")
 
     def attempt_finished(self, attempt: Attempt) -> None:
         """Print the attempt's line."""
-        self._stop_bar()
         assert attempt.finished is not None
         line = attempt_line(attempt, self._history(), self._settings)
-        self._out.print(Text(line, style=STYLES[attempt.finished.verdict]), soft_wrap=True)
+        self._print(line, STYLES[attempt.finished.verdict])
 
     def drift_checked(self, found: DriftChecked) -> None:
         """Say whether the machine is as it was."""
-        self._stop_bar()
         style = "bold yellow" if found.changed else "dim"
-        text = Text(f"      {one_line(found.explanation, 300)}", style=style)
-        self._out.print(text, soft_wrap=True)
+        self._print(f"      {one_line(found.explanation, 300)}", style)
 
     def waiting(self, words: str) -> None:
         """Say what it waits for, or that it came."""
-        self._stop_bar()
-        self._out.print(Text(f"      {one_line(words, 300)}", style="yellow"), soft_wrap=True)
+        self._print(f"      {one_line(words, 300)}", "yellow")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -128,8 +122,11 @@ class NightConsole:
             pieces.append(f"${max(0.0, session.usd - history.spend.usd):.2f} left")
         return " · ".join(pieces)
 
+    def _print(self, line: str, style: str) -> None:
+        self._stop_bar()  # one that is drawn anew would overwrite the line
+        self._out.print(Text(line, style=style), soft_wrap=True)
+
     def _stop_bar(self) -> None:
-        """Before anything is printed: a bar that is drawn anew would overwrite it."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
