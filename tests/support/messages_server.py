@@ -332,15 +332,16 @@ class MessagesServer:
                 return handler.send_recorded(answer.body)
             answer = self._completed(request, answer)
             read, written = self._cache.account(request)
-            self._bill(request, read, written, 1, whole=False)
-            message_id = f"msg_{len(self.bills):06d}"
+            self.bills.append(self._bill(request, read, written, 1, whole=False))
+            number = len(self.bills)
+            message_id = f"msg_{number:06d}"
             diagnostics = self._diagnosis(request)
             self._answered[message_id] = request
-        usage = self._usage(self.bills[-1])
+        usage = self._usage(self.bills[number - 1])
         events = list(_events(request, answer, usage, message_id, diagnostics))
         if not answer.odd:
             _check_events(events)
-        self._stream(handler, request, answer, events, (read, written))
+        self._stream(handler, number, request, answer, events, (read, written))
         return None
 
     def describe(self, handler: _Handler) -> None:
@@ -405,22 +406,22 @@ class MessagesServer:
     def _stream(
         self,
         handler: _Handler,
+        number: int,
         request: Request,
         turn: Turn,
         events: list[dict[str, Any]],
         cached: tuple[int, dict[str, int]],
     ) -> None:
-        sent_bytes = 0
+        sent_bytes, whole = 0, turn.cut is None
         end = len(events) if turn.cut is None else turn.cut.after
-        handler.begin_stream(len(self.bills))
-        for event in events[:end]:
-            handler.send_event(event["type"], json.dumps(event, ensure_ascii=False))
+        handler.begin_stream(number)
+        for place, event in enumerate(events[:end], start=1):
             sent_bytes += _delta_bytes(event)
-        whole = turn.cut is None
-        with self._lock:
-            self.bills.pop()
-            output_tokens = _output_tokens(turn) if whole else max(1, _tokens(sent_bytes))
-            self._bill(request, *cached, output_tokens, whole=whole)
+            if place == end:
+                # Before the client has it all: it may send the next request, or look at the bill.
+                output_tokens = _output_tokens(turn) if whole else max(1, _tokens(sent_bytes))
+                self.bills[number - 1] = self._bill(request, *cached, output_tokens, whole=whole)
+            handler.send_event(event["type"], json.dumps(event, ensure_ascii=False))
         if turn.cut is None:
             return handler.end_stream()
         return self._break(handler, turn.cut)
@@ -463,15 +464,13 @@ class MessagesServer:
         output_tokens: int,
         *,
         whole: bool,
-    ) -> None:
+    ) -> Billed:
         write_tokens = sum(written.values())
         input_tokens = _request_tokens(request) - read_tokens - write_tokens
         prices = PRICES_USD[request["model"]]
         counts = (input_tokens, output_tokens, written["1h"], written["5m"], read_tokens)
         usd = sum(price * count for price, count in zip(prices, counts, strict=True)) / 1e6
-        self.bills.append(
-            Billed(input_tokens, output_tokens, read_tokens, write_tokens, usd, whole)
-        )
+        return Billed(input_tokens, output_tokens, read_tokens, write_tokens, usd, whole)
 
     def _usage(self, bill: Billed) -> dict[str, Any]:
         return {
