@@ -535,6 +535,16 @@ class _HTTPServer(ThreadingHTTPServer):
             self.messages.unplanned.append(f"the server failed: {error!r}")
 
 
+def _queued(here: str, there: str) -> tuple[int, int]:
+    """Bytes that one end of a connection has sent without answer, and received unread."""
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        row = line.split()
+        if row[1:3] == [here, there]:
+            sent, received = (int(count, 16) for count in row[4].split(":"))
+            return sent, received
+    return 0, 0
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each small piece waits for the client's acknowledgement
@@ -597,15 +607,13 @@ class _Handler(BaseHTTPRequestHandler):
         os.close(self.connection.detach())
 
     def _client_has_unread(self) -> bool:
-        """Whether what was sent still waits in the kernel: its queue at the client's end."""
+        """Whether something of what was sent still waits in the kernel, at either end."""
         here, there = (
             f"{struct.unpack('=I', socket.inet_aton(host))[0]:08X}:{port:04X}"
             for host, port in (self.connection.getsockname(), self.connection.getpeername())
         )
-        table = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
-        rows = (line.split() for line in table)
-        queues = (row[4].split(":")[1] for row in rows if row[1:3] == [there, here])
-        return any(int(waiting, 16) for waiting in queues)
+        # Ours first: what is acknowledged has come into the queue at the other end, or left it.
+        return _queued(here, there)[0] > 0 or _queued(there, here)[1] > 0
 
     def client_left(self) -> bool:
         readable, _, _ = select.select([self.connection], [], [], 0)

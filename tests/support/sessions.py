@@ -42,7 +42,7 @@ def talked(root: Path, attempts: int = 3) -> Place:
     lab = place.begin("claude")
     with MessagesServer(script, clock=place.clock.monotonic, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
-        work(lab, place.program, "claude", environ=environ)
+        work(lab, place.program, "claude", environ=environ, clock=place.clock.monotonic)
     return place
 
 

@@ -22,7 +22,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,14 @@ class Stage:
             if self.reports:
                 write_report(lab.worker.directory, lab.ledger.entries, lab.ledger.get_blob)
 
-        play(lab, self.place.program, self.researcher, environ, refresh=refresh)
+        play(
+            lab,
+            self.place.program,
+            self.researcher,
+            environ,
+            refresh=refresh,
+            clock=self.place.clock.monotonic,
+        )
 
 
 def _morning(lab: Lab) -> None:
@@ -232,31 +239,39 @@ class Kill:
 
 @dataclass
 class Witness:
-    """Copies the directory of the session on stage at chosen moments."""
+    """Copies the directory of the session on stage at chosen moments.
+
+    Those are every event, and the first and the last change of each kind; of a rehearsal, which
+    tells which change is the last, nothing is copied.
+    """
 
     stage: Stage
     root: Path
+    rehearsed: Counter[str] | None = None
+    """How often each kind of change comes; None while that is found out."""
     kills: list[Kill] = field(default_factory=list)
-    changes: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
     """Of the directory, until now."""
     _last: tuple[int, int] = (-1, -1)
     _is_copying: bool = False
 
     def see_event(self, event: Event) -> None:
-        """Before and after each write of an event."""
-        self._copy(f"event {event.type}")
+        """Before and after each write of an event; what is before one was seen after another."""
+        if self.stage.lab is not None and len(self.stage.lab.ledger.entries) != self._last[0]:
+            self._copy(f"event {event.type}")
 
     def see_change(self, place: str) -> None:
         """Before a change of a file or directory."""
         if not self._is_copying:
-            self.changes += 1
-            self._copy(place)
+            self.changes[place] += 1
+            if self.rehearsed and self.changes[place] in (1, self.rehearsed[place]):
+                self._copy(place)
 
     def _copy(self, moment: str) -> None:
         lab = self.stage.lab
-        if lab is None:
+        if lab is None or self.rehearsed is None:
             return
-        now = (len(lab.ledger.entries), self.changes)
+        now = (len(lab.ledger.entries), self.changes.total())
         if now == self._last:
             return
         self._last, self._is_copying = now, True
@@ -313,9 +328,9 @@ sys.addaudithook(_hook)
 
 
 @contextmanager
-def watched(stage: Stage, root: Path) -> Iterator[Witness]:
+def watched(stage: Stage, root: Path, rehearsed: Counter[str] | None = None) -> Iterator[Witness]:
     """Everything that `stage` writes is seen by the witness."""
-    witness = Witness(stage, root)
+    witness = Witness(stage, root, rehearsed)
     Watched.root, Watched.tell = f"{stage.place.directory}", witness.see_change
     CrashingLedger.witness = staticmethod(witness.see_event)
     try:
@@ -476,15 +491,31 @@ def _check_files(stage: Stage, entries: list[Entry]) -> None:
 
 def make_twin(root: Path, researcher: str, *, long: bool, watch: bool) -> Iterator[Twin]:
     """An unbroken night and its morning; with all kills that it could have met, if watched."""
+    rehearsed = None
+    if watch:
+        with unbroken(root / "rehearsal", researcher, long=long, reports=True) as (stage, _):
+            with watched(stage, root / "nothing") as witness:
+                stage.live()
+                stage.live()
+            rehearsed = witness.changes
+    with unbroken(root / "twin", researcher, long=long, reports=watch) as (stage, service):
+        with watched(stage, root / "kills", rehearsed) as witness:
+            stage.live()
+            stage.live()
+        assert rehearsed is None or rehearsed == witness.changes
+        yield Twin(stage, service, witness.kills, read_ledger(stage.place.directory))
+
+
+@contextmanager
+def unbroken(
+    root: Path, researcher: str, *, long: bool, reports: bool
+) -> Iterator[tuple[Stage, Service]]:
+    """A night that is about to begin, and its service."""
     service = Service(long=long)
-    place = _place(root / "twin", Clock(), attempts=ATTEMPTS[researcher, long])
+    place = _place(root, Clock(), attempts=ATTEMPTS[researcher, long])
     with MessagesServer(service.script(), endless=True) as server:
-        stage = service.stage = Stage(place, researcher, server, reports=watch)
-        with watched(stage, root / "kills") if watch else nullcontext() as witness:
-            stage.live()
-            stage.live()
-        kills = [] if witness is None else witness.kills
-        yield Twin(stage, service, kills, read_ledger(place.directory))
+        service.stage = Stage(place, researcher, server, reports=reports)
+        yield service.stage, service
         assert [] == server.unplanned
 
 
@@ -511,14 +542,10 @@ def test_a_night_killed_at_any_event_is_worth_an_unbroken_one(twin: Twin) -> Non
 def test_a_night_killed_at_any_kind_of_change_of_its_directory_is_worth_an_unbroken_one(
     twin: Twin,
 ) -> None:
-    changes: dict[str, list[Kill]] = {}
-    for kill in twin.kills:
-        if not kill.moment.startswith("event"):
-            changes.setdefault(kill.moment, []).append(kill)
-    assert SIDE_EFFECTS <= changes.keys()
-    for kills in changes.values():
-        for kill in {kills[0].directory: kills[0], kills[-1].directory: kills[-1]}.values():
-            twin.carry_on(kill)
+    kills = [kill for kill in twin.kills if not kill.moment.startswith("event")]
+    assert SIDE_EFFECTS <= {kill.moment for kill in kills}
+    for kill in kills:
+        twin.carry_on(kill)
 
 
 @pytest.fixture(scope="module", params=["claude", "tpe"])

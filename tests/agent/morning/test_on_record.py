@@ -108,7 +108,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     with server:
         for attempts in (1, 2):
             lab = with_settings(lab, lab.settings.with_overrides(attempts=attempts))
-            work(lab, place.program, "claude", environ=environ)
+            work(lab, place.program, "claude", environ=environ, clock=place.clock.monotonic)
             if attempts == 1:
                 lab = place.resume()
     return Asked(place)
@@ -206,7 +206,7 @@ def test_a_new_file_has_no_before(tmp_path: Path) -> None:
     lab = place.begin("claude")
     with MessagesServer(script, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": server.url}
-        work(lab, place.program, "claude", environ=environ)
+        work(lab, place.program, "claude", environ=environ, clock=place.clock.monotonic)
     (change,) = Asked(place).events(FileChanged)
     assert ("notes.txt", None) == (change.path, change.before)
     assert b"hm\n" == read_blob(place.directory, change.after)
