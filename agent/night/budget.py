@@ -107,6 +107,7 @@ def money_is_out(
     """How a session ends whose money could not pay for the next call."""
     if limit_usd is None:
         return None
+    # Without a price the money cannot be counted, and a limit that cannot be kept is none.
     if reserve_usd is None or history.spend.unpriced_calls:
         return StopReason.MONEY, "a call has no known price, so a money limit cannot be kept"
     if history.spend.usd + reserve_usd > limit_usd:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,16 @@ class Toolbox:
         self._sampler = sampler
         self._tracer = tracer
         self.files = FileTools(lab.workspace, lab.ledger)
+        self._others: dict[type[Arguments], Callable[[Any], str]] = {
+            Read: self.files.read,
+            Write: self.files.write,
+            Edit: self.files.edit,
+            ListFiles: self.files.list,
+            Search: self.files.search,
+            ShowHistory: self._history,
+            Suggest: self._suggest,
+            Sweep: self._sweep,
+        }
 
     def call(self, name: str, arguments: dict[str, Any], researcher: str) -> ToolResult:
         """Do what a researcher asks for.
@@ -85,29 +96,9 @@ class Toolbox:
             return ToolResult(to_json(answer), is_error=True)
 
     def _answer(self, call: Arguments, researcher: str) -> str:
-        match call:
-            case Read():
-                return self.files.read(call)
-            case Write():
-                return self.files.write(call)
-            case Edit():
-                return self.files.edit(call)
-            case ListFiles():
-                return self.files.list(call)
-            case Search():
-                return self.files.search(call)
-            case Run(smoke=True):
-                return self._smoke()
-            case Run():
-                return self._run(call, researcher)
-            case ShowHistory():
-                return self._history(call)
-            case Suggest():
-                return self._suggest()
-            case Sweep():
-                return self._sweep(call)
-            case _:
-                raise AssertionError(call)
+        if isinstance(call, Run):
+            return self._smoke() if call.smoke else self._run(call, researcher)
+        return self._others[type(call)](call)
 
     def _run(self, call: Run, researcher: str) -> str:
         # The same files give the same verdict within the noise: the budget has better uses.
@@ -130,7 +121,7 @@ class Toolbox:
         most = lab.settings.economy.max_smokes
         left = most - lab.history.smokes_in_a_row
         known = lab.history.find_smoke(hashes_of(candidate))
-        if known is not None:
+        if known is not None:  # free, so it costs none of the smoke runs that are left
             return smoke_answer(known, lab.history, left, repeated=True)
         if left <= 0:
             message = f"{most} smoke runs since the last attempt are enough"
@@ -153,7 +144,7 @@ class Toolbox:
             message = f"there is no attempt {call.attempt}"
             raise ToolRefused("not_found", message, 'see select = "recent"') from None
 
-    def _suggest(self) -> str:
+    def _suggest(self, _: Suggest) -> str:
         proposal = self._sampler.propose()
         if proposal is None:
             message = "the files have no knobs left to turn"
@@ -173,6 +164,7 @@ class Toolbox:
     def _sweep(self, call: Sweep) -> str:
         lab = self._lab
         best = lab.history.best
+        # The sampler moves knobs of the best; a researcher's own edits would be lost in silence.
         if best is not None and best.started.files != hashes_of(lab.workspace.candidate()):
             message = "the workspace holds changes that were not run"
             raise ToolRefused("unsaved_changes", message, "run them, or undo them, then sweep")

@@ -136,6 +136,7 @@ def history_answer(
         chosen = history.attempt(-1 if asked.attempt is None else asked.attempt)
         return to_json({**answer, "attempt": _details(chosen, history, get_blob)})
     selected = _selected(history, direction, asked.select)
+    # Whole rows go: half of one would read as a result that never was.
     rows = [_row(chosen, history) for chosen in selected[: asked.limit]]
     while len(to_json({**answer, "attempts": rows}).encode()) > MAX_HISTORY_BYTES:
         rows.pop()
@@ -190,6 +191,7 @@ def _explained(text: str) -> str:
 
 def _fitting(text: str, room_bytes: int) -> str:
     """As much of the text's end, fenced, as takes no more than `room_bytes` inside JSON."""
+    # By bisection: how many bytes a character takes in JSON depends on the character.
     low, high = 0, min(len(text), LOG_CHARACTERS)
     while low < high:
         middle = (low + high + 1) // 2

@@ -81,6 +81,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def _is_transient_status(error: APIStatusError) -> bool:
+    # Before anything else: these come as 429, and waiting all night would not lift them.
     if error.error_code in SPEND_CAPS:
         return False
     verdict = error.response.headers.get("x-should-retry")

@@ -109,6 +109,7 @@ class Conversation:
         return [b["id"] for b in self.messages[-1]["content"] if b.get("type") == "tool_use"]
 
     def _add(self, message: Message) -> None:
+        # On record first: a message that was sent and then lost to a crash could not be replayed.
         sha = self.ledger.put_blob(_to_bytes(message))
         self.ledger.append(
             MessageAdded(conversation=self.number, role=message["role"], message=sha)

@@ -34,6 +34,7 @@ def secrets_in(environ: Mapping[str, str]) -> tuple[str, ...]:
         for form in (match[2], unquote(match[2]))
         if len(form) >= SHORTEST_PASSWORD
     }
+    # Longest first, since a secret may hold another one and must not be cut by its replacement.
     return tuple(sorted(named | passwords, key=len, reverse=True))
 
 

@@ -116,6 +116,7 @@ class FileTools:
         if not self._workspace.is_editable(path):
             hint = "list shows which files are editable"
             raise ToolRefused("not_editable", f"{path} may not be written", hint)
+        # What does not parse would cost a box and a failed attempt to find out.
         if path.endswith(".py"):
             _refuse_broken_python(path, new)
         self._workspace.write_text(path, new)
@@ -179,6 +180,7 @@ def _no_change() -> ToolRefused:
 
 
 def _not_found(path: str, text: str, wanted: str) -> ToolRefused:
+    # Lines are cut before they are compared: difflib is quadratic in their length.
     lines = [line[:CLOSEST_CHARACTERS] for line in text.split("\n")]
     first = next((line for line in wanted.split("\n") if line.strip()), "")[:CLOSEST_CHARACTERS]
     unique = list(dict.fromkeys(lines))[:MAX_READ_LINES]
@@ -200,6 +202,7 @@ def _ambiguous(path: str, text: str, wanted: str) -> ToolRefused:
 
 
 def _refuse_broken_python(path: str, text: str) -> None:
+    # Compiled and never run: what a model writes has no business in this process.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -216,6 +216,7 @@ class TpeModel:
                 point = _sampled(knobs, base, study, chance)
                 reason = f"the sampler's choice after {len(seen)} trials, near the best"
             proposal = Proposal(self.name, files, _moves(knobs, here, point, files), reason)
+            # A verdict that is known already costs no second training.
             if proposal.moves and hashes_of(proposal.candidate) not in tried:
                 return proposal
         return None
@@ -377,7 +378,7 @@ def _most_telling(
 
 
 def _study(knobs: list[Knob], seen: list[Observation], direction: Direction) -> optuna.Study:
-    """What the sampler learns from."""
+    """What the sampler learns from; made anew each time, so that the ledger is all there is."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=direction)
     space = {knob.key: _distribution(knob.domain) for knob in knobs}
