@@ -99,7 +99,8 @@ class Container:
             pid: as this host sees it; 0 when it is in no pid namespace of ours.
         """
         self.pid = pid
-        self._init = _open_process(pid)
+        with contextlib.suppress(OSError):  # it is gone already
+            self._init = os.pidfd_open(pid) if pid > 0 else None
         self._quota = CpuQuota(pid)
 
     def inspect(self) -> dict[str, Any]:
@@ -212,11 +213,3 @@ class Container:
             "look at it with `docker inspect` and at the kernel's log; a restart of the machine "
             "ends it, and the next start of nightlab removes what is left",
         )
-
-
-def _open_process(pid: int) -> int | None:
-    """Return a pidfd, which cannot come to mean another process; None where there is none."""
-    try:
-        return os.pidfd_open(pid) if pid > 0 else None
-    except OSError:
-        return None

@@ -139,7 +139,7 @@ def _describe(
         image_id=facts["Id"],
         digest=digests[0] if digests else facts["Id"],
         source=source,
-        target=_target(reference, ask_python(client, facts["Id"], PROBE)),
+        target=_target(reference, ask_python(client, facts["Id"], PROBE, {})),
     )
     client.images.get(base.image_id).tag(base_tag(base.image_id))
     return base

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import docker
@@ -172,10 +171,7 @@ def settings_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def ask_python(
-    client: docker.DockerClient,
-    image_id: str,
-    program: str,
-    environment: Mapping[str, str] = MappingProxyType({}),
+    client: docker.DockerClient, image_id: str, program: str, environment: Mapping[str, str]
 ) -> str:
     """What an image's Python prints for a program, in a container of its own without rights."""
     quiet = {"NVIDIA_VISIBLE_DEVICES": "void", "LD_PRELOAD": "", "HOME": "/tmp"}  # noqa: S108 - the container's own

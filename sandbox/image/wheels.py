@@ -132,7 +132,13 @@ class Pip:
                 raise
             finally:
                 alarm.cancel()
-        return None if process.returncode == 0 else _complaint("".join(lines))
+        if process.returncode == 0:
+            return None
+        output = "".join(lines)
+        if "No module named pip" in output:
+            problem = "the Python that runs nightlab has no pip"
+            raise WheelsUnavailable(problem, f"{sys.executable} -m ensurepip")
+        return last_lines(output)
 
 
 def fetch_wheels(wanted: TorchBuild, lock: str, pip: Pip, *, folder: Path) -> Wheels:
@@ -344,11 +350,3 @@ def _watch_announcement(line: str, limit_bytes: int | None, say: Say) -> None:
         )
     if size_bytes >= LARGE_WHEEL_BYTES:
         say(f"Downloading {filename} ({announced[2]} {announced[3]}).")
-
-
-def _complaint(output: str) -> str:
-    if "No module named pip" in output:
-        raise WheelsUnavailable(
-            "the Python that runs nightlab has no pip", f"{sys.executable} -m ensurepip"
-        )
-    return last_lines(output)
