@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -65,19 +65,15 @@ class Anchor:
         """
         if not entries or entries[-1].hash == self.last:
             return
-        line = head_of(self.session, entries, self.now)
+        last, at = entries[-1], self.now().isoformat(timespec="seconds")
         try:
-            _append_durably(self.path, line)
+            _append_durably(
+                self.path, Head(session=self.session, seq=last.seq, head=last.hash, at=at)
+            )
         except OSError as error:
             message = f"the head could not be written to {self.path}: {error.strerror}"
             raise LedgerError(message, "look at [record] anchor in program.md") from error
         self.last, self.has_failed = entries[-1].hash, False
-
-
-def head_of(session: str, entries: Sequence[Entry], now: Clock) -> Head:
-    """The head as it is now."""
-    at = now().isoformat(timespec="seconds")
-    return Head(session=session, seq=entries[-1].seq, head=entries[-1].hash, at=at)
 
 
 def anchor_path(setting: str | None, directory: Path) -> Path | None:
@@ -110,22 +106,6 @@ def anchored(path: Path, session: str) -> list[Head]:
     return [head for head in heads if head is not None and head.session == session]
 
 
-def cut_or_rewritten(heads: Sequence[Head], entries: Sequence[Entry], where: str) -> Iterator[str]:
-    """What a record lacks that somebody else has seen of it.
-
-    Args:
-        heads: that somebody else kept.
-        entries: of the record as it is now.
-        where: they were kept, for the sentence.
-    """
-    for head in heads:
-        known = f"{where} has event {head.seq} of {one_line(head.at, 40)}"
-        if head.seq >= len(entries):
-            yield f"{known}; the ledger ends at event {len(entries) - 1}: its tail was cut off"
-        elif entries[head.seq].hash != head.head:
-            yield f"{known} with another hash: the ledger was written anew from there or before"
-
-
 def compare_heads(
     directory: Path, entries: Sequence[Entry], *, noted: str | None, anchor: Path | None
 ) -> HeadCheck:
@@ -140,27 +120,34 @@ def compare_heads(
     Raises:
         LedgerError: the anchor cannot be read.
     """
-    found = HeadCheck([], [])
+    differences: list[str] = []
+    notes: list[str] = []
     if noted is not None:
-        _compare_noted(found, entries, noted)
+        seq = next((entry.seq for entry in entries if entry.hash.startswith(noted)), None)
+        if seq is None:
+            what = "the tail was cut off, or the ledger written anew"
+            differences.append(f"no event has the hash {noted}: {what}")
+        else:
+            notes.append(f"{noted[:SHORT_HASH]} is in the chain: {_position(seq, entries)}")
     if anchor is not None:
         heads = anchored(anchor, directory.name)
-        contradictions = list(cut_or_rewritten(heads, entries, str(anchor)))
-        found.differences.extend(contradictions)
-        if heads and not contradictions:
-            found.notes.append(f"{anchor} agrees: {_position(heads[-1].seq, entries)}")
+        lost = [what for head in heads if (what := _lost(head, entries))]
+        differences += [f"{anchor} has {what}" for what in lost]
+        if heads and not lost:
+            notes.append(f"{anchor} agrees: {_position(heads[-1].seq, entries)}")
         elif not heads:
-            found.notes.append(f"{anchor} holds no head of this session")
-    return found
+            notes.append(f"{anchor} holds no head of this session")
+    return HeadCheck(differences, notes)
 
 
-def _compare_noted(found: HeadCheck, entries: Sequence[Entry], noted: str) -> None:
-    seq = next((entry.seq for entry in entries if entry.hash.startswith(noted)), None)
-    if seq is None:
-        what = f"no event has the hash {noted}: the tail was cut off, or the ledger written anew"
-        found.differences.append(what)
-    else:
-        found.notes.append(f"{noted[:SHORT_HASH]} is in the chain: {_position(seq, entries)}")
+def _lost(head: Head, entries: Sequence[Entry]) -> str:
+    """What a record lacks of a head that somebody else has seen; empty where it has it."""
+    event = f"event {head.seq} of {one_line(head.at, 40)}"
+    if head.seq >= len(entries):
+        return f"{event}; the ledger ends at event {len(entries) - 1}: its tail was cut off"
+    if entries[head.seq].hash != head.head:
+        return f"{event} with another hash: the ledger was written anew from there or before"
+    return ""
 
 
 def _position(seq: int, entries: Sequence[Entry]) -> str:
