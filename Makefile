@@ -1,10 +1,14 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cgroup2 test-gpu check bench compare swap soak build clean
+.PHONY: help demo test test-fast test-cgroup2 test-gpu check bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+ENGINES := $(if $(ROOT),--require engines)
+SLOWEST := --durations=25
+# By the file: what a module's tests share is made once. Tests of boxes sweep one engine, and wait.
+AT_ONCE := -n 2 --dist loadfile
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +19,11 @@ demo: .venv/.installed ## set up what is missing, then run a short real session 
 
 test: .venv/.developed chromium engines ## set up what is missing, then run every test
 	$(BIN)/nightlab setup
-	$(BIN)/pytest --require docker --require chromium $(if $(ROOT),--require engines)
+	$(BIN)/pytest $(AT_ONCE) -m "not docker" $(SLOWEST) --require chromium $(ENGINES)
+	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES)
+
+test-fast: .venv/.developed ## the tests that need no engine, for the inner loop (3 minutes)
+	$(BIN)/pytest $(AT_ONCE) -m "not docker" $(SLOWEST)
 
 test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing was run
 	@if $(BIN)/python -c 'from sandbox.gpu.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, name_of, python_files
 
 PRODUCT = ("agent", "sandbox", "workspace")
-PRODUCT_LINES = 29_361  # goal: 27,500
+PRODUCT_LINES = 29_169  # goal: 27,500
 HOURS_PATH = (
     "sandbox/contract/run.py",
     "sandbox/box/hardening.py",
@@ -24,15 +24,12 @@ HOURS_PATH = (
     "agent/record/ledger.py",
 )
 """What a newcomer reads in an hour."""
-HOURS_PATH_LINES = 2_461  # goal: 1,910
+HOURS_PATH_LINES = 1_910
 MODULES_OF_A_FOLDER = 12
-FULL_FOLDERS = {"agent/attempt": 14}  # goal: none
 LINES_OF_A_CLASS = 250
-LONG_CLASSES = {"ClaudeModel": 258, "History": 310, "_Auditor": 467}  # goal: none
 LINES_OF_A_FUNCTION = 60
 SHIPPED = ("supervisor.py", "probes.py", "evaluate.py", "train.py", "prepare.py")
 """Each is sent into a box, or to a person, as one file, and cannot import its words from us."""
-NAMED_TWICE = {"Noise", "Proposal", "Sweep"}  # goal: none
 
 
 def lines_of(path: Path) -> int:
@@ -59,14 +56,12 @@ def test_the_main_path_is_read_in_an_hour() -> None:
 def test_no_folder_holds_more_modules_than_one_sees_at_a_glance() -> None:
     modules = [path for path in python_files(*PRODUCT) if path.name != "__init__.py"]
     folders = Counter(name_of(path.parent) for path in modules)
-    allowed = {folder: FULL_FOLDERS.get(folder, MODULES_OF_A_FOLDER) for folder in folders}
-    assert [] == [folder for folder, count in folders.items() if count > allowed[folder]]
+    assert [] == [folder for folder, count in folders.items() if count > MODULES_OF_A_FOLDER]
 
 
 def test_no_class_is_a_long_room() -> None:
-    classes = [(name, lines) for _, name, lines in defined(ast.ClassDef)]
-    allowed = {name: LONG_CLASSES.get(name, LINES_OF_A_CLASS) for name, _ in classes}
-    assert [] == [(name, lines) for name, lines in classes if lines > allowed[name]]
+    classes = defined(ast.ClassDef)
+    assert [] == [(name, lines) for _, name, lines in classes if lines > LINES_OF_A_CLASS]
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
@@ -79,5 +74,4 @@ def test_no_class_s_name_stands_twice() -> None:
     for path, name, _ in defined(ast.ClassDef):
         if path.name not in SHIPPED:
             places[name].append(name_of(path))
-    twice = {name: where for name, where in places.items() if len(where) > 1}
-    assert {} == {name: where for name, where in twice.items() if name not in NAMED_TWICE}
+    assert {} == {name: where for name, where in places.items() if len(where) > 1}
