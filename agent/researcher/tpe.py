@@ -15,10 +15,9 @@ it against uniform sampling.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,8 +196,9 @@ class TpeModel:
             draw: how many proposals for this attempt were refused.
         """
         history, files = self._lab.history, self._lab.workspace.editable_files()
-        knobs = [k for k in self._search_space(history, files) if not names or k.name in names]
-        here = _point(knobs, self._knobs_of(files))
+        present = self._knobs_of(hashes_of(files), files)
+        knobs = [k for k in self._search_space(history, present) if not names or k.name in names]
+        here = _point(knobs, present)
         seen = self._observations(history, knobs)
         base = self._promising(seen, here)
         judged = [attempt for attempt in history.attempts if attempt.is_judged]
@@ -221,34 +221,23 @@ class TpeModel:
                 return proposal
         return None
 
-    def _search_space(self, history: History, files: Files) -> list[Knob]:
+    def _search_space(self, history: History, present: list[Knob]) -> list[Knob]:
         """The files' knobs; a range that no comment states stays where the baseline put it."""
         baseline = history.baseline
-        first = {} if baseline is None else {k.key: k for k in self._knobs_at(baseline)}
-        return [_anchored(knob, first.get(knob.key)) for knob in self._knobs_of(files)]
+        first = (
+            {} if baseline is None else {k.key: k for k in self._knobs_of(baseline.started.files)}
+        )
+        return [_anchored(knob, first.get(knob.key)) for knob in present]
 
-    def _knobs_of(self, files: Files) -> list[Knob]:
-        return [
-            knob
-            for path, content in sorted(files.items())
-            for knob in self._knobs_in(path, hashlib.sha256(content).hexdigest(), content)
-        ]
-
-    def _knobs_at(self, attempt: Attempt) -> list[Knob]:
-        return [
-            knob
-            for path, sha in sorted(attempt.started.files.items())
-            for knob in self._knobs_in(path, sha, None)
-        ]
-
-    def _knobs_in(self, path: str, sha: str, content: bytes | None) -> list[Knob]:
-        """The knobs of one file, parsed once; its content comes from the ledger if not given."""
-        if not path.endswith(".py"):
-            return []
-        if (path, sha) not in self._found:
-            source = self._lab.ledger.get_blob(sha) if content is None else content
-            self._found[path, sha] = find_knobs(path, source)
-        return self._found[path, sha]
+    def _knobs_of(self, hashes: Mapping[str, str], contents: Files | None = None) -> list[Knob]:
+        """The knobs of files, each parsed once; what is not given comes from the ledger."""
+        knobs: list[Knob] = []
+        for path, sha in sorted(hashes.items()):
+            if path.endswith(".py") and (path, sha) not in self._found:
+                source = contents[path] if contents else self._lab.ledger.get_blob(sha)
+                self._found[path, sha] = find_knobs(path, source)
+            knobs += self._found.get((path, sha), [])
+        return knobs
 
     def _observations(self, history: History, knobs: list[Knob]) -> list[Observation]:
         """Every attempt that says something about the knobs, the baseline first."""
@@ -264,7 +253,7 @@ class TpeModel:
         valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
         return [
             Observation(
-                point=_point(knobs, self._knobs_at(attempt)),
+                point=_point(knobs, self._knobs_of(attempt.started.files)),
                 value=value,
                 early_stop=attempt.finished.early_stop if attempt.finished else None,
             )
