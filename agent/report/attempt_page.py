@@ -1,4 +1,4 @@
-"""One attempt in the report: numbers, diff, logs, curve.
+"""What the report shows of one attempt: diff, logs, curve.
 
 What a model or a run wrote is made visible and cut to its share of the report before it comes near
 a template: one attempt with endless logs must not cost the others their room.

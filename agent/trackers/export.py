@@ -1,7 +1,8 @@
 """Keeps trackers' files up to date; never ends a night.
 
 The trackers' libraries are guests in the night's own process: what they print, log, warn of and
-read from the environment is kept from them, and what they raise is one line of text.
+read from the environment is kept from them, and what they raise is one line of text. See
+docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from agent.record.chain import read_blob, read_ledger
 from agent.text import one_line
@@ -151,17 +152,11 @@ def _export(session: Path, tracker: Tracker, directory: Path) -> None:
     with (directory / LOCK_NAME).open("w") as lock:
         # Two exports at once would each write what is missing; to wait could hold up a night.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        store = open_store(tracker, directory)
+        module, name = _STORES[tracker]
+        store: Store = getattr(import_module(module), name)(directory)  # loads this library alone
         try:
             for run in tracked_runs(read_ledger(session)):
                 if not store.holds(run):
                     store.put(run, content_of(run, lambda sha: read_blob(session, sha)))
         finally:
             store.close()
-
-
-def open_store(tracker: Tracker, directory: Path) -> Store:
-    """The tracker's store in `directory`; only its own library is loaded."""
-    module, name = _STORES[tracker]
-    make = cast("Callable[[Path], Store]", getattr(import_module(module), name))
-    return make(directory)
