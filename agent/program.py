@@ -1,7 +1,5 @@
 """Reads program.md: prose for the agent, settings for nightlab."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

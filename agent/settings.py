@@ -5,8 +5,6 @@ Errors show an example: the default, or what stands beside the setting. Whatever
 has no default: a limit that is missing is an error and not infinity.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Literal, Self
 
@@ -370,7 +368,7 @@ class Settings(Section):
         researcher: str | None = None,
         base_image: str | None = None,
         gpus: str | None = None,
-    ) -> Settings:
+    ) -> Self:
         """These settings with what flags say instead; a flag that was not given is None.
 
         Raises:
@@ -391,7 +389,7 @@ class Settings(Section):
             if value is not None:
                 tables[section][key] = value
         try:
-            return Settings.model_validate(tables)
+            return type(self).model_validate(tables)
         except ValidationError as error:
             detail = error.errors()[0]
             flag, value = flags[str(detail["loc"][0]), str(detail["loc"][1])]

@@ -5,8 +5,6 @@ characters. Here they become visible signs, and every text has an end. HTML need
 which jinja2 does: its autoescape is on wherever nightlab renders HTML.
 """
 
-from __future__ import annotations
-
 import re
 
 _HIDDEN = re.compile(

@@ -4,8 +4,6 @@ Finds engine and image as `nightlab setup` left them. Limits are named by the ca
 `limits.toml`, or `Limits` of his own, with single ones replaced by keyword.
 """
 
-from __future__ import annotations
-
 import os
 import tomllib
 import uuid

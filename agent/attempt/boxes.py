@@ -4,8 +4,6 @@ Who sees what stands here: candidate, data, checkpoint and scorer meet in no box
 them against the score. See docs/decisions/0015 for the number of model boxes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

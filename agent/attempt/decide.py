@@ -5,8 +5,6 @@ twice in other words. See docs/decisions/0003 for the judge, 0008 for interrupti
 module.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean

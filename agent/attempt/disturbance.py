@@ -4,8 +4,6 @@ Wall time lies on a machine with neighbours: the same 20 seconds gave 18 steps o
 another time. A disturbed run is repeated, not judged; see docs/decisions/0017.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

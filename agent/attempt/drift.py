@@ -6,8 +6,6 @@ way, the machine is not what it was, and from then on the new measurement is wha
 compared with. See docs/decisions/0010.
 """
 
-from __future__ import annotations
-
 from agent.attempt.decide import Failure, drift_checked, outcome_of
 from agent.attempt.disturbance import was_disturbed
 from agent.attempt.judge import drift_purposes, drift_tolerance, is_beyond

@@ -6,8 +6,6 @@ trial's (`trial.py`), what is decided is a pure function's (`decide.py`). See do
 for what an interruption leaves.
 """
 
-from __future__ import annotations
-
 import time
 
 from agent.attempt import smoke

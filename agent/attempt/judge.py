@@ -8,8 +8,6 @@ could still prove, asks for repeats instead. Who may look several times is lucky
 each look must be surer than the whole. (Decision 0003.)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A worker is a place that runs one trial at a time: it has an engine, GPUs and da
 ledger and no workspace. A lab is a worker with the session's record and files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

@@ -7,8 +7,6 @@ have no connection to each other. What the scorer wrote decides, and nothing els
 docs/decisions/0015.
 """
 
-from __future__ import annotations
-
 import contextvars
 import socket
 import threading

@@ -14,15 +14,13 @@ may have lost its middle, so only what was received for certain counts:
 See docs/decisions/0009 and 0015.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -58,7 +56,7 @@ class ScoreSheet(Record):
     details: dict[str, Any]
 
     @model_validator(mode="after")
-    def _one_of_value_and_reason(self) -> ScoreSheet:
+    def _one_of_value_and_reason(self) -> Self:
         if self.valid != (self.value is not None) or self.valid != (self.reason is None):
             raise ValueError("a valid score has a value and no reason, an invalid one the reverse")
         return self

@@ -6,8 +6,6 @@ the same box with a budget of seconds, then the model box with the checkpoint an
 nothing. It judges nothing but that. A script that ignores its budget is ended and has passed.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Generator

@@ -6,8 +6,6 @@ Losses are compared at the same share of the budget, each as a mean over a quart
 loss of one batch is mostly the luck of that batch. (Decision 0012.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median

@@ -5,8 +5,6 @@ alike in this process and on another machine; whoever runs it puts what it yield
 event before the next step. See docs/decisions/0002 for the clock of the budget, 0018 for trials.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -4,8 +4,6 @@ With `openat2(2)` the kernel itself refuses symbolic links, magic links and ever
 has none, each component is opened on its own, relative to the one before, and links are refused.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

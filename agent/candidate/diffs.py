@@ -1,7 +1,5 @@
 """What changed between two candidates, as text and as patch."""
 
-from __future__ import annotations
-
 import difflib
 
 from agent.candidate.merge import Files, lines_of

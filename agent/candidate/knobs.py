@@ -6,8 +6,6 @@ the word `fixed` keeps the knob out. Without a range, positive floats go ten tim
 positive whole numbers four times; truth values go both ways; texts, zero and negative numbers stay.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

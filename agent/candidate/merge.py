@@ -3,8 +3,6 @@
 git would run the hooks and filters of whatever repository it is called in.
 """
 
-from __future__ import annotations
-
 import ast
 import warnings
 from collections.abc import Mapping, Sequence

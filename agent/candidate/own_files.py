@@ -1,7 +1,5 @@
 """A person's files: what a session copies, what it shows."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

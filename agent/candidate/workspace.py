@@ -9,8 +9,6 @@ name are read (a second name may lie outside), and a write replaces a file as a 
 Not covered: whoever can already write the workspace as this user needs no help from here.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import os

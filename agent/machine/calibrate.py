@@ -4,8 +4,6 @@ Each budget has a small session of its own, and each score is on its ledger as s
 what was measured before an interruption is not measured again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

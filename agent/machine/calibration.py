@@ -4,8 +4,6 @@ Nothing here runs anything: measurements come in, proposals come out, each with 
 was made from. A person decides; nightlab changes no setting by itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Asks a box how fast its device multiplies and copies."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Finds what a session runs with: engine, image, data."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

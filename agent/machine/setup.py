@@ -1,7 +1,5 @@
 """Makes a machine ready: engine, image, data."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Attempts, smoke runs and trials, as the record tells them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

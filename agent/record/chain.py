@@ -6,8 +6,6 @@ A tail that was cut off cannot be found from the file alone: only the head hash,
 shows it.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

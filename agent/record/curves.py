@@ -4,8 +4,6 @@ A program may print one JSON object a line. What it says there is its own word: 
 Only known names and finite numbers are taken, and a curve has an end whatever the program prints.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeGuard

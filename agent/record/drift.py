@@ -3,8 +3,6 @@
 See docs/decisions/0010 for the checks, 0017 for what a run is held against.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,10 +4,8 @@ Events are born complete: what is not known when an event is written does not be
 bodies (files, diffs, messages) are named here by the SHA-256 of their blob.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -420,7 +418,7 @@ class ModelCalled(Record):
         *,
         request_id: str | None = None,
         seconds: float = 0.0,
-    ) -> ModelCalled:
+    ) -> Self:
         """A call whose answer never came, or not whole: charged all the same."""
         return cls(
             conversation=conversation,

@@ -1,7 +1,5 @@
 """Replaces a whole file: readers never see half of one."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What the ledger says, folded: attempts, best, noise, usage, drift."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby

@@ -4,8 +4,6 @@ An event is on disk, or it is not there at all: each line is synced before what 
 happens. What makes the lines a chain, and how they are read, is in `chain.py`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

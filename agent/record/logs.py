@@ -1,7 +1,5 @@
 """A run's log: excerpt in the line, rest as blob."""
 
-from __future__ import annotations
-
 from sandbox.contract.run import Log
 
 EXCERPT_HEAD_BYTES = 1024

@@ -3,12 +3,11 @@
 See docs/decisions/0003.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Self
 
 from agent.record.attempts import Attempt
 
@@ -35,7 +34,7 @@ class Spread:
     """Whether the seed makes any difference to these files' scores."""
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> Spread:
+    def of(cls, scores: Sequence[float]) -> Self:
         """The spread of one group; a single score says nothing."""
         mean = fmean(scores)
         squares = math.fsum((score - mean) ** 2 for score in scores)

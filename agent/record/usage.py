@@ -3,8 +3,6 @@
 See docs/decisions/0016 for what counts as working time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 

@@ -4,11 +4,9 @@ History is stored byte for byte and never edited: current models refuse a conver
 messages changed. What would make it too long opens a new conversation from a brief instead.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from agent.record.events import ConversationOpened, MessageAdded
 from agent.record.ledger import Ledger
@@ -40,7 +38,7 @@ class Conversation:
         tools: list[dict[str, Any]],
         brief: str,
         reason: str,
-    ) -> Conversation:
+    ) -> Self:
         """Open the next conversation with `brief` as its first message."""
         opening = ConversationOpened(
             conversation=1 + ledger.history.conversation,
@@ -56,7 +54,7 @@ class Conversation:
         return conversation
 
     @classmethod
-    def last(cls, ledger: Ledger) -> Conversation | None:
+    def last(cls, ledger: Ledger) -> Self | None:
         """The conversation that was going on when the ledger was last written."""
         opening = cls.last_opening(ledger)
         if opening is None:

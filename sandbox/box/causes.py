@@ -4,8 +4,6 @@ The kernel's counters, the signal, the clock and our own deadline decide. The pr
 only ever explain a failure for which there is evidence beside them: a program may print anything.
 """
 
-from __future__ import annotations
-
 import re
 import signal
 from datetime import datetime

@@ -6,8 +6,6 @@ descriptor, which cannot come to mean another process. What survives even that i
 own kind, since its devices must not be used again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

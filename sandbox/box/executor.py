@@ -6,8 +6,6 @@ not the work; never auto-remove, which races with asking how a run ended; never 
 which follow what a container laid out. Beside each run stands a watchdog (docs/decisions/0006).
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import secrets

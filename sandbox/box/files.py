@@ -4,8 +4,6 @@ Nothing here follows what a box sent: names are checked again, files are created
 every directory on the way is entered without following links, and bytes and files are bounded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -4,8 +4,6 @@ PID 1 keeps the run's deadline, the host keeps it again a little later, and a th
 each is enough alone. Nothing of what PID 1 sends is kept without a bound.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable

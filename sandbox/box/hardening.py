@@ -5,8 +5,6 @@ widened by a flag: what a box may do beyond this is named in its `RunSpec`. What
 it is read back: what it recorded here, what holds inside in `proof`.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib import resources

@@ -5,8 +5,6 @@ described in `supervisor`, which shares no code with the host. Why it is a socke
 engine's attach: docs/decisions/0001.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -115,7 +113,7 @@ class Listener:
         os.chmod("link.sock", 0o666, dir_fd=self._directory)  # noqa: S103
         self._socket.listen(1)  # for PID 1 and nobody else
 
-    def accept(self, timeout_seconds: float) -> Link | None:
+    def accept(self, timeout_seconds: float) -> "Link | None":
         """Return the link to PID 1 and listen no more, or None when nobody came in time."""
         self._socket.settimeout(timeout_seconds)
         try:

@@ -5,8 +5,6 @@ PID 1 reads everything back from inside, before the program exists, and a run wh
 refused rather than run behind weaker ones.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

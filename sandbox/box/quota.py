@@ -6,8 +6,6 @@ lift the limit too, but it needs processes of its own for that, on the same busy
 (docs/decisions/0006).
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

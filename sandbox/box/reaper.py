@@ -5,8 +5,6 @@ be mistaken: process id, start time, pid namespace, boot. Ownership is a matter 
 of names, so sessions side by side leave one another alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

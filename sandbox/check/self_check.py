@@ -4,8 +4,6 @@ Most attempts run inside a box (`probes`), the rest press one to its end (`stres
 what gave way is told apart from what was never tried: silence is no wall.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Iterator, MutableMapping

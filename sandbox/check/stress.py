@@ -5,8 +5,6 @@ program first says that it began; one that never began proves nothing. Each pres
 limit and then stops by itself, so that a missing wall does not cost the machine anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple

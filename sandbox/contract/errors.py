@@ -1,7 +1,5 @@
 """What goes wrong on our side, never on the program's."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A run's GPUs: names, bounds of memory, use."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

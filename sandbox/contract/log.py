@@ -4,8 +4,6 @@ Machinery only: what was slow, waited for, asked again, taken away. What an atte
 ledger. One snake_case event a line, with its facts as fields; never prose, environment or secrets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import structlog

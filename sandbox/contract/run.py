@@ -5,8 +5,6 @@ size is in bytes, every duration in seconds; each limit must be given, since a l
 to "none" is no limit.
 """
 
-from __future__ import annotations
-
 import re
 import signal
 import socket

@@ -6,8 +6,6 @@ Docker Engine behind a Unix socket of this machine will do: snapshots are bind m
 to PID 1 is a Unix socket, and Podman's Docker API drops GPU requests without a word.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """This machine: its packages, its programs, nightlab's folders on it."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

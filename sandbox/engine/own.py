@@ -4,8 +4,6 @@ A plain dockerd without network rules, whose socket, data and pid file lie under
 directory. No other engine is ever configured, started or stopped here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

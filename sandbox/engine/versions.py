@@ -4,8 +4,6 @@ They are recorded and shown, never judged: a list of known holes would be silent
 month, and distributions carry fixes under the old upstream number.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping

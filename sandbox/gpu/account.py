@@ -1,7 +1,5 @@
 """What was seen of one GPU during a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """What holds a run to its GPU memory, strongest first."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """Finds the GPUs of this machine, by their own names."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ process's file lock and the engine knows its containers. Tickets are served in t
 they were drawn. Why not a database of leases: docs/decisions/0014.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -4,8 +4,6 @@ The only module that knows the library. What a card or driver does not offer com
 what a healthy one would answer and this one does not is a `DriverFault`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -214,7 +212,7 @@ class Driver:
             return None
         return GpuEvent(kind="recovery", words=f"the driver asks to {action}", is_fault=True)
 
-    def xids(self, gpus: Sequence[Gpu]) -> XidWatch:
+    def xids(self, gpus: Sequence[Gpu]) -> "XidWatch":
         """Listen for the driver's error reports about these GPUs from now on."""
         return XidWatch(gpus)
 

@@ -4,8 +4,6 @@ An engine, its hook or a CDI spec may give another GPU than asked, or all of the
 Nodes and their numbers decide; the driver's own files say which GPU is behind a node.
 """
 
-from __future__ import annotations
-
 import re
 
 from sandbox.contract.record import Record

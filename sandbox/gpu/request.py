@@ -4,8 +4,6 @@ Pure: from a run's GPUs and what the engine says of itself to container settings
 asked for by the name that is its own for good, never by count or index: those mean the first ones.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """One run's GPUs, from the request to the result."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any

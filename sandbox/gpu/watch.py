@@ -5,8 +5,6 @@ or when the run exceeds a limit that nothing stronger holds. What a run leaves b
 looked for once its box is gone.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

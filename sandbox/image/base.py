@@ -4,8 +4,6 @@ A given image, the profile's image from a registry, or, where no registry answer
 host's own distribution's packages.
 """
 
-from __future__ import annotations
-
 from contextlib import closing, suppress
 from typing import Literal
 

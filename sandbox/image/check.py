@@ -1,7 +1,5 @@
 """Looks at an image before anything is run in it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -3,8 +3,6 @@
 For machines whose engine reaches no registry: apt does, or they could not be kept up to date.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ packages where no registry answers), the wheels (fetched on the host), the build
 image's tag is the hash of what went into it, so that equal content is never built twice.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Hardware profiles as data: base image, torch, packages, environment."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files

@@ -7,8 +7,6 @@ site's folder; which one was used is recorded. A CUDA build is refused before it
 where pip can tell, and never used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

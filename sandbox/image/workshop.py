@@ -1,7 +1,5 @@
 """What every step of making an image works with."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
