@@ -1,7 +1,5 @@
 """The command line: every command, its errors, its exit codes."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

@@ -1,7 +1,5 @@
 """The command that measures this machine: calibrate."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Commands about images: list, show."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -5,8 +5,6 @@ for a person who wonders why a night took so long. Nothing is ever computed from
 refuses it costs lines and no night. docs/log.md names the events.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping

@@ -1,7 +1,5 @@
 """Commands about this machine: init, setup, check, box."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

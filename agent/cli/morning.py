@@ -1,7 +1,5 @@
 """Commands of the morning: report, audit, review, replay, decide."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

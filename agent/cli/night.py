@@ -1,7 +1,5 @@
 """Commands of the night: run, resume, stop, pause, continue."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from datetime import datetime

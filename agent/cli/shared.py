@@ -1,7 +1,5 @@
 """What the commands share: flags, output, where a session lies."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

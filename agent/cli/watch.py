@@ -1,7 +1,5 @@
 """The command that shows a session while it runs: watch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ The judge of the night weighs here too, at fresh seeds: scores that chose a chan
 it is worth. See docs/decisions/0005.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -5,8 +5,6 @@ written anew. Somebody who knows an earlier head can tell: a person who noted it
 elsewhere that gets each head as a line. docs/ledger.md says how to sign one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ night's own functions (`derive.py`); what must fit together is checked by the mo
 one. The audit does not know whether a run told the truth: that is what the boxes are for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks blobs and diffs that events name by hash."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ the first and from the record before it, with the functions that the night used,
 no rules of its own. See docs/decisions/0018.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

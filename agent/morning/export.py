@@ -4,8 +4,6 @@ The person's repository is worked on with git's plumbing alone: neither work tre
 touched, and nothing in the repository can run code (decision 0005).
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A ledger's events as lines for a person."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 See docs/decisions/0005.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

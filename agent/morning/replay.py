@@ -4,8 +4,6 @@ Nothing of the session's directory is trusted but the ledger and its blobs: file
 and settings are those on record. See docs/decisions/0005.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

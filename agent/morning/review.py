@@ -4,8 +4,6 @@ What is measured is planned on record first, so a review that was cut off goes o
 docs/decisions/0005.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping
 

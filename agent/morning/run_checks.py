@@ -3,8 +3,6 @@
 What follows from a run is derived elsewhere (`derive.py`); here is what must fit together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import get_args

@@ -1,7 +1,5 @@
 """Checks conversations on record: asked, answered, charged."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache

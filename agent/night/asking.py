@@ -5,8 +5,6 @@ docs/decisions/0016. Every try that is paid for is on record before it is made, 
 the middle of it is charged as well.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable

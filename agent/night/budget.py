@@ -3,8 +3,6 @@
 Pure functions of the history and the limits. The loop asks them before each step.
 """
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta
 
 from agent.record.events import Reserve, StopReason

@@ -4,8 +4,6 @@ A model that repeats itself burns the night's money without a new result. It is 
 circle once, then given a new conversation; then the session ends (`turns.py`).
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from typing import Any

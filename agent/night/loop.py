@@ -4,8 +4,6 @@ What would grow this lies elsewhere: whose turn it is in `turns`, retries in `as
 the tools in `toolbox`. See docs/decisions/0016 for what ends a session, and what does not.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Begins a session, and brings a broken one back."""
 
-from __future__ import annotations
-
 import os
 import platform
 import random

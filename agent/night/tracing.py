@@ -4,8 +4,6 @@ Names and attributes stand here alone, those of a box aside (`attempt/lab.py`): 
 agents are still in development.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 
 from opentelemetry.trace import Span, Tracer, get_tracer

@@ -5,8 +5,6 @@ conversation and then brings a stand-in, a reply that asks for nothing is answer
 and what a crash cut off is answered as far as the ledger knows.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field

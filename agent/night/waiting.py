@@ -5,8 +5,6 @@ None of that ends a night by itself. What ends it meanwhile is what ends it othe
 stop, or the session's time. See docs/decisions/0016.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a review and a replay look like."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from rich.table import Table

@@ -4,8 +4,6 @@ The ledger says which run has begun. Its progress so far is in a note beside the
 night writes every few seconds: a hint for whoever watches, never a result.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress

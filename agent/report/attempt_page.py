@@ -4,8 +4,6 @@ What a model or a run wrote is made visible and cut to its share of the report b
 a template: one attempt with endless logs must not cost the others their room.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a person sees while the night goes on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

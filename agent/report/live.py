@@ -5,8 +5,6 @@ changed. The page asks every second what is new and gets only that: the ledger i
 the last poll ended, and what did not change is not rendered again. See docs/decisions/0007.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 import re

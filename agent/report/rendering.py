@@ -4,8 +4,6 @@ Every value is escaped on its way into a page, by jinja's autoescape or by `for_
 marked as safe here is made of numbers or was rendered from our own templates.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -4,8 +4,6 @@ All of it is computed from the ledger each time; nothing here keeps state. Whate
 run wrote is bounded, made visible and escaped on its way into a report.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What a session came to: its first screen's numbers."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Tables of the report: repeats, money, time, machine."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev

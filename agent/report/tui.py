@@ -1,7 +1,5 @@
 """A session while it runs, in the terminal."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """What tools tell a researcher: JSON, bounded, logs fenced."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

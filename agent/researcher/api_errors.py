@@ -4,8 +4,6 @@ Errors before a stream begins come from the SDK; after its first byte they reach
 cloud's client raises errors of that cloud's own library.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

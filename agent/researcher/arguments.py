@@ -1,7 +1,5 @@
 """What each tool takes, as models are told of it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError

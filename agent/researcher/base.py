@@ -4,8 +4,6 @@ Behind `Model` stands a service far away (`claude`) or a sampler in this process
 answers once. Who asks it again, and for how long, is the night's to decide.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Protocol
 

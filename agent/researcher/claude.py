@@ -5,8 +5,6 @@ and read to its end with a stop reason; everything less is a call that failed, a
 all the same.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import json

@@ -6,8 +6,6 @@ attempt needs, so that an old conversation can be left behind without loss. What
 wrote stands in fences and has an end; only what the person wrote counts as an instruction.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
 

@@ -3,8 +3,6 @@
 No SDK here: a command that only asks whether there is a key must not wait for one to be imported.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Mapping

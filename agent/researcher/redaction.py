@@ -6,8 +6,6 @@ else is done with it. What a person writes into program.md, guidance.md or the w
 as it is.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote

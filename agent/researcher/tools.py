@@ -4,8 +4,6 @@ There is no shell. A file is written only where the person allows it, as the res
 and Python only if it parses: what would cost a training to find out costs nothing here.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import warnings

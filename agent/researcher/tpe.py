@@ -13,8 +13,6 @@ gains then add up until the judge can tell them from noise. This is our own choi
 it against uniform sampling.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ What a request holds depends on nothing but its prompt: the service's cache and 
 replayed thinking both live on identical bytes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """One attempt as trackers take it, folded from the ledger."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -5,8 +5,6 @@ read from the environment is kept from them, and what they raise is one line of 
 docs/decisions/0020.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -3,8 +3,6 @@
 A run gets its fingerprint last of all: one that lacks it was cut off, and is written anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -5,8 +5,6 @@ that is there is right. Metrics have the attempt's number as their step: side by
 the night.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ A folder gets its fingerprint when its run was closed: one that lacks it was cut
 written anew under the same id.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
