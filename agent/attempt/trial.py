@@ -100,7 +100,9 @@ def files_of(worker: Worker, trial: Trial) -> AbstractContextManager[Path]:
 @contextmanager
 def checkpoint_of(worker: Worker, trial: Trial) -> Iterator[Path]:
     """Where a trial's checkpoint goes; it stays only for an attempt, which may be kept."""
-    path = fresh_directory(worker.directory / "checkpoints" / trial.checkpoint_name)
+    # What is not kept lies where a resumed night clears away what a kill left.
+    folder = "checkpoints" if trial.purpose == ATTEMPT else "boxes"
+    path = fresh_directory(worker.directory / folder / trial.checkpoint_name)
     try:
         yield path
     finally:

@@ -25,7 +25,7 @@ from tests.support import histories
 from tests.support.gpu_nights import GpuPlace
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1
 from tests.support.labs import work
-from tests.support.sessions import Lines, forge, found, only
+from tests.support.sessions import Lines, forge, found
 
 ASKED = {"bytes": 20 * GIBIBYTE, "at_least": "watchdog", "allocator_variable": ""}
 
@@ -54,11 +54,11 @@ def events(night: GpuPlace, kind: type) -> list[Any]:
 def test_training_and_model_get_the_gpu_and_the_scorer_gets_none(night: GpuPlace) -> None:
     specs = [event.spec for event in events(night, RunStarted)]
     for spec in specs:
-        has = spec["box"] != "scorer"
-        assert ([GPU_0] if has else []) == spec["gpus"]
-        assert ("nvidia" if has else "none") == spec["devices"]
-        assert (ASKED if has else None) == spec["gpu_memory"]
-    assert {"train", "model", "scorer"} == {spec["box"] for spec in specs}
+        has = spec.box != "scorer"
+        assert ((GPU_0,) if has else ()) == spec.gpus
+        assert ("nvidia" if has else "none") == spec.devices
+        assert (ASKED if has else None) == (spec.gpu_memory and spec.gpu_memory.model_dump())
+    assert {"train", "model", "scorer"} == {spec.box for spec in specs}
 
 
 def test_each_gpu_that_came_back_is_on_record_with_what_bounded_it(night: GpuPlace) -> None:
@@ -107,6 +107,12 @@ def last(lines: Lines, box: str) -> dict[str, Any]:
     return [run for run in runs if run["result"]["box"] == box][-1]["result"]  # type: ignore[no-any-return]
 
 
+def asked(lines: Lines, box: str) -> dict[str, Any]:
+    """The spec of the last run in such a box."""
+    events = [line["event"] for line in lines if line["event"]["type"] == "run_started"]
+    return [e["spec"] for e in events if e["spec"]["box"] == box][-1]  # type: ignore[no-any-return]
+
+
 PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "another GPU than was asked for": (
         lambda ls: last(ls, "train").update(gpus=[GPU_1]),
@@ -121,15 +127,15 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "its GPU memory was bounded by less than was asked for",
     ),
     "a run that asks for a second GPU": (
-        lambda ls: only(ls, "run_started", box="train")["spec"].update(gpus=[GPU_0, GPU_1]),
+        lambda ls: asked(ls, "train").update(gpus=[GPU_0, GPU_1]),
         "it asks for 2 GPUs, profile and settings say 1",
     ),
     "a scorer with a GPU": (
-        lambda ls: only(ls, "run_started", box="scorer")["spec"].update(gpus=[GPU_0]),
+        lambda ls: asked(ls, "scorer").update(gpus=[GPU_0], devices="nvidia"),
         "it asks for 1 GPUs, profile and settings say 0",
     ),
     "a run without its bound": (
-        lambda ls: only(ls, "run_started", box="train")["spec"].update(gpu_memory=None),
+        lambda ls: asked(ls, "train").update(gpu_memory=None),
         "its bound on GPU memory is not the one in the settings",
     ),
 }
