@@ -217,7 +217,10 @@ class History:
     def _measure(self, event: RunStarted | RunFinished | Scored) -> None:
         key = TrialKey(event.purpose, event.attempt, event.seed)
         trial = self.trials.setdefault(key, TrialRecord())
-        if isinstance(event, RunFinished):
+        if isinstance(event, RunStarted):
+            # All boxes of a score begin before one ends: what ended was a score's that a kill cut.
+            trial.boxes_of_score = []
+        elif isinstance(event, RunFinished):
             trial.add_run(event)
             self.drift.trained(event)
         elif isinstance(event, Scored):
