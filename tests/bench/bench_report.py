@@ -42,7 +42,7 @@ def measure(directory: Path, attempts: int) -> dict[str, float]:
     """All figures of one night that is written, watched, and goes on for one attempt."""
     # In a process of its own, so that its memory is not counted.
     writing = f"histories.night({attempts}, log_lines=120).write(Path({str(directory)!r}))"
-    program = f"from pathlib import Path; from tests import histories; {writing}"
+    program = f"from pathlib import Path; from tests.support import histories; {writing}"
     subprocess.run([sys.executable, "-c", program], check=True)
     small = [entry.event for entry in histories.night(1, seed=1).entries]
     started = next(n for n, e in enumerate(small) if getattr(e, "attempt", 0) == 1)

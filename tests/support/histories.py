@@ -225,9 +225,13 @@ def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log:
     made.add(run_started(attempt, seed, train), 0.0)
     made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
     scoring: dict[str, Box] = {"model": "model", "second": "model", "scorer": "scorer"}
-    for name, box in scoring.items():
-        result = run_result(f"a{attempt}-s{seed}-{name}", box, log="", wall_seconds=4.5)
+    results = [
+        run_result(f"a{attempt}-s{seed}-{name}", box, log="", wall_seconds=4.5)
+        for name, box in scoring.items()
+    ]
+    for result in results:  # all boxes of a score begin before one of them ends
         made.add(run_started(attempt, seed, result), 0.0)
+    for result in results:
         made.add(run_finished(attempt, seed, result, put_blob=made.put_blob), 0.1)
 
 

@@ -32,8 +32,10 @@ from tests.support.messages_server import MessagesServer, say, text, tinker, too
 pytestmark = [pytest.mark.docker]
 
 NOTHING_ALLOWED = """
-import agent.attempt.measurement as measurement, agent.cli.app
-measurement.idle_cores = measurement.usual_cores = lambda _: 0.0
+import agent.attempt.disturbance as disturbance, agent.attempt.lab as lab
+import agent.attempt.trial as trial, agent.cli.app
+trial.idle_cores = lambda _: 0.0
+lab.usual_of = lambda *_: disturbance.Usual(cores=0.0, speed=None)
 agent.cli.app.main()
 """
 """nightlab on a machine that has no core to spare, and had no neighbour beside the baseline."""

@@ -536,7 +536,7 @@ def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path)
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
-from agent.record.ledger import read_blob, read_ledger
+from agent.record.chain import read_blob, read_ledger
 from agent.report.report import write_report
 directory = Path(sys.argv[1])
 entries = read_ledger(directory)
