@@ -247,7 +247,8 @@ def test_a_disturbed_run_is_repeated_and_then_not_judged(place: CommandLine) -> 
     subprocess.run(
         [
             *(sys.executable, "-P", "-c", NOTHING_ALLOWED, "run", "--researcher", "tpe"),
-            *("--session", "noisy", "--attempts", "1"),
+            # A disturbed run waits for quiet, but no longer than a training takes.
+            *("--session", "noisy", "--attempts", "1", "--budget-seconds", "6"),
         ],
         cwd=place.root,
         env=place.environ,
@@ -319,7 +320,8 @@ def test_the_same_program_runs_on_two_bases_and_on_an_image_of_ones_own(
             (place.root / "program.md").write_text(f"{program}\n{hardware}```\n")
             made = place.nightlab("setup")
             assert made.returncode == 0, made.stderr
-            done = place.nightlab("run", "--researcher", "tpe", "--session", name, "--seed", "7")
+            options = ("--session", name, "--seed", "7", "--attempts", "2")
+            done = place.nightlab("run", "--researcher", "tpe", *options)
             assert done.returncode == 0, done.stderr
 
     sessions = {name: place.history(name) for name in choices}
