@@ -22,8 +22,8 @@ test: .venv/.developed chromium engines ## set up what is missing, then run ever
 	$(BIN)/pytest $(AT_ONCE) -m "not docker" $(SLOWEST) --require chromium $(ENGINES)
 	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES)
 
-test-fast: .venv/.developed ## the tests that need no engine, for the inner loop (3 minutes)
-	$(BIN)/pytest $(AT_ONCE) -m "not docker" $(SLOWEST)
+test-fast: .venv/.developed ## the tests that need no engine and are not slow, for the inner loop (3 minutes)
+	$(BIN)/pytest $(AT_ONCE) -m "not docker and not slow" $(SLOWEST)
 
 test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing was run
 	@if $(BIN)/python -c 'from sandbox.gpu.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \

@@ -74,6 +74,8 @@ from tests.support.minds import DETAILS, Mind, work_with_claude
 from tests.support.nights import TOY, Crash, CrashingLedger, Place
 from tests.support.sessions import verdicts_of
 
+pytestmark = pytest.mark.slow
+
 TRAIN = (TOY / "workspace" / "train.py").read_text()
 PERSON = Person("Somebody", "somebody@example.org")
 CALL_SECONDS = 15.0

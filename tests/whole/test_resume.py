@@ -272,6 +272,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         subprocess.run(["umount", "-l", str(root)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_at_any_event_stops_the_night_and_loses_nothing(
     small_disk: SmallDisk, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_long_session_as_it_is_made_for_the_benchmark_has_no_differences(tmp_p
     assert 2000 <= len(made.entries)
 
 
+@pytest.mark.slow
 def test_a_lost_and_a_changed_blob_are_named_with_their_event(copy: Path) -> None:
     entries = read_ledger(copy)
     first = {sha: entry.seq for entry in reversed(entries) for sha in named_blobs(entry.event)}
