@@ -7,8 +7,8 @@ them against the score. See docs/decisions/0015 for the number of model boxes.
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.attempt.lab import Trial, Worker, box_label
-from agent.record.events import SMOKE, Purpose, SessionStarted, Split
+from agent.attempt.lab import Trial, Worker, box_label, training_limits_of
+from agent.record.events import Purpose, SessionStarted, Split
 from agent.settings import Settings
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import Box, Limits, Mount, RunSpec
@@ -39,10 +39,9 @@ def terms_of(
     devices: Devices = session.image.get("devices") or "none"
     has_gpus = devices != "none" and box != "scorer"  # it only adds up losses
     is_train = box == "train"
-    training = settings.smoke_limits if purpose.startswith(SMOKE) else settings.train_limits
     return Terms(
         image=str(session.image.get("image_id")),
-        limits=training() if is_train else settings.scoring_limits(),
+        limits=training_limits_of(settings, purpose) if is_train else settings.scoring_limits(),
         argv=settings.workspace.command if is_train else None,
         seed=seed if is_train else None,
         gpus=settings.hardware.gpus_per_run if has_gpus else 0,

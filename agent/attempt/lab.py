@@ -217,7 +217,6 @@ class Lab:
                 say so.
         """
         history, settings = self.history, self.settings
-        is_smoke = purpose.startswith(SMOKE)
         own = next((a for a in history.attempts if a.number == attempt), None)
         stops = may_stop and settings.economy.early_stopping != "off"
         return Trial(
@@ -227,7 +226,7 @@ class Lab:
             seed=seed,
             files=files,
             budget=budget_of(settings, purpose),
-            limits=settings.smoke_limits() if is_smoke else settings.train_limits(),
+            limits=training_limits_of(settings, purpose),
             splits=splits,
             usual=usual_of(history, TrialKey(purpose, attempt, seed)),
             past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
@@ -279,6 +278,11 @@ class Lab:
 def budget_of(settings: Settings, purpose: Purpose) -> Budget:
     """What a training may use, by what it is for."""
     return settings.smoke_budget() if purpose.startswith(SMOKE) else settings.budget
+
+
+def training_limits_of(settings: Settings, purpose: Purpose) -> Limits:
+    """What bounds a train box, by what the training is for."""
+    return settings.smoke_limits() if purpose.startswith(SMOKE) else settings.train_limits()
 
 
 def refuse_interruption(result: RunResult) -> None:

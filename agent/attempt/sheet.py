@@ -38,7 +38,6 @@ MISSING, UNCERTAIN, NOT_A_NUMBER, NOT_FINITE = (
     "reported_no_number",
     "reported_not_finite",
 )
-REASONS = frozenset({MISSING, UNCERTAIN, NOT_A_NUMBER, NOT_FINITE})
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)

@@ -7,7 +7,7 @@ bodies (files, diffs, messages) are named here by the SHA-256 of their blob.
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from agent.settings import Settings, Source
 from sandbox.contract.record import Record, Sha256
@@ -607,7 +607,6 @@ Event = Annotated[
     Field(discriminator="type"),
 ]
 
-EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 EVENT_TYPES: tuple[str, ...] = tuple(
     kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])
 )
