@@ -19,7 +19,7 @@ from agent.attempt.judge import (
     judge,
 )
 from agent.attempt.lab import evidence_of, sha_of
-from agent.attempt.sheet import parse_sheet, read_reported, read_score
+from agent.attempt.sheet import MODEL_BOX, parse_sheet, read_reported, read_score
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.curves import unpacked
@@ -41,20 +41,6 @@ from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
 GetBlob = Callable[[str], bytes]
-
-STOPPED_EARLY = "stopped_early"
-MODEL_BOX = "model_box_"
-"""How the reason of a score begins that a model box is to blame for; see `sheet.read_score`."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there is no score: a value, not an error."""
-
-    verdict: Verdict
-    reason: str
-    explanation: str
-    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +67,10 @@ class Decision:
         return AttemptFinished(attempt=number, seconds=seconds, **vars(self))
 
 
+class Failure(Decision):
+    """Why a trial has no score, which decides about its attempt, too: a value, not an error."""
+
+
 def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Decision:
     """What an attempt needs next, or what became of it.
 
@@ -104,7 +94,7 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
         if outcome is None:
             return Measure(attempt.number, seed)
         if isinstance(outcome, Failure):
-            return Decision(**vars(outcome))
+            return outcome
     values = list(attempt.values().values())
     noise = history.repeats.noise()
     if noise is None:
@@ -125,31 +115,23 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
     for seed in seeds:
         outcome = outcome_of(history, attempt.key(seed), get_blob)
         if isinstance(outcome, Failure):
-            return Decision(**vars(outcome))
+            return outcome
         if outcome is None:
             break
         measured += 1
     if measured and measured not in history.meanwhile.values():
         judgement = judgement_of(history, attempt)
         if judgement.ruling is not Ruling.REPEAT or measured == len(seeds):
-            return _decision(judgement)
+            arithmetic = judgement.arithmetic
+            verdict = Verdict.KEPT if judgement.ruling is Ruling.KEEP else Verdict.DISCARDED
+            text, mean = judgement.explanation, arithmetic.candidate_mean
+            return Decision(verdict, judgement.reason, text, mean, arithmetic)
     best = history.best
     for seed in seeds[: measured + 1] if measured else ():
         # One that failed meanwhile is not tried again: the close call goes on without it.
         if seed not in best.values() and best.key(seed) not in history.meanwhile:
             return Measure(best.number, seed)
     return Measure(attempt.number, seeds[measured])
-
-
-def _decision(judgement: Judgement) -> Decision:
-    is_kept = judgement.ruling is Ruling.KEEP
-    return Decision(
-        Verdict.KEPT if is_kept else Verdict.DISCARDED,
-        judgement.reason,
-        judgement.explanation,
-        judgement.arithmetic.candidate_mean,
-        judgement.arithmetic,
-    )
 
 
 def judgement_of(history: History, attempt: Attempt) -> Judgement:
@@ -221,19 +203,16 @@ def failure_of_training(
 ) -> Failure | None:
     """Why a trial's last training cannot be scored, if it cannot.
 
-    Args:
-        trainings: of the trial, in order; several where others disturbed them.
-        settings: in force.
-        is_baseline: only the baseline is measured on a machine that is never quiet.
-        stop: why the training was ended before its time, for the words.
+    There are several trainings where others disturbed them; `stop` is for the words.
     """
+    # Only the baseline is measured on a machine that is never quiet: its noise then shows it.
     run = trainings[-1]
     result, busy = run.result, ""
     if was_disturbed(run) and not is_baseline:
         return Failure(Verdict.DISCARDED, DISTURBED, _why_disturbed(run, len(trainings)))
     if result.outcome is Outcome.STOPPED:
         text = describe_stop(stop) if stop else "the curves on record do not say why"
-        return Failure(Verdict.DISCARDED, STOPPED_EARLY, text, stop)
+        return Failure(Verdict.DISCARDED, "stopped_early", text, early_stop=stop)
     if run.disturbance is not None:
         busy = "".join(f"; {reason}" for reason in reasons(run.disturbance))
     if result.outcome is not Outcome.OK:
@@ -273,13 +252,14 @@ def scored_by_boxes(
     parsed = parse_sheet(sheet) if sheet is not None else None
     found = read_score(parsed, [model.outcome for model in models])
     bad = next((model for model in models if model.outcome is not Outcome.OK), None)
+    # What the scorer found wrong is the better reason; where it found nothing, the host's words.
     return Scored(
         **key._asdict(),
         split=split,
         value=found.value,
         reason=found.reason,
-        explanation=evidence_of(bad) if found.model_failed and bad else found.explanation,
-        details=parsed.details if parsed else {},
+        explanation=evidence_of(bad) if bad and not found.explanation else found.explanation,
+        details=found.details,
         source="scored",
         sheet=sha_of(sheet) if sheet is not None else None,
     )
@@ -305,11 +285,7 @@ def smoke_finished(
 ) -> SmokeFinished:
     """Whether files passed their smoke run, from what its boxes showed.
 
-    Args:
-        smoke: with all of its runs.
-        settings: in force.
-        answered: whether the model box, with the checkpoint loaded, said a word on its channel.
-        seconds: that it took.
+    `answered` is whether the model box, with the checkpoint loaded, said a word on its channel.
     """
     reason = smoke.reason(answered=answered, is_reported=settings.goal.is_reported)
     text = "nothing went wrong" if reason is None else _describe_failure(smoke.runs[-1].result)
@@ -331,21 +307,29 @@ def _describe_failure(result: RunResult) -> str:
 
 
 def drift_checked(history: History, seed: int, problem: str) -> DriftChecked:
-    """What a check of the machine comes to, from the runs on record.
+    """What a check of the machine comes to, from the runs on record after its trials.
 
-    Args:
-        history: after the check's trials.
-        seed: at which the best was measured again.
-        problem: why there is no result, where there is none.
+    `problem` says why there is no result, where there is none.
     """
-    assert history.best is not None
-    noise = history.repeats.noise()
+    best, noise = history.best, history.repeats.noise()
+    assert best is not None
     assert noise is not None
-    best, check = history.best, len(history.drift.checks) + 1
-    recorded = best.values()[seed]
+    check, recorded = len(history.drift.checks) + 1, best.values()[seed]
     tolerance = drift_tolerance(noise, history.in_force.noise.confidence)
-    today = () if problem else tuple(_values_of_check(history, check, seed))
+    keys = [TrialKey(purpose, best.number, seed) for purpose in drift_purposes(check)]
+    values = [] if problem else [history.trial(key).value("val") for key in keys]
+    today = tuple(value for value in values if value is not None)
     changed = has_drifted(recorded, today, tolerance)
+    numbers = f"the best (attempt {best.number}) "
+    if not today:
+        text = f"{numbers}could not be measured again: {problem}"
+    else:
+        numbers += (
+            f"had {recorded:.4f} and has {fmean(today):.4f} now; up to {tolerance:.4f} is noise"
+        )
+        text = f"the machine is as it was: {numbers}"
+    if changed:
+        text = f"the machine changed: {numbers}; from here on the new measurement counts"
     return DriftChecked(
         check=check,
         attempt=best.number,
@@ -355,31 +339,5 @@ def drift_checked(history: History, seed: int, problem: str) -> DriftChecked:
         tolerance=tolerance,
         changed=changed,
         problem=problem,
-        explanation=_describe_drift(best.number, recorded, today, tolerance, changed, problem),
+        explanation=text,
     )
-
-
-def _values_of_check(history: History, check: int, seed: int) -> list[float]:
-    assert history.best is not None
-    keys = [TrialKey(purpose, history.best.number, seed) for purpose in drift_purposes(check)]
-    values = [history.trial(key).value("val") for key in keys]
-    return [value for value in values if value is not None]
-
-
-def _describe_drift(
-    number: int,
-    recorded: float,
-    today: Sequence[float],
-    tolerance: float,
-    changed: bool,
-    problem: str,
-) -> str:
-    if not today:
-        return f"the best (attempt {number}) could not be measured again: {problem}"
-    numbers = (
-        f"the best (attempt {number}) had {recorded:.4f} and has {fmean(today):.4f} now; "
-        f"up to {tolerance:.4f} is noise"
-    )
-    if changed:
-        return f"the machine changed: {numbers}; from here on the new measurement counts"
-    return f"the machine is as it was: {numbers}"

@@ -6,6 +6,7 @@ another time. A disturbed run is repeated, not judged; see docs/decisions/0017.
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,9 +29,6 @@ _SLICES, _SLICE_SECONDS = 4, 0.01
 _IDLE_COLUMNS = (3, 4)  # idle and iowait
 _STOLEN_BY_GUESTS = (8, 9)  # guest times are already part of user and nice
 CPUS = "sys/devices/system/cpu"
-THERMAL = "sys/class/thermal"
-COUNTERS = ("core_throttle_count", "package_throttle_count")
-MEMORY_LINE = "MemAvailable:"
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,14 @@ def speed(clock: Callable[[], float] = time.perf_counter) -> float:
     The best of a few slices: what others use is measured elsewhere, and this is about a core that
     is throttled, or that a machine outside of ours has taken a part of.
     """
-    return max(_slice(clock) for _ in range(_SLICES))
+    rates = []
+    for _ in range(_SLICES):
+        began, blocks = clock(), 0
+        while (elapsed := clock() - began) < _SLICE_SECONDS:
+            hashlib.sha256(_BLOCK)
+            blocks += 1
+        rates.append(blocks * len(_BLOCK) / 1e6 / elapsed)
+    return max(rates)
 
 
 def disturbance(
@@ -100,13 +105,7 @@ def disturbance(
 ) -> Disturbance:
     """What anything but the run and nightlab did between two samples.
 
-    Args:
-        before: when the run began.
-        after: when it was over.
-        run_cpu_seconds: used by the run's box.
-        limits: what is too much.
-        idle: cores that the run leaves to others.
-        usual: what the runs had that this one is compared with.
+    `idle` is how many cores the run leaves to others.
     """
     elapsed = max(after.at - before.at, 1e-9)
     ours = run_cpu_seconds + (after.own_seconds - before.own_seconds)
@@ -180,7 +179,7 @@ def usual_of(history: History, trial: TrialKey) -> Usual:
     They are the baseline's, or after a move to another machine those of the best there, in checks
     of the machine and beside close calls. Of each seed the last one counts for what others used.
     """
-    runs = [run for run in _calibrating(history) if _key(run) != trial]
+    runs = [r for r in _calibrating(history) if (r.purpose, r.attempt, r.seed) != trial]
     noises = [(run.seed, run.disturbance) for run in runs if run.disturbance]
     speeds = [noise.speed for _, noise in noises]
     cores = [noise.other_cores for noise in dict(noises).values()]
@@ -194,30 +193,12 @@ def _calibrating(history: History) -> list[RunFinished]:
     return history.baseline.runs if history.baseline else []
 
 
-def _key(run: RunFinished) -> TrialKey:
-    return TrialKey(run.purpose, run.attempt, run.seed)
-
-
-def _slice(clock: Callable[[], float]) -> float:
-    began, blocks = clock(), 0
-    while (elapsed := clock() - began) < _SLICE_SECONDS:
-        hashlib.sha256(_BLOCK)
-        blocks += 1
-    return blocks * len(_BLOCK) / 1e6 / elapsed
-
-
 def machine_state(root: Path = Path("/")) -> MachineState:
-    """The machine as it is now; what it does not tell, as in most virtual machines, is None.
-
-    Args:
-        root: of the file system with /proc and /sys.
-    """
+    """The machine as it is now; what it does not tell, as in most virtual machines, is None."""
     clocks = list(_numbers(root, f"{CPUS}/cpu[0-9]*/cpufreq/scaling_cur_freq"))
     highest = list(_numbers(root, f"{CPUS}/cpu[0-9]*/cpufreq/cpuinfo_max_freq"))
-    heat = list(_numbers(root, f"{THERMAL}/thermal_zone*/temp"))
-    counts = [
-        n for name in COUNTERS for n in _numbers(root, f"{CPUS}/cpu*/thermal_throttle/{name}")
-    ]
+    heat = list(_numbers(root, "sys/class/thermal/thermal_zone*/temp"))
+    counts = list(_numbers(root, f"{CPUS}/cpu*/thermal_throttle/*_throttle_count"))
     governors = sorted(set(_texts(root, f"{CPUS}/cpu[0-9]*/cpufreq/scaling_governor")))
     return MachineState(
         load=os.getloadavg()[0],
@@ -259,8 +240,5 @@ def _texts(root: Path, pattern: str) -> Iterator[str]:
 
 
 def _available_bytes(root: Path) -> int | None:
-    for text in _texts(root, "proc/meminfo"):
-        for line in text.splitlines():
-            if line.startswith(MEMORY_LINE):
-                return int(line.split()[1]) * 1024
-    return None
+    found = re.search(r"^MemAvailable: +(\d+)", "".join(_texts(root, "proc/meminfo")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -30,12 +30,6 @@ from sandbox.contract.log import log
 def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
     """Train, score and judge the files that lie in the workspace now.
 
-    Args:
-        lab: of the session.
-        kind: whether it is the baseline.
-        hypothesis: what the researcher expects.
-        researcher: who it is.
-
     Raises:
         SandboxError: nightlab or the engine failed; the attempt is recorded as interrupted.
         SessionOver: the session had to end while the attempt waited; recorded in the same way.
@@ -51,10 +45,12 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
                 smoke.run_smoke(lab, candidate, asked_by="nightlab")
             decision = _decide(lab, number, candidate)
     except (SandboxError, SessionOver, KeyboardInterrupt) as error:
-        end = _end_of_lost_box(lab, number, error)
+        is_lost, is_candidate = isinstance(error, BoxLost), kind == "candidate"
+        # Files that lose their box each time, although the engine is well, get a verdict.
+        is_suspect = is_lost and is_candidate and lab.worker.executor.answers()
+        end = lost(lab.history, number) if is_suspect else None
         if end is None:
             reason = "stopped by the person" if isinstance(error, KeyboardInterrupt) else str(error)
-            is_lost = isinstance(error, BoxLost)
             lab.ledger.append(
                 AttemptInterrupted(attempt=number, is_box_lost=is_lost, reason=reason)
             )
@@ -92,14 +88,6 @@ def _measure_best(lab: Lab, step: Measure) -> None:
         lab.ledger.append(Noticed(kind="best_failed", explanation=text))
 
 
-def _end_of_lost_box(lab: Lab, number: int, error: BaseException) -> Decision | None:
-    """The verdict about files that lose their box each time, although the engine is well."""
-    is_candidate = lab.history.attempt(number).started.kind == "candidate"
-    if is_candidate and isinstance(error, BoxLost) and lab.worker.executor.answers():
-        return lost(lab.history, number)
-    return None
-
-
 def _close(lab: Lab, finished: AttemptFinished) -> Attempt:
     """The attempt with its verdict on record, and the best's files in the workspace."""
     number = finished.attempt
@@ -113,10 +101,8 @@ def _close(lab: Lab, finished: AttemptFinished) -> Attempt:
 
 def advance(lab: Lab, number: int) -> None:
     """Make the attempt the best: forget the checkpoints of others except the baseline's."""
-    baseline = lab.history.baseline
-    keep = {number} | ({baseline.number} if baseline else set())
     for attempt in lab.history.attempts:
-        if attempt.number not in keep:
+        if attempt.number != number and attempt is not lab.history.baseline:
             lab.forget_checkpoints(attempt.number)
 
 

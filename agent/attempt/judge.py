@@ -82,11 +82,11 @@ def judge(
     confidence: float,
     max_repeats: int,
 ) -> Judgement:
-    """Rule on a candidate from its scores and those of the best.
+    """Rule on a candidate from its scores and those of the best, at least one each, one a seed.
 
     Args:
-        candidate: valid scores of the candidate, one a seed; at least one.
-        best: valid scores of the best, one a seed; at least one.
+        candidate: valid scores.
+        best: valid scores.
         noise: of one score, see `pooled_noise`.
         direction: of the metric.
         confidence: one-sided, 0.5 or more and less than 1; of all looks together.

@@ -32,12 +32,10 @@ from sandbox.contract.run import Log, Outcome
 SHEET_NAME = "score.json"
 MAX_SHEET_BYTES = 256 * 1024
 MAX_NUMBER_CHARACTERS = 64
-MISSING, UNCERTAIN, NOT_A_NUMBER, NOT_FINITE = (
-    "not_reported",
-    "report_lost",
-    "reported_no_number",
-    "reported_not_finite",
-)
+MISSING, UNCERTAIN = "not_reported", "report_lost"
+NOT_A_NUMBER, NOT_FINITE = "reported_no_number", "reported_not_finite"
+MODEL_BOX = "model_box_"
+"""How a reason begins that a model box is to blame for; the rest is its outcome."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
@@ -63,38 +61,29 @@ class ScoreSheet(Record):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a measurement comes to: a value, or the reason why there is none."""
+    """What a sheet or a log comes to: a value, or the reason why there is none."""
 
     value: float | None
     reason: str | None
     explanation: str
-    model_failed: bool
-    """Whether the reason is how a model box ended, and not what the scorer found."""
-
-
-HUNG_UP = "hung_up"
-"""A scorer's reason when a model box is gone; how the box ended then tells more."""
-TOO_SLOW = "too_slow"
-"""The reason when the scorer's own time was over: it does nothing but wait for answers."""
+    details: dict[str, Any]
 
 
 def read_score(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Reading:
     """Read a measurement: what the scorer found, or else how a model box ended.
 
     A value counts only when every model box ended well: one that answers all and then dies or hangs
-    has something to hide. What the scorer found wrong is the better reason.
-
-    Args:
-        sheet: what the scorer wrote; none when it came to no end within its time.
-        models: how the model boxes ended.
+    has something to hide. What the scorer found wrong is the better reason, but that a box hung up:
+    how it ended then tells more.
     """
+    details = {} if sheet is None else sheet.details
     bad = next((outcome for outcome in models if outcome is not Outcome.OK), None)
-    if bad is not None and (sheet is None or sheet.reason in (None, HUNG_UP)):
-        return Reading(None, f"model_box_{bad.value}", "", model_failed=True)
-    if sheet is None:
+    if bad is not None and (sheet is None or sheet.reason in (None, "hung_up")):
+        return Reading(None, MODEL_BOX + bad.value, "", details)
+    if sheet is None:  # its own time was over: it does nothing but wait for answers
         explanation = "the score took longer than wall_seconds in [scoring] allows"
-        return Reading(None, TOO_SLOW, explanation, model_failed=False)
-    return Reading(sheet.value, sheet.reason, sheet.explanation, model_failed=False)
+        return Reading(None, "too_slow", explanation, details)
+    return Reading(sheet.value, sheet.reason, sheet.explanation, details)
 
 
 def read_sheet(directory: Path) -> bytes | None:
@@ -133,62 +122,45 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-@dataclass(frozen=True)
-class Reported:
-    """What a log says of the metric: a value, or the reason why there is none."""
-
-    value: float | None
-    reason: str | None
-    explanation: str
-    details: dict[str, Any]
-
-
-def read_reported(log: Log, metric: str) -> Reported:
+def read_reported(log: Log, metric: str) -> Reading:
     """The metric as the log's last complete line about it says; see the module.
 
-    Args:
-        log: as the box kept it, not the excerpt of it that stands in the ledger's line.
-        metric: the name that the line begins with.
+    The log is what the box kept, not the excerpt of it that stands in the ledger's line.
     """
-    text = log.tail if log.omitted_bytes else log.head + log.tail
-    lines = _lines(text, is_cut=log.omitted_bytes > 0)
-    values = [value for line in lines if (value := _value_of(line, metric)) is not None]
+    # A log whose middle was dropped counts from its tail's first complete line.
+    complete = (
+        log.tail.split("\n")[1:-1] if log.omitted_bytes else (log.head + log.tail).split("\n")[:-1]
+    )
+    values = []
+    for line in complete:
+        # What a carriage return wiped out is no part of the line.
+        name, colon, value = line.rstrip("\r").rpartition("\r")[2].partition(":")
+        if colon and name.strip(_BLANKS) == metric:
+            values.append(value.strip(_BLANKS))
     return _read(values[-1], len(values)) if values else _missing(log, metric)
 
 
-def _lines(text: str, *, is_cut: bool) -> list[str]:
-    """Complete lines of what was received, what a carriage return wiped out left away."""
-    complete = text.split("\n")[1 if is_cut else 0 : -1]
-    return [line.rstrip("\r").rpartition("\r")[2] for line in complete]
-
-
-def _value_of(line: str, metric: str) -> str | None:
-    """What stands after `metric:`; none for a line about something else."""
-    name, colon, value = line.strip(_BLANKS).partition(":")
-    return value.strip(_BLANKS) if colon and name.rstrip(_BLANKS) == metric else None
-
-
-def _read(text: str, times: int) -> Reported:
+def _read(text: str, times: int) -> Reading:
     shown = one_line(text, MAX_NUMBER_CHARACTERS) or "nothing"
     details = {"said": shown, "times": times}
     if _NOT_FINITE.fullmatch(text):
-        return Reported(None, NOT_FINITE, f"the program reported {shown}", details)
+        return Reading(None, NOT_FINITE, f"the program reported {shown}", details)
     if len(text) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(text):
         problem = f"the program reported {shown}, which is not a plain decimal number"
-        return Reported(None, NOT_A_NUMBER, problem, details)
+        return Reading(None, NOT_A_NUMBER, problem, details)
     value = float(text)
     if not math.isfinite(value):
-        return Reported(None, NOT_FINITE, f"the program reported {shown}: out of range", details)
-    return Reported(value, None, "", details)
+        return Reading(None, NOT_FINITE, f"the program reported {shown}: out of range", details)
+    return Reading(value, None, "", details)
 
 
-def _missing(log: Log, metric: str) -> Reported:
+def _missing(log: Log, metric: str) -> Reading:
     if log.omitted_bytes:
         text = (
             f"no complete line `{metric}: number` among the last of the log, whose middle "
             f"({log.omitted_bytes:,} bytes) was dropped: print it last, print less, or raise "
             "[limits] log"
         )
-        return Reported(None, UNCERTAIN, text, {"times": 0})
+        return Reading(None, UNCERTAIN, text, {"times": 0})
     text = f"the program printed no complete line `{metric}: number`"
-    return Reported(None, MISSING, text, {"times": 0})
+    return Reading(None, MISSING, text, {"times": 0})

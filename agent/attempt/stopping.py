@@ -7,7 +7,7 @@ loss of one batch is mostly the luck of that batch. (Decision 0012.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from agent.record.attempts import Attempt
@@ -44,32 +44,27 @@ class Rule:
         return None if is_early or economy.early_stopping == "off" else by_median(own, self.past)
 
 
+@dataclass
 class Watch:
-    """Follows one run, and remembers why it should end.
+    """Follows one run, and remembers why it should end."""
 
-    Args:
-        curve: what the run has reported so far.
-        rule: what decides.
-        budget: of the run.
-    """
-
-    def __init__(self, curve: Callable[[], Curve], rule: Rule, budget: Budget) -> None:
-        self._curve = curve
-        self._rule = rule
-        self._budget = budget
-        self._checked_at = 0.0
-        self.found: EarlyStop | None = None
-        self.seen: Curve = []
-        """The curve at that time: what is reported later did not count."""
+    curve: Callable[[], Curve]
+    """What the run has reported so far."""
+    rule: Rule
+    budget: Budget
+    found: EarlyStop | None = None
+    seen: Curve = field(default_factory=list)
+    """The curve when that was found: what is reported later did not count."""
+    checked_at: float = 0.0
 
     def __call__(self) -> bool:
         """Whether the run should end now."""
         if self.found is None:
-            curve = self._curve()
-            at = share(curve[-1], self._budget) if curve else None
-            if at is not None and at >= self._checked_at + MIN_STEP:
-                self._checked_at = at
-                self.found, self.seen = self._rule(curve), curve
+            curve = self.curve()
+            at = share(curve[-1], self.budget) if curve else None
+            if at is not None and at >= self.checked_at + MIN_STEP:
+                self.checked_at = at
+                self.found, self.seen = self.rule(curve), curve
         return self.found is not None
 
 
@@ -165,6 +160,5 @@ def _runs(attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget) ->
 
 
 def _is_whole(run: RunFinished, *, may_be_noisy: bool) -> bool:
-    is_quiet = run.disturbance is None or not run.disturbance.disturbed
-    is_done = run.result.box == "train" and run.result.outcome is Outcome.OK
-    return is_done and (is_quiet or may_be_noisy)
+    is_quiet = may_be_noisy or run.disturbance is None or not run.disturbance.disturbed
+    return is_quiet and run.result.box == "train" and run.result.outcome is Outcome.OK

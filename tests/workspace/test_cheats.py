@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from agent.attempt.boxes import scoring_specs
 from agent.attempt.lab import Lab
 from agent.attempt.scoring import run_scoring_boxes
-from agent.attempt.sheet import Reading, parse_sheet, read_score
+from agent.attempt.sheet import MODEL_BOX, Reading, parse_sheet, read_score
 from agent.program import load_program
 from sandbox import DockerExecutor
 from tests.support.labs import scoring_lab
@@ -193,7 +193,7 @@ def dashed(name: str) -> str:
 def verdict_of(found: Reading, honest_value: float) -> str:
     """The word of `Expectation` for what was found."""
     if found.value is None:
-        return "failed" if found.model_failed else "invalid"
+        return "failed" if (found.reason or "").startswith(MODEL_BOX) else "invalid"
     difference = found.value - honest_value
     if abs(difference) < 1e-5:
         return "unchanged"
