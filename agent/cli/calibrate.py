@@ -12,22 +12,9 @@ from rich.table import Table
 
 from agent.attempt.lab import hashes_of
 from agent.candidate.workspace import Workspace
+from agent.cli import flags
 from agent.cli.logs import operational_log
-from agent.cli.shared import (
-    VERSION,
-    BaseImageOption,
-    JsonOption,
-    ProgramOption,
-    VerboseOption,
-    err,
-    load,
-    open_observer,
-    out,
-    print_event,
-    progress,
-    say,
-    sweep_now,
-)
+from agent.cli.shared import err, load, open_observer, out, print_event, progress, say, sweep_now
 from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
 from agent.machine.runtime import calibration_path, find_runtime
@@ -43,16 +30,16 @@ MAX_BUDGETS = 6
 
 
 def calibrate_(
-    program: ProgramOption = Path("program.md"),
-    base_image: BaseImageOption = None,
+    program: flags.Program = flags.PROGRAM,
+    base_image: flags.BaseImage = None,
     budgets: Annotated[
         str, typer.Option("--budgets", help="seconds of a training, commas between")
     ] = "20,60",
     repeats: Annotated[
         int, typer.Option("--repeats", min=2, max=MOST_REPEATS, help="seeds at each budget")
     ] = 3,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    as_json: flags.Json = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Measure this machine; propose budget, batch and repeats.
 
@@ -71,7 +58,6 @@ def calibrate_(
         settings=settings,
         source=source,
         runtime=runtime,
-        version=VERSION,
         watched=partial(open_observer, as_json=as_json),
         say=show,
     )

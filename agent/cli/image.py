@@ -5,16 +5,8 @@ import os
 
 from rich.table import Table
 
-from agent.cli.shared import (
-    DEFAULT_PROGRAM,
-    BaseImageOption,
-    JsonOption,
-    ProgramOption,
-    load,
-    out,
-    print_line,
-    say,
-)
+from agent.cli import flags
+from agent.cli.shared import load, out, print_line, say
 from agent.machine.setup import image_recipe
 from sandbox.engine.find import find_engine
 from sandbox.image.image import ImageRecord, find_image, known_images
@@ -22,7 +14,7 @@ from sandbox.image.profiles import known_profiles
 from sandbox.machine import state_directory
 
 
-def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False) -> None:
+def list_(program: flags.Program = flags.PROGRAM, as_json: flags.Json = False) -> None:
     """List the profiles that a program can name, and the images that were built."""
     profiles = known_profiles(program.parent)
     state_dir = state_directory(os.environ)
@@ -45,9 +37,9 @@ def list_(program: ProgramOption = DEFAULT_PROGRAM, as_json: JsonOption = False)
 
 
 def show(
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    as_json: JsonOption = False,
+    program: flags.Program = flags.PROGRAM,
+    base_image: flags.BaseImage = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Show the image of a program: what it is made of, by digest."""
     settings, state_dir = load(program).settings, state_directory(os.environ)

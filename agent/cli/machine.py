@@ -13,18 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.shared import (
-    DEFAULT_PROGRAM,
-    BaseImageOption,
-    GpusOption,
-    JsonOption,
-    ProgramOption,
-    TorchIndexOption,
-    load,
-    out,
-    print_line,
-    say,
-)
+from agent.cli import flags
+from agent.cli.shared import load, out, print_line, say
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.settings import parse_size
 from agent.text import one_line
@@ -58,9 +48,14 @@ def init(
 
 
 def setup(
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    torch_index: TorchIndexOption = "",
+    program: flags.Program = flags.PROGRAM,
+    base_image: flags.BaseImage = None,
+    torch_index: Annotated[
+        str,
+        typer.Option(
+            envvar="NIGHTLAB_TORCH_INDEX", help="a wheel index that has the CPU build of torch"
+        ),
+    ] = "",
     stop_engine: Annotated[
         bool, typer.Option("--stop-engine", help="end the engine that nightlab started, only that")
     ] = False,
@@ -86,9 +81,9 @@ def setup(
 
 
 def check(
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    as_json: JsonOption = False,
+    program: flags.Program = flags.PROGRAM,
+    base_image: flags.BaseImage = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Try to break every wall here; exit 1 if one gave way."""
     settings = load(program).settings.with_overrides(base_image=base_image)
@@ -116,9 +111,9 @@ def check(
 
 def box(
     argv: Annotated[list[str], typer.Argument(help="what to run, after --")],
-    program: ProgramOption = DEFAULT_PROGRAM,
-    base_image: BaseImageOption = None,
-    gpus: GpusOption = None,
+    program: flags.Program = flags.PROGRAM,
+    base_image: flags.BaseImage = None,
+    gpus: flags.Gpus = None,
     wall_seconds: Annotated[float | None, typer.Option(help="kill after so many seconds")] = None,
     memory: Annotated[str | None, typer.Option(help="such as 1g")] = None,
     cpus: Annotated[float | None, typer.Option(help="such as 1.5")] = None,
@@ -158,11 +153,11 @@ def box(
 
 
 def gpus(
-    program: ProgramOption = Path("program.md"),
+    program: flags.Program = flags.PROGRAM,
     lift: Annotated[
         str | None, typer.Option("--lift", help="put this one back into use, by its id")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Show the GPUs for runs, who has them, which are out of use."""
     state_dir = state_directory(os.environ)

@@ -11,16 +11,10 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
+from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
     SERVICE_FAILED,
-    VERSION,
-    JsonOption,
-    RunsOption,
-    SessionArgument,
-    TrackDirOption,
-    TrackOption,
-    VerboseOption,
     anchor_of,
     err,
     exporter,
@@ -73,11 +67,11 @@ RepoOption = Annotated[
 
 
 def report(
-    session: SessionArgument,
-    track: TrackOption = None,
-    track_dir: TrackDirOption = None,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
+    session: flags.Session,
+    track: flags.Track = None,
+    track_dir: flags.TrackDir = None,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
 ) -> None:
     """Write the report of a session anew and say where it lies."""
     directory = session_directory(runs, session)
@@ -95,7 +89,7 @@ def report(
 
 
 def audit(
-    session: SessionArgument,
+    session: flags.Session,
     attempt: Annotated[
         int | None, typer.Option("--attempt", help="show the events of this attempt")
     ] = None,
@@ -111,8 +105,8 @@ def audit(
     anchor: Annotated[
         Path | None, typer.Option("--anchor", help="a file of heads, if not the one in program.md")
     ] = None,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
 ) -> None:
     """Verify chain and blobs; recompute every verdict and price."""
     directory = session_directory(runs, session)
@@ -134,16 +128,16 @@ def audit(
 
 
 def review(
-    session: SessionArgument,
+    session: flags.Session,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="fresh seeds; as many as the baseline had if left out")
     ] = None,
     no_runs: Annotated[
         bool, typer.Option("--no-runs", help="show the last review, run nothing")
     ] = False,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Check the result: fresh seeds, holdout, each change left out."""
     directory = session_directory(runs, session)
@@ -155,7 +149,7 @@ def review(
         return
     try:
         with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
-            table = check_by_daylight(lab, repeats, VERSION, progress(as_json=as_json))
+            table = check_by_daylight(lab, repeats, progress(as_json=as_json))
             keep_head(lab.ledger, anchor_of(directory, lab.settings))
             write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
     except KeyboardInterrupt:
@@ -165,11 +159,11 @@ def review(
 
 
 def replay(
-    session: SessionArgument,
+    session: flags.Session,
     attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Run one attempt again from the record alone, and compare.
 
@@ -187,14 +181,14 @@ def replay(
 
 
 def approve(
-    session: SessionArgument,
+    session: flags.Session,
     reason: ReasonOption,
     smaller: Annotated[
         bool, typer.Option("--smaller", help="take the review's smaller equal model")
     ] = False,
     branch: Annotated[str | None, typer.Option(help="make this branch in --repo")] = None,
     repo: RepoOption = Path(),
-    runs: RunsOption = Path("runs"),
+    runs: flags.Runs = flags.RUNS,
 ) -> None:
     """Take the result: files, a patch and, if asked, a branch.
 
@@ -218,10 +212,10 @@ def approve(
 
 
 def reject(
-    session: SessionArgument,
+    session: flags.Session,
     reason: ReasonOption,
     repo: RepoOption = Path(),
-    runs: RunsOption = Path("runs"),
+    runs: flags.Runs = flags.RUNS,
 ) -> None:
     """Turn the result down; recorded with your git name."""
     directory = session_directory(runs, session)

@@ -9,23 +9,10 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
+from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
-    DEFAULT_PROGRAM,
     SERVICE_FAILED,
-    VERSION,
-    AttemptsOption,
-    BaseImageOption,
-    GpusOption,
-    HoursOption,
-    JsonOption,
-    ProgramOption,
-    RunsOption,
-    SessionArgument,
-    TrackDirOption,
-    TrackOption,
-    UsdOption,
-    VerboseOption,
     anchor_of,
     err,
     exporter,
@@ -71,23 +58,23 @@ from sandbox.machine import state_directory
 
 
 def run(
-    program: ProgramOption = DEFAULT_PROGRAM,
+    program: flags.Program = flags.PROGRAM,
     researcher: Annotated[
         str | None, typer.Option(help="auto (claude with a key, else tpe), claude, tpe or random")
     ] = None,
-    attempts: AttemptsOption = None,
-    hours: HoursOption = None,
-    usd: UsdOption = None,
+    attempts: flags.Attempts = None,
+    hours: flags.Hours = None,
+    usd: flags.Usd = None,
     budget_seconds: Annotated[float | None, typer.Option(help="seconds for each training")] = None,
-    base_image: BaseImageOption = None,
-    gpus: GpusOption = None,
+    base_image: flags.BaseImage = None,
+    gpus: flags.Gpus = None,
     session: Annotated[str | None, typer.Option(help="name of the session")] = None,
     seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
-    track: TrackOption = None,
-    track_dir: TrackDirOption = None,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    track: flags.Track = None,
+    track_dir: flags.TrackDir = None,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Run a session: baseline, then attempt after attempt."""
     content = load(program)
@@ -116,7 +103,6 @@ def run(
         own_workspace(settings, program.parent),
         runtime,
         researcher=name,
-        version=VERSION,
         seed=secrets.randbits(31) if seed is None else seed,
     )
     with (
@@ -129,18 +115,18 @@ def run(
 
 
 def resume(
-    session: SessionArgument,
+    session: flags.Session,
     researcher: Annotated[
         str | None, typer.Option(help="who goes on: claude, tpe or random; as before if left out")
     ] = None,
-    attempts: AttemptsOption = None,
-    hours: HoursOption = None,
-    usd: UsdOption = None,
-    track: TrackOption = None,
-    track_dir: TrackDirOption = None,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    attempts: flags.Attempts = None,
+    hours: flags.Hours = None,
+    usd: flags.Usd = None,
+    track: flags.Track = None,
+    track_dir: flags.TrackDir = None,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Go on with a session that was stopped, killed or may do more."""
     directory = session_directory(runs, session)
@@ -163,7 +149,6 @@ def resume(
             lab = open_lab(ledger, settings, runtime, observer)
             recover(
                 lab,
-                version=VERSION,
                 removed_containers=removed,
                 researcher=None if researcher is None else name,
                 engine=runtime.engine,
@@ -171,19 +156,19 @@ def resume(
             _work(lab, content, name, export, as_json=as_json)
 
 
-def stop(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
+def stop(session: flags.Session, runs: flags.Runs = flags.RUNS) -> None:
     """Let a session finish its present attempt, then end."""
     ask_to_stop(_running_session(runs, session))
     out.print(f"{session} ends after its present attempt")
 
 
-def pause(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
+def pause(session: flags.Session, runs: flags.Runs = flags.RUNS) -> None:
     """Let a session wait after its present attempt; costs no hours."""
     ask_to_pause(_running_session(runs, session))
     out.print(f"{session} pauses after its present attempt; go on: nightlab continue {session}")
 
 
-def continue_(session: SessionArgument, runs: RunsOption = Path("runs")) -> None:
+def continue_(session: flags.Session, runs: flags.Runs = flags.RUNS) -> None:
     """Let a paused session go on."""
     if not ask_to_continue(_running_session(runs, session)):
         raise UsageError(f"{session} is not paused", "see nightlab pause --help")

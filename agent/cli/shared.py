@@ -6,14 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from agent.attempt.lab import Observer
+from agent.cli import flags
 from agent.machine.runtime import recorded_runtime
 from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
@@ -34,42 +33,8 @@ from sandbox.machine import clean_up, state_directory
 
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
 
-DEFAULT_PROGRAM = Path("program.md")
-VERSION = distribution_version("nightlab")
-
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-ProgramOption = Annotated[Path, typer.Option("--program", help="the person's file")]
-AttemptsOption = Annotated[int | None, typer.Option("--attempts", help="stop after so many")]
-HoursOption = Annotated[float | None, typer.Option("--hours", help="stop after so many hours")]
-UsdOption = Annotated[float | None, typer.Option("--usd", help="stop before spending more")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
-TrackOption = Annotated[
-    Tracker | None, typer.Option("--track", help="also write metrics into this tracker's files")
-]
-TrackDirOption = Annotated[
-    Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", help="show nightlab's own log as well, on stderr")
-]
-SessionArgument = Annotated[str, typer.Argument(help="name of the session")]
-BaseImageOption = Annotated[
-    str | None, typer.Option("--base-image", help="build on this image instead")
-]
-GpusOption = Annotated[
-    str | None, typer.Option("--gpus", help="those to use, such as 0,2: indices or ids")
-]
-TorchIndexOption = Annotated[
-    str,
-    typer.Option(
-        "--torch-index",
-        envvar="NIGHTLAB_TORCH_INDEX",
-        help="a wheel index that has the CPU build of torch",
-    ),
-]
 
 
 def print_line(line: str) -> None:
@@ -100,7 +65,7 @@ def warn(line: str, style: str = "yellow") -> None:
 
 def load(program: Path) -> Program:
     """The person's program; the shipped one where they have none and named none."""
-    is_named = program != DEFAULT_PROGRAM
+    is_named = program != flags.PROGRAM
     return load_program(program if is_named else template(program.name, program.parent))
 
 

@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.shared import (
-    JsonOption,
-    RunsOption,
-    SessionArgument,
-    out,
-    print_event,
-    say,
-    session_directory,
-)
+from agent.cli import flags
+from agent.cli.shared import out, print_event, say, session_directory
 from agent.record.chain import utc_now
 from agent.report.live import LiveReport, WatchServer
 from agent.report.tui import show
@@ -21,13 +14,13 @@ from sandbox.contract.errors import UsageError
 
 
 def watch(
-    session: SessionArgument,
+    session: flags.Session,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")
     ] = 0,
     tui: Annotated[bool, typer.Option("--tui", help="show it in this terminal instead")] = False,
-    runs: RunsOption = Path("runs"),
-    as_json: JsonOption = False,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
 ) -> None:
     """Show a session while it runs, as a page on this machine only.
 

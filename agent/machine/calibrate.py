@@ -55,7 +55,6 @@ class Bench:
     settings: Settings
     source: Path
     runtime: Runtime
-    version: str
     watched: Watched
     say: Say
 
@@ -125,13 +124,12 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
             bench.source,
             bench.runtime,
             researcher="calibrate",
-            version=bench.version,
             seed=SEED,
         )
     with ledger, bench.watched(settings, ledger) as observer:
         lab = open_lab(ledger, settings, bench.runtime, observer)
         if was_there and any(attempt.open for attempt in ledger.history.attempts):
-            recover(lab, version=bench.version, removed_containers=(), engine=bench.runtime.engine)
+            recover(lab, removed_containers=(), engine=bench.runtime.engine)
         yield lab
 
 

@@ -25,6 +25,7 @@ from agent.morning.ablation import (
     reviews,
 )
 from agent.morning.replay import Say, describe, measure_separately, recorded_bench
+from agent.night.session import VERSION
 from agent.record.events import (
     ReviewFinished,
     ReviewStarted,
@@ -38,7 +39,7 @@ ON_HOLDOUT = (BASELINE, BEST, SMALLER)
 """The others only say what a change is worth; each look at the holdout wears it out."""
 
 
-def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable:
+def review(lab: Lab, repeats: int | None, say: Say) -> ReviewTable:
     """Measure baseline, best and the best without each kept change at the same fresh seeds.
 
     A review that was cut off goes on with what it has measured.
@@ -46,7 +47,6 @@ def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable
     Args:
         lab: of the session.
         repeats: how many fresh seeds; as many as the baseline had when not given.
-        version: of nightlab.
         say: takes each score as a line.
 
     Raises:
@@ -60,7 +60,7 @@ def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable
             f"`nightlab resume {lab.session} --attempts N` goes on",
         )
     if _open_review(lab, repeats) is None:
-        _start(lab, repeats or lab.settings.noise.baseline_repeats, version)
+        _start(lab, repeats or lab.settings.noise.baseline_repeats)
     for planned in _plan(lab):
         if planned.variant not in _current(lab).variants:
             lab.ledger.append(planned)
@@ -72,7 +72,7 @@ def review(lab: Lab, repeats: int | None, version: str, say: Say) -> ReviewTable
     return ablation(_current(lab), lab.history)
 
 
-def _start(lab: Lab, repeats: int, version: str) -> None:
+def _start(lab: Lab, repeats: int) -> None:
     history, earlier = lab.history, reviews(lab.ledger.entries)
     assert history.baseline is not None
     assert history.best is not None
@@ -80,7 +80,7 @@ def _start(lab: Lab, repeats: int, version: str) -> None:
     lab.ledger.append(
         ReviewStarted(
             review=len(earlier) + 1,
-            nightlab_version=version,
+            nightlab_version=VERSION,
             baseline=history.baseline.number,
             best=history.best.number,
             seeds=_fresh_seeds(used, f"{lab.seeds} review {len(earlier) + 1}", repeats),

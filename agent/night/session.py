@@ -45,6 +45,7 @@ SCORERS = ("evaluate.py",)
 """The person's files that score a run; a program that reports its own score needs none."""
 RECORDED_PACKAGES = ("anthropic", "genai-prices", "optuna", "pydantic")
 """What a night's calls, prices, points and records come from."""
+VERSION = distribution_version("nightlab")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -73,7 +74,6 @@ def begin(
     runtime: Runtime,
     *,
     researcher: str,
-    version: str,
     seed: int,
     now: Clock = utc_now,
 ) -> Ledger:
@@ -86,7 +86,6 @@ def begin(
         source: the person's workspace.
         runtime: see `Runtime`.
         researcher: who proposes candidates.
-        version: of nightlab.
         seed: what the seeds of all runs are drawn from.
         now: the ledger's clock.
 
@@ -108,7 +107,7 @@ def begin(
     with _nothing_left_of_a_failure(directory):
         ledger = Ledger.create(directory, now)
         try:
-            _start(ledger, program, settings, source, runtime, researcher, version, seed)
+            _start(ledger, program, settings, source, runtime, researcher, seed)
         except BaseException:
             ledger.close()
             raise
@@ -135,7 +134,6 @@ def _start(
     source: Path,
     runtime: Runtime,
     researcher: str,
-    version: str,
     seed: int,
 ) -> None:
     directory = ledger.directory
@@ -146,7 +144,7 @@ def _start(
     ledger.append(
         SessionStarted(
             session=directory.name,
-            nightlab_version=version,
+            nightlab_version=VERSION,
             program=ledger.put_blob(program.source),
             settings=settings,
             researcher=researcher,
@@ -216,7 +214,6 @@ def open_lab(
 def recover(
     lab: Lab,
     *,
-    version: str,
     removed_containers: tuple[str, ...],
     researcher: str | None = None,
     engine: dict[str, Any],
@@ -232,7 +229,7 @@ def recover(
     # First of all: what is written before it counts the time until now as hours of the session.
     lab.ledger.append(
         SessionResumed(
-            nightlab_version=version,
+            nightlab_version=VERSION,
             settings=lab.settings,
             interrupted_attempt=None if open_attempt is None else open_attempt.number,
             removed_containers=removed_containers,

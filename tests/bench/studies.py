@@ -73,7 +73,7 @@ class Bench:
         runtime = find_runtime(settings, ROOT, state_dir=state_dir, environ=os.environ)
         begin(
             directory, program, settings, workspace or ROOT / "workspace", runtime,
-            researcher="study", version="study", seed=0,
+            researcher="study", seed=0,
         ).close()  # fmt: skip
         self.lab: Lab = open_lab(Ledger.open(directory), settings, runtime, Quiet())
 

@@ -95,7 +95,6 @@ class Place:
             self.workspace,
             self.runtime,
             researcher=researcher,
-            version="test",
             seed=7,
             now=self.clock.now,
         ).close()
@@ -105,7 +104,7 @@ class Place:
         """The session as `nightlab resume` finds it; it may crash already while it is found."""
         lab = self.open(crash_at)
         try:
-            recover(lab, version="test", removed_containers=(), engine={})
+            recover(lab, removed_containers=(), engine={})
         except BaseException:
             lab.ledger.close()  # as a process's end does
             raise

@@ -28,7 +28,7 @@ def sampled(root: Path, attempts: int = 8) -> Place:
     lab = place.begin("tpe")
     with lab.ledger:
         play(lab, place.program)
-        review(lab, 2, "test", lambda _: None)
+        review(lab, 2, lambda _: None)
         replay(lab, 1, lambda _: None)
         somebody = Person("Somebody", "somebody@example.org")
         approve(lab.ledger, somebody, "it is better", Git(root, {}))

@@ -148,7 +148,7 @@ class Stage:
 def _morning(lab: Lab) -> None:
     done = {type(entry.event) for entry in lab.ledger.entries}
     if ReviewFinished not in done:
-        review(lab, 1, "test", lambda _: None)
+        review(lab, 1, lambda _: None)
     if ReplayFinished not in done:
         assert lab.ledger.history.best is not None
         replay(lab, lab.ledger.history.best.number, lambda _: None)

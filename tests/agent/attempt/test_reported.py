@@ -194,7 +194,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
     lab = place.begin("tpe")
     with lab.ledger:
         play(lab, place.program)
-        review(lab, 2, "test", lambda _: None)
+        review(lab, 2, lambda _: None)
         replay(lab, 1, lambda _: None)
     return place
 

@@ -311,7 +311,7 @@ def test_baseline_and_reviews_run_to_their_end(tmp_path: Path) -> None:
         moved(lab, 0.5)
         run_attempt(lab, "candidate", "further away", "tpe")
         assert "stopped_early" == last(lab).reason
-        review(lab, 2, "test", lambda _: None)
+        review(lab, 2, lambda _: None)
     assert 1 == len(stopped_runs(place))
     assert [] == found(place.directory)
 

@@ -181,7 +181,6 @@ def bench(place: Place) -> Bench:
         settings=place.program.settings,
         source=place.workspace,
         runtime=place.runtime,
-        version="0",
         watched=watched,
         say=lambda _line: None,
     )
@@ -285,7 +284,6 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
         tmp_path / "workspace",
         runtime,
         researcher="tpe",
-        version="0",
         seed=1,
     )
     with night:

@@ -40,7 +40,7 @@ def _turn(old: str, new: str) -> Turn:
 def reviewed(place: Place) -> ReviewTable:
     lab = place.open()
     with lab.ledger:
-        return review(lab, 1, "test", lambda _line: None)
+        return review(lab, 1, lambda _line: None)
 
 
 def replayed(place: Place, attempt: int) -> ReplayFinished:

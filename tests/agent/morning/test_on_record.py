@@ -178,7 +178,7 @@ def test_a_resume_says_on_what_and_with_which_settings(asked: Asked) -> None:
     place = asked.place
     lab = place.resume()
     with lab.ledger:
-        recover(lab, version="test", removed_containers=("box",), engine={"version": "28.1"})
+        recover(lab, removed_containers=("box",), engine={"version": "28.1"})
     resumed = asked.events(SessionResumed)[-1]
     assert ({"version": "28.1"}, ("box",)) == (resumed.engine, resumed.removed_containers)
     assert "kernel" in resumed.machine

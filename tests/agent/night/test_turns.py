@@ -153,7 +153,7 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
     )
     lab = place.open()
     with lab.ledger:
-        recover(lab, version="test", removed_containers=(), engine={}, researcher="tpe")
+        recover(lab, removed_containers=(), engine={}, researcher="tpe")
         ended = play(lab, place.program)
     assert StopReason.ATTEMPTS is ended.reason
     assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
@@ -172,7 +172,7 @@ def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_pa
     more = place.program.settings.with_overrides(attempts=2)
     place.program = dataclasses.replace(place.program, settings=more)
     lab = place.open()
-    recover(lab, version="test", removed_containers=(), engine={}, researcher="claude")
+    recover(lab, removed_containers=(), engine={}, researcher="claude")
     with MessagesServer(scene.then(), endless=True) as server:
         assert StopReason.ATTEMPTS is work_with_claude(lab, place, server).reason
     assert server.requests

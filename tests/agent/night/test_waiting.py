@@ -294,7 +294,7 @@ def test_a_review_waits_for_a_gpu_whatever_the_night_was_asked(tmp_path: Path) -
     lab = place.open()
     worked = lab.ledger.history.time.active_seconds
     with lab.ledger:
-        review(lab, 1, "test", lambda _: None)
+        review(lab, 1, lambda _: None)
     assert [] == [k for k in notices(place) if k in ("paused", "continued")]
     assert 1 == notices(place).count("gpu_awaited")  # the night's own
     assert worked == fold(read_ledger(place.directory)).time.active_seconds  # hours are the night's

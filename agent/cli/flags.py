@@ -1,0 +1,31 @@
+"""Arguments and flags that several commands take alike."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.trackers.export import Tracker
+
+PROGRAM, RUNS = Path("program.md"), Path("runs")
+
+Session = Annotated[str, typer.Argument(help="name of the session")]
+Program = Annotated[Path, typer.Option("--program", help="the person's file")]
+Runs = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
+Attempts = Annotated[int | None, typer.Option("--attempts", help="stop after so many")]
+Hours = Annotated[float | None, typer.Option("--hours", help="stop after so many hours")]
+Usd = Annotated[float | None, typer.Option("--usd", help="stop before spending more")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="show nightlab's own log as well, on stderr")
+]
+Track = Annotated[
+    Tracker | None, typer.Option("--track", help="also write metrics into this tracker's files")
+]
+TrackDir = Annotated[
+    Path | None, typer.Option("--track-dir", help="where; runs/TRACKER if left out")
+]
+BaseImage = Annotated[str | None, typer.Option("--base-image", help="build on this image instead")]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus", help="those to use, such as 0,2: indices or ids")
+]
