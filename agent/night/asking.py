@@ -55,8 +55,7 @@ def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) ->
         )
     )
     if odd := cache_miss(reversed(ledger.entries)):
-        reason = reply.cache_diagnosis and f"; the service says: {reply.cache_diagnosis}"
-        ledger.append(Noticed(kind="cache_miss", explanation=odd + reason))
+        ledger.append(Noticed(kind="cache_miss", explanation=odd))
     return reply
 
 

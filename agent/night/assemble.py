@@ -6,17 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
-
-from opentelemetry.trace import Tracer
 
 from agent.attempt.lab import Lab
 from agent.night.budget import seconds_left
 from agent.night.loop import Night
 from agent.night.toolbox import Toolbox
-from agent.night.tracing import usual_tracer
 from agent.night.turns import Turns
 from agent.night.waiting import for_the_night
 from agent.program import Program
@@ -33,14 +29,11 @@ if TYPE_CHECKING:
 MAX_FACT_CHARACTERS = 4000
 
 
-def assemble(
-    lab: Lab, program: Program, models: list[Model], *, tracer: Tracer | None = None
-) -> Night:
+def assemble(lab: Lab, program: Program, models: list[Model]) -> Night:
     """A session ready to run, whose researchers stand in for each other in that order."""
-    tracer = tracer or usual_tracer()
-    lab = for_the_night(replace(lab, worker=replace(lab.worker, tracer=tracer)))
-    toolbox = Toolbox(lab, _sampler(lab, "tpe"), tracer)
-    return Night(lab, toolbox, Turns(lab, models, toolbox, program.prose), tracer)
+    lab = for_the_night(lab)
+    toolbox = Toolbox(lab, _sampler(lab, "tpe"))
+    return Night(lab, toolbox, Turns(lab, models, toolbox, program.prose))
 
 
 @contextmanager

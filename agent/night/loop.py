@@ -6,10 +6,11 @@ the tools in `toolbox`. See docs/decisions/0016 for what ends a session, and wha
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import Span
 
 from agent.attempt.experiment import score_on_holdout
 from agent.attempt.lab import Lab, SessionOver
@@ -17,7 +18,6 @@ from agent.night.asking import ask
 from agent.night.budget import NOTHING, Ending, reason_to_stop
 from agent.night.circles import act
 from agent.night.toolbox import Toolbox, ToolResult
-from agent.night.tracing import CALL, SESSION, attempt_span, tool_span
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
 from agent.record.attempts import Attempt
@@ -48,11 +48,14 @@ class Night:
     lab: Lab
     toolbox: Toolbox
     turns: Turns
-    tracer: Tracer
 
     @property
     def history(self) -> History:
         return self.lab.history
+
+    def span(self, name: str) -> AbstractContextManager[Span]:
+        """An OpenTelemetry span; without an exporter it costs nothing."""
+        return self.lab.worker.tracer.start_as_current_span(name)
 
 
 def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnded:
@@ -65,7 +68,7 @@ def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnd
     Raises:
         KeyboardInterrupt: passed on; the session can be resumed.
     """
-    with night.tracer.start_as_current_span(SESSION) as span:
+    with night.span("invoke_agent nightlab") as span:
         reason, explanation = _work(night, after_attempt)
         if reason is not StopReason.SANDBOX_FAULT:
             _score_holdout(night)
@@ -89,8 +92,7 @@ def _work(night: Night, after_attempt: Callable[[], object]) -> Ending:
 def _measure_baseline(night: Night) -> Ending | None:
     if night.history.baseline is not None:
         return None
-    with attempt_span(night.tracer, "baseline"):
-        attempt = run_with_retries(night.lab, "baseline", "the files as they are", "nightlab")
+    attempt = run_with_retries(night.lab, "baseline", "the files as they are", "nightlab")
     assert attempt.finished is not None
     if attempt.finished.verdict is Verdict.KEPT:
         return None
@@ -124,7 +126,7 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
     """The model's reply; none when the service rejects this history for good."""
     model = night.turns.model
     try:
-        with night.tracer.start_as_current_span(f"{CALL} {model.name}"):
+        with night.span(f"chat {model.name}"):
             return ask(night.lab, model, conversation, reserve)
     except ModelError as error:
         if not error.history_rejected or len(conversation.messages) == 1:
@@ -169,7 +171,7 @@ def _do(night: Night, call: ToolCall) -> ToolResult:
     ledger = night.lab.ledger
     arguments = ledger.put_blob(json.dumps(call.input, ensure_ascii=False).encode())
     ledger.append(ToolCalled(call_id=call.id, name=call.name, input=arguments))
-    with night.tracer.start_as_current_span(tool_span(call.name)):
+    with night.span(f"execute_tool {call.name}"):
         result = night.toolbox.call(call.name, call.input, night.turns.model.name)
     output = ledger.put_blob(result.text.encode())
     ledger.append(

@@ -6,8 +6,8 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -20,7 +20,7 @@ from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.waiting import forget_wishes
 from agent.program import Program
-from agent.record.chain import LEDGER_NAME, Clock, LedgerError, utc_now
+from agent.record.chain import LEDGER_NAME, Clock, utc_now
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
@@ -37,7 +37,7 @@ from agent.record.ledger import Ledger
 from agent.researcher.conversation import Conversation
 from agent.settings import FIXED_FILES, Settings
 from agent.text import one_line
-from sandbox.contract.errors import SandboxError, UsageError, host_faults
+from sandbox.contract.errors import UsageError, host_faults
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
 from sandbox.contract.run import Executor
 
@@ -84,7 +84,7 @@ def begin(
         program: what the person wrote.
         settings: the program's settings with the flags' overrides.
         source: the person's workspace.
-        runtime: see `Runtime`.
+        runtime: what this machine offers.
         researcher: who proposes candidates.
         seed: what the seeds of all runs are drawn from.
         now: the ledger's clock.
@@ -104,13 +104,12 @@ def begin(
                 "it decides the score; put it there. For a program that prints its own score: "
                 '[goal] source = "reported"',
             )
-    with _nothing_left_of_a_failure(directory):
-        ledger = Ledger.create(directory, now)
-        try:
-            _start(ledger, program, settings, source, runtime, researcher, seed)
-        except BaseException:
-            ledger.close()
-            raise
+    with ExitStack() as undone, host_faults():
+        # What cannot be filled goes again, so that its name stays free.
+        undone.callback(shutil.rmtree, directory, ignore_errors=True)
+        ledger = undone.enter_context(Ledger.create(directory, now))
+        _start(ledger, program, settings, source, runtime, researcher, seed)
+        undone.pop_all()
     return ledger
 
 
@@ -136,8 +135,7 @@ def _start(
     researcher: str,
     seed: int,
 ) -> None:
-    directory = ledger.directory
-    scorers = _scorers(settings)
+    directory, scorers = ledger.directory, _scorers(settings)
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(_workspace(directory, settings))
     count = max(settings.noise.baseline_repeats, settings.noise.max_repeats)
@@ -158,17 +156,6 @@ def _start(
             calibration=runtime.calibration,
         )
     )
-
-
-@contextmanager
-def _nothing_left_of_a_failure(directory: Path) -> Iterator[None]:
-    """Remove a session's new directory when it cannot be filled, so that its name stays free."""
-    try:
-        with host_faults():
-            yield
-    except (SandboxError, LedgerError, UsageError):
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
 
 
 def has_begun(directory: Path) -> bool:

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import Tracer
-
 from agent.attempt.drift import check_for_drift
 from agent.attempt.lab import Lab, hashes_of
 from agent.candidate.workspace import WorkspaceError
 from agent.night.budget import reason_to_stop
-from agent.night.tracing import attempt_span
 from agent.night.waiting import (
     is_asked_to_pause,
     is_asked_to_stop,
@@ -60,13 +57,11 @@ class Toolbox:
     Args:
         lab: of the session.
         sampler: whom `suggest` and `sweep` ask.
-        tracer: has a span for each attempt.
     """
 
-    def __init__(self, lab: Lab, sampler: TpeModel, tracer: Tracer) -> None:
+    def __init__(self, lab: Lab, sampler: TpeModel) -> None:
         self._lab = lab
         self._sampler = sampler
-        self._tracer = tracer
         self.files = FileTools(lab.workspace, lab.ledger)
         self._others: dict[type[Arguments], Callable[[Any], str]] = {
             Read: self.files.read,
@@ -110,8 +105,7 @@ class Toolbox:
 
     def _attempt(self, hypothesis: str, researcher: str) -> Attempt:
         check_for_drift(self._lab)
-        with attempt_span(self._tracer, "candidate"):
-            attempt = run_with_retries(self._lab, "candidate", hypothesis, researcher)
+        attempt = run_with_retries(self._lab, "candidate", hypothesis, researcher)
         # It has put the best files in place, and its answer says so: nothing is stale.
         self.files.forget_reads()
         return attempt

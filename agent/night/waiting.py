@@ -128,13 +128,14 @@ def run_with_retries(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: s
         SessionOver: the session had to end meanwhile.
         KeyboardInterrupt: see `run_attempt`.
     """
-    candidate = lab.workspace.candidate()
+    candidate, attributes = lab.workspace.candidate(), {"nightlab.kind": kind}
 
     def work() -> Attempt:
         lab.workspace.restore(candidate)
         return run_attempt(lab, kind, hypothesis, researcher)
 
-    return with_retries(lab, work)
+    with lab.worker.tracer.start_as_current_span("nightlab.attempt", attributes=attributes):
+        return with_retries(lab, work)
 
 
 def smoke_with_retries(lab: Lab, files: dict[str, bytes]) -> Smoke:

@@ -46,8 +46,6 @@ class Reply:
     seconds: float
     explanation: str = ""
     """Why the service refused, in its words."""
-    cache_diagnosis: str = ""
-    """Why the service could not use its prompt cache, in its words."""
 
 
 @dataclass(frozen=True)

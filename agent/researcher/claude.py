@@ -38,14 +38,7 @@ from agent.researcher.api_errors import (
 from agent.researcher.base import CallFailed, LostCall, ModelError, Prompt, Reply
 from agent.researcher.providers import WITHOUT_A_KEY, Provider, cost_usd
 from agent.researcher.redaction import hidden, secrets_in
-from agent.researcher.wire import (
-    Arrival,
-    cache_diagnosis,
-    request_of,
-    require_names,
-    tool_calls,
-    usage_of,
-)
+from agent.researcher.wire import Arrival, request_of, require_names, tool_calls, usage_of
 from agent.settings import ResearcherSettings
 from agent.text import one_line
 
@@ -96,8 +89,6 @@ class ClaudeModel:
         self._call_seconds = call_seconds
         self._runner = asyncio.Runner()
         self._closed = False
-        self._tells_of_models = False
-        self._last_message_id: str | None = None
         try:
             self._client = _client(settings.provider, environ, read_seconds)
         except ValueError as error:  # a cloud's client that finds no region or project
@@ -164,7 +155,6 @@ class ClaudeModel:
             raise _unavailable(self.name, names, retired=facts is not None)
         if isinstance(most := facts.get("max_tokens"), int) and most > 0:
             self._max_output_tokens = min(self._max_output_tokens, most)
-        self._tells_of_models = "lifecycle" in facts
         return facts
 
     def close(self) -> None:
@@ -184,12 +174,7 @@ class ClaudeModel:
             await arrival.read(stream)
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        request = request_of(prompt, self.name, self._max_output_tokens, self._effort)
-        if self._tells_of_models:
-            # Only the service itself: a compatible server may refuse what it does not know.
-            previous = self._last_message_id if len(prompt.messages) > 1 else None
-            request["diagnostics"] = {"previous_message_id": previous}
-        return request
+        return request_of(prompt, self.name, self._max_output_tokens, self._effort)
 
     def _cost_usd(self, usage: Usage, model: str | None = None) -> float | None:
         """What `usage` costs with the model that answered, or with the one that was asked."""
@@ -202,7 +187,6 @@ class ClaudeModel:
         require_names(content)
         details, usage = message.stop_details, usage_of(message)
         refusal = "" if details is None else json.dumps(details.to_dict(), ensure_ascii=False)
-        self._last_message_id = message.id
         return Reply(
             content=content,
             tool_calls=tool_calls(content) if message.stop_reason == "tool_use" else [],
@@ -213,7 +197,6 @@ class ClaudeModel:
             request_id=arrival.request_id,
             seconds=seconds,
             explanation=one_line(hidden(refusal, self._secrets), ERROR_CHARACTERS),
-            cache_diagnosis=cache_diagnosis(message),
         )
 
     def _failed(

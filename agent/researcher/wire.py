@@ -13,7 +13,6 @@ from anthropic.lib.streaming import AsyncMessageStream
 from agent.record.events import Usage
 from agent.researcher.api_errors import StreamBroken
 from agent.researcher.base import Prompt, ToolCall
-from agent.text import one_line
 
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
@@ -201,12 +200,3 @@ def usage_of(message: Any) -> Usage:
         cache_read_tokens=getattr(counted, "cache_read_input_tokens", None) or 0,
         cache_write_tokens=getattr(counted, "cache_creation_input_tokens", None) or 0,
     )
-
-
-def cache_diagnosis(message: Any) -> str:
-    """What the service says of a cache that it could not use; empty when it says nothing."""
-    reason = getattr(getattr(message, "diagnostics", None), "cache_miss_reason", None)
-    if reason is None:
-        return ""
-    missed = getattr(reason, "cache_missed_input_tokens", None)
-    return one_line(f"{reason.type}" + (f", {missed} tokens" if missed else ""), 100)

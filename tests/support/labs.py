@@ -111,6 +111,11 @@ def in_directory(lab: Lab, directory: Path) -> Lab:
     return replace(lab, worker=replace(lab.worker, directory=directory))
 
 
+def traced(lab: Lab, tracer: Tracer) -> Lab:
+    """The same lab, whose spans go to `tracer`."""
+    return replace(lab, worker=replace(lab.worker, tracer=tracer))
+
+
 def play(
     lab: Lab,
     program: Program,
@@ -118,12 +123,11 @@ def play(
     environ: Mapping[str, str] | None = None,
     *,
     refresh: Callable[[], None] = lambda: None,
-    tracer: Tracer | None = None,
     **model: Any,
 ) -> SessionEnded:
     """Work on a session until it ends, and leave its ledger open."""
     with open_models(lab, researcher, environ or {}, **model) as models:
-        return run_session(assemble(lab, program, models, tracer=tracer), refresh)
+        return run_session(assemble(lab, program, models), refresh)
 
 
 def work(lab: Lab, program: Program, researcher: str = "tpe", **options: Any) -> SessionEnded:

@@ -279,8 +279,6 @@ class MessagesServer:
         self._endless = endless
         self._tolerant = tolerant
         self._catalogue, self._key = catalogue, key
-        self._answered: dict[str, Request] = {}
-        """The request behind each message id, for diagnostics."""
         self._cache = PromptCache(clock)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -335,10 +333,8 @@ class MessagesServer:
             self.bills.append(self._bill(request, read, written, 1, whole=False))
             number = len(self.bills)
             message_id = f"msg_{number:06d}"
-            diagnostics = self._diagnosis(request)
-            self._answered[message_id] = request
         usage = self._usage(self.bills[number - 1])
-        events = list(_events(request, answer, usage, message_id, diagnostics))
+        events = list(_events(request, answer, usage, message_id))
         if not answer.odd:
             _check_events(events)
         self._stream(handler, number, request, answer, events, (read, written))
@@ -367,19 +363,6 @@ class MessagesServer:
         if entry is None:
             return self._refusal(Problem(400, "invalid_request_error", "the script is at its end"))
         return entry(request) if callable(entry) else entry
-
-    def _diagnosis(self, request: Request) -> dict[str, Any] | None:
-        """Why the prefix of the request before this one was not found, where it is asked."""
-        previous_id = request.get("diagnostics", {}).get("previous_message_id")
-        if previous_id is None:
-            return None
-        if (previous := self._answered.get(previous_id)) is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        kind = _divergence(previous, request)
-        if kind is None:
-            return None
-        missed = {"type": kind, "cache_missed_input_tokens": _request_tokens(previous)}
-        return {"cache_miss_reason": missed}
 
     def _completed(self, request: Request, turn: Turn) -> Turn:
         """The turn with ids for its calls and signatures for its thinking."""
@@ -914,15 +897,6 @@ def _prefix_blocks(request: Request) -> Iterator[Block]:
         yield from _blocks(message)
 
 
-def _divergence(previous: Request, request: Request) -> str | None:
-    """What keeps a request from beginning as the one before it did."""
-    for part in ("model", "system", "tools"):
-        if _plain(previous.get(part)) != _plain(request.get(part)):
-            return f"{part}_changed"
-    begun = request["messages"][: len(previous["messages"])]
-    return None if _plain(begun) == _plain(previous["messages"]) else "messages_changed"
-
-
 def _prefix_hashes(blocks: list[Block]) -> list[str]:
     hashes: list[str] = []
     digest = hashlib.sha256()
@@ -974,7 +948,6 @@ def _events(
     turn: Turn,
     usage: dict[str, Any],
     message_id: str,
-    diagnostics: dict[str, Any] | None,
 ) -> Iterator[dict[str, Any]]:
     """The stream of one answer."""
     message = {
@@ -986,7 +959,6 @@ def _events(
         "stop_reason": None,
         "stop_sequence": None,
         "usage": usage,
-        "diagnostics": diagnostics,
     }
     yield {"type": "message_start", "message": message}
     for index, block in enumerate(turn.blocks):

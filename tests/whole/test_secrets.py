@@ -23,7 +23,7 @@ from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
-from tests.support.labs import Quiet, play, with_observer
+from tests.support.labs import Quiet, play, traced, with_observer
 from tests.support.messages_server import Entry, MessagesServer, Status, tinker
 from tests.support.nights import TOY, Place
 from tests.support.spans import Collector
@@ -100,13 +100,7 @@ def simulated(root: Path) -> tuple[Place, Collector, list[str]]:
     server = MessagesServer(script(last=401), clock=place.clock.monotonic, endless=True)
     with server, lab.ledger:
         environ = PLANTED | {"ANTHROPIC_BASE_URL": server.url}
-        ended = play(
-            lab,
-            place.program,
-            "claude",
-            environ,
-            tracer=collector,
-        )
+        ended = play(traced(lab, collector), place.program, "claude", environ)
         said.append(ended.explanation)
         write_report(place.directory, lab.ledger.entries, lab.ledger.get_blob)
     return place, collector, said

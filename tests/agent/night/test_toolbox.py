@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from agent.candidate.workspace import Workspace
 from agent.night.toolbox import Toolbox
-from agent.night.tracing import usual_tracer
 from agent.researcher.answers import MAX_HISTORY_BYTES
 from agent.researcher.arguments import TOOLS, schemas
 from agent.researcher.tpe import TpeModel
@@ -30,7 +29,7 @@ def over(made: Night, root: Path, **goal: Any) -> Tools:
     (root / "train.py").write_text(TRAIN)
     (root / "prepare.py").write_text("FIXED = 1\n")
     lab = lab_in_memory(made, Workspace(root, ("train.py", "notes.txt")), **goal)
-    return Tools(root, Toolbox(lab, TpeModel(lab), usual_tracer()))
+    return Tools(root, Toolbox(lab, TpeModel(lab)))
 
 
 @pytest.fixture

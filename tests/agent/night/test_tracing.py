@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.labs import work
+from tests.support.labs import traced, work
 from tests.support.nights import Place
 from tests.support.spans import Collector
 
@@ -13,7 +13,7 @@ def test_session_attempt_call_tool_and_run_have_spans_that_hang_together(tmp_pat
     place = Place(tmp_path, changes={"session": {"attempts": 2}})
     collector = Collector()
     lab = place.begin("tpe")
-    work(lab, place.program, tracer=collector)
+    work(traced(lab, collector), place.program)
 
     (session,) = collector.named("invoke_agent nightlab")
     attempts = collector.named("nightlab.attempt")

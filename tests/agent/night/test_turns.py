@@ -438,23 +438,6 @@ def test_a_key_or_an_address_that_cannot_work_begins_no_session(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_alert_about_the_cache_carries_the_services_own_diagnosis(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    long_prose = "Look for the bottleneck first. " * 600  # a short prompt is not worth an alert
-    scene.place.program = dataclasses.replace(scene.place.program, prose=long_prose)
-
-    def forgotten(request: Request) -> Turn:
-        """As if the request before this one had other tools, and the cache had gone with them."""
-        scene.server.requests[-2]["tools"] = request["tools"][1:]
-        scene.server.forget_prompts()
-        return scene.mind.answer(request)
-
-    scene.play(scene.then(READ, forgotten))
-    (alert,) = [e.explanation for e in scene.events(Noticed) if e.kind == "cache_miss"]
-    assert alert.startswith("0 of ")
-    assert "; the service says: tools_changed, " in alert
-
-
 def test_random_draws_everywhere_and_needs_no_service(tmp_path: Path) -> None:
     scene = Scene(tmp_path, session={"attempts": 6})
     ended = work(scene.place.begin("random"), scene.place.program, "random")

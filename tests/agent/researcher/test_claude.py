@@ -848,7 +848,6 @@ def test_a_server_that_knows_no_facts_is_no_obstacle(address: str) -> None:
             assert model.facts() is None
             if address == "server":
                 reply_of(model)
-    assert all("diagnostics" not in request for request in server.requests)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://nobody.invalid"])
@@ -926,34 +925,6 @@ def test_a_person_hears_of_a_model_on_its_way_out(
     facts: dict[str, Any], expected: str | None
 ) -> None:
     assert expected == retirement({"id": "m", **facts}, EVENING + timedelta(hours=10))
-
-
-def test_the_service_is_asked_why_its_cache_did_not_hit() -> None:
-    longer = [{**TOOLS[0], "description": "Train and score."}]
-    messages = [
-        *OPENING,
-        {"role": "assistant", "content": [{"type": "text", "text": "Shall I?"}]},
-        {"role": "user", "content": [{"type": "text", "text": "Go on."}]},
-    ]
-    with MessagesServer([say(text("Shall I?"))] * 4) as server, claude(server.url) as model:
-        model.facts()
-        reply_of(model)
-        same = reply_of(model, messages)
-        other = reply_of(model, messages, longer)
-        reply_of(model, OPENING, longer)
-    asked = [request["diagnostics"]["previous_message_id"] for request in server.requests]
-    assert [None, "msg_000001", "msg_000002", None] == asked
-    assert "" == same.cache_diagnosis
-    assert other.cache_diagnosis.startswith("tools_changed, ")
-    assert 0 == server.bills[2].cache_read_tokens
-
-
-def test_a_session_taken_up_again_has_no_earlier_answer_to_compare() -> None:
-    messages: list[dict[str, Any]] = [*OPENING, {"role": "user", "content": "Go on."}]
-    with MessagesServer([GOOD]) as server, claude(server.url) as model:
-        model.facts()
-        reply_of(model, messages)
-    assert {"previous_message_id": None} == server.requests[0]["diagnostics"]
 
 
 def test_a_cloud_needs_a_region_no_key_and_has_a_price_list_of_its_own() -> None:

@@ -263,7 +263,6 @@ def test_a_reply_comes_through_a_cloud(provider: Provider, google: Cloud) -> Non
     assert (provider == "vertex") == asked.body.get("stream", False)
     assert "1h" == asked.body["system"][0]["cache_control"]["ttl"]
     assert {"type": "adaptive", "display": "summarized"} == asked.body["thinking"]
-    assert "diagnostics" not in asked.body
 
 
 def test_bedrock_requests_are_signed_over_their_body() -> None:

@@ -18,7 +18,6 @@ from optuna.trial import TrialState
 from agent.candidate.knobs import Choices, Domain, KnobValue, Span, find_knobs, replacement, turn
 from agent.candidate.workspace import Workspace
 from agent.night.toolbox import Toolbox
-from agent.night.tracing import usual_tracer
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
@@ -505,7 +504,7 @@ def test_the_tools_accept_every_call_on_the_shipped_workload(tmp_path: Path, see
     (tmp_path / "train.py").write_bytes(source)
     study = Study(seed, source=source, scored=False)
     lab = lab_in_memory(study.night, Workspace(tmp_path, ("train.py",)))
-    tools = Toolbox(lab, study.model(), usual_tracer())
+    tools = Toolbox(lab, study.model())
 
     *edits, run = ask(study.model()).tool_calls
 
