@@ -22,8 +22,7 @@ from sandbox.box.link import Count
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.record import Record
 from sandbox.contract.run import RunSpec
-from sandbox.gpu.proof import SeenGpus, gpu_differences
-from sandbox.gpu.request import NO_GPUS, GpuRequest
+from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
 
 PAGE_BYTES = 4096
 CPU_TOLERANCE = 0.01
@@ -102,7 +101,7 @@ def require_walls(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) ->
 def differences(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> list[str]:
     """Return one line for each wall that PID 1 does not see as asked; names come first."""
     return [
-        *_identity_differences(proof, request),
+        *_identity_differences(proof),
         *_resource_differences(spec, proof),
         *_file_system_differences(spec, proof),
         *_mount_differences(spec, proof),
@@ -116,16 +115,14 @@ def _unequal(name: str, asked: object, seen: object) -> list[str]:
     return [] if asked == seen else [f"{name}: asked {asked}, PID 1 sees {seen}"]
 
 
-def _identity_differences(proof: Proof, request: GpuRequest) -> list[str]:
+def _identity_differences(proof: Proof) -> list[str]:
     # The bounding set too: no setuid program may bring one back.
     none_left = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
-    nodes = request.gpus if request.form == "nodes" else ()
-    groups = {USER} | {node.group for gpu in nodes for node in gpu.nodes}
     return [
         *_unequal("pid", 1, proof.pid),
         *_unequal("uids", {USER}, set(proof.uids)),
         *_unequal("gids", {USER}, set(proof.gids)),
-        *_unequal("groups", groups, set(proof.groups) | {USER}),
+        *_unequal("groups", {USER}, set(proof.groups) | {USER}),
         *_unequal("capabilities", none_left, proof.capabilities),
         *_unequal("no_new_privileges", 1, proof.no_new_privileges),
         *_unequal("seccomp", 2, proof.seccomp),

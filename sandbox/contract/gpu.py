@@ -9,15 +9,10 @@ from pydantic import Field
 
 from sandbox.contract.record import Amount, ByteCount, Record, Share
 
-Devices = Literal["none", "nvidia", "rocm", "xpu"]
+Devices = Literal["none", "nvidia"]
 """What kind of accelerator a box gets, and so how the engine is asked for it."""
-GPU_ID_PATTERNS: dict[Devices, re.Pattern[str]] = {
-    "none": re.compile(r"(?!)"),
-    "nvidia": re.compile(r"^(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"),
-    "rocm": re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"),
-    "xpu": re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"),
-}
-"""What names one device for good: NVIDIA's UUIDs, MIG instances included; else PCI addresses."""
+GPU_ID = re.compile(r"^(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+"""What names one device for good: NVIDIA's UUIDs, those of MIG instances included."""
 MemoryBound = Literal["none", "watchdog", "library", "kernel", "hardware"]
 """What holds a run to its GPU memory, the weakest first: nothing; a watch on the host that kills
 after the fact; the allocator inside the program, which the program can change; the driver, for the

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sandbox.contract.gpu import GPU_ID_PATTERNS, Devices, GpuMemory, GpuUse
+from sandbox.contract.gpu import GPU_ID, Devices, GpuMemory, GpuUse
 from sandbox.contract.record import ByteCount, Record, Seconds, Sha256
 
 # They become names of containers, labels and directories.
@@ -83,7 +83,7 @@ class RunSpec(Record):
     mounts: tuple[Mount, ...]
     devices: Devices = "none"
     gpus: tuple[str, ...]
-    """What names each leased GPU, see `GPU_ID_PATTERNS`; empty for none."""
+    """What names each leased GPU, see `GPU_ID`; empty for none."""
     gpu_memory: GpuMemory | None = None
     """None for a run that may use all of its GPUs' memory."""
     limits: Limits
@@ -92,9 +92,8 @@ class RunSpec(Record):
     def _gpus_are_of_the_kind(self) -> Self:
         if (self.devices == "none") != (not self.gpus):
             raise ValueError("a run with devices names its GPUs, and a run without names none")
-        pattern = GPU_ID_PATTERNS[self.devices]
-        if any(not pattern.match(gpu) for gpu in self.gpus) or len(set(self.gpus)) < len(self.gpus):
-            raise ValueError(f"these do not name {self.devices} GPUs, each once: {self.gpus}")
+        if len({gpu for gpu in self.gpus if GPU_ID.match(gpu)}) < len(self.gpus):
+            raise ValueError(f"these do not name GPUs, each once: {self.gpus}")
         if self.gpu_memory is not None and not self.gpus:
             raise ValueError("a run without GPUs has no GPU memory to bound")
         return self

@@ -1,20 +1,12 @@
 """Finds the GPUs of this machine, by their own names."""
 
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.gpu import Devices
 from sandbox.gpu.nvml import open_driver
-from sandbox.gpu.request import Gpu, GpuRequest, Node, choose_form
-
-RENDER_CLASS = Path("/sys/class/drm")
-DEVICES = Path("/dev")
-VENDORS: dict[Devices, str] = {"rocm": "0x1002", "xpu": "0x8086"}
-SHARED_NODES: dict[Devices, tuple[str, ...]] = {"rocm": ("kfd",), "xpu": ()}
-"""Nodes that every box with such a GPU needs beside the GPU's own."""
+from sandbox.gpu.request import Gpu, GpuRequest, choose_form
 
 
 class GpuUnavailable(SandboxError):
@@ -29,34 +21,8 @@ def find_gpus(devices: Devices) -> tuple[Gpu, ...]:
     """
     if devices == "none":
         return ()
-    if devices == "nvidia":
-        with open_driver() as driver:
-            return driver.gpus()
-    return find_render_nodes(devices)
-
-
-def find_render_nodes(
-    devices: Devices, render_class: Path = RENDER_CLASS, device_root: Path = DEVICES
-) -> tuple[Gpu, ...]:
-    """Return the GPUs of AMD or Intel, named by their PCI address, in that order."""
-    found: list[Gpu] = []
-    for entry in render_class.glob("renderD*"):
-        device = entry / "device"
-        if _words(device / "vendor") == VENDORS[devices]:
-            shared = [_node(device_root, name) for name in SHARED_NODES[devices]]
-            own = _node(device_root, f"dri/{entry.name}")
-            gpu = Gpu(
-                id=device.resolve().name,
-                index="",
-                name=f"{_words(device / 'vendor')}:{_words(device / 'device')}",
-                parent=None,
-                memory_bytes=_number(device / "mem_info_vram_total"),
-                nodes=(own, *shared),
-            )
-            found.append(gpu)
-    # By address and not by the kernel's number, which follows the order of loading.
-    found.sort(key=lambda gpu: gpu.id)
-    return tuple(gpu.model_copy(update={"index": str(n)}) for n, gpu in enumerate(found))
+    with open_driver() as driver:
+        return driver.gpus()
 
 
 def named_gpus(devices: Devices, words: Sequence[str]) -> tuple[Gpu, ...]:
@@ -80,13 +46,13 @@ def named_gpus(devices: Devices, words: Sequence[str]) -> tuple[Gpu, ...]:
     return chosen(there, words)
 
 
-def leased_gpus(devices: Devices, ids: Sequence[str]) -> tuple[Gpu, ...]:
+def leased_gpus(ids: Sequence[str]) -> tuple[Gpu, ...]:
     """Return the GPUs of a run, as they are now.
 
     Raises:
         GpuUnavailable: one is not there any more.
     """
-    there = {gpu.id: gpu for gpu in find_gpus(devices)}
+    there = {gpu.id: gpu for gpu in find_gpus("nvidia")}
     gone = [one for one in ids if one not in there]
     if gone:
         raise GpuUnavailable(
@@ -96,10 +62,10 @@ def leased_gpus(devices: Devices, ids: Sequence[str]) -> tuple[Gpu, ...]:
     return tuple(there[one] for one in ids)
 
 
-def request_for(devices: Devices, gpus: Sequence[Gpu], info: dict[str, object]) -> GpuRequest:
+def request_for(gpus: Sequence[Gpu], info: dict[str, object]) -> GpuRequest:
     """Return how an engine is asked for these GPUs, from what it tells of itself."""
-    form = choose_form(devices, [gpu.id for gpu in gpus], info, spec_files(info))
-    return GpuRequest(form=form, devices=devices, gpus=tuple(gpus))
+    form = choose_form([gpu.id for gpu in gpus], info, spec_files(info))
+    return GpuRequest(form=form, devices="nvidia", gpus=tuple(gpus))
 
 
 def spec_files(info: dict[str, object]) -> list[str]:
@@ -112,29 +78,6 @@ def spec_files(info: dict[str, object]) -> list[str]:
     ]
     suffixes = (".yaml", ".yml", ".json")
     return [p.read_text(errors="replace") for p in paths if p.suffix in suffixes and p.is_file()]
-
-
-def _node(root: Path, path: str) -> Node:
-    try:
-        about = (root / path).stat()
-    except OSError as error:
-        raise GpuUnavailable(f"{root / path}: {error.strerror}", "load the GPU's driver") from error
-    if not stat.S_ISCHR(about.st_mode):
-        raise GpuUnavailable(f"{root / path} is no device", "load the GPU's driver")
-    number = about.st_rdev
-    return Node(path=path, major=os.major(number), minor=os.minor(number), group=about.st_gid)
-
-
-def _words(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    words = _words(path)
-    return int(words) if words.isdigit() else None
 
 
 def chosen(gpus: Sequence[Gpu], words: Sequence[str]) -> tuple[Gpu, ...]:

@@ -7,7 +7,6 @@ they were drawn. Why not a database of leases: docs/decisions/0014.
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.gpu import Devices
@@ -34,12 +33,7 @@ a GPU keeps it: it would go on using it when it thaws."""
 
 
 class Ticket(Record):
-    """What one process wants, and what it was granted.
-
-    Another version's may say more than this one knows.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What one process wants, and what it was granted."""
 
     pool: tuple[str, ...]
     """Ids of the GPUs that it may have, the preferred ones first."""
@@ -198,8 +192,8 @@ class Leases:
         with self._locked():
             tickets = self._tickets()
             held = dict.fromkeys(self._living(), "a container")
-            held |= {gpu: t.purpose for _, t in tickets if t for gpu in t.granted}
-            waiting = tuple(_purpose(t) for _, t in tickets if t is None or not t.granted)
+            held |= {gpu: t.purpose for _, t in tickets for gpu in t.granted}
+            waiting = tuple(t.purpose for _, t in tickets if not t.granted)
         return LeaseStatus(held=held, waiting=waiting, quarantined=self.quarantined())
 
     def quarantine(self, gpu: str, why: str, run_id: str) -> None:
@@ -258,13 +252,11 @@ class Leases:
             out_of_use = {entry.gpu for entry in self.quarantined()}
             # Looked at each time: a GPU that goes out of use may have been the last.
             self._refuse_hopeless(wish, out_of_use, parents)
-            taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets if t))
-            if any(ticket is None and n < number for n, ticket in tickets):
-                taken = taken.union(wish.pool)  # those behind wait for us in the same way
+            taken = out_of_use.union(self._living(), *(t.granted for _, t in tickets))
             waiting = [
                 (n, ticket)
                 for n, ticket in tickets
-                if ticket and not ticket.granted and (n == number or not self._is_frozen(n))
+                if not ticket.granted and (n == number or not self._is_frozen(n))
             ]
             granted = allot(waiting, taken, parents).get(number, ())
             if granted:
@@ -286,16 +278,13 @@ class Leases:
             else "name more GPUs with --gpus, or ask for fewer a run in [hardware]",
         )
 
-    def _tickets(self) -> list[tuple[int, Ticket | None]]:
-        """Return the tickets of living processes in their order; those of dead ones are removed.
-
-        None stands for one that cannot be read: whoever drew it may have any GPU.
-        """
+    def _tickets(self) -> list[tuple[int, Ticket]]:
+        """Return the tickets of living processes in their order; those of dead ones are removed."""
         found = []
         for path in sorted(self._queue.glob("*.json")):
             with suppress(OSError):
                 if _is_held(path):
-                    found.append((int(path.stem), _ticket_in(path)))
+                    found.append((int(path.stem), Ticket.model_validate_json(path.read_bytes())))
                 else:
                     path.unlink(missing_ok=True)
         return found
@@ -309,8 +298,8 @@ class Leases:
 
     def _why_waiting(self, number: int) -> str:
         with self._locked():
-            ahead = [t for n, t in self._tickets() if n < number]
-        return f"waiting for a GPU; before it: {'; '.join(map(_purpose, ahead)) or 'a container'}"
+            ahead = [t.purpose for n, t in self._tickets() if n < number]
+        return f"waiting for a GPU; before it: {'; '.join(ahead) or 'a container'}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -350,19 +339,8 @@ class Pool:
 
 def _write(descriptor: int, ticket: Ticket) -> None:
     """Write in place: another file would not bear the lock."""
-    content = json.dumps(ticket.model_dump(mode="json")).encode()
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, content, 0)
-
-
-def _ticket_in(path: Path) -> Ticket | None:
-    with suppress(ValidationError):
-        return Ticket.model_validate_json(path.read_bytes())
-    return None
-
-
-def _purpose(ticket: Ticket | None) -> str:
-    return "another version of nightlab" if ticket is None else ticket.purpose
+    os.pwrite(descriptor, ticket.model_dump_json().encode(), 0)
 
 
 def _is_held(path: Path) -> bool:

@@ -85,10 +85,6 @@ class Driver:
         self._driver_files = driver_files
         self._cgroups = cgroups
 
-    def version(self) -> str:
-        """Return the driver's version."""
-        return str(_asked(pynvml.nvmlSystemGetDriverVersion) or "unknown")
-
     def gpus(self) -> tuple[Gpu, ...]:
         """Return every device that a run can have; of a GPU in MIG mode its instances instead.
 
@@ -110,7 +106,7 @@ class Driver:
             name=pynvml.nvmlDeviceGetName(handle)[:100],
             parent=None,
             memory_bytes=_memory(handle)[1],
-            nodes=(Node(path=f"nvidia{minor}", major=NVIDIA_MAJOR, minor=minor, group=0),),
+            nodes=(Node(path=f"nvidia{minor}", major=NVIDIA_MAJOR, minor=minor),),
             display_nodes=_display_nodes(handle),
         )
 
@@ -139,7 +135,7 @@ class Driver:
             if found is not None:
                 minor = int(found.group(1))
                 major = self._capability_major()
-                yield Node(path=f"nvidia-caps/nvidia-cap{minor}", major=major, minor=minor, group=0)
+                yield Node(path=f"nvidia-caps/nvidia-cap{minor}", major=major, minor=minor)
 
     def _capability_major(self) -> int:
         for line in (self._driver_files.parent.parent / "devices").read_text().splitlines():

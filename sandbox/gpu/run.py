@@ -1,22 +1,19 @@
 """One run's GPUs, from the request to the result."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from typing import Any, get_args
 
-from sandbox.contract.errors import ContainerUnkillable, GpuFault
+from sandbox.contract.errors import ContainerUnkillable, GpuFault, LimitNotEnforced
 from sandbox.contract.gpu import GpuEvent, GpuMemory, GpuUse, MemoryBound
 from sandbox.contract.run import Outcome, RunResult, RunSpec
-from sandbox.gpu.bound import (
-    allocator_environment,
-    are_instances_within,
-    require_bound,
-    strongest_bound,
-)
 from sandbox.gpu.inventory import leased_gpus, request_for
 from sandbox.gpu.nvml import Driver, DriverFault, DriverUnavailable, open_driver
-from sandbox.gpu.request import NO_GPUS, GpuRequest
+from sandbox.gpu.request import NO_GPUS, Gpu, GpuRequest
 from sandbox.gpu.watch import PROC, End, GpuWatch, text_of
+
+CONTEXT_BYTES = 768 * 2**20
+"""What a process takes on a GPU beside its allocator; more than contexts are usually seen to."""
 
 REACHED_SHARE = 0.5
 """From this share of a GPU's memory on, taken and tried together, a program is believed that it
@@ -96,16 +93,8 @@ class Attendance:
 
     def uses(self) -> tuple[GpuUse, ...]:
         """Return what was seen of each GPU, in the order in which they were asked for."""
-        if self._watch is not None:
-            return tuple(account.use(self._bound) for account in self._watch.accounts)
-        unknown = dict.fromkeys(GpuUse.model_fields) | {"throttled_by": (), "events": ()}
-        return tuple(
-            GpuUse.model_validate(
-                unknown
-                | {"uuid": gpu.id, "name": gpu.name, "memory_bound": self._bound, "samples": 0}
-            )
-            for gpu in self.request.gpus
-        )
+        accounts = self._watch.accounts if self._watch is not None else ()
+        return tuple(account.use(self._bound) for account in accounts)
 
     def reaches_memory(self, tried_bytes: int) -> bool | None:
         """Tell whether what a program tried to allocate could have been too much for a GPU."""
@@ -161,22 +150,20 @@ def attended(
         yield Attendance(spec, NO_GPUS, None, None)
         return
     # Asked again: between lease and run a GPU can fall off its bus.
-    gpus = leased_gpus(spec.devices, spec.gpus)
-    request = request_for(spec.devices, gpus, info())
+    gpus = leased_gpus(spec.gpus)
+    request = request_for(gpus, info())
     with ExitStack() as stack:
-        driver = watch = None
-        if spec.devices == "nvidia":
-            driver = stack.enter_context(open_driver())
-            try:
-                watch = stack.enter_context(closing(GpuWatch(driver, gpus)))
-            except DriverFault as fault:
-                if not fault.gpu:
-                    raise DriverUnavailable(
-                        f"the NVIDIA driver cannot be listened to: {fault.event.words}",
-                        "see what `nvidia-smi` says",
-                    ) from fault
-                quarantine(fault.gpu, fault.event.words, spec.run_id)
-                raise _fault(fault.gpu, fault.event) from fault
+        driver = stack.enter_context(open_driver())
+        try:
+            watch = stack.enter_context(closing(GpuWatch(driver, gpus)))
+        except DriverFault as fault:
+            if not fault.gpu:
+                raise DriverUnavailable(
+                    f"the NVIDIA driver cannot be listened to: {fault.event.words}",
+                    "see what `nvidia-smi` says",
+                ) from fault
+            quarantine(fault.gpu, fault.event.words, spec.run_id)
+            raise _fault(fault.gpu, fault.event) from fault
         attendance = Attendance(spec, request, driver, watch)
         try:
             yield attendance
@@ -205,3 +192,45 @@ def _fault(gpu: str, event: GpuEvent) -> GpuFault:
         "it is out of use until you say otherwise: `nightlab gpus` shows why, "
         f"`nightlab gpus --lift {gpu}` puts it back",
     )
+
+
+def strongest_bound(at_hand: Collection[MemoryBound]) -> MemoryBound:
+    """Return the strongest means at hand."""
+    return max(at_hand, key=get_args(MemoryBound).index, default="none")
+
+
+def require_bound(asked: GpuMemory, bound: MemoryBound) -> None:
+    """Refuse a bound that is weaker than asked.
+
+    Raises:
+        LimitNotEnforced: it is.
+    """
+    order = get_args(MemoryBound)
+    if order.index(bound) < order.index(asked.at_least):
+        raise LimitNotEnforced(
+            f"GPU memory can be bounded by {bound!r} here, asked at least {asked.at_least!r}",
+            "see which means are at hand with `nightlab check`, or ask for less in [hardware]",
+        )
+
+
+def are_instances_within(gpus: Sequence[Gpu], bytes_asked: int) -> bool:
+    """Tell whether all of these are MIG instances that have no more memory than asked."""
+    return bool(gpus) and all(
+        gpu.parent is not None and gpu.memory_bytes is not None and gpu.memory_bytes <= bytes_asked
+        for gpu in gpus
+    )
+
+
+def allocator_environment(asked: GpuMemory, gpus: Sequence[Gpu], given: str) -> dict[str, str]:
+    """Return the variable that tells the program's allocator its share of the smallest GPU.
+
+    Args:
+        asked: names the variable.
+        gpus: all of them of known size.
+        given: what the program's environment says in that variable already.
+    """
+    smallest = min(gpu.memory_bytes or 0 for gpu in gpus)
+    # Less than the bound, since a context beside the allocator takes its part; never nothing.
+    usable = max(asked.bytes - CONTEXT_BYTES, asked.bytes // 2)
+    share = f"per_process_memory_fraction:{min(1.0, usable / smallest):.4f}"
+    return {asked.allocator_variable: f"{given},{share}" if given else share}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import docker
 from pydantic import Field, ValidationError
@@ -13,7 +13,7 @@ from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
 from sandbox.engine.find import FAILED_CALLS
 from sandbox.engine.host import last_lines
-from sandbox.image.profiles import TORCH_BUILDS, Profile
+from sandbox.image.profiles import Profile
 
 ANSWER_SECONDS = 120
 ANSWER_MEMORY_BYTES = 4 * 2**30
@@ -41,16 +41,10 @@ code of its own into programs that the engine starts for it (CVE-2025-23266, CVE
 QUESTIONS = """
 import json, os, platform
 import numpy, torch
-versions = {
-    "CUDA": torch.version.cuda,
-    "ROCm": getattr(torch.version, "hip", None),
-    "XPU": getattr(torch.version, "xpu", None),
-}
-build = next((name for name, version in versions.items() if version), None)
 flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
 print(json.dumps({
     "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
-    "build": build, "accelerator": build and str(versions[build]),
+    "cuda": torch.version.cuda,
     "architectures": (flags or "").split(), "user": os.getuid(),
 }))
 """
@@ -66,18 +60,16 @@ class Contents(Record):
     python: str
     torch: str
     numpy: str
-    build: Literal["CUDA", "ROCm", "XPU"] | None
-    """What torch was built for; None for a CPU build."""
-    accelerator: str | None
-    """The version of that."""
+    cuda: str | None
+    """The version that torch was built for; None for a CPU build."""
     architectures: Annotated[tuple[str, ...], Field(max_length=100)]
-    """GPU architectures that a build for CUDA or ROCm names, `sm_90`."""
+    """GPU architectures that a build for CUDA names, `sm_90`."""
     user: int
 
     @property
     def torch_build(self) -> str:
         """What torch was built for, in words."""
-        return f"{self.build} {self.accelerator}" if self.build else "no accelerator"
+        return f"CUDA {self.cuda}" if self.cuda else "no accelerator"
 
 
 def check_image(client: docker.DockerClient, reference: str, profile: Profile) -> Contents:
@@ -122,15 +114,10 @@ def contents_problems(contents: Contents, profile: Profile) -> list[str]:
         problems.append(f"its Python is {contents.python}, and a box needs 3.11")
     if contents.user != hardening.USER:
         problems.append(f"its programs run as user {contents.user}")
-    wanted = TORCH_BUILDS.get(profile.devices)
-    if wanted is not None and contents.build != wanted:
-        problems.append(
-            f"its torch {contents.torch} is built for {contents.torch_build}, not {wanted}"
-        )
-    elif _version(contents.accelerator or "") < _version(profile.oldest_build):
-        problems.append(
-            f"its torch is built for {contents.torch_build}, not {profile.oldest_build}"
-        )
+    oldest = profile.oldest_build or "0"  # any CUDA is later, and none at all is not
+    if profile.devices != "none" and _version(contents.cuda or "") < _version(oldest):
+        wanted = f"CUDA {profile.oldest_build}".rstrip()
+        problems.append(f"its torch is built for {contents.torch_build}, not {wanted}")
     elif profile.architectures and not set(profile.architectures) & set(contents.architectures):
         problems.append(
             f"its torch is built for {', '.join(contents.architectures) or 'no GPU'}, "

@@ -16,10 +16,8 @@ OWN_PROFILES = "profiles.toml"
 """Name of the file beside program.md that may add profiles."""
 MERGED = ("environment", "knobs", "peak_flops")
 """Tables of a profile to which one that is like it adds; everything else it replaces."""
-TORCH_DEVICES: dict[Devices, str] = {"none": "cpu", "nvidia": "cuda", "rocm": "cuda", "xpu": "xpu"}
-"""What torch calls the device; its builds for ROCm say cuda too."""
-TORCH_BUILDS: dict[Devices, str] = {"nvidia": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
-"""What torch must have been built for, to use what a box is given."""
+TORCH_DEVICES: dict[Devices, str] = {"none": "cpu", "nvidia": "cuda"}
+"""What torch calls the device."""
 SET_BY_NIGHTLAB = ("NIGHTLAB_", "NVIDIA_", "LD_PRELOAD", "LD_AUDIT")
 """Beginnings of variables that decide what a box gets, and so are no profile's to set."""
 
@@ -56,7 +54,7 @@ class Profile(Record):
     devices: Devices
     """What kind of accelerator its boxes get, and so how the engine is asked for it."""
     oldest_build: Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")] = ""
-    """Version of CUDA, ROCm or XPU that torch must at least be built for; empty for any."""
+    """Version of CUDA that torch must at least be built for; empty for any."""
     architectures: tuple[str, ...] = ()
     """GPU architectures of which torch must be built for one; empty for any."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"

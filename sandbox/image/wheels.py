@@ -8,7 +8,6 @@ where pip can tell, and never used.
 """
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import tempfile
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import Parser
@@ -97,20 +96,17 @@ class Pip:
     say: Say
 
     def download(self, into: Path, *arguments: str, limit_bytes: int | None = None) -> str | None:
-        """Fetch wheels into a folder; None when they are there, else the end of what pip said."""
-        return self.run("download", "-d", str(into), *arguments, limit_bytes=limit_bytes)
-
-    def run(self, command: str, *arguments: str, limit_bytes: int | None = None) -> str | None:
-        """Run pip; None when it did what it was asked, else the end of what it said.
+        """Fetch wheels into a folder; None when they are there, else the end of what pip said.
 
         Raises:
             WrongTorchBuild: pip announced a wheel larger than `limit_bytes`; it was stopped.
             WheelsUnavailable: this Python has no pip.
         """
         lines: deque[str] = deque(maxlen=200)
+        options = ("-d", str(into), *_options_for(self.target))
         with subprocess.Popen(
             # -P: a pip.py in the current directory would be run instead.
-            [sys.executable, "-P", "-m", "pip", command, *_options_for(self.target), *arguments],
+            [sys.executable, "-P", "-m", "pip", "download", *options, *arguments],
             env=_pip_environ(self.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -187,7 +183,16 @@ def inspect_torch(path: Path) -> TorchWheel:
             f"{path.name} is not a sound wheel of torch: {error}",
             "delete it where it comes from (pip's cache or find-links folder) and try again",
         ) from error
-    _refuse_accelerators(path.name, metadata.get_all("Requires-Dist") or [], source)
+    # A wheel of PyTorch's names its libraries; a site's own may only say so in its version file.
+    needs = metadata.get_all("Requires-Dist") or []
+    brought = [name for name in needs if name.lower().startswith(ACCELERATOR_PACKAGES)]
+    brought += ACCELERATOR_FIELD.findall(source)
+    if brought:
+        raise WrongTorchBuild(
+            f"{path.name[:120]} is a build for accelerators (it brings {brought[0][:60]}), "
+            "and this profile needs the CPU build",
+            HOW_TO_GET_CPU_TORCH,
+        )
     return TorchWheel(
         filename=path.name, version=str(metadata["Version"]), sha256=file_sha256(path)
     )
@@ -258,31 +263,13 @@ def _fetch_torch(wanted: TorchBuild, place: Path, pip: Pip) -> TorchWheel:
         if complaint is not None and index:
             complaint = pip.download(incoming, "--index-url", index, marked, limit_bytes=limit)
         if complaint is not None:
-            complaint = _refuse_announced_accelerators(unmarked, limit, incoming, pip)
-            complaint = complaint or pip.download(incoming, unmarked, limit_bytes=limit)
+            complaint = pip.download(incoming, unmarked, limit_bytes=limit)
         if complaint is None:
             return _keep_torch(incoming, place)
     raise WheelsUnavailable(
         f"pip finds no torch {wanted.version} for {pip.target.tag}",
         f"torch {wanted.version}: {HOW_TO_GET_CPU_TORCH}; pip said:\n{complaint}",
     )
-
-
-def _refuse_announced_accelerators(
-    requirement: str, limit_bytes: int, incoming: Path, pip: Pip
-) -> str | None:
-    """Let pip say what an unmarked torch would need, before anything large is fetched."""
-    report = incoming / "report.json"
-    # `download` has no dry run; `install` has, and says what it would take.
-    dry_run = ("--dry-run", "--ignore-installed", "--target", str(incoming / "none"))
-    complaint = pip.run(
-        "install", *dry_run, "--report", str(report), requirement, limit_bytes=limit_bytes
-    )
-    if complaint is None:
-        (chosen,) = json.loads(report.read_text())["install"]
-        requires = chosen["metadata"].get("requires_dist", [])
-        _refuse_accelerators(chosen["download_info"]["url"].rpartition("/")[2], requires, "")
-    return complaint
 
 
 def _keep_torch(incoming: Path, place: Path) -> TorchWheel:
@@ -294,18 +281,6 @@ def _keep_torch(incoming: Path, place: Path) -> TorchWheel:
     unfinished.write_text(torch.model_dump_json())
     unfinished.replace(place / "torch.json")
     return torch
-
-
-def _refuse_accelerators(filename: str, requires: Sequence[str], source: str) -> None:
-    # A wheel of PyTorch's names its libraries; a site's own may only say so in its version file.
-    needed = [name for name in requires if name.lower().startswith(ACCELERATOR_PACKAGES)]
-    needed += ACCELERATOR_FIELD.findall(source)
-    if needed:
-        raise WrongTorchBuild(
-            f"{filename[:120]} is a build for accelerators (it brings {needed[0][:60]}), "
-            "and this profile needs the CPU build",
-            HOW_TO_GET_CPU_TORCH,
-        )
 
 
 def _options_for(target: Target) -> list[str]:

@@ -188,7 +188,7 @@ def test_a_missing_wall_refuses_the_run() -> None:
 
 
 def test_a_leased_gpu_may_have_devices_and_no_other_gpu() -> None:
-    node = Node(path="nvidia0", major=195, minor=0, group=0)
+    node = Node(path="nvidia0", major=195, minor=0)
     gpu = Gpu(id=GPU_0, index="0", name="", parent=None, memory_bytes=None, nodes=(node,))
     request = GpuRequest(form="hook", devices="nvidia", gpus=(gpu,))
     spec = RunSpec.model_validate(SPEC.model_dump() | {"devices": "nvidia", "gpus": (GPU_0,)})
@@ -198,19 +198,6 @@ def test_a_leased_gpu_may_have_devices_and_no_other_gpu() -> None:
     more = seen | {"nvidia1": (195, 1)}
     assert ["GPU: PID 1 sees /dev/nvidia1, not asked for"] == differences(
         spec, good_proof(devices=names, gpu_nodes=more), request
-    )
-
-
-def test_a_box_with_an_amd_gpu_is_in_the_groups_of_its_nodes_and_in_no_other() -> None:
-    node = Node(path="dri/renderD128", major=226, minor=128, group=109)
-    gpu = Gpu(id="0000:03:00.0", index="0", name="", parent=None, memory_bytes=None, nodes=(node,))
-    request = GpuRequest(form="nodes", devices="rocm", gpus=(gpu,))
-    given = {"devices": "rocm", "gpus": (gpu.id,)}
-    spec = RunSpec.model_validate(SPEC.model_dump() | given)
-    seen = {"devices": ("dri",), "gpu_nodes": {"dri/renderD128": (226, 128)}}
-    assert [] == differences(spec, good_proof(groups=(109,), **seen), request)
-    assert any(
-        "groups" in d for d in differences(spec, good_proof(groups=(44, 109), **seen), request)
     )
 
 

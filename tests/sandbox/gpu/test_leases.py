@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -265,42 +263,6 @@ def test_who_gives_up_waiting_gives_its_place_up(tmp_path: Path) -> None:
         line.lease([gpu(GPU_1)], 1, "a run", while_waiting=give_up).__enter__()
     assert () == line.status().waiting
     assert [] == list((tmp_path / "queue").iterdir())
-
-
-TICKET = {"pool": [GPU_0], "count": 1, "granted": [GPU_0], "owner": "it", "purpose": "another's"}
-
-
-@pytest.mark.parametrize(
-    ("content", "free", "told"),
-    [
-        (json.dumps(TICKET | {"mood": "good"}), (GPU_1,), {GPU_0: "another's"}),
-        ('{"gpus": ["?"]}', (), {}),
-        ("", (), {}),
-    ],
-    ids=["says more", "says other things", "empty"],
-)
-def test_a_ticket_of_another_version_counts_while_its_process_lives(
-    tmp_path: Path, content: str, free: tuple[str, ...], told: dict[str, str]
-) -> None:
-    line = leases(tmp_path)
-    path = tmp_path / "queue" / "000000000001.json"
-    path.write_text(content)
-
-    def give_up() -> None:
-        raise TimeoutError
-
-    with path.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert told == line.status().held
-        if free:
-            with line.lease(BOTH, 1, "a run") as granted:
-                assert free == granted
-        else:
-            assert ("another version of nightlab",) == line.status().waiting
-            with pytest.raises(TimeoutError):
-                line.lease(BOTH, 1, "a run", while_waiting=give_up).__enter__()
-    with line.lease(BOTH, 2, "a run") as granted:
-        assert (GPU_0, GPU_1) == granted
 
 
 def test_a_person_is_told_who_has_which_gpu_and_which_are_gone(tmp_path: Path) -> None:

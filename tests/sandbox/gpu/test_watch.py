@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,30 +12,31 @@ from pydantic import ValidationError
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import RunSpec
-from sandbox.gpu.bound import (
-    allocator_environment,
-    are_instances_within,
-    require_bound,
-    strongest_bound,
-)
-from sandbox.gpu.inventory import GpuUnavailable, chosen, find_render_nodes
-from sandbox.gpu.proof import SeenGpus, gpu_differences
+from sandbox.gpu.inventory import chosen
 from sandbox.gpu.request import (
     NO_GPUS,
     Form,
     Gpu,
     GpuRequest,
     Node,
+    SeenGpus,
     choose_form,
     device_settings,
+    gpu_differences,
     visible_devices,
+)
+from sandbox.gpu.run import (
+    allocator_environment,
+    are_instances_within,
+    require_bound,
+    strongest_bound,
 )
 from tests.support.boxes import box_spec
 from tests.support.gpu_stand_ins import GIBIBYTE, GPU_0, GPU_1, MIG_0, MIG_1, cdi_spec
 
 
 def whole(minor: int, uuid: str) -> Gpu:
-    node = Node(path=f"nvidia{minor}", major=195, minor=minor, group=0)
+    node = Node(path=f"nvidia{minor}", major=195, minor=minor)
     return Gpu(
         id=uuid,
         index=str(minor),
@@ -50,7 +50,7 @@ def whole(minor: int, uuid: str) -> Gpu:
 
 def instance(number: int, uuid: str, of: Gpu) -> Gpu:
     caps = (66 + 9 * number, 67 + 9 * number)
-    nodes = [Node(path=f"nvidia-caps/nvidia-cap{n}", major=236, minor=n, group=0) for n in caps]
+    nodes = [Node(path=f"nvidia-caps/nvidia-cap{n}", major=236, minor=n) for n in caps]
     return Gpu(
         id=uuid,
         index=f"{of.index}:{number}",
@@ -61,30 +61,14 @@ def instance(number: int, uuid: str, of: Gpu) -> Gpu:
     )
 
 
-def render(minor: int, address: str, *, kfd: bool) -> Gpu:
-    nodes = [Node(path=f"dri/renderD{minor}", major=226, minor=minor, group=109)]
-    nodes += [Node(path="kfd", major=510, minor=0, group=110)] if kfd else []
-    return Gpu(
-        id=address,
-        index=str(minor - 128),
-        name="0x1002:0x744c",
-        parent=None,
-        memory_bytes=24 * GIBIBYTE,
-        nodes=tuple(nodes),
-    )
-
-
 FIRST, SECOND = whole(0, GPU_0), whole(1, GPU_1)
 PART, OTHER_PART = instance(0, MIG_0, FIRST), instance(1, MIG_1, FIRST)
-AMD, INTEL = render(128, "0000:03:00.0", kfd=True), render(129, "0000:00:02.0", kfd=False)
 REQUESTS: dict[str, tuple[Form, Devices, tuple[Gpu, ...]]] = {
     "none": ("none", "none", ()),
     "cdi": ("cdi", "nvidia", (FIRST, SECOND)),
     "cdi_mig": ("cdi", "nvidia", (PART,)),
     "hook": ("hook", "nvidia", (FIRST, SECOND)),
     "hook_mig": ("hook", "nvidia", (PART,)),
-    "rocm": ("nodes", "rocm", (AMD,)),
-    "xpu": ("nodes", "xpu", (INTEL,)),
 }
 
 
@@ -145,14 +129,7 @@ kind: nvidia.com/gpu
 def test_cdi_is_used_where_the_engine_has_it_and_it_names_every_gpu(
     gpus: tuple[str, ...], info: dict[str, Any], files: list[str], form: str
 ) -> None:
-    assert form == choose_form("nvidia", gpus, info, files)
-
-
-def test_amd_and_intel_are_asked_for_by_nodes_and_nothing_is_asked_for_nothing() -> None:
-    everything = {"CDISpecDirs": ["/etc/cdi"], "DiscoveredDevices": NAMED}
-    assert "nodes" == choose_form("rocm", [AMD.id], everything, [])
-    assert "nodes" == choose_form("xpu", [INTEL.id], everything, [])
-    assert "none" == choose_form("none", [], everything, [])
+    assert form == choose_form(gpus, info, files)
 
 
 # --- the read-back ---
@@ -160,7 +137,6 @@ def test_amd_and_intel_are_asked_for_by_nodes_and_nothing_is_asked_for_nothing()
 NODES = {"nvidia0": (195, 0), "nvidiactl": (195, 255), "nvidia-uvm": (511, 0)}
 CAPS = {"nvidia-caps/nvidia-cap66": (236, 66), "nvidia-caps/nvidia-cap67": (236, 67)}
 OTHER_CAPS = {"nvidia-caps/nvidia-cap75": (236, 75), "nvidia-caps/nvidia-cap76": (236, 76)}
-AMD_NODES = {"kfd": (510, 0), "dri/renderD128": (226, 128)}
 
 
 def seen(nodes: dict[str, tuple[int, int]], driver: dict[str, int] | None = None) -> SeenGpus:
@@ -213,18 +189,6 @@ def test_a_box_without_gpus_sees_none() -> None:
     )
 
 
-def test_a_box_with_an_amd_gpu_sees_its_render_node_and_no_other() -> None:
-    request = request_of("rocm")
-    assert [] == gpu_differences(request, seen(AMD_NODES))
-    assert ["GPU: PID 1 sees no /dev/kfd"] == gpu_differences(
-        request, seen({"dri/renderD128": (226, 128)})
-    )
-    more = AMD_NODES | {"dri/renderD129": (226, 129)}
-    assert ["GPU: PID 1 sees /dev/dri/renderD129, not asked for"] == gpu_differences(
-        request, seen(more)
-    )
-
-
 # --- what a run may ask ---
 
 
@@ -237,8 +201,7 @@ def test_a_box_with_an_amd_gpu_sees_its_render_node_and_no_other() -> None:
         ("nvidia", ("all",)),
         ("nvidia", (f"{GPU_0},{GPU_1}",)),
         ("nvidia", (GPU_0, GPU_0)),
-        ("rocm", (GPU_0,)),
-        ("xpu", ("/dev/dri/renderD128",)),
+        ("nvidia", ("/dev/dri/renderD128",)),
     ],
 )
 def test_a_run_cannot_ask_for_gpus_by_anything_but_their_own_names(
@@ -248,12 +211,9 @@ def test_a_run_cannot_ask_for_gpus_by_anything_but_their_own_names(
         RunSpec.model_validate(box_spec().model_dump() | {"devices": devices, "gpus": gpus})
 
 
-@pytest.mark.parametrize(
-    ("devices", "gpu"),
-    [("nvidia", GPU_0), ("nvidia", MIG_0), ("rocm", "0000:03:00.0"), ("xpu", "0000:00:02.0")],
-)
-def test_a_run_names_gpus_by_uuid_or_bus_address(devices: str, gpu: str) -> None:
-    given = box_spec().model_dump() | {"devices": devices, "gpus": (gpu,)}
+@pytest.mark.parametrize("gpu", [GPU_0, MIG_0])
+def test_a_run_names_gpus_by_uuid(gpu: str) -> None:
+    given = box_spec().model_dump() | {"devices": "nvidia", "gpus": (gpu,)}
     assert (gpu,) == RunSpec.model_validate(given).gpus
 
 
@@ -301,42 +261,3 @@ def test_the_allocator_is_told_its_share_beside_what_it_was_told_already() -> No
     assert {"CONF": share} == allocator_environment(asked, (FIRST,), "")
     told = "expandable_segments:True"
     assert {"CONF": f"{told},{share}"} == allocator_environment(asked, (FIRST, SECOND), told)
-
-
-# --- what the kernel shows of AMD's and Intel's ---
-
-
-def test_render_nodes_are_found_by_vendor_and_named_by_their_bus_address(tmp_path: Path) -> None:
-    lay_out_card(tmp_path, 129, "0000:43:00.0", "0x1002", 24 * GIBIBYTE)
-    lay_out_card(tmp_path, 128, "0000:83:00.0", "0x1002", 24 * GIBIBYTE)
-    lay_out_card(tmp_path, 130, "0000:00:02.0", "0x8086", None)
-    devices = tmp_path / "dev"
-    (devices / "dri").mkdir(parents=True)
-    for path in ("kfd", "dri/renderD128", "dri/renderD129", "dri/renderD130"):
-        (devices / path).symlink_to("/dev/null")
-    amd = find_render_nodes("rocm", tmp_path / "class", devices)
-    assert [("0", "0000:43:00.0"), ("1", "0000:83:00.0")] == [(g.index, g.id) for g in amd]
-    assert ["dri/renderD129", "kfd"] == [node.path for node in amd[0].nodes]
-    assert 24 * GIBIBYTE == amd[0].memory_bytes
-    intel = find_render_nodes("xpu", tmp_path / "class", devices)
-    assert [("0000:00:02.0", None)] == [(gpu.id, gpu.memory_bytes) for gpu in intel]
-    assert [(1, 3)] == [(node.major, node.minor) for gpu in intel for node in gpu.nodes]
-
-
-def test_a_card_whose_driver_made_no_node_is_named(tmp_path: Path) -> None:
-    lay_out_card(tmp_path, 128, "0000:03:00.0", "0x1002", None)
-    with pytest.raises(GpuUnavailable, match="kfd"):
-        find_render_nodes("rocm", tmp_path / "class", tmp_path / "dev")
-
-
-def lay_out_card(root: Path, minor: int, address: str, vendor: str, memory: int | None) -> None:
-    """Lay out what the kernel shows of one card below /sys."""
-    device = root / "bus" / address
-    device.mkdir(parents=True)
-    (device / "vendor").write_text(f"{vendor}\n")
-    (device / "device").write_text("0x744c\n")
-    if memory is not None:
-        (device / "mem_info_vram_total").write_text(f"{memory}\n")
-    entry = root / "class" / f"renderD{minor}"
-    entry.mkdir(parents=True)
-    (entry / "device").symlink_to(device)
