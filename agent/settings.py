@@ -330,10 +330,14 @@ class Settings(Section):
             raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
         return data
 
-    def train_limits(self) -> Limits:
-        """Limits of a train box; the wall is the budget and its grace."""
-        wall_seconds = self.budget.seconds + self.budget.grace_seconds
-        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
+    def train_limits(self, *, is_smoke: bool = False) -> Limits:
+        """Limits of a train box: the budget and its grace; a smoke run is ended in twice its time.
+
+        A smoke run's script may ignore its budget, and has passed all the same.
+        """
+        economy, budget = self.economy, self.budget
+        wall = 2 * economy.smoke_seconds if is_smoke else budget.seconds + budget.grace_seconds
+        return Limits(wall_seconds=wall, **self.limits.model_dump())
 
     def smoke_budget(self) -> Budget:
         """What a smoke run may use: its seconds, or its part of the tokens."""
@@ -341,11 +345,6 @@ class Settings(Section):
         part = min(1.0, seconds / self.budget.seconds)
         tokens = None if self.budget.tokens is None else max(1, int(part * self.budget.tokens))
         return self.budget.model_copy(update={"seconds": seconds, "tokens": tokens})
-
-    def smoke_limits(self) -> Limits:
-        """Limits of a smoke run's train box: a script that ignores its budget is ended."""
-        wall_seconds = 2 * self.economy.smoke_seconds
-        return Limits(wall_seconds=wall_seconds, **self.limits.model_dump())
 
     def scoring_limits(self) -> Limits:
         """Limits of a model box and of a scorer box; a reported score needs neither."""

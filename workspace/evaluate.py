@@ -492,7 +492,8 @@ def score(
     try:
         true, probe = measure_all(split, plans, channels)
         details |= {"seconds": {"true": true.seconds, "probe": probe.seconds}}
-        nats = in_row_order(plans[0], true.nats, rows)
+        nats = np.empty_like(true.nats[:rows])
+        nats[plans[0].rows[:rows]] = true.nats[:rows]  # as they lie in the split
         found = compare(split, plans, nats, probe.nats)
         details |= found
         refuse_cheating(found)
@@ -503,13 +504,6 @@ def score(
     total = float(nats[split.counted].sum())
     details["nats_per_token"] = total / tokens
     return verdict(total / math.log(2) / split.total_bytes, None, "", details)
-
-
-def in_row_order(plan: Plan, nats: np.ndarray, rows: int) -> np.ndarray:
-    """The nats of the true rows, as they lie in the split."""
-    ordered = np.empty_like(nats[:rows])
-    ordered[plan.rows[:rows]] = nats[:rows]
-    return ordered
 
 
 def verdict(

@@ -322,11 +322,6 @@ class Pace:
             self.marks.popleft().synchronize()
 
 
-def pace_of(way: Way) -> Pace:
-    """Events of the device's own kind; none where the host does the work itself."""
-    return Pace(getattr(torch, way.device).Event if way.on_gpu else None)
-
-
 class Batches:
     """Random windows of the training tokens."""
 
@@ -374,7 +369,9 @@ def train(model: Model, batches: Batches, budget: Budget) -> None:
     """
     muon = Muon([model.qkv, model.mix, model.up, model.down], model.way)
     adam = Adam([model.head, model.embedding, *([model.bigram] if BIGRAM_ROWS else [])])
-    pace, flops = pace_of(model.way), model.flops_per_token()
+    # Events of the device's own kind; none where the host does the work itself.
+    pace = Pace(getattr(torch, model.way.device).Event if model.way.on_gpu else None)
+    flops = model.flops_per_token()
     step, tokens, step_seconds, losses = 0, 0, 0.0, []
     seconds = reported_seconds = budget.elapsed_seconds()
     while (used := budget.used(tokens, step_seconds)) < 1:

@@ -7,8 +7,8 @@ them against the score. See docs/decisions/0015 for the number of model boxes.
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.attempt.lab import Trial, Worker, box_label, training_limits_of
-from agent.record.events import Purpose, SessionStarted, Split
+from agent.attempt.lab import Trial, Worker, box_label
+from agent.record.events import SMOKE, Purpose, SessionStarted, Split
 from agent.settings import Settings
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import Box, Limits, Mount, RunSpec
@@ -38,10 +38,11 @@ def terms_of(
     """What a box of a session must have been asked for, whatever it is for."""
     devices: Devices = session.image.get("devices") or "none"
     has_gpus = devices != "none" and box != "scorer"  # it only adds up losses
-    is_train = box == "train"
+    is_train, is_smoke = box == "train", purpose.startswith(SMOKE)
+    limits = settings.train_limits(is_smoke=is_smoke) if is_train else settings.scoring_limits()
     return Terms(
         image=str(session.image.get("image_id")),
-        limits=training_limits_of(settings, purpose) if is_train else settings.scoring_limits(),
+        limits=limits,
         argv=settings.workspace.command if is_train else None,
         seed=seed if is_train else None,
         gpus=settings.hardware.gpus_per_run if has_gpus else 0,

@@ -42,12 +42,7 @@ from sandbox.contract.run import Box, Executor, Limits, RunResult, RunSpec
 
 
 class SessionOver(NightlabError):
-    """What was waited for did not come before the session had to end.
-
-    Args:
-        reason: how the session ends.
-        message: in words.
-    """
+    """What was waited for did not come before the session had to end."""
 
     usual_hint = "Go on with `nightlab resume`."
 
@@ -207,17 +202,12 @@ class Lab:
     ) -> Trial:
         """What a worker is told of one trial.
 
-        Args:
-            purpose: what it is for.
-            attempt: whose files these are.
-            seed: of the host.
-            files: what is trained, by path.
-            splits: what is scored; a program that reports its own score speaks of val alone.
-            may_stop: whether a training that can no longer win is ended early, if the settings
-                say so.
+        A training that can no longer win is ended early if it may be and the settings say so. A
+        program that reports its own score speaks of val alone, whatever the splits.
         """
         history, settings = self.history, self.settings
         own = next((a for a in history.attempts if a.number == attempt), None)
+        last = history.attempts[-1] if history.attempts else None
         stops = may_stop and settings.economy.early_stopping != "off"
         return Trial(
             id=f"{box_label(self.session)}-{attempt}-{len(self.ledger.entries)}",
@@ -226,14 +216,12 @@ class Lab:
             seed=seed,
             files=files,
             budget=budget_of(settings, purpose),
-            limits=training_limits_of(settings, purpose),
+            limits=settings.train_limits(is_smoke=purpose.startswith(SMOKE)),
             splits=splits,
             usual=usual_of(history, TrialKey(purpose, attempt, seed)),
             past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
             counts_when_disturbed=own is not None and own.started.kind == "baseline",
-            is_begun=bool(history.attempts)
-            and history.attempts[-1].open
-            and bool(history.attempts[-1].runs),
+            is_begun=last is not None and last.open and bool(last.runs),
         )
 
     def record(self, steps: Steps) -> None:
@@ -254,12 +242,12 @@ class Lab:
         if isinstance(event, RunFinished):
             self.observer.run_finished(event.result, event.disturbance)
         elif isinstance(event, RunStarted):
-            is_smoke = event.purpose.startswith(SMOKE)
             if event.box == "train":
                 seconds = budget_of(self.settings, event.purpose).seconds
             else:
                 seconds = event.spec.limits.wall_seconds
-            if event.box != "model" or is_smoke:  # beside a scorer the model boxes are no news
+            # Beside a scorer the model boxes are no news.
+            if event.box != "model" or event.purpose.startswith(SMOKE):
                 self.observer.run_started(event.box, event.seed, seconds)
 
     def stored_files(self, attempt: Attempt) -> dict[str, bytes]:
@@ -280,11 +268,6 @@ def budget_of(settings: Settings, purpose: Purpose) -> Budget:
     return settings.smoke_budget() if purpose.startswith(SMOKE) else settings.budget
 
 
-def training_limits_of(settings: Settings, purpose: Purpose) -> Limits:
-    """What bounds a train box, by what the training is for."""
-    return settings.smoke_limits() if purpose.startswith(SMOKE) else settings.train_limits()
-
-
 def refuse_interruption(result: RunResult) -> None:
     """Take no run for the program's that somebody else ended.
 
@@ -300,10 +283,8 @@ def refuse_interruption(result: RunResult) -> None:
 
 def evidence_of(result: RunResult) -> str:
     """One sentence about how a run ended, from the host's evidence."""
-    if result.signal is not None:
-        how = f"ended by signal {result.signal}"
-    else:
-        how = f"exit code {result.exit_code}"
+    is_killed = result.signal is not None
+    how = f"ended by signal {result.signal}" if is_killed else f"exit code {result.exit_code}"
     return f"{result.outcome.value} after {result.wall_seconds:.1f} s, {how}"
 
 

@@ -41,12 +41,6 @@ def run_scoring_boxes(
 ) -> Measurement:
     """Run all boxes side by side and read the scorer's sheet; an interrupt ends them all.
 
-    Args:
-        run: runs a box, each from a thread of its own.
-        models: the boxes with the candidate's code and checkpoint.
-        scorer: the box with the tokens and the loss.
-        output_dir: an empty directory for the scorer's output.
-
     Raises:
         SandboxError: a box could not be run as asked, or the scorer (our side) failed although
             the models did not.

@@ -18,12 +18,7 @@ from agent.attempt.decide import (
     scored_by_boxes,
     scored_by_log,
 )
-from agent.attempt.disturbance import (
-    disturbance,
-    idle_cores,
-    is_crowded,
-    was_disturbed,
-)
+from agent.attempt.disturbance import disturbance, idle_cores, is_crowded, was_disturbed
 from agent.attempt.lab import (
     Step,
     Steps,

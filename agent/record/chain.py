@@ -223,9 +223,6 @@ def upgrade(version: object) -> None:
     """The one place that knows of other versions: where an older line will be lifted to this one.
 
     None was ever released, so there is nothing to lift, and all others are refused by name.
-
-    Raises:
-        _TooNew: the ledger is of another version.
     """
     if version != SCHEMA_VERSION:
         raise _TooNew(f"its schema_version is {version}; this nightlab reads {SCHEMA_VERSION}")

@@ -6,6 +6,7 @@ Only known names and finite numbers are taken, and a curve has an end whatever t
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from agent.record.chain import canonical
@@ -33,6 +34,7 @@ Point = dict[str, float]
 Curve = list[Point]
 
 
+@dataclass
 class CurveCollector:
     """Takes a run's log as it comes and keeps at most `MAX_POINTS` points, evenly spread.
 
@@ -40,20 +42,19 @@ class CurveCollector:
     the memory is bounded, whatever the length of the run, and the first point always stays.
     """
 
-    def __init__(self, forward: Callable[[bytes], None], max_lines: int = MAX_LINES) -> None:
-        self._forward = forward
-        self._max_lines = max_lines
-        self._partial = b""
-        self._is_line_too_long = False
-        self._points: Curve = []
-        self._last: Point | None = None
-        self._stride = 1
-        self._seen = 0
-        self._lines = 0
+    forward: Callable[[bytes], None]
+    max_lines: int = MAX_LINES
+    _partial: bytes = b""
+    _is_line_too_long: bool = False
+    _points: Curve = field(default_factory=list)
+    _last: Point | None = None
+    _stride: int = 1
+    _seen: int = 0
+    _lines: int = 0
 
     def __call__(self, piece: bytes) -> None:
         """Read one piece of the log, and hand it on."""
-        self._forward(piece)
+        self.forward(piece)
         for number, part in enumerate(piece.split(b"\n")):
             if number:
                 self._end_line()
@@ -70,7 +71,7 @@ class CurveCollector:
         line, self._partial = self._partial, b""
         if self._is_line_too_long:
             self._is_line_too_long = False
-        elif line.startswith(b"{") and self._lines < self._max_lines:
+        elif line.startswith(b"{") and self._lines < self.max_lines:
             self._lines += 1
             if (point := read_point(line)) is not None:
                 self._take(point)
@@ -101,7 +102,9 @@ def read_point(line: bytes) -> Point | None:
         return None
     if not isinstance(row, dict):
         return None
-    point = {name: _short(float(row[name])) for name in NAMES if is_storable(row.get(name))}
+    known = {name: float(row[name]) for name in NAMES if is_storable(row.get(name))}
+    # Seven digits are stored: what is decided from a curve can be decided from it again.
+    point = {name: float(f"{number:.7g}") for name, number in known.items()}
     return point if _is_point(point) else None
 
 
@@ -145,26 +148,19 @@ def is_storable(value: object) -> TypeGuard[int | float]:
     return abs(value) <= _MAX_MAGNITUDE  # NaN is not, and infinity is not
 
 
-def _short(number: float) -> float:
-    """What is stored of a number: what is decided from a curve can be decided from it again."""
-    return float(f"{number:.7g}")
-
-
 def mfu_of(
     peaks: Mapping[str, object], cpu: str | None, result: RunResult, curve: Curve
 ) -> float | None:
     """Share of its device's peak arithmetic that a training used, by the training's own word.
 
     None where the program named no operations per token, the profile knows no peak for a device of
-    exactly that name, several devices were used, or the share would be more than all of it.
-
-    Args:
-        peaks: operations per second of devices, by name.
-        cpu: the processor's name, for a run without GPUs.
-        result: of the training; it names the GPU.
-        curve: what the training said.
+    exactly that name, several devices were used, or the share would be more than all of it. `peaks`
+    are in operations per second; `cpu` names the device of a run without GPUs.
     """
-    peak = peak_of(peaks, _device(cpu, result))
+    device = cpu
+    if result.gpus:
+        device = result.gpu[0].name if len(result.gpu) == len(result.gpus) == 1 else None
+    peak = peak_of(peaks, device)
     last = next((point for point in reversed(curve) if "flops_per_token" in point), {})
     flops = last.get("flops_per_token", 0.0) * last.get("tokens_per_second", 0.0)
     if peak is None or not 0 < flops <= peak:
@@ -176,9 +172,3 @@ def peak_of(peaks: Mapping[str, object], device: str | None) -> float | None:
     """The peak that a recorded table knows for the device of that name."""
     peak = peaks.get(device) if device is not None else None
     return float(peak) if is_storable(peak) and peak > 0 else None
-
-
-def _device(cpu: str | None, result: RunResult) -> str | None:
-    if not result.gpus:
-        return cpu
-    return result.gpu[0].name if len(result.gpu) == len(result.gpus) == 1 else None

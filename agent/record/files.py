@@ -7,12 +7,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, *, durably: bool = False) -> None:
-    """Make `path` hold `data`: readers see the old file or the new one.
-
-    Args:
-        path: of the file.
-        data: all of its bytes.
-        durably: synced down to the directory, so that it survives a power cut.
+    """Make `path` hold `data`, durably so that it survives a power cut.
 
     Raises:
         OSError: the disk refused, and it names `path`, which is as it was.

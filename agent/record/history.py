@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from statistics import fmean
 
 from agent.record.attempts import Attempt, Smoke, TrialKey, TrialRecord
@@ -116,9 +116,10 @@ class History:
 
     def takes(self, event: Event) -> bool:
         """Whether the event can be applied: what belongs to an attempt needs that attempt."""
-        smoke = _smoke_named(event)
-        if smoke is not None:
-            return smoke < len(self.smokes)
+        if isinstance(event, SmokeFinished):
+            return event.smoke < len(self.smokes)
+        if isinstance(event, OF_A_TRIAL) and event.purpose.startswith(SMOKE):
+            return int(event.purpose.removeprefix(SMOKE)) < len(self.smokes)
         return all(self._find(number) is not None for number in _attempts_named(event))
 
     def attempt(self, number: int) -> Attempt:
@@ -145,10 +146,8 @@ class History:
     @property
     def baseline(self) -> Attempt | None:
         """The measured baseline, if there is one."""
-        for attempt in self.attempts:
-            if attempt.started.kind == "baseline" and attempt.kept:
-                return attempt
-        return None
+        kept = (attempt for attempt in self.attempts if attempt.kept)
+        return next((attempt for attempt in kept if attempt.started.kind == "baseline"), None)
 
     @property
     def is_self_reported(self) -> bool:
@@ -163,13 +162,9 @@ class History:
     @property
     def failures_in_a_row(self) -> int:
         """Failed or invalid attempts since the last one that was measured."""
-        count = 0
-        for attempt in reversed(self.completed):
-            assert attempt.finished is not None
-            if attempt.finished.verdict not in (Verdict.FAILED, Verdict.INVALID):
-                break
-            count += 1
-        return count
+        bad = (Verdict.FAILED, Verdict.INVALID)
+        verdicts = (a.finished.verdict for a in reversed(self.completed) if a.finished)
+        return sum(1 for _ in takewhile(bad.__contains__, verdicts))
 
     @property
     def discards_in_a_row(self) -> int:
@@ -205,9 +200,7 @@ class History:
 
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
-        return sum(
-            1 for a in self.completed if a.finished is not None and a.finished.verdict is verdict
-        )
+        return sum(a.finished is not None and a.finished.verdict is verdict for a in self.completed)
 
     def _find(self, number: int) -> Attempt | None:
         if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
@@ -333,15 +326,6 @@ def metric_of(history: History) -> str:
 def label_of(history: History) -> str:
     """The same for a reader: it says whose word it is where nobody checked it."""
     return history.settings.goal.label if history.settings else metric_of(history)
-
-
-def _smoke_named(event: Event) -> int | None:
-    """The smoke run that must be on record before the event can be."""
-    if isinstance(event, SmokeFinished):
-        return event.smoke
-    if isinstance(event, OF_A_TRIAL) and event.purpose.startswith(SMOKE):
-        return int(event.purpose.removeprefix(SMOKE))
-    return None
 
 
 def _attempts_named(event: Event) -> tuple[int, ...]:

@@ -85,16 +85,15 @@ class Ledger:
                     0o644,
                 )
                 sync_directory(directory)
-            except FileExistsError as error:
+            except OSError as error:
                 os.close(lock)
+                if not isinstance(error, FileExistsError):
+                    raise
                 raise LedgerError(
                     f"{directory} already holds a ledger",
                     f"`nightlab resume {directory.name}` goes on with it; "
                     "a new session needs a name of its own.",
                 ) from error
-            except OSError:
-                os.close(lock)
-                raise
         return cls(directory, lock, file, [], now)
 
     @classmethod
@@ -217,12 +216,7 @@ class Ledger:
 
 
 class _DurableFile:
-    """Lines appended so that each is either on disk or not there at all.
-
-    Args:
-        descriptor: of the file.
-        count: how many lines it holds.
-    """
+    """Lines, `count` so far, appended so that each is either on disk or not there at all."""
 
     def __init__(self, descriptor: int, count: int) -> None:
         self._descriptor: int | None = descriptor

@@ -40,8 +40,11 @@ class WorkingTime:
     def apply(self, entry: Entry) -> None:
         """Take one more event of the night into account."""
         event = entry.event
-        if self.last_at and not self._is_ended and not _ends_a_pause(event):
-            self.active_seconds += max(0.0, _seconds_between(self.last_at, entry.at))
+        ends_a_pause = isinstance(event, Noticed) and event.kind == "continued"
+        is_gap = ends_a_pause or isinstance(event, SessionResumed)
+        if self.last_at and not self._is_ended and not is_gap:
+            passed = datetime.fromisoformat(entry.at) - datetime.fromisoformat(self.last_at)
+            self.active_seconds += max(0.0, passed.total_seconds())
         self.last_at, self.waits_for = entry.at, ""
         match event:
             case SessionStarted():
@@ -98,13 +101,3 @@ class Spend:
         else:
             self.usd += call.cost_usd
             self._since_attempt_usd += call.cost_usd
-
-
-def _ends_a_pause(event: Event) -> bool:
-    return isinstance(event, SessionResumed) or (
-        isinstance(event, Noticed) and event.kind == "continued"
-    )
-
-
-def _seconds_between(earlier: str, later: str) -> float:
-    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()

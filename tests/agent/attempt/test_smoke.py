@@ -119,7 +119,7 @@ def test_a_smoke_run_gets_its_part_of_the_budget_whatever_that_counts(tmp_path: 
     assert ("wall", 5.0, None) == (wall.kind, wall.seconds, wall.tokens)
     counted = settings.model_copy(update={"budget": tokens}).smoke_budget()
     assert ("tokens", 5.0, 50) == (counted.kind, counted.seconds, counted.tokens)
-    assert 10.0 == settings.smoke_limits().wall_seconds
+    assert 10.0 == settings.train_limits(is_smoke=True).wall_seconds
 
 
 # --- what becomes of it ---
