@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sandbox.box.hardening import Settings
-from sandbox.box.link import Counters, ExitReport, Fullest
+from sandbox.box.link import Counters, ExitReport, Room
 from sandbox.box.proof import Proof
 from sandbox.contract.record import Record
 from sandbox.contract.run import Log, Outcome, OutputFile, RunResult, RunSpec
@@ -137,10 +137,14 @@ def _is_disk_full(evidence: Evidence) -> bool:
     return evidence.signal is None and (bool(evidence.full) or named)
 
 
+def _last_lines(log_tail: str) -> list[str]:
+    """Return a log's last lines, the last first; bounded, for one line may be megabytes."""
+    return log_tail[-65536:].splitlines()[: -LAST_LINES - 1 : -1]
+
+
 def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
     """Return what the last lines of a log give as the reason of a failure."""
-    # Bounded, since a program may end in one line of megabytes.
-    for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
+    for line in _last_lines(log_tail):
         if GPU_MEMORY_PATTERN.match(line):
             return "gpu_memory"
         if NO_SPACE_PATTERN.match(line):
@@ -150,31 +154,20 @@ def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
 
 def tried_bytes(log_tail: str) -> int:
     """Return what the last lines of a log say was tried to allocate on a GPU; 0 if nothing."""
-    for line in reversed(log_tail[-65536:].splitlines()[-LAST_LINES:]):
+    for line in _last_lines(log_tail):
         if GPU_MEMORY_PATTERN.match(line) and (found := GPU_TRIED_PATTERN.search(line)):
             # Twenty digits are enough for any GPU, and no text of a program's becomes infinite.
             return int(float(found.group(1)[:20]) * UNITS[found.group(2)])
     return 0
 
 
-def full_places(spec: RunSpec, proof: Proof, fullest: dict[str, Fullest]) -> tuple[str, ...]:
-    """Return the file systems whose bytes or files were seen used up."""
-    # A program stops at the last whole piece that fits, so full is seldom full to the byte.
-    slack = min(NEARLY_FULL_BYTES, spec.limits.output_bytes // 2)
+def _taken(proof: Proof, fullest: dict[str, Room], times: int, slack_bytes: int) -> tuple[str, ...]:
+    """Return the file systems that would be full with so many times what was seen taken."""
     return tuple(
         place
         for place, most in sorted(fullest.items())
-        if most.bytes + slack >= proof.capacities[place].bytes
-        or most.inodes >= proof.capacities[place].inodes > 0
-    )
-
-
-def is_half_full(proof: Proof, fullest: dict[str, Fullest]) -> bool:
-    """Tell whether half of some file system's bytes or files were seen used up."""
-    return any(
-        2 * most.bytes >= proof.capacities[place].bytes
-        or 2 * most.inodes >= proof.capacities[place].inodes > 0
-        for place, most in fullest.items()
+        if times * most.bytes + slack_bytes >= proof.capacities[place].bytes
+        or times * most.inodes >= proof.capacities[place].inodes > 0
     )
 
 
@@ -195,6 +188,8 @@ def gather(
     killed_by = report.killed_by if report else by_host if observed.killed_by_host else None
     counters = report.counters if report else None
     fullest = report.fullest if report else {}
+    # A program stops at the last whole piece that fits, so full is seldom full to the byte.
+    slack = min(NEARLY_FULL_BYTES, spec.limits.output_bytes // 2)
     return Evidence.model_validate(
         {
             "reported": report is not None,
@@ -204,8 +199,8 @@ def gather(
             "oom_kills": counters.oom_kills if counters else 0,
             "memory_limit_reached": bool(counters and _reached_memory_limit(spec, counters)),
             "pids_refused": counters.pids_refused if counters else 0,
-            "full": full_places(spec, proof, fullest),
-            "half_full": is_half_full(proof, fullest),
+            "full": _taken(proof, fullest, 1, slack),
+            "half_full": bool(_taken(proof, fullest, 2, 0)),
             "last_error": last_error(observed.log_end),
             "gpus_leased": bool(spec.gpus),
             "gpu_memory_reached": gpu_memory_reached,

@@ -103,8 +103,8 @@ class DockerExecutor:
         with (
             host_faults(),
             _engine_errors(),
-            contextlib.closing(_receiver(spec, output_dir)) as receiver,
-            self._client() as client,
+            contextlib.closing(_receiver(spec.limits, output_dir)) as receiver,
+            self._client(self._call_seconds) as client,
             _run_directory(self._run_root) as directory,
             contextlib.closing(Listener(directory)) as listener,
         ):
@@ -137,18 +137,9 @@ class DockerExecutor:
         except (requests.RequestException, docker.errors.DockerException):
             return False
 
-    @contextlib.contextmanager
-    def _client(self, call_seconds: int | None = None) -> Iterator[EngineClient]:
+    def _client(self, call_seconds: int) -> contextlib.closing[EngineClient]:
         """Give a client of this call's own: the SDK's are not safe to share between threads."""
-        client = EngineClient(
-            base_url=self._base_url,
-            version=self._api_version,
-            timeout=call_seconds or self._call_seconds,
-        )
-        try:
-            yield client
-        finally:
-            client.close()
+        return contextlib.closing(EngineClient(self._base_url, self._api_version, call_seconds))
 
     @contextlib.contextmanager
     def _watched(self, container: Container, limits: Limits) -> Iterator[None]:
@@ -230,8 +221,7 @@ def _write_readable(path: Path, content: bytes) -> None:
     path.chmod(0o644)
 
 
-def _receiver(spec: RunSpec, output_dir: Path | None) -> OutputReceiver:
-    limits = spec.limits
+def _receiver(limits: Limits, output_dir: Path | None) -> OutputReceiver:
     return OutputReceiver(output_dir, max_bytes=limits.output_bytes, max_files=limits.output_files)
 
 

@@ -7,15 +7,12 @@ every directory on the way is entered without following links, and bytes and fil
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sandbox.box.supervisor import OUTPUT_DEPTH, OUTPUT_NAME
 from sandbox.contract.errors import DISK_REFUSES, MACHINE_REFUSES, SandboxError
 from sandbox.contract.run import OutputFile
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")
-MAX_DEPTH = 4
 
 
 class OutputRefused(SandboxError):
@@ -29,7 +26,7 @@ def output_name_parts(name: str) -> list[str]:
         OutputRefused: a part is not a plain short name, or there are too many.
     """
     parts = name.split("/")
-    if len(parts) > MAX_DEPTH or not all(NAME_PATTERN.match(part) for part in parts):
+    if len(parts) > OUTPUT_DEPTH or not all(OUTPUT_NAME.match(part) for part in parts):
         raise OutputRefused(f"an output file's name is not allowed: {name[:200]!r}")
     return parts
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from sandbox.box import supervisor
 from sandbox.box.causes import Observed
 from sandbox.box.container import Container
 from sandbox.box.files import OutputReceiver
@@ -57,30 +58,6 @@ class Ends:
     on_step: Callable[[Step], None]
 
 
-class ForwardedLog:
-    """Head and tail of what PID 1 forwarded, in case that it does not live to send the log."""
-
-    def __init__(self, keep_bytes: int) -> None:
-        self._keep_bytes = keep_bytes
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._seen_bytes = 0
-
-    def add(self, piece: bytes) -> None:
-        """Keep what there is room for."""
-        self._seen_bytes += len(piece)
-        room = max(0, self._keep_bytes - len(self._head))
-        self._head += piece[:room]
-        self._tail += piece[room:]
-        if len(self._tail) > 2 * self._keep_bytes:  # trim seldom: each trim moves all
-            del self._tail[: -self._keep_bytes]
-
-    def log(self) -> Log:
-        """Return what goes on record."""
-        tail = bytes(self._tail[-self._keep_bytes :])
-        return _log(bytes(self._head), tail, self._seen_bytes - len(self._head) - len(tail))
-
-
 class BoxRun:
     """One run, from an empty container to everything that it left."""
 
@@ -89,7 +66,8 @@ class BoxRun:
         self._container = container
         self._ends = ends
         self._link: Link | None = None
-        self._forwarded = ForwardedLog(spec.limits.log_bytes)
+        # What PID 1 forwarded, in case that it does not live to send the log.
+        self._forwarded = supervisor.Log(spec.limits.log_bytes)
         self._ended_for: Literal["gpu_memory", "gpu_fault"] | None = None
         self._is_asked_to_stop = False
 
@@ -234,7 +212,8 @@ class BoxRun:
     ) -> tuple[Log, tuple[OutputFile, ...], dict[str, int]]:
         """Return log, output and what of the output was skipped."""
         if report is None:
-            return self._forwarded.log(), (), {}
+            omitted_bytes = self._forwarded.finish()
+            return _log(self._forwarded.head, self._forwarded.tail, omitted_bytes), (), {}
         assert self._link is not None
         way_seconds = self._spec.limits.output_bytes / OUTPUT_BYTES_PER_SECOND
         give_up = time.monotonic() + OUTPUT_GRACE_SECONDS + way_seconds
@@ -275,7 +254,7 @@ class BoxRun:
         self._container.remove()
 
 
-def _log(head: bytes, tail: bytes, omitted_bytes: int) -> Log:
+def _log(head: bytes | bytearray, tail: bytes | bytearray, omitted_bytes: int) -> Log:
     """Return the log as text; a character cut in two becomes a replacement mark."""
     return Log(
         head=head.decode(errors="replace"),

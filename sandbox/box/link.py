@@ -1,7 +1,7 @@
 """The host's end of the link to PID 1.
 
 PID 1 is ours but lives in a hostile place, so every message is bounded and checked. The frames are
-described in `supervisor`, which shares no code with the host. Why it is a socket and not the
+described in `supervisor`, which imports nothing of the host's. Why it is a socket and not the
 engine's attach: docs/decisions/0001.
 """
 
@@ -21,15 +21,8 @@ from sandbox.engine.host import is_readable
 
 Count = Annotated[int, Field(ge=0)]
 Kind = TypeVar("Kind", bound=Record)
-MAX_FRAME_BYTES = {
-    b"H": 2**20,
-    b"L": 2**16,
-    b"X": 2**16,
-    b"T": 2**22,
-    b"F": 2**12,
-    b"D": 2**18,
-    b"E": 2**14,
-}
+MAX_FRAME_BYTES = {b"H": 2**20, b"L": 2**16, b"X": 2**16, b"T": 2**22}
+MAX_FRAME_BYTES |= {b"F": 2**12, b"D": 2**18, b"E": 2**14}
 """A frame of any other kind, or a longer one, was not sent by PID 1 as we wrote it."""
 
 
@@ -44,8 +37,8 @@ class Counters(Record):
     cpu_seconds: Amount | None
 
 
-class Fullest(Record):
-    """The most that was ever seen taken of a file system."""
+class Room(Record):
+    """What a file system holds, or the most of it that was ever seen taken."""
 
     bytes: Count
     inodes: Count
@@ -62,7 +55,7 @@ class ExitReport(Record):
     """From the program's end, or the deadline, to the last process of the box gone."""
     all_dead: bool
     counters: Counters
-    fullest: dict[str, Fullest]
+    fullest: dict[str, Room]
     log_omitted_bytes: Count
 
 

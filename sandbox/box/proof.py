@@ -18,7 +18,8 @@ from sandbox.box.hardening import (
     is_within,
     output_inodes,
 )
-from sandbox.box.link import Count
+from sandbox.box.link import Count, Room
+from sandbox.box.supervisor import GPU_NAMES
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.record import Record
 from sandbox.contract.run import RunSpec
@@ -27,18 +28,14 @@ from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
 PAGE_BYTES = 4096
 CPU_TOLERANCE = 0.01
 """The kernel counts in hundred-thousandths of a CPU."""
-STANDARD_STREAMS = ("console", "fd", "ptmx", "pts", "stderr", "stdin", "stdout", "tty")
 PLAIN_DEVICES = frozenset(
-    (*STANDARD_STREAMS, "core", "full", "mqueue", "null", "random", "shm", "urandom", "zero")
+    {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"}
+    | {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 )
-GPU_DEVICE_PREFIXES = ("nvidia", "dri", "kfd")
 KERNEL_FILE_SYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"})
 """They hold no files of anybody's; what of them must be read-only is asked for by name."""
-WRITABLE_PLACES = {
-    "/tmp": frozenset({"nosuid", "nodev"}),  # noqa: S108 - the box's own, bounded
-    "/out": frozenset({"nosuid", "nodev", "noexec"}),
-    "/dev/shm": frozenset({"nosuid", "nodev", "noexec"}),  # noqa: S108 - the same
-}
+INERT = frozenset({"nosuid", "nodev", "noexec"})
+WRITABLE_PLACES = {"/tmp": INERT - {"noexec"}, "/out": INERT, "/dev/shm": INERT}  # noqa: S108
 DEVICE_PLACES = ("/dev", "/sys/fs/cgroup", "/proc")
 """Where the engine mounts file systems that only root can write."""
 
@@ -49,13 +46,6 @@ class SeenMount(Record):
     target: str
     type: str
     options: tuple[str, ...]
-
-
-class Capacity(Record):
-    """The size of a file system."""
-
-    bytes: Count
-    inodes: Count
 
 
 class Proof(Record):
@@ -74,7 +64,7 @@ class Proof(Record):
     cpus: float | None
     rlimits: dict[str, tuple[int, int]]
     mounts: tuple[SeenMount, ...]
-    capacities: dict[str, Capacity]
+    capacities: dict[str, Room]
     interfaces: tuple[str, ...]
     devices: tuple[str, ...]
     gpu_nodes: dict[Annotated[str, Field(max_length=200)], tuple[Count, Count]]
@@ -178,33 +168,25 @@ def _mount_differences(spec: RunSpec, proof: Proof) -> list[str]:
         if target not in seen or "ro" not in seen[target].options
     ]
     for place, flags in WRITABLE_PLACES.items():
-        if (
-            place not in seen
-            or seen[place].type != "tmpfs"
-            or not flags <= set(seen[place].options)
-        ):
-            wrong.append(f"{place}: asked tmpfs with {sorted(flags)}, PID 1 sees {seen.get(place)}")
-    return wrong + [
-        f"mounts: {mount.target} is writable" for mount in proof.mounts if not _is_allowed(mount)
-    ]
+        mount = seen.get(place)
+        if mount is None or mount.type != "tmpfs" or not flags <= set(mount.options):
+            wrong.append(f"{place}: asked tmpfs with {sorted(flags)}, PID 1 sees {mount}")
+    return wrong + [f"mounts: {m.target} is writable" for m in proof.mounts if not _is_allowed(m)]
 
 
 def _is_allowed(mount: SeenMount) -> bool:
-    if "ro" in mount.options or mount.target in WRITABLE_PLACES:
-        return True
-    if mount.type in KERNEL_FILE_SYSTEMS:
-        return True
     is_engine_s = mount.type in ("tmpfs", "devtmpfs")
-    return is_engine_s and any(is_within(mount.target, place) for place in DEVICE_PLACES)
+    return (
+        "ro" in mount.options
+        or mount.target in WRITABLE_PLACES
+        or mount.type in KERNEL_FILE_SYSTEMS
+        or (is_engine_s and any(is_within(mount.target, place) for place in DEVICE_PLACES))
+    )
 
 
 def _device_differences(spec: RunSpec, proof: Proof) -> list[str]:
-    allowed = GPU_DEVICE_PREFIXES if spec.gpus else ()
-    extra = [
-        name
-        for name in proof.devices
-        if name not in PLAIN_DEVICES and not name.startswith(tuple(allowed))
-    ]
+    allowed = GPU_NAMES if spec.gpus else ()
+    extra = [n for n in proof.devices if n not in PLAIN_DEVICES and not n.startswith(allowed)]
     return _unequal("devices", [], extra)
 
 

@@ -21,7 +21,7 @@ of length (big endian), the payload. An end of file on the link means that the c
 """
 
 # pathlib takes longer to load than most of what is here together:
-# ruff: noqa: PTH110, PTH112, PTH115, PTH116, PTH123, PTH208
+# ruff: noqa: PTH112, PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -128,18 +128,15 @@ class Cgroup:
         period = self.number("cpu/cpu.cfs_period_us", "cpu,cpuacct/cpu.cfs_period_us")
         return quota / period if quota and period else None
 
-    def memory_and_swap_limit(self) -> int | None:
-        """Return the bound on memory and swap together, or None without one."""
-        if not os.path.exists(self.root + "/memory.max"):
-            return self.number("memory/memory.memsw.limit_in_bytes")
-        memory, swap = self.number("memory.max"), self.number("memory.swap.max")
-        return None if memory is None or swap is None else memory + swap
-
     def limits(self) -> dict[str, object]:
-        """Return the bounds that the kernel holds."""
+        """Return the bounds that the kernel holds; None for one that is missing."""
+        memory, swap = self.number("memory.max"), self.number("memory.swap.max")
+        both = self.number("memory/memory.memsw.limit_in_bytes")
+        if memory is not None and swap is not None:
+            both = memory + swap
         return {
             "memory_bytes": self.number("memory.max", "memory/memory.limit_in_bytes"),
-            "memory_and_swap_bytes": self.memory_and_swap_limit(),
+            "memory_and_swap_bytes": both,
             "pids": self.number("pids.max", "pids/pids.max"),
             "cpus": self.cpu_limit(),
         }
@@ -225,22 +222,20 @@ def gpu_driver() -> dict[str, int]:
     return found
 
 
-def capacity(path: str) -> dict[str, int]:
-    """Return how large a file system is."""
-    room = os.statvfs(path)
-    return {"bytes": room.f_blocks * room.f_frsize, "inodes": room.f_files}
-
-
 def proof() -> dict[str, object]:
     """Return everything by which the host can tell that the walls stand."""
     limits = {"core": resource.RLIMIT_CORE, "fsize": resource.RLIMIT_FSIZE}
     limits["nofile"] = resource.RLIMIT_NOFILE
+    rooms = {path: os.statvfs(path) for path in BOUNDED_PATHS}
     seen = identity()
     seen.update(Cgroup(CGROUP_PATH).limits())
     seen.update(
         rlimits={name: list(resource.getrlimit(limit)) for name, limit in limits.items()},
         mounts=mounts(),
-        capacities={path: capacity(path) for path in BOUNDED_PATHS},
+        capacities={
+            path: {"bytes": room.f_blocks * room.f_frsize, "inodes": room.f_files}
+            for path, room in rooms.items()
+        },
         interfaces=sorted(name for _, name in socket.if_nameindex()),
         devices=sorted(os.listdir("/dev")),
         gpu_nodes=gpu_nodes(),
@@ -266,9 +261,6 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.queue = bytearray()
-
-    def fileno(self) -> int:
-        return self.connection.fileno()
 
     def offer(self, kind: bytes, payload: bytes) -> None:
         """Queue a frame that may be lost: dropped when the host does not keep up."""
@@ -408,8 +400,7 @@ class Run:
         self.status: int | None = None
         self.killed_by: str | None = None
         self.forward_bytes = FORWARD_BYTES
-        self.next_tick = 0.0
-        self.next_look = 0.0
+        self.next_tick = self.next_look = 0.0
         self.tick_seconds = SHORTEST_TICK_SECONDS
         self.fullest = {path: {"bytes": 0, "inodes": 0} for path in BOUNDED_PATHS}
         self.wakeup, signal_end = os.pipe()
@@ -431,7 +422,7 @@ class Run:
     def watch(self) -> None:
         """Return when the main process has ended, time is up or the host has seen enough."""
         poller = select.poll()
-        for source in (self.link.fileno(), self.output, self.wakeup):
+        for source in (self.link.connection.fileno(), self.output, self.wakeup):
             poller.register(source, select.POLLIN)
         while self.status is None and self.killed_by is None:
             left = self.started + self.go["wall_seconds"] - time.monotonic()
@@ -439,7 +430,7 @@ class Run:
                 self.killed_by = "deadline"
                 return
             events = dict(poller.poll(1000 * min(left, self.tick_seconds)))
-            if self.link.fileno() in events:
+            if self.link.connection.fileno() in events:
                 self.link.expect_stop()
                 self.killed_by = "nightlab"
                 return
@@ -546,7 +537,7 @@ def how_it_ended(status: int | None) -> tuple[int | None, int | None]:
 def kill_everything() -> None:
     """Kill every process of the box but this one."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
+        os.kill(-1, signal.SIGKILL)  # of this pid namespace, which is the box
 
 
 # --- the output -------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import platform
-import re
 import resource
 import select
 import signal
@@ -41,12 +40,8 @@ ROUTES = {
     "the engine's bridge": ("172.17.0.1", 2375),
     "a home network": ("192.168.1.1", 80),
 }
-ENGINE_SOCKETS = (
-    "/var/run/docker.sock",
-    "/run/docker.sock",
-    "/run/containerd/containerd.sock",
-    "/run/podman/podman.sock",
-)
+HOME_SECRETS = (".docker/config.json", ".ssh", ".aws", ".config/gcloud", ".anthropic", ".netrc")
+BOUNDED = ("/tmp", "/out", "/dev/shm")
 SOCKET_FAMILIES = {  # name: (family, type, protocol)
     "raw packets": (17, socket.SOCK_RAW, 3),
     "raw IP": (2, socket.SOCK_RAW, 1),
@@ -115,46 +110,84 @@ def system_call(numbers: tuple[int, int], arguments: tuple[int, ...]) -> list[st
     return ["reached the kernel: " + name]
 
 
-def succeeds(what: str, attempt: Callable[[], object]) -> list[str]:
+def succeeds(what: str, attempt: Callable[..., object], *arguments: object) -> list[str]:
     """Return what gave way when the attempt raises no OSError."""
     try:
-        attempt()
+        attempt(*arguments)
     except (OSError, ValueError):
         return []
     return [what]
 
 
+def read(path: str) -> str:
+    """Return the beginning of a file."""
+    with open(path, "rb") as file:
+        return file.read(2**20).decode(errors="replace")
+
+
+def read_any(*paths: str) -> str:
+    """Return the beginning of the first file that can be read; nothing where none can."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            return read(path)
+    return ""
+
+
 def status() -> dict[str, list[str]]:
     """Return the lines of this process's status."""
-    with open("/proc/self/status") as file:
-        return {key: value.split() for key, value in (line.split(":", 1) for line in file)}
+    lines = (line.split(":", 1) for line in read("/proc/self/status").splitlines())
+    return {key: value.split() for key, value in lines}
 
 
-def routes(_: Context) -> list[str]:
-    """Connecting a datagram socket looks for a route and sends nothing."""
-    gave: list[str] = []
-    for name, address in ROUTES.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            gave += succeeds(name, lambda s=sock, a=address: s.connect(a))  # type: ignore[misc]
-    return gave
+def mounts() -> Iterator[tuple[str, str, set[str]]]:
+    """Give target, type and options of each mount."""
+    for line in read("/proc/self/mountinfo").splitlines():
+        fields, kind = line.split(" - ", 1)
+        yield fields.split()[4], kind.split()[0], set(fields.split()[5].split(","))
 
 
-def routes_6(_: Context) -> list[str]:
-    if not socket.has_ipv6:
-        return []
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        return succeeds("the internet", lambda: sock.connect(("2606:4700:4700::1111", 53)))
+def plant(directory: str) -> None:
+    """Make a file and take it away again."""
+    path = os.path.join(directory, ".nightlab-check")
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
+    os.unlink(path)
 
 
-def name_servers(_: Context) -> list[str]:
-    with contextlib.suppress(OSError), open("/etc/resolv.conf") as file:
-        return [line.strip() for line in file if line.startswith("nameserver")]
-    return []
+def connect(family: int, address: tuple[str, int]) -> None:
+    """Connect a datagram socket: that looks for a route and sends nothing."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
 
 
-def abstract_sockets(_: Context) -> list[str]:
-    with open("/proc/net/unix") as file:
-        return [line.split()[-1] for line in file if "@" in line]
+# --- attempts made of their arguments; a path may hold a word of the context ------------------
+
+
+def all_of(*attempts: Attempt) -> Attempt:
+    return lambda context: [gave for attempt in attempts for gave in attempt(context)]
+
+
+def doing(what: str, act: Callable[..., object], *arguments: object) -> Attempt:
+    return lambda _: succeeds(what, act, *arguments)
+
+
+def planting(*directories: str) -> Attempt:
+    return lambda c: [g for d in directories for g in succeeds(d, plant, d.format(**c))]
+
+
+def opening(flags: int, *paths: str) -> Attempt:
+    """Open paths, of which nothing is read or written."""
+    return lambda c: [p for p in paths if succeeds(p, os.open, p.format(**c), flags)]
+
+
+def finding(*paths: str) -> Attempt:
+    return lambda _: [path for path in paths if os.path.exists(path)]
+
+
+def calling(intel: int, arm: int, arguments: tuple[int, ...]) -> Attempt:
+    return lambda _: system_call((intel, arm), arguments)
+
+
+# --- attempts that need words of their own ----------------------------------------------------
 
 
 def rare_families(_: Context) -> list[str]:
@@ -170,55 +203,14 @@ def rare_families(_: Context) -> list[str]:
     return gave
 
 
-def mounts() -> Iterator[tuple[str, str, set[str]]]:
-    """Give target, type and options of each mount."""
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            fields, kind = line.split(" - ", 1)
-            yield fields.split()[4], kind.split()[0], set(fields.split()[5].split(","))
-
-
-def plant(directory: str) -> None:
-    """Make a file and take it away again."""
-    path = os.path.join(directory, ".nightlab-check")
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
-    os.unlink(path)
-
-
-def planted(directories: list[str]) -> list[str]:
-    gave: list[str] = []
-    for directory in directories:
-        gave += succeeds(directory, lambda d=directory: plant(d))  # type: ignore[misc]
-    return gave
-
-
-def opened(paths: list[str], flags: int) -> list[str]:
-    """Return the paths that open; nothing is written."""
-    gave: list[str] = []
-    for path in paths:
-        gave += succeeds(path, lambda p=path: os.close(os.open(p, flags)))  # type: ignore[misc]
-    return gave
-
-
-def root_is_read_only(_: Context) -> list[str]:
-    system = ["/", "/usr", "/usr/bin", "/etc", "/var", "/var/tmp", "/root", "/home", "/run", "/opt"]
-    return planted(system)
-
-
-def snapshot(context: Context) -> list[str]:
-    place: str = context["workspace"]
-    return planted([place]) + opened([os.path.join(place, "train.py")], os.O_WRONLY)
-
-
-def mounts_are_bounded(_: Context) -> list[str]:
-    bounded = ("/tmp", "/out", "/dev/shm")
-    free = [t for t, kind, _ in mounts() if t not in bounded and kind != "mqueue"]
-    return planted([target for target in free if os.path.isdir(target)])
+def mounts_are_bounded(context: Context) -> list[str]:
+    free = [t for t, kind, _ in mounts() if t not in BOUNDED and kind != "mqueue"]
+    return planting(*(target for target in free if os.path.isdir(target)))(context)
 
 
 def places_are_bounded(_: Context) -> list[str]:
     """A tmpfs without a bound is half of the machine's memory."""
-    rooms = ((path, os.statvfs(path)) for path in ("/tmp", "/out", "/dev/shm"))
+    rooms = ((path, os.statvfs(path)) for path in BOUNDED)
     return [path for path, room in rooms if room.f_blocks * room.f_frsize > 2**26]
 
 
@@ -243,28 +235,15 @@ def output_is_not_executable(_: Context) -> list[str]:
 def file_size(_: Context) -> list[str]:
     with open("/tmp/.nightlab-check", "wb") as file:
         try:
-            return succeeds("one tebibyte, sparse", lambda: file.truncate(2**40))
+            return succeeds("one tebibyte, sparse", file.truncate, 2**40)
         finally:
             os.unlink("/tmp/.nightlab-check")
 
 
-def kernel_settings(_: Context) -> list[str]:
-    paths = ["kernel/core_pattern", "kernel/hostname", "vm/overcommit_memory", "fs/suid_dumpable"]
-    return opened(["/proc/sys/" + p for p in paths] + ["/proc/sysrq-trigger"], os.O_WRONLY)
-
-
-def own_cgroup(_: Context) -> list[str]:
-    names = ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "memory.max"]
-    gave = opened(["/sys/fs/cgroup/" + name for name in names], os.O_WRONLY)
-    return gave + planted(["/sys/fs/cgroup", "/sys/fs/cgroup/memory"])
-
-
 def kernel_files(_: Context) -> list[str]:
     """The engine hides them behind empty files and directories."""
-    gave = []
-    for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            gave += [path] if file.read(1) else []
+    files = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats")
+    gave = [path for path in files if read_any(path)]
     for path in ("/sys/firmware", "/proc/scsi"):
         with contextlib.suppress(OSError):
             gave += [path] if os.listdir(path) else []
@@ -277,28 +256,13 @@ def trace(_: Context) -> list[str]:
     return ["ptrace"] if libc.ptrace(seize, 1, None, None) == 0 else []
 
 
-def read_pid_1(_: Context) -> list[str]:
-    gave = opened(["/proc/1/" + name for name in ("mem", "environ", "maps", "auxv")], os.O_RDONLY)
-    return gave + succeeds("/proc/1/fd", lambda: os.listdir("/proc/1/fd"))
-
-
 def signal_pid_1(_: Context) -> list[str]:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGSTOP, signal.SIGKILL):
         with contextlib.suppress(OSError):
             os.kill(1, number)
     time.sleep(0.02)
-    with open("/proc/1/stat") as file:
-        state = file.read().rpartition(")")[2].split()[0]
+    state = read("/proc/1/stat").rpartition(")")[2].split()[0]
     return ["PID 1 is " + state] if state in "TtZX" else []
-
-
-def slow_pid_1(_: Context) -> list[str]:
-    limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    gave = succeeds("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE) and None)
-    gave += succeeds("priority", lambda: os.setpriority(os.PRIO_PROCESS, 1, 19))
-    gave += succeeds("affinity", lambda: os.sched_setaffinity(1, os.sched_getaffinity(0)))
-    gave += succeeds("core limit", lambda: resource.prlimit(1, resource.RLIMIT_CORE, limit))
-    return gave + opened(["/proc/1/oom_score_adj"], os.O_WRONLY)
 
 
 def others(_: Context) -> list[str]:
@@ -307,19 +271,9 @@ def others(_: Context) -> list[str]:
         with contextlib.suppress(OSError):
             if name.isdigit() and os.stat("/proc/" + name).st_uid not in (os.getuid(), 0):
                 gave.append(name)
-    return gave + (["PID 1 is not the box's own"] if _is_machines_init() else [])
-
-
-def _is_machines_init() -> bool:
-    """Tell whether kernel threads are to be seen, whose parent is process 2."""
-    with contextlib.suppress(OSError), open("/proc/2/comm") as file:
-        return file.read().strip() == "kthreadd"
-    return False
-
-
-def core_dumps(_: Context) -> list[str]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    return [] if (soft, hard) == (0, 0) else ["limit " + str(hard)]
+    # Kernel threads have process 2 as their parent, and are seen in the machine's namespace alone.
+    is_machine = read_any("/proc/2/comm").strip() == "kthreadd"
+    return gave + (["PID 1 is not the box's own"] if is_machine else [])
 
 
 def open_files(context: Context) -> list[str]:
@@ -330,61 +284,38 @@ def open_files(context: Context) -> list[str]:
     return [str(len(kept))] if len(kept) > context["open_files"] else []
 
 
-def shared_memory(_: Context) -> list[str]:
-    gave = []
-    for name in ("shm", "sem", "msg"):
-        with open("/proc/sysvipc/" + name) as file:
-            gave += [name] if len(file.readlines()) > 1 else []
-    return gave
-
-
 def swap_limit(context: Context) -> list[str]:
-    if os.path.exists("/sys/fs/cgroup/memory.swap.max"):
-        with open("/sys/fs/cgroup/memory.swap.max") as file:
-            swap = file.read().strip()
+    swap = read_any("/sys/fs/cgroup/memory.swap.max").strip()
+    if swap:
         return [] if swap == "0" else ["swap: " + swap]
-    return _cgroup_bound("memory_bytes", ("memory/memory.memsw.limit_in_bytes",), context)
+    return cgroup_bound("memory_bytes", "memory/memory.memsw.limit_in_bytes")(context)
 
 
-def _cgroup_bound(limit: str, files: tuple[str, ...], context: Context) -> list[str]:
-    """Compare a bound in the kernel's own files with the one that was asked for."""
-    for name in files:
-        with contextlib.suppress(OSError), open("/sys/fs/cgroup/" + name) as file:
-            seen = file.read().strip()
-            ok = seen.isdigit() and int(seen) <= context[limit]
-            return [] if ok else [name + ": " + seen]
-    return [files[0] + ": no such file"]
+def cgroup_bound(limit: str, *files: str) -> Attempt:
+    """Compare a bound in the first of the kernel's own files with the one that was asked for."""
+
+    def attempt(context: Context) -> list[str]:
+        seen = read_any(*("/sys/fs/cgroup/" + name for name in files)).strip()
+        is_bounded = seen.isdigit() and int(seen) <= context[limit]
+        return [] if is_bounded else [files[0] + ": " + (seen or "no such file")]
+
+    return attempt
 
 
-def oom_score(_: Context) -> list[str]:
-    def lower() -> None:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("-1000")
-
-    return succeeds("oom_score_adj", lower)
-
-
-def real_time(_: Context) -> list[str]:
-    parameter = os.sched_param(1)
-    return succeeds("SCHED_FIFO", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, parameter))
+def lower_oom_score() -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
 
 
 def processors(context: Context) -> list[str]:
     """Read the scheduler's quota, version 2 or 1."""
     paths = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
     for names in paths:
-        words: list[str] = []
-        for name in names:
-            with contextlib.suppress(OSError), open("/sys/fs/cgroup/" + name) as file:
-                words += file.read().split()
+        words = [word for name in names for word in read_any("/sys/fs/cgroup/" + name).split()]
         if len(words) == 2:
             bounded = words[0].isdigit() and int(words[0]) <= 1.01 * context["cpus"] * int(words[1])
             return [] if bounded else [" of ".join(words)]
     return ["no quota to be seen"]
-
-
-PLAIN_DEVICES = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"}
-PLAIN_DEVICES |= {"stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 
 
 def disks(_: Context) -> list[str]:
@@ -392,17 +323,13 @@ def disks(_: Context) -> list[str]:
     return [path for path in paths if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)]
 
 
-def machine_devices(_: Context) -> list[str]:
-    names = ("mem", "port", "kmsg", "kvm", "fuse", "net/tun", "vfio", "cpu/0/msr")
-    return [name for name in names if os.path.exists("/dev/" + name)]
-
-
-def _make_device(mode: int, number: int) -> list[str]:
+def make_device(mode: int, number: int) -> None:
     path = "/tmp/.nightlab-device"
-    gave = succeeds("mknod", lambda: os.mknod(path, mode, number))
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    return gave
+    try:
+        os.mknod(path, mode, number)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def ports(_: Context) -> list[str]:
@@ -412,15 +339,8 @@ def ports(_: Context) -> list[str]:
 
 
 def not_root(_: Context) -> list[str]:
-    ids = {"user": os.getresuid(), "group": os.getresgid()}
-    gave = [name + " 0" for name, numbers in ids.items() if 0 in numbers]
-    return gave + (["group 0"] if 0 in os.getgroups() else [])
-
-
-def become_root(_: Context) -> list[str]:
-    gave = succeeds("setuid", lambda: os.setresuid(0, 0, 0))
-    gave += succeeds("setgid", lambda: os.setresgid(0, 0, 0))
-    return gave + succeeds("setgroups", lambda: os.setgroups([0]))
+    ids = {"user": os.getresuid(), "group": (*os.getresgid(), *os.getgroups())}
+    return [name + " 0" for name, numbers in ids.items() if 0 in numbers]
 
 
 def capabilities(_: Context) -> list[str]:
@@ -432,7 +352,7 @@ def capabilities(_: Context) -> list[str]:
 def host_name(_: Context) -> list[str]:
     name = socket.gethostname()
     gave = [] if name == "localhost" else [name]
-    return gave + succeeds("sethostname", lambda: socket.sethostname(name))
+    return gave + succeeds("sethostname", socket.sethostname, name)
 
 
 def environment(context: Context) -> list[str]:
@@ -441,33 +361,15 @@ def environment(context: Context) -> list[str]:
 
 
 def environments(context: Context) -> list[str]:
+    names = os.listdir("/proc")
+    return [n for n in names if context["canary"] in read_any("/proc/" + n + "/environ")]
+
+
+def inherited_sockets(_: Context) -> list[str]:
     gave = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError), open("/proc/" + name + "/environ", "rb") as file:
-            gave += [name] if context["canary"].encode() in file.read() else []
-    return gave
-
-
-def homes(_: Context) -> list[str]:
-    names = (".docker/config.json", ".ssh", ".aws", ".config/gcloud", ".anthropic", ".netrc")
-    return opened([home + "/" + n for home in ("/root", "/tmp", "/") for n in names], os.O_RDONLY)
-
-
-def canary_file(context: Context) -> list[str]:
-    path: str = context["canary_file"]
-    return opened([path, "/proc/1/root" + path, "/host" + path], os.O_RDONLY)
-
-
-def ledger(context: Context) -> list[str]:
-    path: str = context["canary_file"]
-    return opened([path, "/proc/1/cwd" + path], os.O_WRONLY | os.O_APPEND)
-
-
-def link(_: Context) -> list[str]:
-    gave = [p for p in ("/nightlab/link.sock",) if os.path.exists(p)]
     for number in range(3, 64):
         with contextlib.suppress(OSError):
-            if re.match(r"socket:", os.readlink("/proc/self/fd/" + str(number))):
+            if os.readlink("/proc/self/fd/" + str(number)).startswith("socket:"):
                 gave.append("descriptor " + str(number))
     return gave
 
@@ -476,69 +378,116 @@ PROBES: dict[tuple[str, str], Attempt] = {
     ("network", "an interface other than lo"): lambda _: [
         name for _, name in socket.if_nameindex() if name != "lo"
     ],
-    (
-        "network",
-        "a route to the metadata service, the internet, the bridge, a home network",
-    ): routes,
-    ("network", "a route over IPv6"): routes_6,
-    ("network", "the address of a name"): lambda _: succeeds(
-        "example.com has an address", lambda: socket.getaddrinfo("example.com", 80)
+    ("network", "a route to the metadata service, the internet, the bridge, a home network"): (
+        all_of(*(doing(name, connect, socket.AF_INET, where) for name, where in ROUTES.items()))
     ),
-    ("network", "name servers of the host"): name_servers,
-    ("network", "the engine's socket"): lambda _: [
-        path for path in ENGINE_SOCKETS if os.path.exists(path)
+    ("network", "a route over IPv6"): doing(
+        "the internet", connect, socket.AF_INET6, ("2606:4700:4700::1111", 53)
+    ),
+    ("network", "the address of a name"): doing(
+        "example.com has an address", socket.getaddrinfo, "example.com", 80
+    ),
+    ("network", "name servers of the host"): lambda _: [
+        line for line in read_any("/etc/resolv.conf").splitlines() if line.startswith("nameserver")
     ],
-    ("network", "abstract sockets of the host"): abstract_sockets,
-    ("network", "a socket of a rarely used family"): rare_families,
-    ("files", "write to the root file system"): root_is_read_only,
-    ("files", "change a system file"): lambda _: opened(
-        ["/etc/passwd", "/etc/hosts", "/etc/hostname", sys.executable], os.O_WRONLY
+    ("network", "the engine's socket"): finding(
+        *("/var/run/docker.sock", "/run/docker.sock"),
+        *("/run/containerd/containerd.sock", "/run/podman/podman.sock"),
     ),
-    ("files", "write into the candidate's snapshot"): snapshot,
+    ("network", "abstract sockets of the host"): lambda _: [
+        line.split()[-1] for line in read("/proc/net/unix").splitlines() if "@" in line
+    ],
+    ("network", "a socket of a rarely used family"): rare_families,
+    ("files", "write to the root file system"): planting(
+        *("/", "/usr", "/usr/bin", "/etc", "/var", "/var/tmp", "/root", "/home", "/run", "/opt")
+    ),
+    ("files", "change a system file"): opening(
+        os.O_WRONLY, "/etc/passwd", "/etc/hosts", "/etc/hostname", sys.executable
+    ),
+    ("files", "write into the candidate's snapshot"): all_of(
+        planting("{workspace}"), opening(os.O_WRONLY, "{workspace}/train.py")
+    ),
     ("files", "write to any mount that has no bound"): mounts_are_bounded,
     ("files", "a writable place of unbounded size"): places_are_bounded,
     ("files", "honour setuid or devices in a writable place"): places_are_inert,
     ("files", "run a program from the output"): output_is_not_executable,
     ("files", "a file larger than all places together"): file_size,
-    ("files", "change the kernel's settings"): kernel_settings,
-    ("files", "change the box's own cgroup"): own_cgroup,
+    ("files", "change the kernel's settings"): opening(
+        os.O_WRONLY,
+        *("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname"),
+        *("/proc/sys/vm/overcommit_memory", "/proc/sys/fs/suid_dumpable", "/proc/sysrq-trigger"),
+    ),
+    ("files", "change the box's own cgroup"): all_of(
+        opening(
+            os.O_WRONLY,
+            *("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max"),
+            *("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory.max"),
+        ),
+        planting("/sys/fs/cgroup", "/sys/fs/cgroup/memory"),
+    ),
     ("files", "memory and firmware of the machine in /proc and /sys"): kernel_files,
     ("processes", "trace PID 1"): trace,
-    ("processes", "read memory, environment and files of PID 1"): read_pid_1,
-    ("processes", "stop or kill PID 1"): signal_pid_1,
-    ("processes", "take time, files or memory priority from PID 1"): slow_pid_1,
-    ("processes", "see processes of somebody else"): others,
-    ("processes", "leave a core dump"): core_dumps,
-    ("processes", "open more files than allowed"): open_files,
-    ("processes", "a box without a bound on processes"): lambda c: _cgroup_bound(
-        "pids", ("pids.max", "pids/pids.max"), c
+    ("processes", "read memory, environment and files of PID 1"): all_of(
+        opening(os.O_RDONLY, *("/proc/1/" + name for name in ("mem", "environ", "maps", "auxv"))),
+        doing("/proc/1/fd", os.listdir, "/proc/1/fd"),
     ),
-    ("memory", "shared memory of the host (System V)"): shared_memory,
-    ("memory", "a box without a memory limit"): lambda c: _cgroup_bound(
-        "memory_bytes", ("memory.max", "memory/memory.limit_in_bytes"), c
+    ("processes", "stop or kill PID 1"): signal_pid_1,
+    ("processes", "take time, files or memory priority from PID 1"): all_of(
+        doing("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE)),
+        doing("core limit", lambda: resource.prlimit(1, resource.RLIMIT_CORE, (-1, -1))),
+        doing("priority", os.setpriority, os.PRIO_PROCESS, 1, 19),
+        doing("affinity", lambda: os.sched_setaffinity(1, os.sched_getaffinity(0))),
+        opening(os.O_WRONLY, "/proc/1/oom_score_adj"),
+    ),
+    ("processes", "see processes of somebody else"): others,
+    ("processes", "leave a core dump"): lambda _: [
+        "limit " + str(limit) for limit in resource.getrlimit(resource.RLIMIT_CORE) if limit != 0
+    ],
+    ("processes", "open more files than allowed"): open_files,
+    ("processes", "a box without a bound on processes"): cgroup_bound(
+        "pids", "pids.max", "pids/pids.max"
+    ),
+    ("memory", "shared memory of the host (System V)"): lambda _: [
+        n for n in ("shm", "sem", "msg") if read("/proc/sysvipc/" + n).count("\n") > 1
+    ],
+    ("memory", "a box without a memory limit"): cgroup_bound(
+        "memory_bytes", "memory.max", "memory/memory.limit_in_bytes"
     ),
     ("memory", "swap beyond the memory limit"): swap_limit,
-    ("memory", "hide from the kernel's choice when memory is short"): oom_score,
-    ("time", "real-time scheduling"): real_time,
-    ("time", "a better priority than given"): lambda _: succeeds(
-        "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -10)
+    ("memory", "hide from the kernel's choice when memory is short"): doing(
+        "oom_score_adj", lower_oom_score
+    ),
+    ("time", "real-time scheduling"): doing(
+        "SCHED_FIFO", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    ),
+    ("time", "a better priority than given"): doing(
+        "nice", os.setpriority, os.PRIO_PROCESS, 0, -10
     ),
     ("time", "more processors than given"): processors,
-    ("devices", "a device beyond the plain ones"): lambda _: sorted(
-        set(os.listdir("/dev")) - PLAIN_DEVICES
+    ("devices", "a device beyond the plain ones"): lambda context: sorted(
+        set(os.listdir("/dev")) - set(context["plain_devices"])
     ),
     ("devices", "a disk"): disks,
     ("devices", "a GPU"): lambda _: [
         n for n in os.listdir("/dev") if n.startswith(("nvidia", "dri", "kfd"))
     ],
-    ("devices", "memory, log, virtual machines, tunnels of the machine"): machine_devices,
-    ("devices", "make a disk of one's own"): lambda _: _make_device(0o060600, os.makedev(254, 200)),
-    ("devices", "make the machine's memory a file"): lambda _: _make_device(
-        0o020600, os.makedev(1, 1)
+    ("devices", "memory, log, virtual machines, tunnels of the machine"): finding(
+        *("/dev/mem", "/dev/port", "/dev/kmsg", "/dev/kvm"),
+        *("/dev/fuse", "/dev/net/tun", "/dev/vfio", "/dev/cpu/0/msr"),
+    ),
+    ("devices", "make a disk of one's own"): doing(
+        "mknod", make_device, stat.S_IFBLK | 0o600, os.makedev(254, 200)
+    ),
+    ("devices", "make the machine's memory a file"): doing(
+        "mknod", make_device, stat.S_IFCHR | 0o600, os.makedev(1, 1)
     ),
     ("devices", "ports of the processor"): ports,
     ("identity", "be root, in user or group"): not_root,
-    ("identity", "become root"): become_root,
+    ("identity", "become root"): all_of(
+        doing("setuid", lambda: os.setresuid(0, 0, 0)),
+        doing("setgid", lambda: os.setresgid(0, 0, 0)),
+        doing("setgroups", os.setgroups, [0]),
+    ),
     ("identity", "hold a capability"): capabilities,
     ("identity", "gain privileges through a setuid program"): lambda _: (
         [] if status()["NoNewPrivs"] == ["1"] else ["no_new_privs is off"]
@@ -549,41 +498,30 @@ PROBES: dict[tuple[str, str], Attempt] = {
     ("identity", "the machine's name, or another"): host_name,
     ("secrets", "a variable that nobody named"): environment,
     ("secrets", "the host's canary in anybody's environment"): environments,
-    ("secrets", "keys and settings in a home directory"): homes,
-    ("secrets", "the host's canary file"): canary_file,
-    ("record", "append to the ledger"): ledger,
-    ("record", "speak to the host in PID 1's place"): link,
-    ("record", "change PID 1's program"): lambda _: (
-        planted(["/nightlab"]) + opened(["/nightlab/supervisor.py"], os.O_WRONLY)
+    ("secrets", "keys and settings in a home directory"): opening(
+        os.O_RDONLY,
+        *(home + "/" + name for home in ("/root", "/tmp", "") for name in HOME_SECRETS),
     ),
+    ("secrets", "the host's canary file"): opening(
+        os.O_RDONLY, "{canary_file}", "/proc/1/root{canary_file}", "/host{canary_file}"
+    ),
+    ("record", "append to the ledger"): opening(
+        os.O_WRONLY | os.O_APPEND, "{canary_file}", "/proc/1/cwd{canary_file}"
+    ),
+    ("record", "speak to the host in PID 1's place"): all_of(
+        finding("/nightlab/link.sock"), inherited_sockets
+    ),
+    ("record", "change PID 1's program"): all_of(
+        planting("/nightlab"), opening(os.O_WRONLY, "/nightlab/supervisor.py")
+    ),
+    # What only an attacker needs: system calls, ways around the ordinary network.
+    **{(family, n): calling(*call) for family, calls in CALLS.items() for n, call in calls.items()},
+    **{
+        ("network", "a socket for " + name): doing(name, socket.socket, *kind)
+        for name, kind in SOCKET_FAMILIES.items()
+    },
 }
 """Every attempt by (family, what it tries); each returns what gave way, nothing when all held."""
-
-
-def calling(numbers: tuple[int, int], arguments: tuple[int, ...]) -> Attempt:
-    return lambda _: system_call(numbers, arguments)
-
-
-def opening_socket(name: str, kind: tuple[int, int, int]) -> Attempt:
-    return lambda _: succeeds(name, lambda: socket.socket(*kind).close())
-
-
-# What only an attacker needs: system calls, ways around the ordinary network.
-for family, calls in CALLS.items():
-    for name, (intel, arm, arguments) in calls.items():
-        PROBES[family, name] = calling((intel, arm), arguments)
-for name, kind in SOCKET_FAMILIES.items():
-    PROBES["network", "a socket for " + name] = opening_socket(name, kind)
-
-
-def describe(family: str, tried: str, attempt: Attempt, context: Context) -> str:
-    """Make one attempt and return one line about it."""
-    answer: dict[str, object] = {"family": family, "tried": tried, "error": None, "gave_way": []}
-    try:
-        answer["gave_way"] = attempt(context)
-    except BaseException as error:  # noqa: BLE001 - an attempt that broke was not made
-        answer["error"] = repr(error)[:LOST_BYTES]
-    return json.dumps(answer)
 
 
 def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) -> bytes:
@@ -591,8 +529,17 @@ def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) ->
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        os.write(writing, describe(family, tried, attempt, context)[:4000].encode())
+        answer: dict[str, object] = {
+            "family": family,
+            "tried": tried,
+            "error": None,
+            "gave_way": [],
+        }
+        try:
+            answer["gave_way"] = attempt(context)
+        except BaseException as error:  # noqa: BLE001 - an attempt that broke was not made
+            answer["error"] = repr(error)[:LOST_BYTES]
+        os.write(writing, json.dumps(answer)[:4000].encode())
         os._exit(0)
     os.close(writing)
     ready = select.select([reading], [], [], PROBE_SECONDS)[0]
@@ -604,12 +551,10 @@ def in_a_process(family: str, tried: str, attempt: Attempt, context: Context) ->
 
 
 def main(context: Context) -> None:
-    """Make the attempts of the families that the context names."""
+    """Make the attempts of the family that the context names."""
     for (family, tried), attempt in PROBES.items():
-        if family in context["families"]:
-            line = in_a_process(family, tried, attempt, context)
-            if line:
-                os.write(1, line + b"\n")
+        if family == context["family"]:
+            os.write(1, in_a_process(family, tried, attempt, context) + b"\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ what gave way is told apart from what was never tried: silence is no wall.
 import json
 import secrets
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from sandbox.box.proof import PLAIN_DEVICES
 from sandbox.check.probes import PROBES
 from sandbox.check.stress import BEGAN, STRESS_TESTS, StressTest, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
@@ -33,6 +34,7 @@ FAMILIES = (
 MEBIBYTE = 2**20
 CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
 ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
+CANDIDATE = "pass\n"
 SEEN_CHARACTERS = 300
 GPU_BYTES = 2**30
 """What the check asks a GPU's memory to be bounded to; its program uses none."""
@@ -82,6 +84,11 @@ class _ProbeAnswer(Record):
     error: str | None
     gave_way: tuple[str, ...]
 
+    def judge(self) -> WallCheck:
+        status: Status = "held" if not self.gave_way else "gave way"
+        seen = self.error or ", ".join(self.gave_way)
+        return _wall(self.family, self.tried, "not tried" if self.error else status, seen)
+
 
 class Place(NamedTuple):
     """What the attempts are pointed at."""
@@ -124,7 +131,7 @@ def lay_out(image: str, root: Path, environ: MutableMapping[str, str]) -> Iterat
     with TemporaryDirectory(prefix="check-", dir=root) as name:
         place = Place(image, Path(name) / "workspace", Path(name) / "ledger.jsonl", canary)
         place.workspace.mkdir()
-        (place.workspace / "train.py").write_text("pass\n")
+        (place.workspace / "train.py").write_text(CANDIDATE)
         (place.workspace / "train.py").chmod(0o666)  # only the mount shall stand in the way
         place.workspace.chmod(0o777)
         place.canary_file.write_text(canary)
@@ -157,9 +164,10 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
     """Make one family's attempts in one box."""
     source = resources.files("sandbox.check").joinpath("probes.py").read_text(encoding="utf-8")
     context = CHECK_LIMITS.model_dump() | {
-        "families": [family],
+        "family": family,
         "workspace": "/workspace",
         "variables": sorted(ENVIRONMENT),
+        "plain_devices": sorted(PLAIN_DEVICES),
         "canary": place.canary,
         "canary_file": str(place.canary_file),
     }
@@ -169,31 +177,13 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
         result = executor.run(_spec(place, family, argv, CHECK_LIMITS))
     except LimitNotEnforced as refusal:
         return [_wall(f, t, "gave way", refusal.message) for f, t in PROBES if f == family]
-    answers = _answers_in(result.log.head)
-    return [_judge(answers, f, t) for f, t in PROBES if f == family]
-
-
-def _answers_in(log: str) -> dict[tuple[str, str], _ProbeAnswer]:
-    """Return the lines of the probes; anything else in the log is passed over."""
-    answers = {}
-    for line in log.splitlines():
-        try:
-            answer = _ProbeAnswer.model_validate_json(line)
-        except ValidationError:
-            continue
-        answers[answer.family, answer.tried] = answer
-    return answers
-
-
-def _judge(answers: dict[tuple[str, str], _ProbeAnswer], family: str, tried: str) -> WallCheck:
-    answer = answers.get((family, tried))
-    if answer is None:
-        return _wall(family, tried, "not tried", "no answer came from inside")
-    if answer.error is not None:
-        return _wall(family, tried, "not tried", answer.error)
-    if answer.gave_way:
-        return _wall(family, tried, "gave way", ", ".join(answer.gave_way))
-    return _wall(family, tried, "held", "")
+    silent = "no answer came from inside"
+    walls = {t: _wall(f, t, "not tried", silent) for f, t in PROBES if f == family}
+    for line in result.log.head.splitlines():
+        with suppress(ValidationError):  # anything else in the log is passed over
+            wall = _ProbeAnswer.model_validate_json(line).judge()
+            walls |= {wall.tried: wall} if wall.tried in walls else {}
+    return list(walls.values())
 
 
 def _wall(family: str, tried: str, status: Status, seen: str) -> WallCheck:
@@ -238,10 +228,8 @@ def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[WallCh
 
 def _canary_is_whole(place: Place) -> WallCheck:
     """Judge, after everything was tried, what no box may have changed."""
-    whole = place.canary_file.read_text() == place.canary
-    candidate = (place.workspace / "train.py").read_text() == "pass\n"
     alone = [path.name for path in place.workspace.iterdir()] == ["train.py"]
-    held = whole and candidate and alone
-    seen = "unchanged" if held else "changed on the host"
-    tried = "change ledger or candidate on the host"
-    return _wall("record", tried, "held" if held else "gave way", seen)
+    whole = place.canary_file.read_text() == place.canary
+    held = alone and whole and (place.workspace / "train.py").read_text() == CANDIDATE
+    status: Status = "held" if held else "gave way"
+    return _wall("record", "change ledger or candidate on the host", status, "")

@@ -34,10 +34,7 @@ def _ended_for_memory(result: RunResult) -> bool:
 
 
 def _filled(place: str) -> Callable[[RunResult], bool]:
-    def held(result: RunResult) -> bool:
-        return result.outcome == Outcome.DISK_FULL and place in result.evidence.get("full", ())
-
-    return held
+    return lambda r: r.outcome == Outcome.DISK_FULL and place in r.evidence.get("full", ())
 
 
 def _refused_processes(result: RunResult) -> bool:
@@ -65,17 +62,14 @@ def _traps_stayed_inside(result: RunResult) -> bool:
     return names == TRAPS_LEFT and bool(result.evidence.get("output_skipped"))
 
 
-def _fill(place: str) -> str:
-    """Return a program that writes four times what a place may hold."""
-    return f"""
-room = os.statvfs({place!r})
+FILL = """
+room = os.statvfs("{0}")
 size = min(4 * room.f_blocks * room.f_frsize, 2**26)
-with open({place + "/filler"!r}, "wb", buffering=0) as file:
+with open("{0}/filler", "wb", buffering=0) as file:
     while size > 0:
         size -= file.write(bytes(2**20))
 """
-
-
+"""A program that writes four times what a place may hold."""
 STRESS_TESTS = (
     StressTest(
         "memory",
@@ -91,9 +85,9 @@ STRESS_TESTS = (
         "for _ in range(4 * memory // 2**20): os.write(fd, bytes(2**20))",
         {"tmp_bytes": 2**29},
     ),
-    StressTest("memory", "fill /dev/shm", _filled("/dev/shm"), _fill("/dev/shm")),  # noqa: S108
-    StressTest("files", "fill /tmp", _filled("/tmp"), _fill("/tmp")),  # noqa: S108
-    StressTest("files", "fill the output", _filled("/out"), _fill("/out")),
+    StressTest("memory", "fill /dev/shm", _filled("/dev/shm"), FILL.format("/dev/shm")),  # noqa: S108
+    StressTest("files", "fill /tmp", _filled("/tmp"), FILL.format("/tmp")),  # noqa: S108
+    StressTest("files", "fill the output", _filled("/out"), FILL.format("/out")),
     StressTest(
         "files",
         "ten thousand files in the output",

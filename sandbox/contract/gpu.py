@@ -121,11 +121,6 @@ class NoGpus:
 
     devices: Devices = "none"
 
-    def lease(
-        self,
-        purpose: str,
-        on_wait: Callable[[str], None] = lambda _: None,
-        while_waiting: Callable[[], object] = lambda: None,
-    ) -> AbstractContextManager[tuple[str, ...]]:
+    def lease(self, purpose: str, *_: object, **__: object) -> nullcontext[tuple[str, ...]]:
         """Return no GPUs at once."""
         return nullcontext(())
