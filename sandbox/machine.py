@@ -71,8 +71,7 @@ def run_box(
             is a result.
     """
     bounds = named_limits(limits, changed_limits)
-    state_dir = state_directory(environ)
-    engine = find_engine(state_dir, environ=environ)
+    engine, state_dir = engine_and_state(environ)
     recipe = recipe or shipped_recipe()
     # What a dead session left may have the very GPU that this one waits for.
     clean_up(engine, state_dir)
@@ -130,6 +129,12 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     if state := environ.get("XDG_STATE_HOME"):
         return Path(state).absolute() / "nightlab"
     return Path.home() / ".local" / "state" / "nightlab"
+
+
+def engine_and_state(environ: Mapping[str, str]) -> tuple[Engine, Path]:
+    """The engine to use and the directory where nightlab keeps things; see `find_engine`."""
+    state_dir = state_directory(environ)
+    return find_engine(state_dir, environ=environ), state_dir
 
 
 def executor(engine: Engine, state_dir: Path) -> DockerExecutor:

@@ -45,12 +45,12 @@ def calibrate_(
 
     Ctrl-C loses nothing: the same command goes on with what is not measured yet.
     """
-    content, state_dir = load(program), state_directory(os.environ)
+    content = load(program)
     settings = content.settings.with_overrides(base_image=base_image)
     wanted = _budgets(budgets)
-    runtime = find_runtime(settings, program.parent, state_dir=state_dir, environ=os.environ)
+    runtime = find_runtime(settings, program.parent, os.environ)
     source = own_workspace(settings, program.parent)
-    path = calibration_path(state_dir, runtime.image, settings)
+    path = calibration_path(state_directory(os.environ), runtime.image, settings)
     show = progress(as_json=as_json)
     bench = Bench(
         root=path.with_suffix("") / _digits(source, settings, runtime),

@@ -8,17 +8,15 @@ from rich.table import Table
 from agent.cli import flags
 from agent.cli.shared import load, out, print_line, say
 from agent.machine.setup import image_recipe
-from sandbox.engine.find import find_engine
 from sandbox.image.image import ImageRecord, find_image, known_images
 from sandbox.image.profiles import known_profiles
-from sandbox.machine import state_directory
+from sandbox.machine import engine_and_state
 
 
 def list_(program: flags.Program = flags.PROGRAM, as_json: flags.Json = False) -> None:
     """List the profiles that a program can name, and the images that were built."""
     profiles = known_profiles(program.parent)
-    state_dir = state_directory(os.environ)
-    images = known_images(find_engine(state_dir, environ=os.environ), state_dir)
+    images = known_images(*engine_and_state(os.environ))
     if as_json:
         described = {name: profile.model_dump(mode="json") for name, profile in profiles.items()}
         built = [image.model_dump(mode="json") for image in images]
@@ -42,9 +40,9 @@ def show(
     as_json: flags.Json = False,
 ) -> None:
     """Show the image of a program: what it is made of, by digest."""
-    settings, state_dir = load(program).settings, state_directory(os.environ)
-    recipe = image_recipe(settings.with_overrides(base_image=base_image), program.parent)
-    image = find_image(find_engine(state_dir, environ=os.environ), recipe, state_dir=state_dir)
+    settings = load(program).settings.with_overrides(base_image=base_image)
+    engine, state_dir = engine_and_state(os.environ)
+    image = find_image(engine, image_recipe(settings, program.parent), state_dir=state_dir)
     if as_json:
         print_line(image.model_dump_json())
         return

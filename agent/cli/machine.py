@@ -20,13 +20,13 @@ from agent.settings import parse_size
 from agent.text import one_line
 from sandbox.check.self_check import CheckResult, try_walls
 from sandbox.contract.errors import UsageError
-from sandbox.engine.find import find_engine
 from sandbox.engine.own import stop_own_engine
 from sandbox.engine.versions import installed
 from sandbox.gpu.inventory import find_gpus
 from sandbox.gpu.leases import GpuRow, gpu_rows
 from sandbox.image.image import find_image
 from sandbox.machine import (
+    engine_and_state,
     executor,
     gpu_leases,
     gpu_source,
@@ -61,16 +61,14 @@ def setup(
     ] = False,
 ) -> None:
     """Make engine, image and data ready, as far as they are not."""
-    state_dir = state_directory(os.environ)
     if stop_engine:
-        stopped = stop_own_engine(state_dir)
+        stopped = stop_own_engine(state_directory(os.environ))
         out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
         return
     set_up(
         load(program).settings.with_overrides(base_image=base_image),
         program.parent,
-        state_dir=state_dir,
-        environ=os.environ,
+        os.environ,
         torch_index=torch_index,
         say=say,
     )
@@ -87,8 +85,7 @@ def check(
 ) -> None:
     """Try to break every wall here; exit 1 if one gave way."""
     settings = load(program).settings.with_overrides(base_image=base_image)
-    state_dir = state_directory(os.environ)
-    engine = find_engine(state_dir, environ=os.environ)
+    engine, state_dir = engine_and_state(os.environ)
     recipe = image_recipe(settings, program.parent)
     image = find_image(engine, recipe, state_dir=state_dir)
     devices = recipe.profile.devices
@@ -160,8 +157,7 @@ def gpus(
     as_json: flags.Json = False,
 ) -> None:
     """Show the GPUs for runs, who has them, which are out of use."""
-    state_dir = state_directory(os.environ)
-    leases = gpu_leases(find_engine(state_dir, environ=os.environ), state_dir)
+    leases = gpu_leases(*engine_and_state(os.environ))
     if lift is not None:
         if not leases.lift(lift):
             raise UsageError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")

@@ -24,12 +24,12 @@ from agent.cli.shared import (
     print_event,
     print_line,
     progress,
-    runtime_on_record,
     say,
     session_directory,
     sweep_now,
     warn,
 )
+from agent.machine.runtime import recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
@@ -278,7 +278,7 @@ def _recorded_lab(
         operational_log(directory, command, os.environ, is_verbose=is_verbose),
     ):
         settings = settings_in(ledger.entries)
-        runtime = runtime_on_record(ledger, settings)
+        runtime = recorded_runtime(ledger, settings, os.environ)
         sweep_now()  # what a dead session left may hold the GPU that this one needs
         with open_observer(settings, ledger, as_json=as_json) as observer:
             yield open_lab(ledger, settings, runtime, observer)

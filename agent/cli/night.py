@@ -21,13 +21,12 @@ from agent.cli.shared import (
     open_observer,
     out,
     print_event,
-    runtime_on_record,
     say,
     session_directory,
     sweep_now,
     warn,
 )
-from agent.machine.runtime import find_runtime
+from agent.machine.runtime import find_runtime, recorded_runtime
 from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
@@ -54,7 +53,6 @@ from agent.text import one_line
 from agent.trackers.export import Export
 from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
-from sandbox.machine import state_directory
 
 
 def run(
@@ -90,9 +88,7 @@ def run(
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)
     name, export = _researcher(settings), exporter(track, track_dir, runs)
-    runtime = find_runtime(
-        settings, program.parent, state_dir=state_directory(os.environ), environ=os.environ
-    )
+    runtime = find_runtime(settings, program.parent, os.environ)
     sweep_now()
     directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made
@@ -145,7 +141,7 @@ def resume(
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
         ):
-            runtime, removed = runtime_on_record(ledger, settings), sweep_now()
+            runtime, removed = recorded_runtime(ledger, settings, os.environ), sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
             recover(
                 lab,

@@ -13,10 +13,9 @@ from rich.console import Console
 
 from agent.attempt.lab import Observer
 from agent.cli import flags
-from agent.machine.runtime import recorded_runtime
 from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
-from agent.night.session import Runtime, has_begun
+from agent.night.session import has_begun
 from agent.program import Program, load_program
 from agent.record.chain import LedgerError
 from agent.record.events import Noticed
@@ -28,8 +27,7 @@ from agent.text import one_line
 from agent.trackers.export import Export, Tracker, missing
 from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
-from sandbox.engine.find import find_engine
-from sandbox.machine import clean_up, state_directory
+from sandbox.machine import clean_up, engine_and_state
 
 WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
 
@@ -70,17 +68,7 @@ def load(program: Path) -> Program:
 
 
 def sweep_now() -> tuple[str, ...]:
-    state_dir = state_directory(os.environ)
-    return clean_up(find_engine(state_dir, environ=os.environ), state_dir)
-
-
-def runtime_on_record(ledger: Ledger, settings: Settings) -> Runtime:
-    """What a session ran with, found again on this machine; see `recorded_runtime`."""
-    session, state_dir = ledger.history.session, state_directory(os.environ)
-    assert session is not None
-    return recorded_runtime(
-        session, settings, ledger.directory, state_dir=state_dir, environ=os.environ
-    )
+    return clean_up(*engine_and_state(os.environ))
 
 
 def session_directory(runs: Path, session: str) -> Path:

@@ -18,10 +18,11 @@ from agent.attempt.trial import files_of, leased, run_trial
 from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
-from agent.night.session import Runtime, begin, has_begun, machine, open_lab, recover
+from agent.night.session import Runtime, begin, has_begun, open_lab, recover
 from agent.program import Program
 from agent.record.curves import Curve, Point, curve_of, unpacked
-from agent.record.events import ATTEMPT, AttemptFinished, AttemptStarted, RunFinished, Verdict
+from agent.record.events import ATTEMPT, AttemptFinished, AttemptStarted, Verdict
+from agent.record.history import History
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import host_faults
@@ -76,19 +77,13 @@ def calibrate(bench: Bench, budgets: Sequence[float], repeats: int) -> Calibrati
     with _lab(bench, max(budgets)) as lab:
         batches = _batches(lab, at_budgets[-1])
         files = hashes_of(lab.workspace.candidate())
-    confidence = bench.settings.noise.confidence
     return Calibration(
         measured_at=datetime.now(UTC),
-        profile=bench.settings.hardware.profile,
-        image_id=bench.runtime.image_id,
-        limits=bench.settings.train_limits().model_dump(exclude={"wall_seconds"}),
         files=files,
-        machine=machine(),
-        confidence=confidence,
         rates=rates,
         at_budgets=tuple(at_budgets),
         batches=batches,
-        proposals=proposals(at_budgets, batches, confidence),
+        proposals=proposals(at_budgets, batches, bench.settings.noise.confidence),
     )
 
 
@@ -100,7 +95,7 @@ def seconds_left(bench: Bench, budgets: Sequence[float], repeats: int) -> float:
         done = 0
         if has_begun(directory):
             with Ledger.open(directory) as ledger:
-                done = len(_scores(ledger))
+                done = len(_scores(ledger.history))
         seconds += max(0, repeats - done) * (budget_seconds + SCORING_SECONDS)
     return seconds
 
@@ -155,19 +150,18 @@ def _rates(lab: Lab) -> Rates | None:
 
 def _at_budget(lab: Lab, budget_seconds: float, repeats: int) -> AtBudget:
     """Train and score the baseline at the seeds that lack a score."""
-    missing = [seed for seed in lab.seeds[:repeats] if seed not in _scores(lab.ledger)]
+    missing = [seed for seed in lab.seeds[:repeats] if seed not in _scores(lab.history)]
     problem = _train_and_score(lab, missing) if missing else ""
-    scores = _scores(lab.ledger)
-    points = _last_points(lab.ledger)
-    last = points[-1] if points else {}
-    noise = [run.disturbance for run in _trainings(lab.ledger) if run.disturbance]
+    scores, runs = _scores(lab.history), [r for a in lab.history.attempts for r in a.trainings]
+    curves = [run.curve for run in runs if run.curve is not None]
+    last = unpacked(lab.ledger.get_blob(curves[-1]))[-1] if curves else {}
     return AtBudget(
         budget_seconds=budget_seconds,
         values=tuple(scores[seed] for seed in lab.seeds[:repeats] if seed in scores),
         tokens_per_second=amount_of(last, "tokens_per_second"),
         start_seconds=_start_seconds(last),
         flops_per_token=amount_of(last, "flops_per_token"),
-        disturbed=sum(disturbance.disturbed for disturbance in noise),
+        disturbed=sum(run.disturbance.disturbed for run in runs if run.disturbance),
         problem=problem,
     )
 
@@ -211,28 +205,10 @@ def _train_and_score(lab: Lab, seeds: Sequence[int]) -> str:
     return f"{failure.reason}: {failure.explanation}"[:300] if failure else ""
 
 
-def _scores(ledger: Ledger) -> dict[int, float]:
+def _scores(history: History) -> dict[int, float]:
     """Every score on val so far, by seed."""
-    return {
-        score.seed: score.value
-        for attempt in ledger.history.attempts
-        for score in attempt.scores
-        if score.split == "val" and score.value is not None
-    }
-
-
-def _trainings(ledger: Ledger) -> list[RunFinished]:
-    return [
-        entry.event
-        for entry in ledger.entries
-        if isinstance(entry.event, RunFinished) and entry.event.result.box == "train"
-    ]
-
-
-def _last_points(ledger: Ledger) -> list[Point]:
-    """What each training reported last."""
-    curves = [run.curve for run in _trainings(ledger) if run.curve is not None]
-    return [unpacked(ledger.get_blob(curve))[-1] for curve in curves]
+    scores = (score for attempt in history.attempts for score in attempt.scores)
+    return {s.seed: s.value for s in scores if s.split == "val" and s.value is not None}
 
 
 def amount_of(point: Point, name: str) -> float | None:
@@ -257,21 +233,20 @@ def _batches(lab: Lab, at: AtBudget) -> Batches:
     if batch is None or sequence is None or not rate:
         return Batches(present=None, tried=(), ended="train.py names no BATCH and no SEQUENCE")
     size, length = int(batch.value), int(sequence.value)
+    most = rate * at.budget_seconds / (length * FEWEST_STEPS)
     tried: list[BatchTried] = []
-    while True:
+    ended = f"{MAX_BATCHES} sizes were tried"
+    while len(tried) < MAX_BATCHES:
         tried.append(_try_batch(lab, files, batch, size, length, rate))
         if tried[-1].outcome is not Outcome.OK:
             ended = f"{size} ends with {tried[-1].outcome.value}"
-        elif len(tried) == MAX_BATCHES:
-            ended = f"{MAX_BATCHES} sizes were tried"
-        elif 2 * size * length * FEWEST_STEPS > rate * at.budget_seconds:
-            ended = (
-                f"twice as much leaves fewer than {FEWEST_STEPS} steps in {at.budget_seconds:g} s"
-            )
-        else:
-            size *= 2
-            continue
-        return Batches(present=int(batch.value), tried=tuple(tried), ended=ended)
+            break
+        size *= 2
+        if size > most:
+            few = f"fewer than {FEWEST_STEPS} steps in {at.budget_seconds:g} s"
+            ended = f"twice as much leaves {few}"
+            break
+    return Batches(present=int(batch.value), tried=tuple(tried), ended=ended)
 
 
 def _knob(files: dict[str, bytes], name: str) -> Knob | None:

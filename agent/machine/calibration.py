@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -90,16 +90,11 @@ class ProposedSetting(Record):
 
 
 class Calibration(Record):
-    """One machine, one image, one baseline: measured."""
+    """What was measured of one baseline; image, limits and machine are those of its session."""
 
     measured_at: datetime
-    profile: str
-    image_id: str
-    limits: dict[str, Any]
     files: dict[str, Sha256]
     """The baseline's, by name."""
-    machine: dict[str, Any]
-    confidence: float
     rates: Rates | None
     at_budgets: tuple[AtBudget, ...]
     batches: Batches
@@ -122,8 +117,7 @@ def proposals(
     found: list[ProposedSetting] = []
     if (chosen := _budget(at_budgets, confidence)) is not None:
         found += [_seconds(*chosen), *_repeats(*chosen)]
-    batch = _batch(batches)
-    return tuple(found if batch is None else [*found, batch])
+    return (*found, *_batch(batches))
 
 
 def findable(at: AtBudget, confidence: float) -> float | None:
@@ -175,14 +169,14 @@ def _repeats(at: AtBudget, gain: float) -> list[ProposedSetting]:
     ]
 
 
-def _batch(batches: Batches) -> ProposedSetting | None:
+def _batch(batches: Batches) -> list[ProposedSetting]:
     rates = {t.batch: t.tokens_per_second for t in batches.tried if t.tokens_per_second}
     if not rates:
-        return None
+        return []
     best = max(rates.values())
     smallest = min(batch for batch, rate in rates.items() if rate >= GOOD_ENOUGH_RATE * best)
     reason = (
         f"{rates[smallest]:,.0f} tokens a second, the smallest within a tenth of the best "
         f"({best:,.0f}); the largest that ran is {batches.largest} ({batches.ended})"
     )
-    return ProposedSetting(setting="BATCH in train.py", value=str(smallest), reason=reason)
+    return [ProposedSetting(setting="BATCH in train.py", value=str(smallest), reason=reason)]

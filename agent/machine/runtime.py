@@ -3,39 +3,32 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.candidate.own_files import folder_facts
 from agent.machine.calibration import Calibration
-from agent.machine.setup import (
-    SHIPPED_WORKSPACE,
-    data_directory,
-    image_recipe,
-    own_workspace,
-    shown_folder,
-)
+from agent.machine.setup import SHIPPED_WORKSPACE, data_directory, image_recipe, own_workspace
 from agent.night.session import Runtime
-from agent.record.events import SessionStarted
+from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import ImageMissing, UsageError
-from sandbox.engine.find import Engine, find_engine
+from sandbox.engine.find import Engine
 from sandbox.engine.versions import installed
 from sandbox.image.image import find_image, has_image
-from sandbox.machine import box_environment, executor, gpu_source
+from sandbox.machine import box_environment, engine_and_state, executor, gpu_source
 
 
-def find_runtime(
-    settings: Settings, place: Path, *, state_dir: Path, environ: Mapping[str, str]
-) -> Runtime:
+def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str]) -> Runtime:
     """What set-up left for a session, without making anything.
 
     Raises:
         SandboxError: there is no engine or no image.
         UsageError: there is no data.
     """
-    engine = find_engine(state_dir, environ=environ)
+    engine, state_dir = engine_and_state(environ)
     recipe = image_recipe(settings, place)
     # What the profile says goes on record with the image: profiles change, and are a person's own.
     image = find_image(engine, recipe, state_dir=state_dir).model_dump(mode="json") | {
@@ -44,20 +37,16 @@ def find_runtime(
         "devices": recipe.profile.devices,
         "allocator_variable": recipe.profile.allocator_variable,
     }
-    data_dir, data = _data(settings, own_workspace(settings, place), state_dir)
-    runtime = _runtime(engine, image, settings, data_dir, data, state_dir, environ)
-    calibration = _calibration(calibration_path(state_dir, image, settings))
-    return replace(runtime, calibration=calibration)
+    data = _data(settings, own_workspace(settings, place), state_dir)
+    runtime = _runtime(engine, image, settings, data, state_dir, environ)
+    with suppress(OSError, ValueError):  # a damaged calibration counts as none: measuring helps
+        text = calibration_path(state_dir, image, settings).read_text("utf-8")
+        found = Calibration.model_validate_json(text)
+        return replace(runtime, calibration=found.model_dump(mode="json"))
+    return runtime
 
 
-def recorded_runtime(
-    session: SessionStarted,
-    settings: Settings,
-    place: Path,
-    *,
-    state_dir: Path,
-    environ: Mapping[str, str],
-) -> Runtime:
+def recorded_runtime(ledger: Ledger, settings: Settings, environ: Mapping[str, str]) -> Runtime:
     """What a session ran with: its very image and its very data, found again on this machine.
 
     Scores of another image or other data are scores of something else.
@@ -66,15 +55,29 @@ def recorded_runtime(
         SandboxError: there is no engine, or it lacks the image.
         UsageError: the data is missing or differs.
     """
-    engine = find_engine(state_dir, environ=environ)
+    session, place = ledger.history.session, ledger.directory
+    assert session is not None
+    engine, state_dir = engine_and_state(environ)
     image_id = str(session.image["image_id"])
     if not has_image(engine, image_id):
         raise ImageMissing(
             f"the image of session {session.session} is not on this engine: {image_id}",
             "bring it from the machine where it ran: `docker save` there, `docker load` here",
         )
-    data_dir, data = _data_again(session, settings, place / SHIPPED_WORKSPACE, state_dir)
-    return _runtime(engine, session.image, settings, data_dir, data, state_dir, environ)
+    try:
+        data_dir, data = _data(settings, place / SHIPPED_WORKSPACE, state_dir)
+    except UsageError as error:
+        raise UsageError(
+            f"the data of session {session.session} is not on this machine: {error.message}",
+            f"make it again: nightlab setup --program {place / 'program.md'}; "
+            "or copy that directory from where the session ran",
+        ) from error
+    if data.get("manifest_sha256") != session.data.get("manifest_sha256"):
+        raise UsageError(
+            f"the data in {data_dir} is not what session {session.session} was scored on",
+            "copy the data directory of that time to this place, or set up again where it ran",
+        )
+    return _runtime(engine, session.image, settings, (data_dir, data), state_dir, environ)
 
 
 def calibration_path(state_dir: Path, image: Mapping[str, Any], settings: Settings) -> Path:
@@ -86,14 +89,6 @@ def calibration_path(state_dir: Path, image: Mapping[str, Any], settings: Settin
     return state_dir / "calibration" / f"{digits}.json"
 
 
-def _calibration(path: Path) -> dict[str, Any] | None:
-    """What was measured, if it was; a damaged file counts as none, since measuring helps."""
-    try:
-        return Calibration.model_validate_json(path.read_text("utf-8")).model_dump(mode="json")
-    except (OSError, ValueError):
-        return None
-
-
 def _data(
     settings: Settings, workspace: Path, state_dir: Path
 ) -> tuple[Path | None, dict[str, Any]]:
@@ -102,12 +97,11 @@ def _data(
     Raises:
         UsageError: there is none, although these settings need it.
     """
-    if settings.data is None:
+    data_dir = data_directory(settings, workspace, state_dir)
+    if settings.data is None or data_dir is None:
         return None, {}
     if settings.goal.is_reported:
-        folder = shown_folder(settings.data)
-        return folder, folder_facts(folder)
-    data_dir = data_directory(settings.data, workspace, state_dir)
+        return data_dir, folder_facts(data_dir)
     manifest = data_dir / "manifest.json"
     if not manifest.is_file():
         raise UsageError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
@@ -121,36 +115,11 @@ def _data(
     }
 
 
-def _data_again(
-    session: SessionStarted, settings: Settings, workspace: Path, state_dir: Path
-) -> tuple[Path | None, dict[str, Any]]:
-    """The data that a session ran with.
-
-    Raises:
-        UsageError: it is missing or differs.
-    """
-    try:
-        data_dir, data = _data(settings, workspace, state_dir)
-    except UsageError as error:
-        raise UsageError(
-            f"the data of session {session.session} is not on this machine: {error.message}",
-            f"make it again: nightlab setup --program {workspace.parent / 'program.md'}; "
-            "or copy that directory from where the session ran",
-        ) from error
-    if data.get("manifest_sha256") != session.data.get("manifest_sha256"):
-        raise UsageError(
-            f"the data in {data_dir} is not what session {session.session} was scored on",
-            "copy the data directory of that time to this place, or set up again where it ran",
-        )
-    return data_dir, data
-
-
 def _runtime(
     engine: Engine,
     image: dict[str, Any],
     settings: Settings,
-    data_dir: Path | None,
-    data: dict[str, Any],
+    data: tuple[Path | None, dict[str, Any]],
     state_dir: Path,
     environ: Mapping[str, str],
 ) -> Runtime:
@@ -164,8 +133,8 @@ def _runtime(
         image_id=image["image_id"],
         device=variables["NIGHTLAB_DEVICE"],
         environment=box_environment(variables, settings.limits.cpus),
-        data_dir=data_dir,
-        data=data,
+        data_dir=data[0],
+        data=data[1],
         gpus=gpu_source(engine, state_dir, image["devices"], hardware.gpus, hardware.gpus_per_run),
         gpu_memory=hardware.gpu_memory(image["allocator_variable"]),
     )

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from agent.settings import DataSettings, Settings
+from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
 from sandbox.engine.find import Engine, find_engine
 from sandbox.engine.own import install_and_start
 from sandbox.image.image import Recipe, ensure_image
 from sandbox.image.profiles import find_profile
-from sandbox.machine import clean_up
+from sandbox.machine import clean_up, state_directory
 
 Say = Callable[[str], None]
 
@@ -29,9 +29,8 @@ PREPARE_SECONDS = 24 * 3600
 def set_up(
     settings: Settings,
     place: Path,
-    *,
-    state_dir: Path,
     environ: Mapping[str, str],
+    *,
     torch_index: str,
     say: Say,
 ) -> None:
@@ -40,8 +39,7 @@ def set_up(
     Args:
         settings: of the program.
         place: the directory that holds program.md, workspace/ and maybe Dockerfile.train.
-        state_dir: see `state_directory`.
-        environ: the environment that pip, apt and docker may read.
+        environ: what pip, apt and docker may read; names the engine and nightlab's folder.
         torch_index: a wheel index to ask for torch.
         say: shows what is done, in plain sentences.
 
@@ -49,6 +47,7 @@ def set_up(
         SandboxError: a step failed; the hint says what to do.
         UsageError: the data could not be made.
     """
+    state_dir = state_directory(environ)
     engine = _ready_engine(state_dir, environ, say)
     image = ensure_image(
         engine,
@@ -104,40 +103,34 @@ def image_recipe(settings: Settings, place: Path) -> Recipe:
     )
 
 
-def data_directory(data: DataSettings, workspace: Path, state_dir: Path) -> Path:
-    """Where the data of these settings lies or would lie.
+def data_directory(settings: Settings, workspace: Path, state_dir: Path) -> Path | None:
+    """Where the data of these settings lies or would lie; None where they name none.
 
     Raises:
-        UsageError: the workspace has no prepare.py.
+        UsageError: the workspace has no prepare.py, or the folder to be shown is none.
     """
-    content = json.dumps(data.model_dump(), sort_keys=True).encode()
+    if settings.data is None:
+        return None
+    if settings.goal.is_reported:  # its trainings see the person's folder as it is
+        folder = Path(settings.data.source.removeprefix("folder:")).expanduser().absolute()
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no directory", "see source under [data] in program.md")
+        return folder
+    content = json.dumps(settings.data.model_dump(), sort_keys=True).encode()
     # Of the script too: a person who changes how data is made gets it made again.
     script = _prepare_script(workspace).read_bytes()
     return state_dir / "data" / hashlib.sha256(script + b"\0" + content).hexdigest()[:16]
 
 
-def shown_folder(data: DataSettings) -> Path:
-    """The folder that trainings see as it is, where the program reports its own score.
-
-    Raises:
-        UsageError: there is none.
-    """
-    folder = Path(data.source.removeprefix("folder:")).expanduser().absolute()
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no directory", "see source under [data] in program.md")
-    return folder
-
-
 def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) -> Path | None:
-    """Run the person's prepare.py unless its data is there; a folder is shown as it is.
+    """Run the person's prepare.py unless its data is there; returns `data_directory`.
 
     Raises:
         UsageError: prepare.py failed; what it said was shown.
     """
-    data = settings.data
-    if data is None or settings.goal.is_reported:
-        return None if data is None else shown_folder(data)
-    directory = data_directory(data, workspace, state_dir)
+    data, directory = settings.data, data_directory(settings, workspace, state_dir)
+    if data is None or directory is None or settings.goal.is_reported:
+        return directory
     # A source with a path may have changed under the same settings: prepare.py alone can tell.
     if (directory / "manifest.json").is_file() and ":" not in data.source:
         return directory

@@ -37,7 +37,7 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
         SandboxError: nightlab or the engine failed.
     """
     attempt = _trained(lab, number)
-    seeds = list(dict.fromkeys(run.seed for run in attempt.runs if run.result.box == "train"))
+    seeds = list(dict.fromkeys(run.seed for run in attempt.trainings))
     today: dict[int, float] = {}
     failure: Failure | None = None
     with recorded_bench(lab) as bench:

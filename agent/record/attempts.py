@@ -135,6 +135,11 @@ class Attempt:
         """Its runs; of one that failed in its smoke run those, since there are no others."""
         return self.runs or (self.smoke.runs if self.smoke else [])
 
+    @property
+    def trainings(self) -> list[RunFinished]:
+        """Its trainings that ended, those among them that others disturbed."""
+        return [run for run in self.runs if run.result.box == "train"]
+
     def values(self, split: Split = "val") -> dict[int, float]:
         """Valid scores by seed; none of an attempt that was interrupted."""
         if self.interrupted is not None:

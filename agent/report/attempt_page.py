@@ -125,7 +125,7 @@ def _whole_log(run: RunFinished, get_blob: GetBlob) -> Log:
 def _logs(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
     """The logs that explain an attempt: of runs that went wrong, or of the first training."""
     wrong = [run for run in attempt.telling_runs if run.result.outcome is not Outcome.OK]
-    trained = [run for run in attempt.runs if run.result.box == "train"]
+    trained = attempt.trainings
     chosen = wrong[-2:] or trained[:1]
     for run in chosen:
         lines = _log_lines(_whole_log(run, get_blob), limit_bytes // len(chosen))

@@ -123,7 +123,7 @@ def _description(attempt: Attempt) -> str:
 
 
 def _peak_memory_bytes(attempt: Attempt) -> int | None:
-    peaks = [r.result.peak_memory_bytes for r in attempt.runs if r.result.box == "train"]
+    peaks = [run.result.peak_memory_bytes for run in attempt.trainings]
     return max((peak for peak in peaks if peak is not None), default=None)
 
 

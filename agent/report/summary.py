@@ -177,7 +177,7 @@ def noise_of(history: History) -> float | None:
 
 def saved_seconds(history: History) -> float:
     """How much training early stops saved: what whole trainings take, less what they took."""
-    trainings = [r.result for a in history.attempts for r in a.runs if r.result.box == "train"]
+    trainings = [run.result for a in history.attempts for run in a.trainings]
     # By their median: one training beside a backup must not say what all the others saved.
     whole = [run.wall_seconds for run in trainings if run.outcome is Outcome.OK]
     stopped = [run.wall_seconds for run in trainings if run.outcome is Outcome.STOPPED]

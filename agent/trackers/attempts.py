@@ -81,6 +81,11 @@ class TrackedCurve(Record):
     """Seconds since 1970, never past the training's end."""
     points: Curve
 
+    def rows(self) -> Iterator[tuple[int, float, dict[str, float]]]:
+        """Of each point its step, its time, and its other numbers by their names in a tracker."""
+        for step, time, point in zip(self.steps, self.times, self.points, strict=True):
+            yield step, time, {f"{self.name}/{n}": x for n, x in point.items() if n != "step"}
+
 
 class Content(Record):
     """What an attempt's blobs say; read only when the attempt is exported."""
@@ -122,13 +127,13 @@ def _tracked(
         facts=_facts(session, attempt),
         metrics=_metrics(_metric_name(history), attempt),
         files=attempt.started.files,
-        trainings=tuple(_train_runs(attempt)[:MAX_TRAININGS]),
+        trainings=tuple(attempt.trainings[:MAX_TRAININGS]),
     )
 
 
 def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
     assert attempt.finished is not None
-    runs = _train_runs(attempt)
+    runs = attempt.trainings
     facts = {
         "session": session.session,
         "attempt": str(attempt.number),
@@ -150,7 +155,7 @@ def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
 def _metrics(metric: str, attempt: Attempt) -> dict[str, float]:
     """The ledger's own numbers; what is not known has no entry, rather than a zero."""
     assert attempt.finished is not None
-    numbers, runs = attempt.finished.arithmetic, _train_runs(attempt)
+    numbers, runs = attempt.finished.arithmetic, attempt.trainings
     holdout, values = attempt.values("holdout").values(), list(attempt.values().values())
     measured_noise = pooled_noise([values]).sigma if len(values) > 1 else None
     peaks = [p for run in runs if (p := run.result.peak_memory_bytes) is not None]
@@ -172,10 +177,6 @@ def _metric_name(history: History) -> str:
     """A name that every tracker takes; it says whose word the number is where nobody checked it."""
     name = _UNUSUAL.sub("_", metric_of(history))
     return f"{name}_self_reported" if history.is_self_reported else name
-
-
-def _train_runs(attempt: Attempt) -> list[RunFinished]:
-    return [run for run in attempt.runs if run.result.box == "train"]
 
 
 def _knobs(run: TrackedRun, get_blob: GetBlob) -> dict[str, KnobValue]:

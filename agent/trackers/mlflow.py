@@ -3,7 +3,6 @@
 A run gets its fingerprint last of all: one that lacks it was cut off, and is written anew.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow.entities import Metric, Param, Run
@@ -43,7 +42,10 @@ class MlflowStore:
         experiment = self._experiment(run.group)
         # the key is there from the first moment on: what is cut off after it can be found again
         made = self._client.create_run(experiment, began, tags, run.name).info.run_id
-        metrics = [*_metrics(run, ended), *_curves(content)]
+        metrics = [Metric(name, number, ended, 0) for name, number in run.metrics.items()]
+        for curve in content.curves:
+            for step, time, row in curve.rows():
+                metrics += [Metric(n, x, int(1000 * time), step) for n, x in row.items()]
         for first in range(0, len(metrics), _MOST_METRICS_AT_A_TIME):
             self._client.log_batch(made, metrics[first : first + _MOST_METRICS_AT_A_TIME])
         knobs = [Param(name, str(value)) for name, value in content.knobs.items()]
@@ -58,17 +60,15 @@ class MlflowStore:
         """The runs of a session by key; what this process writes itself is not among them."""
         if group not in self._known:
             known: dict[str, list[Run]] = {}
-            for stored in self._stored(self._experiment(group)):
-                known.setdefault(stored.data.tags.get(KEY, ""), []).append(stored)
+            experiment, page = self._experiment(group), None
+            while page is None or page.token:
+                page = self._client.search_runs(
+                    [experiment], page_token=page.token if page else None
+                )
+                for stored in page:
+                    known.setdefault(stored.data.tags.get(KEY, ""), []).append(stored)
             self._known[group] = known
         return self._known[group]
-
-    def _stored(self, experiment: str) -> Iterator[Run]:
-        page = self._client.search_runs([experiment])
-        yield from page
-        while page.token:
-            page = self._client.search_runs([experiment], page_token=page.token)
-            yield from page
 
     def _experiment(self, group: str) -> str:
         found = self._client.get_experiment_by_name(group)
@@ -76,16 +76,3 @@ class MlflowStore:
             return str(found.experiment_id)
         location = (self._artifacts / group).as_uri()
         return str(self._client.create_experiment(group, artifact_location=location))
-
-
-def _metrics(run: TrackedRun, ended: int) -> Iterator[Metric]:
-    for name, number in run.metrics.items():
-        yield Metric(name, number, ended, 0)
-
-
-def _curves(content: Content) -> Iterator[Metric]:
-    for curve in content.curves:
-        for step, time, point in zip(curve.steps, curve.times, curve.points, strict=True):
-            for name, number in point.items():
-                if name != "step":
-                    yield Metric(f"{curve.name}/{name}", number, int(1000 * time), step)

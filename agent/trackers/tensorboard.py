@@ -16,7 +16,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from agent.text import for_markdown
-from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedRun
 
 
 class TensorBoardFiles:
@@ -63,14 +63,8 @@ def _events(run: TrackedRun, content: Content) -> Iterator[Event]:
         shown = for_markdown(text, 2 * MAX_TEXT_CHARACTERS)
         yield Event(wall_time=began, step=run.attempt, summary=text_pb(name, shown))
     for curve in content.curves:
-        yield from _curve_events(curve)
+        for step, time, row in curve.rows():
+            for name, number in row.items():
+                yield Event(wall_time=time, step=step, summary=scalar_pb(name, number))
     for name, number in run.metrics.items():
         yield Event(wall_time=ended, step=run.attempt, summary=scalar_pb(name, number))
-
-
-def _curve_events(curve: TrackedCurve) -> Iterator[Event]:
-    for step, time, point in zip(curve.steps, curve.times, curve.points, strict=True):
-        for name, number in point.items():
-            if name != "step":
-                summary = scalar_pb(f"{curve.name}/{name}", number)
-                yield Event(wall_time=time, step=step, summary=summary)

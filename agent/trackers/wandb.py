@@ -10,7 +10,7 @@ from pathlib import Path
 import wandb
 
 from agent.text import for_markdown
-from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedCurve, TrackedRun
+from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedRun
 
 PROJECT = "nightlab"
 
@@ -32,8 +32,8 @@ class WandbFolders:
         writing = self._open(run, content)
         for curve in content.curves:
             writing.define_metric(f"{curve.name}/*", step_metric=f"{curve.name}/step")
-            for row in _rows(curve):
-                writing.log(row)
+            for step, _, row in curve.rows():
+                writing.log({**row, f"{curve.name}/step": step})
         writing.summary.update(run.metrics)
         writing.finish(exit_code=0 if run.has_score else 1)
         (folder,) = self._folders(run)
@@ -62,13 +62,6 @@ class WandbFolders:
 
 def _mark(folder: Path, run: TrackedRun) -> Path:
     return folder / f"nightlab-{run.fingerprint}"
-
-
-def _rows(curve: TrackedCurve) -> list[dict[str, float]]:
-    return [
-        {f"{curve.name}/{name}": number for name, number in {**point, "step": step}.items()}
-        for step, point in zip(curve.steps, curve.points, strict=True)
-    ]
 
 
 def _settings(directory: Path) -> wandb.Settings:

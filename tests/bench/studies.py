@@ -24,7 +24,6 @@ from agent.program import Program, load_program
 from agent.record.events import ATTEMPT, AttemptStarted, RunFinished, Split
 from agent.record.ledger import Ledger
 from agent.settings import Settings
-from sandbox.machine import state_directory
 from tests.support.labs import Quiet
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +68,7 @@ class Bench:
         shipped = load_program(ROOT / "program.md")
         settings = changed(shipped.settings, changes)
         program = Program(shipped.prose, settings, shipped.source)
-        state_dir = state_directory(os.environ)
-        runtime = find_runtime(settings, ROOT, state_dir=state_dir, environ=os.environ)
+        runtime = find_runtime(settings, ROOT, os.environ)
         begin(
             directory, program, settings, workspace or ROOT / "workspace", runtime,
             researcher="study", seed=0,

@@ -243,7 +243,7 @@ def test_less_than_nothing_counts_as_nothing_said(said: float) -> None:
 
 @pytest.mark.docker
 def test_the_command_measures_this_machine_and_the_next_session_records_it(
-    tmp_path: Path, image: Any, state_dir: Path
+    tmp_path: Path, image: Any
 ) -> None:
     assert image.image_id
     copy_template(tmp_path, "cpu")
@@ -276,7 +276,7 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     assert found["proposals"]
 
     content = load_program(tmp_path / "program.md")
-    runtime = find_runtime(content.settings, tmp_path, state_dir=state_dir, environ=os.environ)
+    runtime = find_runtime(content.settings, tmp_path, os.environ)
     night = begin(
         tmp_path / "runs" / "night",
         content,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,9 @@ def test_the_session_begins_with_program_settings_and_machine(asked: Asked) -> N
 
 @pytest.mark.docker
 def test_the_versions_of_engine_and_runtime_and_the_images_digest_are_on_record(
-    engine: Engine, image: ImageRecord, state_dir: Path
+    engine: Engine, image: ImageRecord
 ) -> None:
-    runtime = find_runtime(histories.IN_FORCE, Path(), state_dir=state_dir, environ={})
+    runtime = find_runtime(histories.IN_FORCE, Path(), os.environ)
     versions = {part["name"]: part["version"] for part in runtime.engine["components"]}
     assert {"engine", "containerd", "runc", "kernel"} <= versions.keys()
     assert all(versions.values())
