@@ -260,6 +260,7 @@ def scored_by_boxes(
         reason=found.reason,
         explanation=evidence_of(bad) if bad and not found.explanation else found.explanation,
         details=found.details,
+        checks=max(0, len(models) - 1),
         source="scored",
         sheet=sha_of(sheet) if sheet is not None else None,
     )
@@ -275,6 +276,7 @@ def scored_by_log(key: TrialKey, log: Log, metric: str) -> Scored:
         reason=found.reason,
         explanation=found.explanation,
         details=found.details,
+        checks=0,
         source="reported",
         sheet=None,
     )

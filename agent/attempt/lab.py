@@ -135,6 +135,8 @@ class Trial:
     """Of the training."""
     splits: tuple[Split, ...]
     """Scored one after another, as long as there is a score."""
+    checks: int
+    """How many check boxes a score has beside the one whose answers it is; see decision 0015."""
     usual: Usual
     past: Past | None
     """The runs that a training is stopped early against; None where it is never stopped."""
@@ -198,6 +200,7 @@ class Lab:
         files: dict[str, bytes],
         *,
         splits: tuple[Split, ...] = ("val",),
+        checks: int = 1,
         may_stop: bool = False,
     ) -> Trial:
         """What a worker is told of one trial.
@@ -218,6 +221,8 @@ class Lab:
             budget=budget_of(settings, purpose),
             limits=settings.train_limits(is_smoke=purpose.startswith(SMOKE)),
             splits=splits,
+            # A scorer of a person's own may speak to one model box only, and checks nothing.
+            checks=checks if settings.model_boxes > 1 else 0,
             usual=usual_of(history, TrialKey(purpose, attempt, seed)),
             past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
             counts_when_disturbed=own is not None and own.started.kind == "baseline",

@@ -145,8 +145,10 @@ class Attempt:
         if self.interrupted is not None:
             return {}
         begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
-        scores = self.scores[begin:]
-        return known | {s.seed: s.value for s in scores if s.split == split and s.value is not None}
+        # The newest score of a seed counts, also where it takes back an older one's value.
+        scores = {s.seed: s.value for s in self.scores[begin:] if s.split == split}
+        newest: dict[int, float | None] = {**known, **scores}
+        return {seed: value for seed, value in newest.items() if value is not None}
 
     def key(self, seed: int) -> TrialKey:
         """The name of its own trial at a seed."""

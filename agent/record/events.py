@@ -307,6 +307,9 @@ class Scored(Record):
     reason: str | None
     explanation: str
     details: dict[str, Any]
+    checks: Annotated[int, Field(ge=0)]
+    """How many check boxes answered beside the one whose answers are the score; see docs/score.md.
+    The newest score of a trial and split is the one that counts."""
     source: Source
     """`reported`: read from the log of the training itself, as `agent/attempt/reported.py` says."""
     sheet: Sha256 | None = None

@@ -76,8 +76,8 @@ class History:
     trials: dict[TrialKey, TrialRecord] = field(default_factory=dict)
     """Every training with its scoring, whatever it was for."""
     meanwhile: dict[TrialKey, int] = field(default_factory=dict)
-    """Trials of other attempts that the open one asked for, each with the number of scores that the
-    open attempt had then: a close call measures the best again."""
+    """Trials of other attempts that the open one asked for, each with the number of seeds at which
+    the open attempt had a score then: a close call measures the best again."""
     repeats: Repeats = field(default_factory=Repeats)
     time: WorkingTime = field(default_factory=WorkingTime)
     spend: Spend = field(default_factory=Spend)
@@ -227,7 +227,7 @@ class History:
         self, attempt: Attempt, key: TrialKey, event: RunStarted | RunFinished | Scored
     ) -> None:
         if attempt is not self.attempts[-1] and self.attempts[-1].open:
-            self.meanwhile.setdefault(key, len(self.attempts[-1].scores))
+            self.meanwhile.setdefault(key, len(self.attempts[-1].values()))
         if isinstance(event, RunFinished):
             attempt.runs.append(event)
         elif isinstance(event, Scored):

@@ -344,6 +344,7 @@ def scored(
         reason=reason,
         explanation=explanation,
         details=details,
+        checks=1,
         sheet=put_blob(
             json.dumps(sheet | {"explanation": explanation, "details": details}).encode()
         ),

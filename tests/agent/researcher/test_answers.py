@@ -190,6 +190,7 @@ def test_a_run_answer_is_at_most_2_kb_and_valid_json(
                 reason=None,
                 explanation=explanation,
                 details={},
+                checks=1,
             )
         )
     history = History(attempts=[attempt], best=attempt)
