@@ -119,13 +119,10 @@ def _decide_failure(evidence: Evidence) -> Outcome:
         return Outcome.INTERRUPTED
     if _is_disk_full(evidence):
         return Outcome.DISK_FULL
-    return Outcome.OUT_OF_GPU_MEMORY if _is_gpu_full(evidence) else Outcome.FAILED
-
-
-def _is_gpu_full(evidence: Evidence) -> bool:
-    """Tell whether a GPU's memory ran out: the program says so, and what the host saw agrees."""
+    # Of a GPU's memory the program's own word counts where what the host saw agrees.
     named = evidence.exit_code == 1 and evidence.last_error == "gpu_memory"
-    return named and evidence.gpus_leased and evidence.gpu_memory_reached is not False
+    is_full = named and evidence.gpus_leased and evidence.gpu_memory_reached is not False
+    return Outcome.OUT_OF_GPU_MEMORY if is_full else Outcome.FAILED
 
 
 def _is_disk_full(evidence: Evidence) -> bool:

@@ -19,7 +19,7 @@ import requests
 
 from sandbox.box.hardening import Settings
 from sandbox.box.quota import CpuQuota
-from sandbox.box.reaper import lift_cpu_limit
+from sandbox.box.reaper import GONE_OR_GOING, lift_cpu_limit
 from sandbox.contract.errors import (
     ContainerUnkillable,
     EngineUnavailable,
@@ -55,7 +55,7 @@ class Container:
         self._is_made = False
         self._is_unkillable = False
         self._init: int | None = None
-        self._quota: CpuQuota | None = None
+        self._quota = CpuQuota(0)
 
     def create(self, settings: Settings) -> None:
         """Create the container; an engine that warns has dropped a limit."""
@@ -121,22 +121,20 @@ class Container:
     @property
     def can_lift(self) -> bool:
         """Whether this process may lift the box's CPU limit itself, which costs nothing."""
-        return self._quota is not None and self._quota.is_in_reach
+        return self._quota.is_in_reach
 
     def lift(self) -> None:
         """Give the box every CPU to die with: by the host's kernel, else through the engine."""
-        if self._quota is None or not self._quota.lift():
+        if not self._quota.lift():
             lift_cpu_limit(self._client, self.name)
 
     def end_now(self) -> bool:
         """Kill PID 1 at once, from any thread; False where it is out of the kernel's reach."""
-        if self._init is None:
-            return False
-        try:
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
-        except OSError:
-            return False
-        return True
+        with contextlib.suppress(OSError):
+            if self._init is not None:
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+                return True
+        return False
 
     def kill(self) -> None:
         """Kill PID 1 and so its whole pid namespace: by the host's kernel first, then the engine.
@@ -164,8 +162,7 @@ class Container:
         try:
             self._remove()
         finally:
-            if self._quota is not None:
-                self._quota.close()
+            self._quota.close()
             if self._init is not None:
                 os.close(self._init)
 
@@ -195,7 +192,7 @@ class Container:
         try:
             self._client.remove_container(self.name, v=True, force=True)
         except docker.errors.APIError as error:
-            if error.status_code not in (404, 409):
+            if error.status_code not in GONE_OR_GOING:
                 raise
             if error.status_code == 409 or not self._is_made:
                 return  # one that is being made may still come

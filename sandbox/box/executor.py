@@ -206,19 +206,15 @@ def _run_directory(root: Path) -> Iterator[Path]:
     directory.mkdir(mode=0o755)
     try:
         directory.chmod(0o755)  # whatever the umask: the box's user must get in
-        # First, so that a sweep can tell whose it is, however early this process dies.
-        _write_readable(directory / OWNER_FILE, process_owner().encode())
         supervisor = resources.files("sandbox.box").joinpath("supervisor.py").read_bytes()
-        _write_readable(directory / "supervisor.py", supervisor)
-        _write_readable(directory / "hosts", HOSTS)
+        # Its owner first, so that a sweep can tell whose it is, however early this process dies.
+        files = {OWNER_FILE: process_owner().encode(), "supervisor.py": supervisor, "hosts": HOSTS}
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+            (directory / name).chmod(0o644)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _write_readable(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.chmod(0o644)
 
 
 def _receiver(limits: Limits, output_dir: Path | None) -> OutputReceiver:

@@ -14,6 +14,9 @@ from sandbox.box.supervisor import OUTPUT_DEPTH, OUTPUT_NAME
 from sandbox.contract.errors import DISK_REFUSES, MACHINE_REFUSES, SandboxError
 from sandbox.contract.run import OutputFile
 
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How every directory is entered: never through a link that a box left."""
+
 
 class OutputRefused(SandboxError):
     """What came as output breaks the rules that PID 1 obeys, so PID 1 is not to be believed."""
@@ -115,7 +118,7 @@ class OutputReceiver:
 
 def _open_empty(directory: Path) -> int:
     try:
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        root = os.open(directory, DIRECTORY)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         problem = f"the output directory cannot be used: {directory}: {error.strerror}"
         raise SandboxError(problem, "give an empty directory of your own") from error
@@ -128,18 +131,19 @@ def _open_empty(directory: Path) -> int:
 def _create(root: int, parts: list[str]) -> int:
     # Exclusive: a name that is there already was not asked for, and is never opened.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _directory(root, parts[:-1]) as parent:
-        try:
-            return os.open(parts[-1], flags, 0o600, dir_fd=parent)
-        except OSError as error:
-            raise _refusal(f"file {'/'.join(parts)!r}", error) from error
+    with _directory(root, parts[:-1]) as parent, _blaming(f"file {'/'.join(parts)!r}"):
+        return os.open(parts[-1], flags, 0o600, dir_fd=parent)
 
 
-def _refusal(what: str, error: OSError) -> Exception:
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
     """Blame the name that came, unless it is the host that has no room."""
-    if error.errno in (*DISK_REFUSES, *MACHINE_REFUSES):
-        return error
-    return OutputRefused(f"output {what}: {error.strerror}")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*DISK_REFUSES, *MACHINE_REFUSES):
+            raise
+        raise OutputRefused(f"output {what}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -150,11 +154,8 @@ def _directory(root: int, parts: list[str]) -> Iterator[int]:
         for part in parts:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o700, dir_fd=current)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                deeper = os.open(part, flags, dir_fd=current)
-            except OSError as error:
-                raise _refusal(f"directory {part!r}", error) from error
+            with _blaming(f"directory {part!r}"):
+                deeper = os.open(part, DIRECTORY, dir_fd=current)
             os.close(current)
             current = deeper
         yield current

@@ -156,15 +156,12 @@ class BoxRun:
         )
 
     def _go(self, environment: dict[str, str]) -> Go:
-        spec, limits = self._spec, self._spec.limits
+        spec = self._spec
         return Go(
             argv=spec.argv,
             environment=spec.environment | environment,
             working_directory=spec.working_directory,
-            wall_seconds=limits.wall_seconds,
-            log_bytes=limits.log_bytes,
-            output_bytes=limits.output_bytes,
-            output_files=limits.output_files,
+            limits=spec.limits,
             collect=self._ends.receiver.wants_files,
             channel=self._ends.channel is not None,
         )

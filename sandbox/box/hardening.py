@@ -59,6 +59,11 @@ def file_size_limit(limits: Limits) -> int:
     return max(limits.tmp_bytes, limits.shm_bytes, limits.output_bytes) + 4096
 
 
+def rlimits(limits: Limits) -> dict[str, int]:
+    """Return the bounds of each process."""
+    return {"core": 0, "fsize": file_size_limit(limits), "nofile": limits.open_files}
+
+
 def output_inodes(limits: Limits) -> int:
     """Return how many files and directories the output may hold, its root included."""
     return limits.output_files + OUTPUT_DIRECTORIES
@@ -109,7 +114,7 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "OomKillDisable": False,
         "NanoCpus": round(limits.cpus * 1e9),
         "PidsLimit": limits.pids,
-        "Ulimits": _ulimits(limits),
+        "Ulimits": [{"Name": n, "Soft": b, "Hard": b} for n, b in rlimits(limits).items()],
         "ShmSize": limits.shm_bytes,
         "Tmpfs": _writable_places(limits),
         "Mounts": _read_only_mounts(spec, lease),
@@ -130,11 +135,6 @@ def _labels(spec: RunSpec, lease: Lease) -> dict[str, str]:
         LABEL_BOX: spec.box,
         **({LABEL_GPUS: ",".join(spec.gpus)} if spec.gpus else {}),
     }
-
-
-def _ulimits(limits: Limits) -> list[Settings]:
-    bounds = {"core": 0, "fsize": file_size_limit(limits), "nofile": limits.open_files}
-    return [{"Name": name, "Soft": bound, "Hard": bound} for name, bound in bounds.items()]
 
 
 def _writable_places(limits: Limits) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Amount, Record
+from sandbox.contract.run import Limits
 from sandbox.engine.host import is_readable
 
 Count = Annotated[int, Field(ge=0)]
@@ -78,10 +79,7 @@ class Go(Record):
     argv: tuple[str, ...]
     environment: dict[str, str]
     working_directory: str
-    wall_seconds: float
-    log_bytes: int
-    output_bytes: int
-    output_files: int
+    limits: Limits
     collect: bool
     channel: bool
 

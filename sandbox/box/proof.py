@@ -14,9 +14,9 @@ from sandbox.box.hardening import (
     LINK_DIRECTORY,
     TMP_INODES,
     USER,
-    file_size_limit,
     is_within,
     output_inodes,
+    rlimits,
 )
 from sandbox.box.link import Count, Room
 from sandbox.box.supervisor import GPU_NAMES
@@ -124,11 +124,6 @@ def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
     limits = spec.limits
     # The kernel rounds a limit down to whole pages.
     memory = limits.memory_bytes // PAGE_BYTES * PAGE_BYTES
-    rlimits = {
-        "core": (0, 0),
-        "fsize": (file_size_limit(limits),) * 2,
-        "nofile": (limits.open_files,) * 2,
-    }
     cpus = limits.cpus
     if proof.cpus is not None and abs(proof.cpus - cpus) <= CPU_TOLERANCE * max(cpus, 0.1):
         cpus = proof.cpus
@@ -137,7 +132,7 @@ def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
         *_unequal("memory_and_swap_bytes", memory, proof.memory_and_swap_bytes),
         *_unequal("pids", limits.pids, proof.pids),
         *_unequal("cpus", cpus, proof.cpus),
-        *[d for n, bound in rlimits.items() for d in _unequal(n, bound, proof.rlimits.get(n))],
+        *[d for n, b in rlimits(limits).items() for d in _unequal(n, (b, b), proof.rlimits.get(n))],
     ]
 
 

@@ -6,18 +6,16 @@ lift the limit too, but it needs processes of its own for that, on the same busy
 (docs/decisions/0006).
 """
 
+import contextlib
 import os
 from pathlib import Path
-
-V1_FILE, V1_UNBOUNDED = "cpu.cfs_quota_us", "-1"
-V2_FILE, V2_UNBOUNDED = "cpu.max", "max"
 
 
 class CpuQuota:
     """The file that bounds one box's CPU time, open as long as the box lives.
 
     Args:
-        pid: PID 1 as this host sees it; its cgroup cannot be mistaken while it lives.
+        pid: PID 1 as this host sees it, 0 for none; its cgroup cannot be mistaken while it lives.
     """
 
     def __init__(self, pid: int) -> None:
@@ -40,13 +38,9 @@ class CpuQuota:
 
     def lift(self) -> bool:
         """Give the box every CPU; False when that was not possible."""
-        if self._file is None:
-            return False
-        try:
-            os.pwrite(self._file, self._unbounded, 0)
-        except OSError:
-            return False
-        return True
+        with contextlib.suppress(OSError):
+            return self._file is not None and os.pwrite(self._file, self._unbounded, 0) > 0
+        return False
 
     def close(self) -> None:
         """Let go of the file; safe to call again."""
@@ -67,9 +61,9 @@ def quota_place(groups: str, mounts: str) -> tuple[Path, str] | None:
         _, controllers, path = line.split(":", 2)
         if "cpu" in controllers.split(","):
             root = _mounted(mounts, "cgroup", "cpu")
-            return None if root is None else (root / path.lstrip("/") / V1_FILE, V1_UNBOUNDED)
+            return None if root is None else (root / path.lstrip("/") / "cpu.cfs_quota_us", "-1")
         if not controllers and (root := _mounted(mounts, "cgroup2", "")):
-            found = root / path.lstrip("/") / V2_FILE, V2_UNBOUNDED
+            found = root / path.lstrip("/") / "cpu.max", "max"
     return found
 
 

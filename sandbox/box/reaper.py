@@ -24,6 +24,8 @@ from sandbox.engine.find import must_answer
 
 OWNER_FILE = "owner"
 RUN_NAME = re.compile(r"[0-9a-f]{16}")
+GONE_OR_GOING = (404, 409)
+"""What an engine answers who wants a container removed that is gone, or that another removes."""
 LIFT_SECONDS = 1.0
 """Nothing waits longer for it: where the engine is that slow, death comes without it."""
 
@@ -103,11 +105,14 @@ def sweep(client: docker.APIClient) -> list[str]:
         for container in client.containers(all=True, filters={"label": LABEL_RUN}):
             if not is_abandoned(container["Labels"] or {}, time.monotonic()):
                 continue
+            lift_cpu_limit(client, container["Id"])
             # One that will not go must not keep the others.
             try:
-                removed += [container["Id"]] if _remove(client, container) else []
+                client.remove_container(container["Id"], force=True, v=True)
+                removed.append(container["Id"])
             except (docker.errors.APIError, requests.ReadTimeout) as error:
-                stuck.append(f"{container['Id'][:12]} ({error})")
+                if getattr(error, "status_code", None) not in GONE_OR_GOING:
+                    stuck.append(f"{container['Id'][:12]} ({error})")
     if removed:
         log.info("sweep_removed", containers=[each[:12] for each in removed])
     if stuck:
@@ -155,18 +160,6 @@ def lift_cpu_limit(client: docker.APIClient, container: str) -> None:
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/update"
     with contextlib.suppress(requests.RequestException):
         client.post(url, json={"NanoCpus": (os.cpu_count() or 1) * 10**9}, timeout=LIFT_SECONDS)
-
-
-def _remove(client: docker.APIClient, container: Mapping[str, str]) -> bool:
-    """Remove one container; False when somebody else is doing so."""
-    lift_cpu_limit(client, container["Id"])
-    try:
-        client.remove_container(container["Id"], force=True, v=True)
-    except docker.errors.APIError as error:
-        if error.status_code in (404, 409):
-            return False
-        raise
-    return True
 
 
 def sweep_run_directories(run_root: Path) -> list[Path]:

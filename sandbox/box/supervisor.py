@@ -197,9 +197,8 @@ def mounts() -> list[dict[str, object]]:
 def gpu_nodes() -> dict[str, tuple[int, int]]:
     """Return the number of each device node that is a GPU's, by its path below /dev."""
     names = [name for name in os.listdir("/dev") if name.startswith(GPU_NAMES)]
-    for name in list(names):
-        if os.path.isdir("/dev/" + name):
-            names += [name + "/" + inner for inner in os.listdir("/dev/" + name)]
+    folders = [name for name in names if os.path.isdir("/dev/" + name)]
+    names += [folder + "/" + name for folder in folders for name in os.listdir("/dev/" + folder)]
     found = {}
     for name in sorted(names)[:MOST_GPU_NODES]:
         about = os.stat("/dev/" + name, follow_symlinks=False)
@@ -210,10 +209,9 @@ def gpu_nodes() -> dict[str, tuple[int, int]]:
 
 def gpu_driver() -> dict[str, int]:
     """Return the minor number of each NVIDIA GPU of which the driver's files tell, by its UUID."""
-    if not os.path.isdir(GPU_DRIVER_PATH):
-        return {}
     found = {}
-    for name in sorted(os.listdir(GPU_DRIVER_PATH))[:MOST_GPU_NODES]:
+    names = os.listdir(GPU_DRIVER_PATH) if os.path.isdir(GPU_DRIVER_PATH) else []
+    for name in sorted(names)[:MOST_GPU_NODES]:
         text = read_text(GPU_DRIVER_PATH + "/" + name + "/information") or ""
         fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         uuid, minor = fields.get("GPU UUID", "").strip(), fields.get("Device Minor", "").strip()
@@ -396,7 +394,7 @@ class Run:
     def __init__(self, link: Link, go: Go, channel_fd: int | None) -> None:
         self.link = link
         self.go = go
-        self.log = Log(go["log_bytes"])
+        self.log = Log(go["limits"]["log_bytes"])
         self.status: int | None = None
         self.killed_by: str | None = None
         self.forward_bytes = FORWARD_BYTES
@@ -425,7 +423,7 @@ class Run:
         for source in (self.link.connection.fileno(), self.output, self.wakeup):
             poller.register(source, select.POLLIN)
         while self.status is None and self.killed_by is None:
-            left = self.started + self.go["wall_seconds"] - time.monotonic()
+            left = self.started + self.go["limits"]["wall_seconds"] - time.monotonic()
             if left <= 0:
                 self.killed_by = "deadline"
                 return
@@ -546,10 +544,10 @@ def kill_everything() -> None:
 class Output:
     """Sends plain regular files of the output directory, and counts what it leaves out."""
 
-    def __init__(self, link: Link, bytes_left: int, files_left: int) -> None:
+    def __init__(self, link: Link, limits: dict[str, int]) -> None:
         self.link = link
-        self.bytes_left = bytes_left
-        self.files_left = files_left
+        self.bytes_left = limits["output_bytes"]
+        self.files_left = limits["output_files"]
         self.skipped: dict[str, int] = {}
 
     def skip(self, reason: str) -> None:
@@ -608,7 +606,7 @@ class Output:
 
 def send_output(link: Link, go: Go) -> None:
     """Send the output files, then what was skipped."""
-    output = Output(link, go["output_bytes"], go["output_files"])
+    output = Output(link, go["limits"])
     if go["collect"]:
         # The directory is the program's own, to lock as well.
         os.chmod(OUTPUT_PATH, 0o700)  # noqa: PTH101 - PID 1 starts without pathlib

@@ -55,10 +55,9 @@ def ask(path: str, method: str, target: str, body: object = None) -> int:
         connection.request(method, target, text, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         answer.read()
+        return answer.status
     except (OSError, http.client.HTTPException):
         return 0
-    else:
-        return answer.status
     finally:
         connection.close()
 

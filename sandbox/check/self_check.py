@@ -119,8 +119,7 @@ def try_walls(
         walls += [try_stress_test(executor, place, test) for test in STRESS_TESTS]
         walls += try_gpus(executor, place, source)
         walls.append(_canary_is_whole(place))
-    order = {family: number for number, family in enumerate(FAMILIES)}
-    return tuple(sorted(walls, key=lambda wall: order[wall.family]))
+    return tuple(sorted(walls, key=lambda wall: FAMILIES.index(wall.family)))
 
 
 @contextmanager

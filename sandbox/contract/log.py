@@ -9,10 +9,6 @@ from collections.abc import Callable
 import structlog
 
 
-def _drop(event: str, **facts: object) -> None:
-    """Log nothing."""
-
-
 class _QuietUntilConfigured:
     """A structlog logger once an application has called `structlog.configure`; silence before.
 
@@ -21,8 +17,8 @@ class _QuietUntilConfigured:
 
     def __getattr__(self, level: str) -> Callable[..., None]:
         """Return the method of a level: `debug`, `info`, `warning`."""
-        configured = structlog.is_configured()
-        return getattr(structlog.get_logger("nightlab.sandbox"), level) if configured else _drop
+        logger = structlog.get_logger("nightlab.sandbox")
+        return getattr(logger, level) if structlog.is_configured() else lambda *_, **__: None
 
 
 log = _QuietUntilConfigured()

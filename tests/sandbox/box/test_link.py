@@ -28,10 +28,7 @@ GO = Go(
     argv=("true",),
     environment={},
     working_directory="/",
-    wall_seconds=1,
-    log_bytes=4096,
-    output_bytes=4096,
-    output_files=1,
+    limits=SPEC.limits,
     collect=False,
     channel=False,
 )
