@@ -1,6 +1,5 @@
 """The command that measures this machine: calibrate."""
 
-import hashlib
 import json
 import os
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agent.attempt.lab import hashes_of
+from agent.attempt.lab import hashes_of, sha_of
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.logs import operational_log
@@ -86,14 +85,9 @@ def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
     """Of what is trained and scored: another baseline, scorer or data is measured anew."""
     files = hashes_of(Workspace(source, settings.workspace.editable).candidate())
     scorer = source / "evaluate.py"
-    fixed = scorer.read_bytes() if scorer.is_file() else b""
-    facts = [
-        files,
-        runtime.data,
-        settings.workspace.model_dump(),
-        hashlib.sha256(fixed).hexdigest(),
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    fixed = sha_of(scorer.read_bytes()) if scorer.is_file() else None
+    facts = [files, runtime.data, settings.workspace.model_dump(), fixed]
+    return sha_of(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
 def _budgets(text: str) -> list[float]:

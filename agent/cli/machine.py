@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +145,7 @@ def box(
         gpu_memory=settings.hardware.gpu_memory(recipe.profile.allocator_variable),
         environ=os.environ,
     )
-    sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    print_line(result.model_dump_json(indent=2))
 
 
 def gpus(

@@ -1,9 +1,7 @@
 """Commands of the morning: report, audit, review, replay, decide."""
 
-import gc
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -38,10 +36,9 @@ from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_
 from agent.morning.listing import asked_for, check_hash, sentence, table
 from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
-from agent.night.session import open_lab, settings_in
+from agent.night.session import open_lab
 from agent.record.chain import read_blob, read_ledger
-from agent.record.events import Entry
-from agent.record.history import fold
+from agent.record.history import History, fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
 from agent.report.report import write_report
@@ -79,7 +76,7 @@ def report(
     entries = read_ledger(directory)
     paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
-        sys.stdout.write(summary(entries).model_dump_json() + "\n")
+        print_line(summary(entries).model_dump_json())
     else:
         out.print(f"report: {paths.html}", soft_wrap=True)
     if tracking is not None and (problem := tracking(directory)):
@@ -110,19 +107,27 @@ def audit(
 ) -> None:
     """Verify chain and blobs; recompute every verdict and price."""
     directory = session_directory(runs, session)
-    with _without_collections():
-        entries = read_ledger(directory)
-        chosen = asked_for(entries, attempt, types, since)
-        check_hash(head)
-        place = anchor or _anchor_on_record(directory, entries)
-        heads = compare_heads(directory, entries, noted=head, anchor=place)
-        found = whole_audit(directory, entries, heads.differences)
+    entries = read_ledger(directory)
+    history = fold(entries)
+    chosen = asked_for(entries, attempt, types, since)
+    check_hash(head)
+    place = anchor or _anchor_on_record(directory, history)
+    heads = compare_heads(directory, entries, noted=head, anchor=place)
+    found = whole_audit(directory, entries, heads.differences)
     rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
     for row in rows if chosen else ():
         print_line(row)
     for difference in found:
         print_line(difference.model_dump_json() if as_json else sentence(difference))
-    _show_audit(entries, len(found), heads.notes, as_json=as_json)
+    last, notes = entries[-1].hash, heads.notes
+    if as_json:
+        print_event("audited", events=len(entries), differences=len(found), head=last, notes=notes)
+    elif not found:
+        print_line(f"{len(entries)} events, nothing differs; head {last}")
+        if history.is_self_reported:
+            print_line("the scores are self-reported: they are what the logs say, no more")
+        for note in notes:
+            print_line(note)
     if found:
         raise typer.Exit(1)
 
@@ -150,7 +155,7 @@ def review(
     try:
         with _recorded_lab(directory, "review", as_json=as_json, is_verbose=verbose) as lab:
             table = check_by_daylight(lab, repeats, progress(as_json=as_json))
-            keep_head(lab.ledger, anchor_of(directory, lab.settings))
+            keep_head(lab.ledger, anchor_of(lab.ledger))
             write_report(directory, lab.ledger.entries, lab.ledger.get_blob)
     except KeyboardInterrupt:
         err.print(f"stopped; go on with: nightlab review {session}", style="yellow")
@@ -172,7 +177,7 @@ def replay(
     directory = session_directory(runs, session)
     with _recorded_lab(directory, "replay", as_json=as_json, is_verbose=verbose) as lab:
         replayed = run_again(lab, attempt, progress(as_json=as_json))
-        keep_head(lab.ledger, anchor_of(directory, lab.settings))
+        keep_head(lab.ledger, anchor_of(lab.ledger))
     if as_json:
         print_event(replayed.type, **replayed.model_dump(mode="json"))
         return
@@ -198,12 +203,11 @@ def approve(
     refuse_inside(repo, runs)
     person = find_person(git)
     with Ledger.open(directory) as ledger:
-        settings = settings_in(ledger.entries)
-        folder = settings.workspace.path
+        folder = ledger.history.in_force.workspace.path
         decided = export.approve(
             ledger, person, reason, git, folder=folder, smaller=smaller, branch=branch
         )
-        keep_head(ledger, anchor_of(directory, settings))
+        keep_head(ledger, anchor_of(ledger))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"approved by {person.name}: {directory / APPROVED}")
     say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
@@ -223,45 +227,18 @@ def reject(
     person = find_person(Git(repo, os.environ))
     with Ledger.open(directory) as ledger:
         export.reject(ledger, person, reason)
-        keep_head(ledger, anchor_of(directory, settings_in(ledger.entries)))
+        keep_head(ledger, anchor_of(ledger))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"rejected by {person.name}")
     if (directory / APPROVED).exists():
         say(f"what was approved before stays where it is: {directory / APPROVED}")
 
 
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Events come by the hundred thousand and hold no cycles; looking for some takes an eighth of
-    the whole audit."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _show_audit(
-    entries: Sequence[Entry], differences: int, notes: Sequence[str], *, as_json: bool
-) -> None:
-    if as_json:
-        head = entries[-1].hash
-        print_event("audited", events=len(entries), differences=differences, head=head, notes=notes)
-    elif not differences:
-        print_line(f"{len(entries)} events, nothing differs; head {entries[-1].hash}")
-        if fold(entries).is_self_reported:
-            print_line("the scores are self-reported: they are what the logs say, no more")
-        for note in notes:
-            print_line(note)
-
-
-def _anchor_on_record(directory: Path, entries: Sequence[Entry]) -> Path | None:
+def _anchor_on_record(directory: Path, history: History) -> Path | None:
     """The anchor that the settings name, if it is on this machine."""
-    if not entries:
+    if history.settings is None:
         return None
-    path = anchor_path(settings_in(entries).record.anchor, directory)
+    path = anchor_path(history.settings.record.anchor, directory)
     if path is None or path.is_file():
         return path
     warn(f"there is no {path} here, where heads were anchored", "")
@@ -277,7 +254,7 @@ def _recorded_lab(
         Ledger.open(directory) as ledger,
         operational_log(directory, command, os.environ, is_verbose=is_verbose),
     ):
-        settings = settings_in(ledger.entries)
+        settings = ledger.history.in_force
         runtime = recorded_runtime(ledger, settings, os.environ)
         sweep_now()  # what a dead session left may hold the GPU that this one needs
         with open_observer(settings, ledger, as_json=as_json) as observer:

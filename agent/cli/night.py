@@ -31,7 +31,7 @@ from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
-from agent.night.session import begin, check_name, open_lab, recover, settings_in
+from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, parse_program
 from agent.record.chain import read_ledger
@@ -128,7 +128,7 @@ def resume(
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs)
     with Ledger.open(directory) as ledger:
-        settings = settings_in(ledger.entries).with_overrides(
+        settings = ledger.history.in_force.with_overrides(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
         content = parse_program((directory / "program.md").read_bytes(), "program.md")
@@ -176,7 +176,7 @@ def _work(
 ) -> None:
     """Run the session in `lab` to its end, and tell how it ended."""
     ledger = lab.ledger
-    report, anchor = Report(ledger.get_blob), anchor_of(lab.worker.directory, lab.settings)
+    report, anchor = Report(ledger.get_blob), anchor_of(ledger)
 
     def refresh() -> None:
         keep_head(ledger, anchor)
@@ -184,7 +184,10 @@ def _work(
         if export is not None:
             _track(lab, export)
 
-    _show_beginning(lab.session, researcher, as_json=as_json)
+    if as_json:  # the name, which nightlab may have chosen, before anything takes its time
+        print_event("session_begun", session=lab.session, researcher=researcher)
+    else:
+        say(f"{lab.session} with {researcher}; in a second terminal: nightlab watch {lab.session}")
     try:
         keep_head(ledger, anchor)  # a tail can be cut off before the first attempt, too
         with open_models(lab, researcher, os.environ, on_warning=warn) as models:
@@ -194,17 +197,14 @@ def _work(
         err.print(f"stopped; go on with: nightlab resume {lab.session}", style="yellow")
         raise
     refresh()
-    _show_end(ledger, as_json=as_json)
+    numbers = summary(ledger.entries)
+    if as_json:
+        print_event("session_ended", **numbers.model_dump(mode="json"))
+    else:
+        for line in closing_lines(numbers, ledger.directory):
+            say(line)
     if ended.reason not in PLANNED_STOPS:
         raise typer.Exit(SERVICE_FAILED)
-
-
-def _show_beginning(session: str, researcher: str, *, as_json: bool) -> None:
-    """The name, which nightlab may have chosen, before anything takes its time."""
-    if as_json:
-        print_event("session_begun", session=session, researcher=researcher)
-    else:
-        say(f"{session} with {researcher}; in a second terminal: nightlab watch {session}")
 
 
 def _refresh_report(lab: Lab, report: Report) -> None:
@@ -231,16 +231,6 @@ def _track(lab: Lab, export: Export) -> None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
-def _show_end(ledger: Ledger, *, as_json: bool) -> None:
-    """The last lines: best, baseline, noise, what survived, where the report lies."""
-    numbers = summary(ledger.entries)
-    if as_json:
-        print_event("session_ended", **numbers.model_dump(mode="json"))
-        return
-    for line in closing_lines(numbers, ledger.directory):
-        say(line)
-
-
 def _researcher(settings: Settings) -> str:
     """Who proposes candidates; claude must have a key before anything runs."""
     name = settings.researcher.name
@@ -258,7 +248,7 @@ def _require_credentials(name: str, settings: Settings) -> None:
         return
     provider = settings.researcher.provider
     if missing := check_credentials(os.environ, provider=provider):
-        raise UsageError(missing.removesuffix(WITHOUT_A_KEY).strip(), WITHOUT_A_KEY)
+        raise UsageError(missing, WITHOUT_A_KEY)
     if unusable := unusable_credentials(os.environ, provider=provider):
         raise UsageError(unusable, WITHOUT_A_KEY)
     models = (settings.researcher.model, settings.researcher.fallback_model)

@@ -111,10 +111,10 @@ def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Exp
     return Export(tracker, directory or runs / tracker.folder, os.environ)
 
 
-def anchor_of(directory: Path, settings: Settings) -> Anchor | None:
+def anchor_of(ledger: Ledger) -> Anchor | None:
     """Where the settings want the ledger's head written a second time; none for nowhere."""
-    path = anchor_path(settings.record.anchor, directory)
-    return None if path is None else Anchor(path, directory.name)
+    path = anchor_path(ledger.history.in_force.record.anchor, ledger.directory)
+    return None if path is None else Anchor(path, ledger.directory.name)
 
 
 def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:

@@ -23,28 +23,16 @@ READER_IS_GONE = (errno.EPIPE, errno.EIO)
 """What the kernel says of a pipe without a reader, and of a terminal that hung up."""
 
 
-class _Outliving(io.RawIOBase):
+class _Outliving(io.FileIO):
     """A standard descriptor, made to stand for the null device when its reader goes away."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
 
     def write(self, piece: Buffer, /) -> int:
         try:
-            return os.write(self._descriptor, piece)
+            return super().write(piece)
         except OSError as error:
             if error.errno not in READER_IS_GONE:
                 raise
-            _point_at_nothing(self._descriptor)
+            _point_at_nothing(self.fileno())
             return memoryview(piece).nbytes
 
 
@@ -77,7 +65,7 @@ def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is not None:
         stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_Outliving(descriptor)),
+        io.BufferedWriter(_Outliving(descriptor, "w", closefd=False)),
         encoding=stream.encoding if stream else "utf-8",
         errors=stream.errors if stream else "backslashreplace",
         line_buffering=descriptor == 2 or os.isatty(descriptor),

@@ -103,11 +103,10 @@ class Calibration(Record):
     @property
     def rate_share(self) -> float | None:
         """Share of the measured matmul rate that the longest baseline used."""
-        last = next((a for a in reversed(self.at_budgets) if a.flops_per_token), None)
-        if self.rates is None or last is None or last.tokens_per_second is None:
-            return None
-        assert last.flops_per_token is not None
-        return last.flops_per_token * last.tokens_per_second / self.rates.matmul_flops
+        for at in reversed(self.at_budgets):
+            if self.rates and at.flops_per_token and at.tokens_per_second:
+                return at.flops_per_token * at.tokens_per_second / self.rates.matmul_flops
+        return None
 
 
 def proposals(

@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version as distribution_version
@@ -26,7 +26,6 @@ from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
-    Entry,
     ModelCalled,
     SessionResumed,
     SessionStarted,
@@ -239,18 +238,6 @@ def recover(
         advance(lab, history.best.number)
         if not _holds_untried_edits(lab.ledger):
             lab.workspace.restore(lab.stored_files(history.best))
-
-
-def settings_in(entries: Sequence[Entry]) -> Settings:
-    """The settings in force at the end of these entries.
-
-    Raises:
-        UsageError: there are none.
-    """
-    for entry in reversed(entries):
-        if isinstance(entry.event, SessionResumed | SessionStarted):
-            return entry.event.settings
-    raise UsageError("the ledger names no settings", "it is empty; start a new session")
 
 
 def machine() -> dict[str, Any]:

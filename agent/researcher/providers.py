@@ -41,7 +41,7 @@ def check_credentials(
         return None
     return (
         "The claude researcher needs ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN), "
-        f"and neither is set. {WITHOUT_A_KEY}"
+        "and neither is set."
     )
 
 
@@ -60,9 +60,9 @@ def unusable_credentials(
 def _missing_for_cloud(environ: Mapping[str, str], provider: Provider) -> str | None:
     variables, library = CLOUDS[provider]
     if not any(environ.get(variable) for variable in variables):
-        return f"{provider} needs a region: set {variables[0]}. {WITHOUT_A_KEY}"
+        return f"{provider} needs a region: set {variables[0]}."
     if not _is_installed(library):
-        return f"{provider} needs {library}: pip install 'nightlab[{provider}]'. {WITHOUT_A_KEY}"
+        return f"{provider} needs {library}: pip install 'nightlab[{provider}]'."
     return None
 
 

@@ -28,12 +28,10 @@ class MlflowStore:
         self._known: dict[str, dict[str, list[Run]]] = {}
 
     def holds(self, run: TrackedRun) -> bool:
-        """Whether exactly this is there of the attempt, once."""
         found = self._runs(run.group).get(run.key, [])
         return [run.fingerprint] == [stored.data.tags.get(FINGERPRINT) for stored in found]
 
     def put(self, run: TrackedRun, content: Content) -> None:
-        """Write the attempt in place of what was there of it."""
         for stored in self._runs(run.group).pop(run.key, []):
             self._client.delete_run(stored.info.run_id)
         began, ended = int(1000 * run.started_at.timestamp()), int(1000 * run.finished_seconds)

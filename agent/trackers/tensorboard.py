@@ -26,12 +26,10 @@ class TensorBoardFiles:
         self._directory = directory
 
     def holds(self, run: TrackedRun) -> bool:
-        """Whether exactly this is there of the attempt."""
         folder = self._folder(run)
         return folder.is_dir() and [_file_name(run)] == [path.name for path in folder.iterdir()]
 
     def put(self, run: TrackedRun, content: Content) -> None:
-        """Write the attempt in place of what was there of it."""
         folder = self._folder(run)
         whole = folder.parent / f".{folder.name}"
         shutil.rmtree(whole, ignore_errors=True)

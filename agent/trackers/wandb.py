@@ -22,11 +22,9 @@ class WandbFolders:
         self._directory = directory
 
     def holds(self, run: TrackedRun) -> bool:
-        """Whether exactly this is there of the attempt, once."""
         return [_mark(folder, run).exists() for folder in self._folders(run)] == [True]
 
     def put(self, run: TrackedRun, content: Content) -> None:
-        """Write the attempt in place of what was there of it."""
         for folder in self._folders(run):
             shutil.rmtree(folder)
         writing = self._open(run, content)

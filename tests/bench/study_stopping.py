@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.attempt.stopping import Rule, past
-from agent.night.session import settings_in
 from agent.program import load_program
 from agent.record.attempts import Attempt
 from agent.record.chain import read_blob, read_ledger
 from agent.record.curves import unpacked
 from agent.record.events import AttemptFinished, AttemptStarted, EarlyStop, RunFinished
-from agent.record.history import History
+from agent.record.history import History, fold
 from agent.report.summary import noise_of
 from tests.bench.compare import next_step
 from tests.bench.studies import ROOT, interruptible, parser, tell, write_between
@@ -102,7 +101,7 @@ def bring_to_its_end(directory: Path, seed: int, minutes: float | None) -> None:
 def replay(directory: Path, seed: int) -> Replay:
     """Go through a session's attempts with a rule in force."""
     entries = read_ledger(directory)
-    settings = settings_in(entries)
+    settings = fold(entries).in_force
     shipped = load_program(ROOT / "program.md").settings.economy
     settings = settings.model_copy(update={"economy": shipped})
 
