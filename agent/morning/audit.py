@@ -14,10 +14,10 @@ from agent.candidate.merge import Files
 from agent.candidate.workspace import may_be_written
 from agent.morning.blob_checks import BlobChecks
 from agent.morning.derive import Decided, derive, differences, is_same
-from agent.morning.morning_checks import MorningChecks
 from agent.morning.run_checks import RunChecks
 from agent.morning.talk_checks import TalkChecks
 from agent.night.budget import money_is_out, work_is_done
+from agent.record.attempts import TrialKey
 from agent.record.chain import LedgerError, torn_bytes
 from agent.record.events import (
     AttemptFinished,
@@ -41,6 +41,8 @@ from agent.record.events import (
     SmokeFinished,
     SmokeStarted,
     StopReason,
+    VariantMeasured,
+    VariantPlanned,
 )
 from agent.record.history import BOX_LOST, History
 from agent.settings import Settings
@@ -69,12 +71,13 @@ class _Auditor:
     directory: Path
     history: History = field(default_factory=History)
     last_call: int | None = None
+    variants: dict[tuple[int, str], VariantPlanned] = field(default_factory=dict)
+    """What reviews planned so far, by review and name."""
 
     def __post_init__(self) -> None:
         self.blobs = BlobChecks(self.directory)
         self.runs = RunChecks(self.history)
         self.talk = TalkChecks(self.history)
-        self.morning = MorningChecks(self.history)
 
     def check(self, entry: Entry) -> Iterator[str]:
         """What is wrong with one event."""
@@ -88,13 +91,17 @@ class _Auditor:
             not history.attempt(event.attempt).open
         ):
             yield "an attempt is closed for the second time"
-        if isinstance(event, ModelCalled):
-            self.last_call = entry.seq
+        match event:
+            case ModelCalled():
+                self.last_call = entry.seq
+            case ReviewStarted():
+                self.runs.seeds |= frozenset(event.seeds)
+            case VariantPlanned():
+                self.variants[event.review, event.variant] = event
+            case _:
+                pass
         yield from self._check(event)
         yield from self.talk.check(event)
-        yield from self.morning.check(event)
-        if isinstance(event, ReviewStarted):
-            self.runs.seeds |= frozenset(event.seeds)
         if isinstance(event, Decided):
             yield from self._decided(event)
         self.history.apply(entry)
@@ -130,7 +137,10 @@ class _Auditor:
                 )
             case ModelAsked():
                 yield from self._money(event)
+            case VariantMeasured():
+                yield from self._variant(event)
             case HumanDecided():
+                yield from self._decision(event)
                 yield from self._patch(event)
             case _:
                 pass
@@ -234,6 +244,25 @@ class _Auditor:
         smokes = self.history.smokes
         if smokes and smokes[-1].finished is None:
             self.runs.forget_open()
+
+    def _variant(self, event: VariantMeasured) -> Iterator[str]:
+        planned = self.variants.get((event.review, event.variant))
+        if planned is None:
+            yield f"variant {event.variant} was never planned"
+            return
+        purpose = f"review-{event.review} {event.variant}"
+        trial = self.history.trial(TrialKey(purpose, planned.attempt, event.seed))
+        if (event.value, event.holdout) != (trial.value("val"), trial.value("holdout")):
+            yield f"its scores are not those of the runs of {event.variant}"
+
+    def _decision(self, event: HumanDecided) -> Iterator[str]:
+        best = self.history.best
+        if best is None or best.number != event.attempt:
+            yield f"it is about attempt {event.attempt}, which was not the best"
+            return
+        due = [v.files for (_, name), v in self.variants.items() if name == event.variant]
+        if event.files not in (due if event.variant != "best" else [best.started.files]):
+            yield f"its files are not those of {event.variant}"
 
     def _patch(self, event: HumanDecided) -> Iterator[str]:
         """The patch of an approval is what changed since the session began."""

@@ -22,6 +22,7 @@ from agent.attempt.decide import (
 )
 from agent.attempt.disturbance import decided, idle_cores, usual_of
 from agent.attempt.lab import budget_of
+from agent.morning.replay import replayed
 from agent.record.attempts import TrialKey
 from agent.record.curves import mfu_of, unpacked
 from agent.record.events import (
@@ -29,6 +30,7 @@ from agent.record.events import (
     Disturbance,
     DriftChecked,
     Event,
+    ReplayFinished,
     RunFinished,
     Scored,
     SmokeFinished,
@@ -37,7 +39,7 @@ from agent.record.history import BOX_LOST, History
 from agent.record.logs import excerpt, unpacked_log
 from sandbox.contract.record import Record
 
-Decided = RunFinished | Scored | SmokeFinished | AttemptFinished | DriftChecked
+Decided = RunFinished | Scored | SmokeFinished | AttemptFinished | DriftChecked | ReplayFinished
 
 
 def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
@@ -70,6 +72,8 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
             if not history.repeats:
                 raise ValueError("the machine was checked before noise was known")
             return drift_checked(history, event.seed, event.problem)
+        case ReplayFinished():
+            return replayed(history, event.attempt, get_blob)
         case _:
             return None
 

@@ -5,16 +5,17 @@ and settings are those on record. See docs/decisions/0005.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.decide import Failure, GetBlob, outcome_of
 from agent.attempt.judge import judge
 from agent.attempt.lab import Lab, Trial, fresh_directory
 from agent.attempt.trial import run_trial
-from agent.record.attempts import Attempt
+from agent.record.attempts import Attempt, TrialKey
 from agent.record.events import ReplayedSeed, ReplayFinished
+from agent.record.history import History
 from agent.record.repeats import FIVE_DIGITS
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
@@ -22,6 +23,7 @@ from sandbox.contract.errors import UsageError
 Say = Callable[[str], None]
 
 SCRATCH = "review"
+MEASURED = "measured"
 NOT_COMPARABLE = {
     "stopped_early": "the night ended its training early, and a replay trains to the end",
     "disturbed": "what others did to the machine decided, not the files",
@@ -37,21 +39,56 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
         SandboxError: nightlab or the engine failed.
     """
     attempt = _trained(lab, number)
-    seeds = list(dict.fromkeys(run.seed for run in attempt.trainings))
-    today: dict[int, float] = {}
-    failure: Failure | None = None
     with recorded_bench(lab) as bench:
-        for seed in seeds:
-            trial = bench.trial(f"replay-{number}", number, seed, lab.stored_files(attempt))
+        for key in _keys(attempt):
+            trial = bench.trial(key.purpose, number, key.seed, lab.stored_files(attempt))
             outcome = measure_separately(bench, trial)
-            say(f"attempt {number}, seed {seed}: {describe(outcome)}")
+            say(f"attempt {number}, seed {key.seed}: {describe(outcome)}")
             if isinstance(outcome, Failure):
-                failure = outcome  # the other seeds would fail alike, at the price of a training
-                break
-            today[seed] = outcome
-    finished = _compare(lab, attempt, seeds, today, failure)
+                break  # the other seeds would fail alike, at the price of a training
+    finished = replayed(lab.history, number, lab.ledger.get_blob)
     lab.ledger.append(finished)
     return finished
+
+
+def replayed(history: History, number: int, get_blob: GetBlob) -> ReplayFinished:
+    """How an attempt's scores compare with those of its replay, whose runs are on record.
+
+    Raises:
+        LedgerError: a blob that decides is lost.
+        ValueError: the replay is not on record, or there is nothing to compare it with.
+    """
+    attempt = history.attempt(number)
+    if attempt.finished is None:
+        raise ValueError("it replays an attempt without a verdict")
+    was = attempt.finished.reason if attempt.finished.value is None else MEASURED
+    now, recorded, keys = MEASURED, attempt.values(), _keys(attempt)
+    today: dict[int, float] = {}
+    for key in keys:
+        outcome = outcome_of(history, key, get_blob)
+        if outcome is None:
+            raise ValueError(f"seed {key.seed} was not run again")
+        if isinstance(outcome, Failure):
+            now = outcome.reason
+            break
+        today[key.seed] = outcome
+    pairs = [(today[seed], recorded[seed]) for seed in today if seed in recorded]
+    agrees, explanation = _agreement(history, was, now, pairs)
+    noise = history.repeats.noise()
+    return ReplayFinished(
+        attempt=number,
+        recorded_outcome=was,
+        outcome=now,
+        scores=tuple(
+            ReplayedSeed(seed=k.seed, recorded=recorded.get(k.seed), today=today.get(k.seed))
+            for k in keys
+        ),
+        noise=noise.sigma if noise else None,
+        largest_difference=max((abs(one - other) for one, other in pairs), default=None),
+        agrees=agrees,
+        explanation=explanation,
+        is_comparable=not {was, now} & NOT_COMPARABLE.keys(),
+    )
 
 
 @contextmanager
@@ -106,58 +143,37 @@ def _trained(lab: Lab, number: int) -> Attempt:
     return attempt
 
 
-def _compare(
-    lab: Lab, attempt: Attempt, seeds: list[int], today: dict[int, float], failure: Failure | None
-) -> ReplayFinished:
-    recorded, noise = attempt.values(), lab.history.repeats.noise()
-    assert attempt.finished is not None
-    was = attempt.finished.reason if attempt.finished.value is None else "measured"
-    now = "measured" if failure is None else failure.reason
-    differences = [abs(today[seed] - recorded[seed]) for seed in today if seed in recorded]
-    largest = max(differences, default=None)
-    unlike = next((NOT_COMPARABLE[end] for end in (was, now) if end in NOT_COMPARABLE), None)
-    if unlike is not None:
-        agrees, explanation = False, f"recorded: {was}; today: {now}; {unlike}"
-    elif was != now:
-        agrees, explanation = False, f"recorded: {was}; today: {now}"
-    elif largest is None:
-        agrees, explanation = True, f"{now} again"
-    else:
-        agrees, explanation = _agreement(lab, recorded, today, largest)
-    return ReplayFinished(
-        attempt=attempt.number,
-        recorded_outcome=was,
-        outcome=now,
-        scores=tuple(
-            ReplayedSeed(seed=seed, recorded=recorded.get(seed), today=today.get(seed))
-            for seed in seeds
-        ),
-        noise=noise.sigma if noise else None,
-        largest_difference=largest,
-        agrees=agrees,
-        explanation=explanation,
-        is_comparable=unlike is None,
-    )
+def _keys(attempt: Attempt) -> list[TrialKey]:
+    """The trials of a replay: one for each seed that the attempt was trained at."""
+    seeds = dict.fromkeys(run.seed for run in attempt.trainings)
+    return [TrialKey(f"replay-{attempt.number}", attempt.number, seed) for seed in seeds]
 
 
 def _agreement(
-    lab: Lab, recorded: dict[int, float], today: dict[int, float], largest: float
+    history: History, was: str, now: str, pairs: Sequence[tuple[float, float]]
 ) -> tuple[bool, str]:
     """Equal to five digits; with a wall budget a difference within noise is agreement too."""
+    for end in (was, now):
+        if end in NOT_COMPARABLE:
+            return False, f"recorded: {was}; today: {now}; {NOT_COMPARABLE[end]}"
+    if was != now:
+        return False, f"recorded: {was}; today: {now}"
+    if not pairs:
+        return True, f"{now} again"
+    largest = max(abs(one - other) for one, other in pairs)
     if largest < FIVE_DIGITS:
         return True, "the same score to five digits"
-    if lab.settings.budget.kind == "tokens":
+    settings, noise = history.in_force, history.repeats.noise()
+    if settings.budget.kind == "tokens":
         return False, f"scores differ by up to {largest:.6f}; with a token budget they should not"
-    noise = lab.history.repeats.noise()
     if noise is None:
         return False, f"scores differ by up to {largest:.6f}, and noise is not known"
-    seeds = [seed for seed in today if seed in recorded]
     numbers = judge(
-        [today[seed] for seed in seeds],
-        [recorded[seed] for seed in seeds],
+        [today for today, _ in pairs],
+        [recorded for _, recorded in pairs],
         noise,
-        direction=lab.settings.goal.direction,
-        confidence=lab.settings.noise.confidence,
+        direction=settings.goal.direction,
+        confidence=settings.noise.confidence,
         max_repeats=1,
     ).arithmetic
     in_noise = f" ({abs(numbers.gain) / numbers.noise:.1f} x noise)" if numbers.noise else ""

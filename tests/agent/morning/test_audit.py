@@ -376,19 +376,19 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "a replay that agrees": (
         lambda ls: only(ls, "replay_finished")["scores"][0].update(today=0.1),
-        "is not that of its runs",
+        "its scores is not what the record comes to",
     ),
     "a replay of another score": (
         lambda ls: only(ls, "replay_finished")["scores"][0].update(recorded=0.1),
-        "is not the one on record",
+        "its scores is not what the record comes to",
     ),
     "a replay that came closer": (
         lambda ls: only(ls, "replay_finished").update(largest_difference=0.5),
-        "its largest difference is not that of its scores",
+        "its largest_difference is not what the record comes to: 0.5, not",
     ),
     "a replay that agrees in another way": (
         lambda ls: only(ls, "replay_finished").update(agrees=True, outcome="failed"),
-        "it agrees, and measured is not failed",
+        "its outcome is not what the record comes to: failed, not measured",
     ),
     "an approval of other files": (
         lambda ls: only(ls, "human_decided").update(
