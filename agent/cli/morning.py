@@ -31,7 +31,7 @@ from agent.machine.runtime import recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit as find_differences
 from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_inside, result_diff
 from agent.morning.listing import asked_for, check_hash, sentence, table
 from agent.morning.replay import replay as run_again
@@ -41,7 +41,7 @@ from agent.record.chain import read_blob, read_ledger
 from agent.record.history import History, fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
-from agent.report.report import write_report
+from agent.report.report import REPORT_NAME, write_report
 from agent.report.summary import summary
 from agent.text import for_terminal
 from sandbox.contract.errors import UsageError
@@ -74,11 +74,11 @@ def report(
     directory = session_directory(runs, session)
     tracking = exporter(track, track_dir, runs)
     entries = read_ledger(directory)
-    paths = write_report(directory, entries, lambda sha: read_blob(directory, sha))
+    write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
         print_line(summary(entries).model_dump_json())
     else:
-        out.print(f"report: {paths.html}", soft_wrap=True)
+        out.print(f"report: {directory / REPORT_NAME}", soft_wrap=True)
     if tracking is not None and (problem := tracking(directory)):
         text = f"error: {tracking.tracker.value} was not brought up to date: {problem}"
         warn(text, "red")
@@ -113,7 +113,7 @@ def audit(
     check_hash(head)
     place = anchor or _anchor_on_record(directory, history)
     heads = compare_heads(directory, entries, noted=head, anchor=place)
-    found = whole_audit(directory, entries, heads.differences)
+    found = find_differences(directory, entries, heads.differences)
     rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
     for row in rows if chosen else ():
         print_line(row)

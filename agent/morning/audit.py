@@ -276,31 +276,19 @@ class _Auditor:
             yield from self.blobs.shown(as_patch, event.patch, session.files, event.files)
 
 
-def audit(directory: Path, entries: Sequence[Entry]) -> list[Difference]:
-    """Every place where a verified ledger contradicts itself, its blobs or the prices.
+def audit(directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()) -> list[Difference]:
+    """Every place where a verified ledger contradicts itself, its blobs, the prices or others.
 
     Args:
         directory: of the session.
         entries: as `read_ledger` returned them, so the chain is verified.
+        heard: what others say, see `anchor.HeadCheck.differences`.
     """
     auditor = _Auditor(directory)
     found = [
         Difference(seq=entry.seq, what=what) for entry in entries for what in auditor.check(entry)
     ]
-    return [*found, *auditor.at_the_end()]
-
-
-def whole_audit(
-    directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()
-) -> list[Difference]:
-    """What `audit` finds, what is torn off the end, and what others say.
-
-    Args:
-        directory: of the session.
-        entries: as `read_ledger` returned them.
-        heard: see `anchor.HeadCheck.differences`.
-    """
-    found = audit(directory, entries)
+    found += auditor.at_the_end()
     if not entries:
         found.append(Difference(seq=None, what="the ledger is empty"))
     if torn := torn_bytes(directory):

@@ -134,6 +134,10 @@ class Arithmetic(Record):
     confidence_of_a_look: float
     """How sure each single look must be, so that all of them are as sure as configured."""
 
+    @property
+    def gain_in_noise(self) -> float | None:
+        return self.gain / self.noise if self.noise else None
+
 
 class EarlyStop(Record):
     """Why a training was ended before its time, from what it said of its loss."""

@@ -94,7 +94,7 @@ def _cells(change: ChangeEffect) -> tuple[str | Text, ...]:
         f"#{change.attempt}",
         "" if change.gain_then is None else f"{change.gain_then:+.4f}",
         today,
-        f"{numbers.gain / numbers.noise:+.1f}" if numbers and numbers.noise else "",
+        f"{numbers.gain_in_noise:+.1f}" if numbers and numbers.gain_in_noise is not None else "",
         Text(MEANING[change.effect] + mark, style=STYLES[change.effect]),
         Text(one_line(change.hypothesis, HYPOTHESIS_CHARACTERS)),
     )

@@ -13,14 +13,8 @@ from typing import Literal
 
 from agent.night.waiting import is_asked_to_pause
 from agent.record.attempts import Attempt
-from agent.record.curves import Curve, CurveCollector, packed, unpacked
-from agent.record.events import (
-    DRIFT,
-    AttemptStarted,
-    Entry,
-    RunFinished,
-    RunStarted,
-)
+from agent.record.curves import CurveCollector, packed, unpacked
+from agent.record.events import DRIFT, AttemptStarted, Entry, RunFinished, RunStarted
 from agent.record.files import replace_file
 from agent.record.history import History
 from agent.record.ledger import LOCK_NAME
@@ -80,13 +74,6 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
     return Activity(state="working", text="Between two attempts: the researcher is at work.")
 
 
-def write_note(directory: Path, box: Box, seed: int, curve: Curve) -> None:
-    """Note how far the present run is. A disk that refuses costs the note, not the night."""
-    note = {"box": box, "seed": seed, "curve": json.loads(packed(curve))}
-    with suppress(OSError):
-        replace_file(directory / NOTE_NAME, json.dumps(note).encode())
-
-
 class RunNotes:
     """Notes every few seconds how far the present run is; one that is over leaves no note."""
 
@@ -105,7 +92,6 @@ class RunNotes:
         return curve[-1]["seconds"] if curve else None
 
     def begin(self, box: Box, seed: int) -> None:
-        """A run has begun."""
         self._box, self._seed = box, seed
         self._progress = CurveCollector(lambda _piece: None)
         self._write()
@@ -117,12 +103,14 @@ class RunNotes:
             self._write()
 
     def end(self) -> None:
-        """The run is over: from here on the ledger has it."""
         with suppress(OSError):
             (self._directory / NOTE_NAME).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        write_note(self._directory, self._box, self._seed, self._progress.curve())
+        curve = json.loads(packed(self._progress.curve()))
+        note = {"box": self._box, "seed": self._seed, "curve": curve}
+        with suppress(OSError):  # a disk that refuses costs the note, not the night
+            replace_file(self._directory / NOTE_NAME, json.dumps(note).encode())
         self._noted_at = self._clock()
 
 

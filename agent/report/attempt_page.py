@@ -59,9 +59,7 @@ def attempt_page(
         value=value_of(attempt),
         is_self_reported=is_self_reported(attempt),
         gain=arithmetic.gain if arithmetic else None,
-        gain_in_noise=arithmetic.gain / arithmetic.noise
-        if arithmetic and arithmetic.noise
-        else None,
+        gain_in_noise=arithmetic.gain_in_noise if arithmetic else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
         chain=_diff_lines(attempt, get_blob, chain_bytes) if attempt.kept else [],

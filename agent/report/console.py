@@ -12,10 +12,17 @@ from rich.text import Text
 from agent.attempt.disturbance import reasons
 from agent.night.budget import seconds_left
 from agent.record.attempts import Attempt
-from agent.record.events import AttemptKind, Disturbance, DriftChecked, StopReason, Verdict
-from agent.record.history import History, gain
+from agent.record.events import (
+    Arithmetic,
+    AttemptKind,
+    Disturbance,
+    DriftChecked,
+    StopReason,
+    Verdict,
+)
+from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
-from agent.report.summary import Summary
+from agent.report.summary import Summary, noise_of, result_lines
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.run import Box, RunResult
@@ -50,7 +57,6 @@ class NightConsole:
         self._title = ""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
-        """Name the attempt in the bar."""
         self._title = "baseline" if kind == "baseline" else f"#{number}"
 
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
@@ -89,18 +95,15 @@ class NightConsole:
             self._print(f"      disturbed: {why}; see [disturbance] in program.md", "yellow")
 
     def attempt_finished(self, attempt: Attempt) -> None:
-        """Print the attempt's line."""
         assert attempt.finished is not None
         line = attempt_line(attempt, self._history(), self._settings)
         self._print(line, STYLES[attempt.finished.verdict])
 
     def drift_checked(self, found: DriftChecked) -> None:
-        """Say whether the machine is as it was."""
         style = "bold yellow" if found.changed else "dim"
         self._print(f"      {one_line(found.explanation, 300)}", style)
 
     def waiting(self, words: str) -> None:
-        """Say what it waits for, or that it came."""
         self._print(f"      {one_line(words, 300)}", "yellow")
 
     def close(self) -> None:
@@ -131,27 +134,23 @@ class NightConsole:
 
 
 class JsonConsole:
-    """One JSON object a line, for scripts."""
+    """One JSON object a line, for scripts; logs are left to the ledger."""
 
     def __init__(self, notes: RunNotes, write: Callable[[str], None]) -> None:
         self._notes = notes
         self._write = write
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
-        """Say which attempt began."""
         self._say("attempt_started", attempt=number, kind=kind, hypothesis=hypothesis)
 
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
-        """Say which run began."""
         self._notes.begin(box, seed)
         self._say("run_started", box=box, seed=seed, budget_seconds=budget_seconds)
 
     def log(self, piece: bytes) -> None:
-        """Leave logs to the ledger, but for a note."""
         self._notes.log(piece)
 
     def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
-        """Say how the run ended."""
         self._notes.end()
         self._say(
             "run_finished",
@@ -163,22 +162,18 @@ class JsonConsole:
         )
 
     def attempt_finished(self, attempt: Attempt) -> None:
-        """Say what became of the attempt."""
         assert attempt.finished is not None
         finished = attempt.finished.model_dump(mode="json", exclude={"type"})
         source = attempt.scores[-1].source if attempt.scores else None
         self._say("attempt_finished", **finished, source=source, cost_usd=attempt.cost_usd)
 
     def drift_checked(self, found: DriftChecked) -> None:
-        """Say whether the machine is as it was."""
         self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
 
     def waiting(self, words: str) -> None:
-        """Say what it waits for, or that it came."""
         self._say("waiting", words=words)
 
     def close(self) -> None:
-        """Leave no note behind."""
         self._notes.end()
 
     def _say(self, event: str, **fields: Any) -> None:
@@ -192,7 +187,7 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
     if finished.value is None:
         score = f"{'':<8}  {finished.reason:<16}"
     else:
-        score = f"{finished.value:<8.4f}  {_difference(attempt, history, settings):<16}"
+        score = f"{finished.value:<8.4f}  {_difference(finished.arithmetic, history):<16}"
     if settings.goal.is_reported and finished.value is not None:
         score += " self-reported"
     hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
@@ -203,37 +198,18 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
     )
 
 
-def _difference(attempt: Attempt, history: History, settings: Settings) -> str:
-    finished = attempt.finished
-    assert finished is not None
-    if finished.arithmetic is None:
-        noise = history.repeats.noise()
-        return f"noise {noise.sigma:.4f}" if noise else ""
-    better = gain(
-        settings.goal.direction, finished.arithmetic.candidate_mean, finished.arithmetic.best_mean
-    )
-    if finished.arithmetic.noise == 0:
-        return f"{better:+.4f}"
-    return f"{better:+.4f} ({better / finished.arithmetic.noise:+.1f} noise)"
+def _difference(numbers: Arithmetic | None, history: History) -> str:
+    if numbers is None:
+        noise = noise_of(history)
+        return f"noise {noise:.4f}" if noise is not None else ""
+    times = numbers.gain_in_noise
+    return f"{numbers.gain:+.4f}" + ("" if times is None else f" ({times:+.1f} noise)")
 
 
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
-    if numbers.baseline is not None and numbers.noise is not None:
-        lines.append(f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}")
-    if numbers.kept and numbers.best is not None and numbers.gain is not None:
-        in_noise = f" ({numbers.gain_in_noise:.1f} x noise)" if numbers.gain_in_noise else ""
-        lines.append(
-            f"best     {numbers.label} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "
-            f"better by {numbers.gain:.4f}{in_noise}"
-        )
-        if numbers.holdout_gain is not None and numbers.survived is not None:
-            lines.append(
-                f"holdout  better by {numbers.holdout_gain:.4f}: {numbers.survived:.0%} of the gain"
-            )
-    else:
-        lines.append("no attempt was better than the baseline beyond noise")
+    lines += result_lines(numbers)
     if numbers.is_self_reported:
         lines.append("holdout  none: the program printed these scores, and nothing checked them")
     lines.append(

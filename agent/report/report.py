@@ -21,13 +21,7 @@ from agent.record.history import History, direction_of, fold, label_of
 from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import AttemptPage, GetBlob, attempt_page, is_self_reported
-from agent.report.rendering import (
-    MAX_ROWS,
-    MOST_TEXT_BYTES,
-    flat,
-    template,
-    whole_page,
-)
+from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
 from agent.report.summary import noise_of, summary_of
 from agent.report.tables import (
     machine_state,
@@ -38,7 +32,6 @@ from agent.report.tables import (
     time_spent,
 )
 from agent.text import one_line
-from sandbox.contract.record import Record
 
 REPORT_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
@@ -51,35 +44,17 @@ _MAX_REPEATS = 60
 _LEAST_TEXT_BYTES = 1_500
 _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
-_FACTS = {
-    "nightlab": "nightlab_version",
-    "program.md": "program",
-    "seeds": "seeds",
-    "image": "image",
-    "engine": "engine",
-    "machine": "machine",
-    "calibration": "calibration",
-    "data": "data",
-    "settings": "settings",
-    "files": "files",
-    "fixed files": "fixed_files",
-}
-"""The first first: a long list is cut at its end."""
+_FACTS = (
+    *("nightlab_version", "program", "seeds", "image", "engine", "machine", "calibration"),
+    *("data", "settings", "files", "fixed_files"),
+)
+"""What a session's first event says, the most important first: a long list is cut at its end."""
 _PARTS = ("header", "first", "chart", "chain", "tables")
 
 
-class ReportPaths(Record):
-    """Where the report's files lie."""
-
-    html: Path
-    markdown: Path
-    results: Path
-    picture: Path
-
-
-def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> ReportPaths:
-    """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
-    return Report(get_blob).write(directory, fold(entries), entries)
+def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> None:
+    """Write the four files of a session's report; see `Report.write`."""
+    Report(get_blob).write(directory, fold(entries), entries)
 
 
 def results_tsv(history: History) -> str:
@@ -149,22 +124,15 @@ class Report:
         self._is_live = is_live
         self._rendered: dict[int, _Rendered] = {}
 
-    def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> ReportPaths:
+    def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> None:
         """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
-        paths = ReportPaths(
-            html=directory / REPORT_NAME,
-            markdown=directory / MARKDOWN_NAME,
-            results=directory / RESULTS_NAME,
-            picture=directory / PICTURE_NAME,
-        )
         noise = noise_of(history) or 0.0
         png = charts.progress_png(history, direction_of(history), label_of(history), noise)
         # results.tsv comes first: notebooks want it even when a page cannot be rendered.
-        replace_file(paths.results, results_tsv(history).encode())
-        replace_file(paths.html, self.html(history, entries).encode())
-        replace_file(paths.markdown, self.markdown(history, entries).encode())
-        replace_file(paths.picture, png)
-        return paths
+        replace_file(directory / RESULTS_NAME, results_tsv(history).encode())
+        replace_file(directory / REPORT_NAME, self.html(history, entries).encode())
+        replace_file(directory / MARKDOWN_NAME, self.markdown(history, entries).encode())
+        replace_file(directory / PICTURE_NAME, png)
 
     def html(self, history: History, entries: Sequence[Entry]) -> str:
         """The whole report as one HTML text that asks nothing of any network."""
@@ -267,5 +235,5 @@ def _facts(session: SessionStarted) -> list[tuple[str, str]]:
     if calibration := dumped["calibration"]:  # the rest of it stands elsewhere in the facts
         names = ("measured_at", "rates", "at_budgets", "proposals")
         dumped["calibration"] = {name: calibration[name] for name in names if name in calibration}
-    known = {title: dumped[field] for title, field in _FACTS.items() if dumped[field] is not None}
+    known = {name.replace("_", " "): dumped[name] for name in _FACTS if dumped[name] is not None}
     return [(one_line(name, 80), one_line(fact, 200)) for name, fact in flat(known, "")][:120]

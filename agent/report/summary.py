@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import fmean, median
 
+from agent.attempt.disturbance import was_disturbed
 from agent.record.attempts import Attempt
 from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
@@ -13,19 +14,11 @@ from agent.record.events import (
     Entry,
     ModelCalled,
     Noticed,
-    RunFinished,
     Split,
     StopReason,
     Verdict,
 )
-from agent.record.history import (
-    HOLDOUT_MISSING,
-    History,
-    direction_of,
-    fold,
-    gain,
-    metric_of,
-)
+from agent.record.history import HOLDOUT_MISSING, History, direction_of, fold, gain, metric_of
 from agent.settings import Direction
 from agent.text import labelled, one_line
 from sandbox.contract.record import Record
@@ -151,8 +144,8 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         discarded=history.count(Verdict.DISCARDED),
         failed=history.count(Verdict.FAILED),
         invalid=history.count(Verdict.INVALID),
-        interrupted=sum(1 for a in history.attempts if a.interrupted is not None),
-        stopped_early=sum(_is_stopped_early(a) for a in history.completed),
+        interrupted=sum(a.interrupted is not None for a in history.attempts),
+        stopped_early=len(_ended(history, lambda end: end.early_stop is not None)),
         saved_seconds=saved_seconds(history),
         attempts_limit=limits.attempts if limits else None,
         hours=history.time.active_seconds / 3600,
@@ -167,6 +160,22 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
         events=len(entries),
         head=entries[-1].hash if entries else FIRST_PREVIOUS,
     )
+
+
+def result_lines(numbers: Summary) -> Iterator[str]:
+    """Baseline, best and holdout in words, as far as they are known."""
+    if numbers.baseline is not None and numbers.noise is not None:
+        yield f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}"
+    if not numbers.kept or numbers.best is None or numbers.gain is None:
+        yield "no attempt was better than the baseline beyond noise"
+        return
+    in_noise = f" ({numbers.gain_in_noise:.1f} x noise)" if numbers.gain_in_noise else ""
+    yield (
+        f"best     {numbers.label} {numbers.best:.4f} by attempt #{numbers.best_attempt}, "
+        f"better by {numbers.gain:.4f}{in_noise}"
+    )
+    if numbers.holdout_gain is not None and numbers.survived is not None:
+        yield f"holdout  better by {numbers.holdout_gain:.4f}: {numbers.survived:.0%} of the gain"
 
 
 def noise_of(history: History) -> float | None:
@@ -283,10 +292,7 @@ def _about_the_result(history: History) -> Iterator[Attention]:
 
 
 def _about_attempts(history: History) -> Iterator[Attention]:
-    def ended(is_meant: Callable[[AttemptFinished], bool]) -> tuple[int, ...]:
-        return _numbers(history, lambda a: a.finished is not None and is_meant(a.finished))
-
-    if invalid := ended(lambda end: end.verdict is Verdict.INVALID):
+    if invalid := _ended(history, lambda end: end.verdict is Verdict.INVALID):
         text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
         yield Attention(kind="invalid", text=text, attempts=invalid)
     if changed := [check for check in history.drift.checks if check.changed]:
@@ -299,11 +305,11 @@ def _about_attempts(history: History) -> Iterator[Attention]:
         )
         numbers = tuple(check.attempt for check in changed)
         yield Attention(kind="drift", text=one_line(text, 500), attempts=numbers)
-    if disturbed := _numbers(history, lambda a: any(map(_was_disturbed, a.runs))):
-        count = sum(_was_disturbed(run) for a in history.attempts for run in a.runs)
+    if disturbed := _numbers(history, lambda a: any(map(was_disturbed, a.runs))):
+        count = sum(was_disturbed(run) for a in history.attempts for run in a.runs)
         text = f"{_count(count, 'run was', 'runs were')} disturbed by other work, heat or power."
         yield Attention(kind="disturbed", text=text, attempts=disturbed)
-    if unjudged := ended(lambda end: end.reason == "disturbed"):
+    if unjudged := _ended(history, lambda end: end.reason == "disturbed"):
         text = (
             f"{_count(len(unjudged), 'attempt', 'attempts')} could not be judged: the machine was "
             "never quiet meanwhile. Keep it free, or allow more in [disturbance] of program.md."
@@ -327,16 +333,12 @@ def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[A
         yield Attention(kind="unpriced", text=text)
 
 
-def _is_stopped_early(attempt: Attempt) -> bool:
-    return attempt.finished is not None and attempt.finished.early_stop is not None
+def _ended(history: History, is_meant: Callable[[AttemptFinished], bool]) -> tuple[int, ...]:
+    return _numbers(history, lambda a: a.finished is not None and is_meant(a.finished))
 
 
 def _numbers(history: History, is_meant: Callable[[Attempt], bool]) -> tuple[int, ...]:
     return tuple(attempt.number for attempt in history.attempts if is_meant(attempt))
-
-
-def _was_disturbed(run: RunFinished) -> bool:
-    return run.disturbance is not None and run.disturbance.disturbed
 
 
 def _count(number: int, one: str, many: str) -> str:

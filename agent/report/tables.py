@@ -19,7 +19,7 @@ from agent.record.events import (
     Usage,
 )
 from agent.record.history import History
-from agent.report.summary import SplitGain, compare, split_gain, survived_share
+from agent.report.summary import SplitGain, compare, split_gain
 from agent.text import one_line
 from sandbox.contract.gpu import GpuReading, GpuUse
 from sandbox.contract.record import Record
@@ -47,21 +47,10 @@ class ModelSpend(Record):
     unpriced_calls: int
 
 
-class Survival(Record):
-    """What is left of the gain where nothing was chosen."""
-
-    rows: tuple[SplitGain, ...]
-    share: float | None
-    """See `summary.survived_share`."""
-    tries: int
-    """Attempts that were judged: the best of more of them owes more to luck."""
-
-
-def survival(history: History, review: ReviewTable | None) -> Survival | None:
-    """What survived of the gain; none where nothing was kept."""
-    baseline, best = history.baseline, history.best
-    if baseline is None or best is None or best is baseline:
-        return None
+def survival(history: History, review: ReviewTable | None) -> list[SplitGain]:
+    """What is left of the gain where nothing was chosen; nothing where nothing was kept."""
+    if history.best is None or history.best is history.baseline:
+        return []
     names: dict[Split, str] = {
         "val": "val, which decided",
         "holdout": "holdout, which decided nothing",
@@ -70,8 +59,7 @@ def survival(history: History, review: ReviewTable | None) -> Survival | None:
     if review is not None:
         values = (review.baseline_values, review.best_values)
         found.append(compare(history, "val at fresh seeds, in review", *values))
-    rows = tuple(row for row in found if row is not None)
-    return Survival(rows=rows, share=survived_share(history), tries=len(history.completed))
+    return [row for row in found if row is not None]
 
 
 def repeats(history: History) -> list[Repeat]:
@@ -118,8 +106,26 @@ def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
     for entry in entries:
         if isinstance(entry.event, ModelCalled):
             calls[entry.event.model].append(entry.event)
-    spends = [_spend(model, group) for model, group in calls.items()]
+    spends = [
+        ModelSpend(
+            model=one_line(model, 60),
+            calls=len(group),
+            usage=Usage(
+                **{
+                    name: sum(getattr(call.usage, name) for call in group)
+                    for name in Usage.model_fields
+                }
+            ),
+            usd=sum(call.cost_usd or 0.0 for call in group),
+            unpriced_calls=sum(call.cost_usd is None for call in group),
+        )
+        for model, group in calls.items()
+    ]
     return [s for s in spends if any(dict(s.usage).values()) or s.usd or s.unpriced_calls]
+
+
+def _total(usages: Sequence[Usage]) -> Usage:
+    return Usage(**{name: sum(getattr(u, name) for u in usages) for name in Usage.model_fields})
 
 
 def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:
@@ -231,15 +237,3 @@ def _drift(checks: Sequence[DriftChecked]) -> list[tuple[str, str]]:
 
 def _range(numbers: Sequence[float], unit: str) -> str:
     return f"{min(numbers):.4g} to {max(numbers):.4g}{unit}"
-
-
-def _spend(model: str, calls: Sequence[ModelCalled]) -> ModelSpend:
-    return ModelSpend(
-        model=one_line(model, 60),
-        calls=len(calls),
-        usage=Usage(
-            **{field: sum(getattr(c.usage, field) for c in calls) for field in Usage.model_fields}
-        ),
-        usd=sum(call.cost_usd or 0.0 for call in calls),
-        unpriced_calls=sum(call.cost_usd is None for call in calls),
-    )

@@ -18,7 +18,7 @@ from agent.record.history import History
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
 from agent.report.console import STYLES
-from agent.report.summary import Summary, summary_of, value_of
+from agent.report.summary import Summary, result_lines, summary_of, value_of
 from agent.settings import Direction
 from agent.text import one_line
 
@@ -115,24 +115,11 @@ def _problem(ledger: Follower) -> Iterator[Text]:
 
 
 def _result(numbers: Summary) -> Iterator[Text]:
-    metric = one_line(numbers.label, 46)
-    if numbers.best is None or numbers.baseline is None:
+    if numbers.best is None:
         yield Text("The baseline is still being measured.", style="dim")
         return
-    line = Text(f"best {metric} ")
-    line.append(f"{numbers.best:.4f}", style="bold")
-    if numbers.kept and numbers.gain is not None:
-        line.append(f", {numbers.gain:.4f} better", style="green")
-        if numbers.gain_in_noise is not None:
-            line.append(f" ({numbers.gain_in_noise:.1f} x noise)", style="green")
-    line.append(f", baseline {numbers.baseline:.4f}", style="dim")
-    if numbers.noise is not None:
-        line.append(f" ±{numbers.noise:.4f}", style="dim")
-    yield line
-    if numbers.survived is not None and numbers.holdout_gain is not None:
-        yield Text(
-            f"holdout  better by {numbers.holdout_gain:.4f}: {numbers.survived:.0%} of the gain"
-        )
+    for line in result_lines(numbers):
+        yield Text(one_line(line, 200), style="bold" if line.startswith("best") else "dim")
 
 
 def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:

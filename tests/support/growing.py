@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from agent.record.events import Event, RunStarted
 from agent.record.ledger import Ledger
+from agent.report.activity import SECONDS_BETWEEN_NOTES, RunNotes
 from tests.support import histories
 
 
@@ -33,6 +35,12 @@ class Session:
     def add(self, *events: Event) -> None:
         for event in events:
             self.ledger.append(event)
+
+    def note(self, seed: int) -> None:
+        """Leave the note of a training that has printed twenty lines."""
+        notes = RunNotes(self.directory, itertools.count(0.0, SECONDS_BETWEEN_NOTES).__next__)
+        notes.begin("train", seed)
+        notes.log(histories.progress_log(1, 20).encode())
 
     def _judged(self) -> int:
         return sum(not attempt.open for attempt in self.ledger.history.attempts)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit
 from agent.morning.export import Git, Person, approve
 from agent.morning.replay import replay
 from agent.morning.review import review
@@ -86,7 +86,7 @@ def resumed(lines: Lines, section: str, **changes: Any) -> None:
 
 def found(directory: Path) -> list[str]:
     """What the audit says."""
-    return [difference.what for difference in whole_audit(directory, read_ledger(directory))]
+    return [difference.what for difference in audit(directory, read_ledger(directory))]
 
 
 @contextmanager

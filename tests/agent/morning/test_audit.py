@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from agent.cli.app import app
 from agent.morning.anchor import compare_heads
-from agent.morning.audit import audit, whole_audit
+from agent.morning.audit import audit
 from agent.morning.blob_checks import BLOB_FIELDS, BLOB_TABLES, named_blobs
 from agent.morning.listing import asked_for, facts, table
 from agent.record.chain import LEDGER_NAME, LedgerError, read_ledger
@@ -587,7 +587,7 @@ def is_noticed(directory: Path, head: str) -> bool:
     except LedgerError:
         return True
     heard = compare_heads(directory, entries, noted=head, anchor=None)
-    return bool(whole_audit(directory, entries, heard.differences))
+    return bool(audit(directory, entries, heard.differences))
 
 
 @given(st.data())

@@ -13,7 +13,7 @@ import pytest
 
 from agent.candidate.diffs import unified_diff
 from agent.machine.runtime import find_runtime
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit
 from agent.night.session import recover
 from agent.night.waiting import ask_to_continue, ask_to_pause
 from agent.record.chain import LedgerError, read_blob, read_ledger, request_sha
@@ -240,7 +240,7 @@ def test_the_containers_settings_are_a_blob_and_the_evidence_stays_in_the_line(
         container = json.loads(read_blob(place.directory, run.container))
         memory_bytes = container["asked"]["HostConfig"]["Memory"]
         assert (run.result.limits.memory_bytes, {"seen": 1}) == (memory_bytes, run.result.evidence)
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_each_run_names_its_box_its_seed_and_its_limits(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit
 from agent.record.chain import read_blob, read_ledger
 from agent.record.events import (
     AttemptFinished,
@@ -29,7 +29,7 @@ from agent.record.events import (
     StopReason,
 )
 from agent.record.history import History, fold
-from agent.report.report import write_report
+from agent.report.report import MARKDOWN_NAME, REPORT_NAME, write_report
 from agent.report.summary import summary
 from agent.report.tables import spend_by_model
 from tests.support.messages_server import (
@@ -209,15 +209,17 @@ def test_the_report_counts_what_the_service_counted(past: Past, tmp_path: Path) 
     for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens"):
         assert [getattr(bill, name) for bill in bills] == [getattr(c.usage, name) for c in calls]
     (row,) = spend_by_model(past.entries)
-    paths = write_report(
-        past.place.directory, past.entries, lambda sha: read_blob(past.place.directory, sha)
-    )
+    directory = past.place.directory
+    write_report(directory, past.entries, lambda sha: read_blob(directory, sha))
     read, cached = row.usage.input_tokens, row.usage.cache_read_tokens
-    assert f"tokens read anew {read:,}, from cache {cached:,}, " in paths.markdown.read_text()
+    assert (
+        f"tokens read anew {read:,}, from cache {cached:,}, "
+        in (directory / MARKDOWN_NAME).read_text()
+    )
 
 
 def test_the_audit_of_the_whole_night_finds_nothing(past: Past) -> None:
-    assert [] == whole_audit(past.place.directory, past.entries)
+    assert [] == audit(past.place.directory, past.entries)
 
 
 def test_the_money_limit_holds(past: Past) -> None:
@@ -241,10 +243,9 @@ def test_the_cache_never_stopped_hitting(past: Past) -> None:
 
 
 def test_the_report_tells_what_the_night_cost(past: Past, tmp_path: Path) -> None:
-    paths = write_report(
-        past.place.directory, past.entries, lambda sha: read_blob(past.place.directory, sha)
-    )
-    assert f"{past.history.spend.usd:.2f}" in paths.html.read_text()
+    directory = past.place.directory
+    write_report(directory, past.entries, lambda sha: read_blob(directory, sha))
+    assert f"{past.history.spend.usd:.2f}" in (directory / REPORT_NAME).read_text()
 
 
 def input_tokens_per_attempt(entries: list[Entry]) -> list[int]:

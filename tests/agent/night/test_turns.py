@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.app import app
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit
 from agent.night.assemble import check_models, open_models
 from agent.night.session import recover
 from agent.night.waiting import (
@@ -159,7 +159,7 @@ def test_a_session_goes_on_with_another_researcher(tmp_path: Path) -> None:
     assert {"tpe"} == {attempt.started.researcher for attempt in scene.history.completed}
     entries = read_ledger(place.directory)
     assert "tpe" == summary(entries).researcher
-    assert [] == whole_audit(place.directory, entries)
+    assert [] == audit(place.directory, entries)
     for attempt in scene.history.completed:
         tried = read_blob(place.directory, attempt.started.files["train.py"])
         assert b"# untried" not in tried
@@ -178,7 +178,7 @@ def test_a_sampler_s_session_goes_on_with_the_model_that_the_person_names(tmp_pa
     assert server.requests
     first, second = (attempt.started.researcher for attempt in scene.history.completed)
     assert "tpe" == first != second
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_a_sampler_that_stands_in_starts_from_the_best_and_not_from_untried_edits(

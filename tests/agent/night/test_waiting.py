@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.attempt.lab import SessionOver
-from agent.morning.audit import whole_audit
+from agent.morning.audit import audit
 from agent.morning.review import review
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop, is_paused
 from agent.record.chain import read_ledger
@@ -69,7 +69,7 @@ def test_an_engine_that_is_away_for_hours_is_waited_for(tmp_path: Path, run: int
     history = place.history
     assert 1 == sum(attempt.interrupted is not None for attempt in history.attempts)
     assert 4 == len(history.completed)
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_a_stop_is_heeded_while_the_engine_is_away(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_a_holdout_that_cannot_be_scored_does_not_change_the_ending(tmp_path: Pa
     assert StopReason.STOPPED is place.play().reason
     assert place.history.best is not place.history.baseline
     assert ["engine_away", *["holdout_missing"] * TRIES] == notices(place)
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
     place.boxes.outage = place.sleep = None
     assert StopReason.ATTEMPTS is work(place.resume(), place.program).reason
     assert place.history.best is not None
     assert place.history.best.values("holdout")
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 @pytest.mark.parametrize("fault", [SandboxError("the engine refused"), BoxLost("gone")])
@@ -156,12 +156,12 @@ def test_a_holdout_that_fails_is_tried_again_and_the_record_holds(
     place.boxes.fault = on_holdout
     assert StopReason.ATTEMPTS is place.play().reason
     assert ["holdout_missing"] * tries == notices(place)
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
     assert StopReason.ATTEMPTS is work(place.resume(), place.program).reason
     entries = read_ledger(place.directory)
     assert fold(entries).best is not None
     assert [] == [a for a in summary(entries).attention if a.kind == "holdout_missing"]
-    assert [] == whole_audit(place.directory, entries)
+    assert [] == audit(place.directory, entries)
 
 
 def test_a_look_at_the_machine_heeds_a_stop(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_candidate_whose_box_is_lost_each_time_fails_and_the_night_goes_on(
     failed = [a for a in place.history.completed if a.finished and a.finished.reason == "box_lost"]
     assert [Verdict.FAILED] == [a.finished.verdict for a in failed if a.finished]
     assert TRIES - 1 == sum(a.interrupted is not None for a in place.history.attempts)
-    assert [] == whole_audit(place.directory, read_ledger(place.directory))
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_a_candidate_is_not_blamed_unless_its_box_was_lost_each_time(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from pathlib import Path
 import pytest
 
 from agent.record.chain import LEDGER_NAME, Follower
-from agent.record.curves import curve_of
 from agent.record.events import SessionEnded, SessionResumed, StopReason
-from agent.report.activity import NOTE_NAME, Activity, RunNotes, activity, write_note
+from agent.report.activity import NOTE_NAME, Activity, RunNotes, activity
 from agent.report.console import JsonConsole
 from agent.report.live import LiveReport, WatchServer
 from tests.support import histories
@@ -326,7 +325,7 @@ def test_the_running_training_is_shown_with_its_curve_so_far(
     session.go_on(2)
     session.begin_attempt()
     session.add(begun_training(2, seed=7))
-    write_note(session.directory, "train", 7, curve_of(histories.progress_log(1, 20)))
+    session.note(seed=7)
     assert now_at(live).startswith("Training attempt #2 since ")
     assert "seed 7" in now_at(live)
     assert "training loss, as the program reported it" in now_at(live)
@@ -347,7 +346,7 @@ def test_a_note_about_another_run_is_not_shown(session: Session) -> None:
     session.go_on(2)
     session.begin_attempt()
     session.add(begun_training(2, seed=7))
-    write_note(session.directory, "train", 8, curve_of(histories.progress_log(1, 20)))
+    session.note(seed=8)
     assert () == present(session).curve
 
 

@@ -38,7 +38,16 @@ from agent.record.ledger import Ledger
 from agent.report import charts
 from agent.report import tables as findings
 from agent.report.console import closing_lines
-from agent.report.report import Report, candidate_id, results_tsv, write_report
+from agent.report.report import (
+    MARKDOWN_NAME,
+    PICTURE_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    Report,
+    candidate_id,
+    results_tsv,
+    write_report,
+)
 from agent.report.summary import Summary, summary, value_of
 from agent.text import one_line
 from sandbox.contract.run import Log, Outcome
@@ -90,6 +99,10 @@ def page() -> Page:
 @pytest.fixture(scope="module")
 def hostile_page() -> Page:
     return Page(render_html(HOSTILE.entries, HOSTILE.get_blob))
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def kinds(numbers: Summary) -> dict[str, tuple[int, ...]]:
@@ -173,9 +186,8 @@ def test_one_share_survived_and_the_winners_luck_is_no_part_of_it() -> None:
     for number, value in ((0, 2.5), (1, 2.44)):
         made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
     numbers, survival = summary(made.entries), findings.survival(made.history, None)
-    assert survival is not None
-    assert 0.06 / 0.2 == pytest.approx(survival.share)
-    assert survival.share == numbers.survived
+    assert 0.06 / 0.2 == pytest.approx(numbers.survived)
+    assert [0.2, 0.06] == pytest.approx([row.gain for row in survival])
     assert numbers.gain == pytest.approx(0.3)
     texts = [item.text for item in numbers.attention]
     assert "Only 30% of the gain came back on the holdout." in texts
@@ -384,8 +396,8 @@ def young_sessions() -> dict[str, histories.Night]:
 )
 def test_a_young_session_has_a_report(tmp_path: Path, name: str, says: str) -> None:
     made = young_sessions()[name]
-    paths = write_report(tmp_path, made.entries, made.get_blob)
-    assert says in paths.html.read_text(encoding="utf-8")
+    write_report(tmp_path, made.entries, made.get_blob)
+    assert says in read(tmp_path / REPORT_NAME)
 
 
 def test_a_session_whose_baseline_failed_has_a_report(tmp_path: Path) -> None:
@@ -396,25 +408,27 @@ def test_a_session_whose_baseline_failed_has_a_report(tmp_path: Path) -> None:
     made.add(histories.run_finished(0, 1, result, put_blob=made.put_blob))
     made.add(finished(0, Verdict.FAILED, None))
     made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation="It timed out."))
-    paths = write_report(tmp_path, made.entries, made.get_blob)
-    assert "It ended early (baseline_failed)" in paths.html.read_text(encoding="utf-8")
-    assert paths.results.read_text(encoding="utf-8").splitlines()[1].split("\t")[3] == "crash"
+    write_report(tmp_path, made.entries, made.get_blob)
+    assert "It ended early (baseline_failed)" in (tmp_path / REPORT_NAME).read_text(
+        encoding="utf-8"
+    )
+    assert read(tmp_path / RESULTS_NAME).splitlines()[1].split("\t")[3] == "crash"
 
 
 def test_the_files_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
     for _ in range(2):
-        paths = write_report(tmp_path, HOSTILE.entries, HOSTILE.get_blob)
-    written = {paths.html, paths.markdown, paths.results, paths.picture}
-    assert written == set(tmp_path.iterdir())
-    assert paths.picture.read_bytes().startswith(b"\x89PNG\r\n")
-    assert paths.results.read_text(encoding="utf-8") == results_tsv(HOSTILE.history)
+        write_report(tmp_path, HOSTILE.entries, HOSTILE.get_blob)
+    written = {REPORT_NAME, MARKDOWN_NAME, RESULTS_NAME, PICTURE_NAME}
+    assert written == {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / PICTURE_NAME).read_bytes().startswith(b"\x89PNG\r\n")
+    assert read(tmp_path / RESULTS_NAME) == results_tsv(HOSTILE.history)
 
 
 def test_a_report_is_written_from_a_real_session_directory(tmp_path: Path) -> None:
     NIGHT.write(tmp_path)
     with Ledger.open(tmp_path) as ledger:
-        paths = write_report(tmp_path, ledger.entries, ledger.get_blob)
-    assert paths.html.read_text(encoding="utf-8") == render_html(NIGHT.entries, NIGHT.get_blob)
+        write_report(tmp_path, ledger.entries, ledger.get_blob)
+    assert read(tmp_path / REPORT_NAME) == render_html(NIGHT.entries, NIGHT.get_blob)
 
 
 def test_a_lost_diff_is_named_and_the_rest_is_still_told() -> None:
@@ -514,23 +528,23 @@ def test_four_times_the_attempts_cost_no_more_than_their_share_and_little_memory
 
 def test_after_an_attempt_only_that_attempt_is_read_and_rendered(tmp_path: Path) -> None:
     made = histories.night(30)
-    read: list[str] = []
+    asked: list[str] = []
 
     def get_blob(sha: str) -> bytes:
-        read.append(sha)
+        asked.append(sha)
         return made.get_blob(sha)
 
     report = Report(get_blob)
     report.write(tmp_path, made.history, made.entries)
     for attempt in range(31, 41):
-        read.clear()
+        asked.clear()
         finish(made, attempt, Verdict.DISCARDED, 2.4 + attempt / 1000)
         for box_seed in (1, 2):
             histories.boxes(made, attempt=attempt, seed=box_seed)
-        paths = report.write(tmp_path, made.history, made.entries)
-        assert len(read) <= 4
-    assert paths.html.read_text("utf-8") == render_html(made.entries, made.get_blob)
-    assert paths.markdown.read_text("utf-8") == render_markdown(made.entries, made.get_blob)
+        report.write(tmp_path, made.history, made.entries)
+        assert len(asked) <= 4
+    assert read(tmp_path / REPORT_NAME) == render_html(made.entries, made.get_blob)
+    assert read(tmp_path / MARKDOWN_NAME) == render_markdown(made.entries, made.get_blob)
 
 
 MEASURE = """
@@ -641,7 +655,8 @@ def finish(made: histories.Night, number: int, verdict: Verdict, value: float) -
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("session")
-    return write_report(directory, HOSTILE.entries, HOSTILE.get_blob).html
+    write_report(directory, HOSTILE.entries, HOSTILE.get_blob)
+    return directory / REPORT_NAME
 
 
 @pytest.fixture(scope="module")

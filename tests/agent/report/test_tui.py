@@ -23,9 +23,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agent.record.chain import LEDGER_NAME, Follower
-from agent.record.curves import curve_of
 from agent.record.ledger import Ledger
-from agent.report.activity import write_note
 from agent.report.summary import summary
 from agent.report.tui import running_best, screen, show, sparkline
 from tests.support import histories
@@ -84,7 +82,7 @@ def test_the_running_training_is_shown_against_its_budget(tmp_path: Path) -> Non
         session.go_on(2)
         session.begin_attempt()
         session.add(begun_training(2, seed=7))
-        write_note(session.directory, "train", 7, curve_of(histories.progress_log(1, 20)))
+        session.note(seed=7)
         lines = "\n".join(shown(session.directory))
     assert "Training attempt #2" in lines
     assert histories.IDEAS[2] in lines
