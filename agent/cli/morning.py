@@ -203,10 +203,7 @@ def approve(
     refuse_inside(repo, runs)
     person = find_person(git)
     with Ledger.open(directory) as ledger:
-        folder = ledger.history.in_force.workspace.path
-        decided = export.approve(
-            ledger, person, reason, git, folder=folder, smaller=smaller, branch=branch
-        )
+        decided = export.approve(ledger, person, reason, git, smaller=smaller, branch=branch)
         keep_head(ledger, anchor_of(ledger))
         write_report(directory, ledger.entries, ledger.get_blob)
     say(f"approved by {person.name}: {directory / APPROVED}")

@@ -162,8 +162,9 @@ def kept_chain(history: History) -> list[Attempt]:
 
 def ablation(review: Review, history: History) -> ReviewTable:
     """The table of a review, with the judge's arithmetic."""
-    comparison, direction = _Comparison(review, history), direction_of(history)
+    direction, noise = direction_of(history), _noise(review, history)
     after, before = review.values(BEST, "holdout"), review.values(BASELINE, "holdout")
+    changes = (a for a in history.attempts if WITHOUT.format(a.number) in review.variants)
     return ReviewTable(
         review=review.started.review,
         is_finished=review.is_finished,
@@ -173,11 +174,11 @@ def ablation(review: Review, history: History) -> ReviewTable:
         best=review.started.best,
         baseline_values=tuple(review.values(BASELINE)),
         best_values=tuple(review.values(BEST)),
-        arithmetic=comparison.compare(BEST, BASELINE),
+        arithmetic=_compare(review, history, BEST, BASELINE),
         holdout_gain=gain(direction, fmean(after), fmean(before)) if after and before else None,
-        noise=comparison.noise.sigma if comparison.noise else None,
-        changes=tuple(_change(attempt, comparison) for attempt in _reviewed_chain(review, history)),
-        smaller=_smaller(comparison),
+        noise=noise.sigma if noise else None,
+        changes=tuple(_change(attempt, review, history) for attempt in changes),
+        smaller=_smaller(review, history),
     )
 
 
@@ -190,29 +191,19 @@ def dispensable(table: ReviewTable) -> tuple[int, ...]:
     )
 
 
-class _Comparison:
-    """Weighs variants of one review against each other."""
-
-    def __init__(self, review: Review, history: History) -> None:
-        self.review = review
-        self.noise = _noise(review, history)
-        self._direction = direction_of(history)
-        assert history.session is not None
-        self._confidence = history.in_force.noise.confidence
-
-    def compare(self, candidate: str, best: str) -> Arithmetic | None:
-        """The arithmetic of one variant against another; none unless both are measured."""
-        left, right = self.review.values(candidate), self.review.values(best)
-        if not left or not right or self.noise is None:
-            return None
-        return judge(
-            left,
-            right,
-            self.noise,
-            direction=self._direction,
-            confidence=self._confidence,
-            max_repeats=1,  # a review looks once
-        ).arithmetic
+def _compare(review: Review, history: History, candidate: str, best: str) -> Arithmetic | None:
+    """The arithmetic of one variant against another; none unless both are measured."""
+    left, right, noise = review.values(candidate), review.values(best), _noise(review, history)
+    if not left or not right or noise is None:
+        return None
+    return judge(
+        left,
+        right,
+        noise,
+        direction=direction_of(history),
+        confidence=history.in_force.noise.confidence,
+        max_repeats=1,  # a review looks once
+    ).arithmetic
 
 
 def effect_of(numbers: Arithmetic) -> Effect:
@@ -234,19 +225,16 @@ def _noise(review: Review, history: History) -> Noise | None:
     return pooled(groups) if groups else None
 
 
-def _reviewed_chain(review: Review, history: History) -> list[Attempt]:
-    return [a for a in history.attempts if WITHOUT.format(a.number) in review.variants]
-
-
-def _change(attempt: Attempt, comparison: _Comparison) -> ChangeEffect:
-    number, review = attempt.number, comparison.review
+def _change(attempt: Attempt, review: Review, history: History) -> ChangeEffect:
+    number = attempt.number
     planned = review.variants[WITHOUT.format(number)]
     is_step = planned.files is None
     with_it, without_it = BEST, WITHOUT.format(number)
     if is_step:
         with_it, without_it = AFTER.format(number), BEFORE.format(number)
-    numbers = comparison.compare(with_it, without_it)
+    numbers = _compare(review, history, with_it, without_it)
     failed = None if is_step else review.failure(without_it)
+    note = f"cannot be left out alone ({planned.problem}); measured as the step it was"
     then = attempt.finished.arithmetic if attempt.finished else None
     return ChangeEffect(
         attempt=number,
@@ -255,7 +243,7 @@ def _change(attempt: Attempt, comparison: _Comparison) -> ChangeEffect:
         how="step" if is_step else "left_out",
         arithmetic=None if failed else numbers,
         effect=_effect(numbers, failed),
-        note=_note(planned, failed),
+        note=note if is_step else _why(failed),
     )
 
 
@@ -265,18 +253,17 @@ def _effect(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Effec
     return Effect.UNKNOWN if numbers is None else effect_of(numbers)
 
 
-def _note(planned: VariantPlanned, failed: VariantMeasured | None) -> str:
-    if planned.files is None:
-        return f"cannot be left out alone ({planned.problem}); measured as the step it was"
+def _why(failed: VariantMeasured | None) -> str:
     return "" if failed is None else f"{failed.reason}: {failed.explanation}"
 
 
-def _smaller(comparison: _Comparison) -> SmallerModel | None:
-    planned = comparison.review.variants.get(SMALLER)
+def _smaller(review: Review, history: History) -> SmallerModel | None:
+    planned = review.variants.get(SMALLER)
     if planned is None:
         return None
-    failed = comparison.review.failure(SMALLER)
-    numbers = None if failed or planned.files is None else comparison.compare(BEST, SMALLER)
+    failed = review.failure(SMALLER)
+    # One that failed at a seed has scores at the others: a mean of those would flatter it.
+    numbers = None if failed else _compare(review, history, BEST, SMALLER)
     is_equal = numbers is not None and effect_of(numbers) is not Effect.REAL
-    note = planned.problem if failed is None else f"{failed.reason}: {failed.explanation}"
+    note = _why(failed) or planned.problem
     return SmallerModel(left_out=planned.left_out, arithmetic=numbers, is_equal=is_equal, note=note)

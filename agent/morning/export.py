@@ -4,12 +4,9 @@ The person's repository is worked on with git's plumbing alone: neither work tre
 touched, and nothing in the repository can run code (decision 0005).
 """
 
-import os
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
 from agent.candidate.merge import Conflict, merge_files
 from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
-from agent.record.chain import read_blob
+from agent.record.chain import read_files
 from agent.record.events import Entry, HumanDecided
 from agent.record.history import fold
 from agent.record.ledger import Ledger
@@ -125,13 +122,7 @@ def _result_files(ledger: Ledger, *, smaller: bool) -> Files:
             "go on with `nightlab resume NAME --attempts N`, or record that with `nightlab reject`",
         )
     shas = history.best.started.files if not smaller else _smaller_files(ledger)
-    return {name: ledger.get_blob(sha) for name, sha in shas.items()}
-
-
-def _original_files(ledger: Ledger) -> Files:
-    """The files that the session began with."""
-    assert ledger.history.session is not None
-    return {name: ledger.get_blob(sha) for name, sha in ledger.history.session.files.items()}
+    return read_files(ledger.directory, shas)
 
 
 def result_diff(directory: Path, entries: Sequence[Entry]) -> str:
@@ -139,10 +130,8 @@ def result_diff(directory: Path, entries: Sequence[Entry]) -> str:
     history = fold(entries)
     if history.session is None or history.best is None:
         return ""
-    old, new = (
-        {name: read_blob(directory, sha) for name, sha in files.items()}
-        for files in (history.session.files, history.best.started.files)
-    )
+    shas = (history.session.files, history.best.started.files)
+    old, new = (read_files(directory, files) for files in shas)
     return patch(old, new).decode(errors="replace")
 
 
@@ -187,7 +176,8 @@ def _make_branch(
             "name the directory that program.md lies in with --repo, and commit its files first",
         )
     merged = _merged(_only(old, changed), theirs, _only(new, changed))
-    with _temporary_index() as index:
+    with tempfile.TemporaryDirectory(prefix="nightlab-") as scratch:
+        index = f"{scratch}/index"
         git("read-tree", head, GIT_INDEX_FILE=index)
         for path in changed:
             _stage(git, paths[path], merged.get(path), modes.get(path, PLAIN), index)
@@ -218,7 +208,6 @@ def approve(
     reason: str,
     git: Git,
     *,
-    folder: str = WORKSPACE,
     smaller: bool = False,
     branch: str | None = None,
 ) -> HumanDecided:
@@ -227,7 +216,10 @@ def approve(
     Raises:
         UsageError: there is nothing to approve, or the branch cannot be made.
     """
-    files, old = _result_files(ledger, smaller=smaller), _original_files(ledger)
+    assert ledger.history.session is not None
+    files = _result_files(ledger, smaller=smaller)
+    old = read_files(ledger.directory, ledger.history.session.files)
+    folder = ledger.history.in_force.workspace.path
     difference, commit = patch(old, files, folder), None
     if branch is not None:
         message = f"{ledger.directory.name}: {reason}"
@@ -268,13 +260,10 @@ def _decision(ledger: Ledger, person: Person, reason: str, **result: Any) -> Hum
 
 
 def _smaller_files(ledger: Ledger) -> dict[str, str]:
-    found = reviews(ledger.entries)
-    last = found[-1] if found else None
+    found, best = reviews(ledger.entries)[-1:], ledger.history.best
+    last = next((one for one in found if best and one.started.best == best.number), None)
     table = ablation(last, ledger.history) if last else None
-    is_current = ledger.history.best is not None and (
-        last is not None and last.started.best == ledger.history.best.number
-    )
-    if last is None or table is None or table.smaller is None or not is_current:
+    if last is None or table is None or table.smaller is None:
         raise UsageError("no review offers a smaller equal model", "run `nightlab review` first")
     files = last.variants[SMALLER].files
     if files is None or not table.smaller.is_equal:
@@ -327,12 +316,3 @@ def _signature(person: Person) -> dict[str, str]:
         for role in ("AUTHOR", "COMMITTER")
         for kind, value in (("NAME", person.name), ("EMAIL", person.email))
     }
-
-
-@contextmanager
-def _temporary_index() -> Iterator[str]:
-    directory = tempfile.mkdtemp(prefix="nightlab-")
-    try:
-        yield os.path.join(directory, "index")  # noqa: PTH118 - git wants a string
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

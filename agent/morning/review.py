@@ -26,6 +26,7 @@ from agent.morning.ablation import (
 )
 from agent.morning.replay import Say, describe, measure_separately, recorded_bench
 from agent.night.session import VERSION
+from agent.record.chain import read_files
 from agent.record.events import (
     ReviewFinished,
     ReviewStarted,
@@ -199,7 +200,7 @@ def _is_missing(current: Review, variant: VariantPlanned, seed: int) -> bool:
 def _measure(bench: Lab, variant: VariantPlanned, seed: int) -> str:
     """Put a variant's score at a seed on record; says what it came to."""
     assert variant.files is not None
-    files = {name: bench.ledger.get_blob(sha) for name, sha in variant.files.items()}
+    files = read_files(bench.ledger.directory, variant.files)
     splits: tuple[Split, ...] = ("val", "holdout") if variant.variant in ON_HOLDOUT else ("val",)
     purpose = f"review-{variant.review} {variant.variant}"
     trial = bench.trial(purpose, variant.attempt, seed, files, splits=splits)

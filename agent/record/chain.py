@@ -84,6 +84,11 @@ def read_ledger(directory: Path) -> list[Entry]:
     return entries
 
 
+def read_files(directory: Path, shas: Mapping[str, str]) -> dict[str, bytes]:
+    """Files by name, from their blobs; see `read_blob`."""
+    return {name: read_blob(directory, sha) for name, sha in shas.items()}
+
+
 def torn_bytes(directory: Path) -> int:
     """How many bytes of a torn last line a verified ledger ends with; 0 as a rule."""
     _, torn = _lines(read_bytes(directory))

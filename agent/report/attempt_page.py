@@ -108,8 +108,7 @@ def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[s
         text = get_blob(attempt.started.diff).decode(errors="replace")
     except LedgerError as error:
         return [f"(the diff cannot be shown: {one_line(str(error), 200)})"]
-    whole = visible(text[: limit_bytes + 1]).rstrip("\n").split("\n")
-    return _ends(whole, limit_bytes, 0, is_cut=len(text) > limit_bytes + 1)
+    return _ends(text, limit_bytes, 0)
 
 
 def _whole_log(run: RunFinished, get_blob: GetBlob) -> Log:
@@ -126,30 +125,21 @@ def _logs(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> Iterator[tup
     trained = attempt.trainings
     chosen = wrong[-2:] or trained[:1]
     for run in chosen:
-        lines = _log_lines(_whole_log(run, get_blob), limit_bytes // len(chosen))
-        if lines:
+        log, limit = _whole_log(run, get_blob), limit_bytes // len(chosen)
+        gap = f"\n⋯ {log.omitted_bytes:,} bytes that the box did not keep ⋯\n"
+        text = log.head + (gap if log.omitted_bytes else "") + log.tail
+        # What went wrong stands at the end of a log, so that gets most of the room.
+        if lines := _ends(text, limit // 4, limit - limit // 4):
             yield f"{run.result.box} box, seed {run.seed}", lines
 
 
-def _log_lines(log: Log, limit_bytes: int) -> list[str]:
-    head, tail = visible(log.head[:limit_bytes]), visible(log.tail[-limit_bytes:])
-    cut = len(log.head) > limit_bytes or len(log.tail) > limit_bytes
-    if log.omitted_bytes:
-        gap = [f"⋯ {log.omitted_bytes:,} bytes that the box did not keep ⋯"]
-        lines = [*head.split("\n"), *gap, *tail.split("\n")]
-    else:
-        lines = (head + ("\n" if cut else "") + tail).split("\n")
-    while lines and not lines[-1]:
-        lines.pop()
-    # What went wrong stands at the end of a log, so that gets most of the room.
-    return _ends(lines, limit_bytes // 4, limit_bytes - limit_bytes // 4, is_cut=cut)
-
-
-def _ends(lines: list[str], head_bytes: int, tail_bytes: int, *, is_cut: bool) -> list[str]:
-    """First and last lines within so many bytes of HTML, with the gap named."""
+def _ends(text: str, head_bytes: int, tail_bytes: int) -> list[str]:
+    """First and last visible lines within so many bytes of HTML, with the gap named."""
+    shown = visible(text).rstrip("\n")
+    lines = shown.split("\n") if shown else []
     head = list(_within(lines, head_bytes))
     tail = list(_within(reversed(lines[len(head) :]), tail_bytes))[::-1]
-    if len(head) + len(tail) == len(lines) and not is_cut:
+    if len(head) + len(tail) == len(lines):
         return head + tail
     return [*head, "⋯ more of this is in the session's record ⋯", *tail]
 

@@ -22,7 +22,7 @@ from agent.record.events import (
 )
 from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
-from agent.report.summary import Summary, noise_of, result_lines
+from agent.report.summary import Summary, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.run import Box, RunResult
@@ -209,7 +209,7 @@ def _difference(numbers: Arithmetic | None, history: History) -> str:
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
-    lines += result_lines(numbers)
+    lines += result_in_words(numbers)
     if numbers.is_self_reported:
         lines.append("holdout  none: the program printed these scores, and nothing checked them")
     lines.append(

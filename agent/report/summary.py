@@ -162,7 +162,7 @@ def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
     )
 
 
-def result_lines(numbers: Summary) -> Iterator[str]:
+def result_in_words(numbers: Summary) -> Iterator[str]:
     """Baseline, best and holdout in words, as far as they are known."""
     if numbers.baseline is not None and numbers.noise is not None:
         yield f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}"

@@ -18,7 +18,7 @@ from agent.record.history import History
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
 from agent.report.console import STYLES
-from agent.report.summary import Summary, result_lines, summary_of, value_of
+from agent.report.summary import Summary, result_in_words, summary_of, value_of
 from agent.settings import Direction
 from agent.text import one_line
 
@@ -89,18 +89,6 @@ def sparkline(values: Sequence[float], direction: Direction, width: int) -> str:
     return "".join(_BARS[round(top * (value - low) / (high - low))] for value in shown)
 
 
-def running_best(history: History) -> list[float]:
-    """The best score after each attempt, the baseline first."""
-    steps = dict(best_steps(history))
-    best: list[float] = []
-    for attempt in history.attempts:
-        if attempt.number in steps:
-            best.append(steps[attempt.number])
-        elif best:
-            best.append(best[-1])
-    return best
-
-
 def _title(directory: Path, numbers: Summary) -> Iterator[Text]:
     title = Text(one_line(directory.name, 64), style="bold")
     if numbers.session:
@@ -118,7 +106,7 @@ def _result(numbers: Summary) -> Iterator[Text]:
     if numbers.best is None:
         yield Text("The baseline is still being measured.", style="dim")
         return
-    for line in result_lines(numbers):
+    for line in result_in_words(numbers):
         yield Text(one_line(line, 200), style="bold" if line.startswith("best") else "dim")
 
 
@@ -140,7 +128,7 @@ def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
 
 
 def _trend(history: History, direction: Direction, width: int) -> Iterator[Text]:
-    best = running_best(history)
+    best = [value for _, value in best_steps(history)]
     if len(best) > 1:
         line = Text("best so far  ", style="dim")
         line.append(sparkline(best, direction, width - 30), style="green")

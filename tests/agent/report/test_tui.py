@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agent.record.chain import LEDGER_NAME, Follower
+from agent.record.events import Verdict
 from agent.record.ledger import Ledger
+from agent.report.charts import best_steps
 from agent.report.summary import summary
-from agent.report.tui import running_best, screen, show, sparkline
+from agent.report.tui import screen, show, sparkline
 from tests.support import histories
 from tests.support.growing import Session, begun_training
 
@@ -111,10 +113,10 @@ def test_without_a_terminal_the_state_is_printed_once(tmp_path: Path) -> None:
     assert "\x1b" not in capture.get()
 
 
-def test_the_running_best_only_gets_better() -> None:
-    best = running_best(NIGHT.history)
-    assert len(NIGHT.history.attempts) == len(best)
-    assert sorted(best, reverse=True) == best
+def test_the_best_so_far_only_gets_better() -> None:
+    steps = best_steps(NIGHT.history)
+    assert 1 + NIGHT.history.count(Verdict.KEPT) == len(steps)
+    assert sorted((value for _, value in steps), reverse=True) == [value for _, value in steps]
 
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=400), st.integers(2, 80))
