@@ -41,12 +41,7 @@ class HeadCheck:
 
 @dataclass
 class Anchor:
-    """A file that gets each new head.
-
-    Args:
-        path: of the file; it is made when it is not there.
-        session: name of the session.
-    """
+    """A file that gets each new head of a session; it is made when it is not there."""
 
     path: Path
     session: str
@@ -109,11 +104,7 @@ def compare_heads(
 ) -> HeadCheck:
     """Compare a record with the heads of it that are known elsewhere.
 
-    Args:
-        directory: of the session.
-        entries: of its ledger.
-        noted: a head that the person kept, or its first digits.
-        anchor: a file of heads.
+    `noted` is a head that the person kept, or its first digits; `anchor` is a file of heads.
 
     Raises:
         LedgerError: the anchor cannot be read.

@@ -141,7 +141,6 @@ class _Auditor:
                 yield from self._variant(event)
             case HumanDecided():
                 yield from self._decision(event)
-                yield from self._patch(event)
             case _:
                 pass
 
@@ -256,6 +255,7 @@ class _Auditor:
             yield f"its scores are not those of the runs of {event.variant}"
 
     def _decision(self, event: HumanDecided) -> Iterator[str]:
+        """It is about the best, and its patch is what changed since the session began."""
         best = self.history.best
         if best is None or best.number != event.attempt:
             yield f"it is about attempt {event.attempt}, which was not the best"
@@ -263,9 +263,6 @@ class _Auditor:
         due = [v.files for (_, name), v in self.variants.items() if name == event.variant]
         if event.files not in (due if event.variant != "best" else [best.started.files]):
             yield f"its files are not those of {event.variant}"
-
-    def _patch(self, event: HumanDecided) -> Iterator[str]:
-        """The patch of an approval is what changed since the session began."""
         session, settings = self.history.session, self.history.settings
         if event.decision == "approve" and session is not None and settings is not None:
             folder = settings.workspace.path
@@ -277,12 +274,9 @@ class _Auditor:
 
 
 def audit(directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()) -> list[Difference]:
-    """Every place where a verified ledger contradicts itself, its blobs, the prices or others.
+    """Every place where a ledger contradicts itself, its blobs, the prices or others (`heard`).
 
-    Args:
-        directory: of the session.
-        entries: as `read_ledger` returned them, so the chain is verified.
-        heard: what others say, see `anchor.HeadCheck.differences`.
+    The entries are those that `read_ledger` returned, so their chain is verified.
     """
     auditor = _Auditor(directory)
     found = [

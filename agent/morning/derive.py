@@ -45,10 +45,7 @@ Decided = RunFinished | Scored | SmokeFinished | AttemptFinished | DriftChecked 
 def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
     """The event as the record before it demands it; None for one that decides nothing.
 
-    Args:
-        history: before the event.
-        event: as it stands on record.
-        get_blob: of the ledger.
+    `history` is the one before the event.
 
     Raises:
         LedgerError: a blob is lost.

@@ -47,14 +47,10 @@ class Person:
 
 @dataclass(frozen=True)
 class Git:
-    """git in the person's own repository, with nothing in it able to run code.
-
-    Args:
-        place: where it is started; never in a tree that an agent writes.
-        environ: PATH, HOME and the like.
-    """
+    """git in the person's own repository, with nothing in it able to run code."""
 
     place: Path
+    """Where it is started; never in a tree that an agent writes."""
     environ: Mapping[str, str]
 
     def __call__(self, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:

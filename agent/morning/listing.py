@@ -42,11 +42,9 @@ def asked_for(
     """The events that the flags ask for; none when they ask for nothing.
 
     Args:
-        entries: of the session.
-        attempt: number of one that the session has.
+        entries, attempt: of the session.
         types: names of events, with commas between them.
         since: a time, local unless it names its zone, or a duration before now, such as 1h30m.
-        now: the clock.
 
     Raises:
         UsageError: no such attempt, no such type, or no time.

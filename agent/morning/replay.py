@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from agent.attempt.decide import Failure, GetBlob, outcome_of
 from agent.attempt.judge import judge
-from agent.attempt.lab import Lab, Trial, fresh_directory
+from agent.attempt.lab import Lab, Trial, fresh_directory, snapshot
 from agent.attempt.trial import run_trial
 from agent.record.attempts import Attempt, TrialKey
+from agent.record.chain import read_files
 from agent.record.events import ReplayedSeed, ReplayFinished
 from agent.record.history import History
 from agent.record.repeats import FIVE_DIGITS
@@ -97,13 +98,11 @@ def recorded_bench(lab: Lab) -> Iterator[Lab]:
     session = lab.history.session
     assert session is not None
     scratch = fresh_directory(lab.worker.directory / SCRATCH)
-    fixed = scratch / "fixed"
-    fixed.mkdir(mode=0o755)  # boxes have another user, who reads here
     try:
-        for name, sha in session.fixed_files.items():
-            (fixed / name).write_bytes(lab.ledger.get_blob(sha))
-            (fixed / name).chmod(0o644)
-        yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=fixed))
+        with snapshot(
+            scratch / "fixed", read_files(lab.ledger.directory, session.fixed_files)
+        ) as f:
+            yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=f))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

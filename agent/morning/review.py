@@ -43,12 +43,8 @@ ON_HOLDOUT = (BASELINE, BEST, SMALLER)
 def review(lab: Lab, repeats: int | None, say: Say) -> ReviewTable:
     """Measure baseline, best and the best without each kept change at the same fresh seeds.
 
-    A review that was cut off goes on with what it has measured.
-
-    Args:
-        lab: of the session.
-        repeats: how many fresh seeds; as many as the baseline had when not given.
-        say: takes each score as a line.
+    A review that was cut off goes on with what it has measured. `repeats` is the number of fresh
+    seeds, as many as the baseline had when not given; `say` takes each score as a line.
 
     Raises:
         UsageError: nothing was kept, so there is nothing to review.

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from agent.record.attempts import Attempt
 from agent.record.curves import Curve
 from agent.record.events import Verdict
-from agent.record.history import History, gain
-from agent.report.summary import value_of
-from agent.settings import Direction
+from agent.record.history import History, direction_of, gain, label_of
+from agent.report.summary import noise_of, value_of
 from agent.text import one_line
 
 if TYPE_CHECKING:
@@ -121,16 +120,14 @@ def best_steps(history: History) -> list[tuple[int, float]]:
     ]
 
 
-def progress_chart(
-    history: History, direction: Direction, noise: float, frame: Frame
-) -> ProgressChart | None:
+def progress_chart(history: History, frame: Frame) -> ProgressChart | None:
     """The chart's geometry; none while nothing has been measured."""
-    steps = best_steps(history)
+    steps, noise = best_steps(history), noise_of(history) or 0.0
     if not steps:
         return None
     numbers = [attempt.number for attempt in history.attempts]
     last = max(numbers)
-    low, high = value_range(history, direction, noise)
+    low, high = _value_range(history, noise)
     x = Scale(min(numbers), max(last, min(numbers) + 1), frame.left + 8, frame.width - frame.right)
     y = Scale(low, high, frame.height - frame.bottom, frame.top)
     rail_y = frame.height - frame.bottom + 14
@@ -145,12 +142,12 @@ def progress_chart(
     )
 
 
-def value_range(history: History, direction: Direction, noise: float) -> tuple[float, float]:
+def _value_range(history: History, noise: float) -> tuple[float, float]:
     """Lowest and highest value to draw.
 
     Attempts far worse than the baseline would flatten all the rest: they are drawn at the edge.
     """
-    steps = best_steps(history)
+    steps, direction = best_steps(history), direction_of(history)
     first, best = steps[0][1], steps[-1][1]
     values = [v for a in history.attempts if (v := value_of(a)) is not None]
     # Never so close that noise fills the picture, nor a range of nothing.
@@ -162,9 +159,9 @@ def value_range(history: History, direction: Direction, noise: float) -> tuple[f
     return first - max(down, 0.0) - pad, first + max(up, 0.0) + pad
 
 
-def axis_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:
-    """About `count` round values between two numbers, with their labels."""
-    rough = (high - low) / count
+def axis_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """About five round values between two numbers, with their labels."""
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))  # log10 may fall just short
@@ -192,7 +189,7 @@ def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
     )
 
 
-def progress_png(history: History, direction: Direction, metric: str, noise: float) -> bytes:
+def progress_png(history: History) -> bytes:
     """The night as a picture: dots, running best, noise band."""
     # Half a second to import, which a command that draws nothing need not pay; and without
     # pyplot, whose global figures would never be freed in a long night.
@@ -203,16 +200,17 @@ def progress_png(history: History, direction: Direction, metric: str, noise: flo
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlabel("attempt")
-    axes.set_ylabel(f"{metric} ({'lower' if direction == 'minimize' else 'higher'} is better)")
+    is_falling = direction_of(history) == "minimize"
+    axes.set_ylabel(f"{label_of(history)} ({'lower' if is_falling else 'higher'} is better)")
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    steps = best_steps(history)
+    steps, noise = best_steps(history), noise_of(history) or 0.0
     if steps:
-        low, high = value_range(history, direction, noise)
+        low, high = _value_range(history, noise)
         axes.set_ylim(low, high)
         _plot_best(axes, steps, max(a.number for a in history.attempts), noise)
         _plot_dots(axes, history, low, high)
-        axes.legend(loc="upper right" if direction == "minimize" else "lower right", frameon=False)
+        axes.legend(loc="upper right" if is_falling else "lower right", frameon=False)
     kept = history.count(Verdict.KEPT)
     axes.set_title(f"{len(history.completed)} attempts, {kept} kept", loc="left")
     buffer = io.BytesIO()
@@ -264,13 +262,11 @@ def _label(hypothesis: str) -> str:
 
 
 def _dot(attempt: Attempt, x: Scale, y: Scale, rail_y: float) -> Dot:
-    value = value_of(attempt)
-    if value is None:
-        mark = mark_of(attempt)
-        row = 0 if mark == "failed" else _RAIL_STEP
-        return Dot(attempt.number, x(attempt.number), rail_y + row, mark, is_off_scale=False)
-    shown = min(max(value, y.low), y.high)
-    return Dot(attempt.number, x(attempt.number), y(shown), mark_of(attempt), shown != value)
+    value, mark = value_of(attempt), mark_of(attempt)
+    shown = None if value is None else min(max(value, y.low), y.high)
+    rail = rail_y if mark == "failed" else rail_y + _RAIL_STEP
+    place = rail if shown is None else y(shown)
+    return Dot(attempt.number, x(attempt.number), place, mark, is_off_scale=shown != value)
 
 
 def _staircase(

@@ -24,7 +24,7 @@ from agent.record.chain import Follower, read_blob
 from agent.report.activity import activity
 from agent.report.rendering import page_policy, whole_page
 from agent.report.report import Report, now_part
-from agent.report.summary import summary_of
+from agent.report.summary import summary
 
 HOST = "127.0.0.1"
 REQUEST_SECONDS = 30.0
@@ -64,7 +64,7 @@ class LiveReport:
             return whole_page(
                 {name: text for name, text in parts.items() if not name.isdigit()},
                 {int(name): text for name, text in parts.items() if name.isdigit()},
-                summary_of(self._ledger.history, self._ledger.entries),
+                summary(self._ledger.entries, self._ledger.history),
                 version=self._version,
                 now=self._now(),
             )

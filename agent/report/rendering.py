@@ -133,7 +133,7 @@ def _signed(number: float) -> str:
     return f"{number:+.4f}".replace("-", "\u2212")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -158,6 +158,6 @@ _NUMBERS: dict[str, Callable[[Any], str]] = {
     "cores": lambda number: f"{number:.2f}",
     "count": lambda number: f"{number:,}",
     "usd": lambda number: f"${number:.2f}",
-    "duration": _duration,
+    "duration": duration,
     "size": _size,
 }

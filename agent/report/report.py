@@ -17,12 +17,12 @@ from agent.record.attempts import Attempt
 from agent.record.chain import canonical
 from agent.record.events import Entry, SessionStarted, Verdict
 from agent.record.files import replace_file
-from agent.record.history import History, direction_of, fold, label_of
+from agent.record.history import History, fold
 from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import AttemptPage, GetBlob, attempt_page, is_self_reported
 from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
-from agent.report.summary import noise_of, summary_of
+from agent.report.summary import summary
 from agent.report.tables import (
     machine_state,
     repeats,
@@ -126,18 +126,16 @@ class Report:
 
     def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> None:
         """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
-        noise = noise_of(history) or 0.0
-        png = charts.progress_png(history, direction_of(history), label_of(history), noise)
         # results.tsv comes first: notebooks want it even when a page cannot be rendered.
         replace_file(directory / RESULTS_NAME, results_tsv(history).encode())
         replace_file(directory / REPORT_NAME, self.html(history, entries).encode())
         replace_file(directory / MARKDOWN_NAME, self.markdown(history, entries).encode())
-        replace_file(directory / PICTURE_NAME, png)
+        replace_file(directory / PICTURE_NAME, charts.progress_png(history))
 
     def html(self, history: History, entries: Sequence[Entry]) -> str:
         """The whole report as one HTML text that asks nothing of any network."""
         return whole_page(
-            self.parts(history, entries), self.attempts(history), summary_of(history, entries)
+            self.parts(history, entries), self.attempts(history), summary(entries, history)
         )
 
     def markdown(self, history: History, entries: Sequence[Entry]) -> str:
@@ -150,15 +148,11 @@ class Report:
     def parts(self, history: History, entries: Sequence[Entry]) -> dict[str, str]:
         """Everything but the attempts, as HTML by the name of its place on the page."""
         pages = [one.page for one in self._up_to_date(history)]
-        direction, noise = direction_of(history), noise_of(history) or 0.0
         contents = _contents(history, entries, pages) | {
             "is_live": self._is_live,
             "marks": {page.mark for page in pages},
             # One for wide screens, one for phones: no script has to know the width.
-            "figures": [
-                charts.progress_chart(history, direction, noise, frame)
-                for frame in (charts.WIDE, charts.NARROW)
-            ],
+            "figures": [charts.progress_chart(history, f) for f in (charts.WIDE, charts.NARROW)],
         }
         return {name: template(f"{name}.html").render(**contents) for name in _PARTS}
 
@@ -217,7 +211,7 @@ def _contents(
         "survival": survival(history, review),
         "meaning": MEANING,
         "decision": decision(entries),
-        "summary": summary_of(history, entries),
+        "summary": summary(entries, history),
         "pages": pages,
         "time": time_spent(history, entries),
         "repeats": repeated[:_MAX_REPEATS],

@@ -107,13 +107,9 @@ class Summary(Record):
         return labelled(self.metric, is_self_reported=self.is_self_reported)
 
 
-def summary(entries: Sequence[Entry]) -> Summary:
-    """What the session came to, as far as its ledger goes."""
-    return summary_of(fold(entries), entries)
-
-
-def summary_of(history: History, entries: Sequence[Entry]) -> Summary:
-    """The same, where the fold over the entries is at hand."""
+def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
+    """What the session came to, as far as its ledger goes; `folded` where that is at hand."""
+    history = fold(entries) if folded is None else folded
     session = history.session
     direction = direction_of(history)
     baseline, best = value_of(history.baseline), value_of(history.best)

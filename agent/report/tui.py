@@ -18,8 +18,8 @@ from agent.record.history import History
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
 from agent.report.console import STYLES
-from agent.report.summary import Summary, result_in_words, summary_of, value_of
-from agent.settings import Direction
+from agent.report.rendering import duration
+from agent.report.summary import Summary, result_in_words, summary, value_of
 from agent.text import one_line
 
 SECONDS_BETWEEN_UPDATES = 1.0
@@ -37,13 +37,7 @@ _MAX_ATTENTION_LINES = 3
 
 
 def show(directory: Path, out: Console, now: Callable[[], datetime]) -> None:
-    """Show a session until Ctrl-C; once, where there is no terminal.
-
-    Args:
-        directory: of the session.
-        out: where to.
-        now: the wall clock, in UTC.
-    """
+    """Show a session until Ctrl-C; once, where there is no terminal. `now` tells UTC."""
     ledger = Follower(directory)
     if not out.is_terminal:
         out.print(screen(directory, ledger, now(), out.width, None), soft_wrap=False)
@@ -60,14 +54,14 @@ def screen(
     """Everything at a glance, in so many lines; all attempts where there is no such bound."""
     ledger.poll()
     history, entries = ledger.history, ledger.entries
-    numbers = summary_of(history, entries)
+    numbers = summary(entries, history)
     present = activity(directory, history, entries)
     above = [
         *_title(directory, numbers),
         *_problem(ledger),
         *_result(numbers),
         *_limits(numbers, width),
-        *_trend(history, numbers.direction, width),
+        *_trend(history, width),
         *_present(present, now, width),
         *_attention(numbers),
     ]
@@ -76,8 +70,8 @@ def screen(
     return Group(*lines, Text(""), _table(history, count, width))
 
 
-def sparkline(values: Sequence[float], direction: Direction, width: int) -> str:
-    """Bars that fall as a score to minimise falls, at most `width` of them."""
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Bars as high as the values, at most `width` of them."""
     if not values:
         return ""
     stride = math.ceil(len(values) / width)
@@ -85,7 +79,7 @@ def sparkline(values: Sequence[float], direction: Direction, width: int) -> str:
     low, high = min(shown), max(shown)
     top = len(_BARS) - 1
     if high == low:
-        return _BARS[top if direction == "minimize" else 0] * len(shown)
+        return _BARS[top] * len(shown)
     return "".join(_BARS[round(top * (value - low) / (high - low))] for value in shown)
 
 
@@ -127,11 +121,11 @@ def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
     )
 
 
-def _trend(history: History, direction: Direction, width: int) -> Iterator[Text]:
+def _trend(history: History, width: int) -> Iterator[Text]:
     best = [value for _, value in best_steps(history)]
     if len(best) > 1:
         line = Text("best so far  ", style="dim")
-        line.append(sparkline(best, direction, width - 30), style="green")
+        line.append(sparkline(best, width - 30), style="green")
         line.append(f"  {best[0]:.4f} to {best[-1]:.4f}", style="dim")
         yield line
 
@@ -140,7 +134,7 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
     yield Text("")
     line = Text(present.text, style=STATE_STYLES[present.state])
     if present.attempt_since is not None:
-        line.append(f"  {_elapsed(present.attempt_since, now)}", style="dim")
+        line.append(f"  {duration((now - present.attempt_since).total_seconds())}", style="dim")
     yield line
     if present.hypothesis:
         yield Text(present.hypothesis)
@@ -152,7 +146,7 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
     losses = [point["loss"] for point in present.curve]
     if len(losses) > 1:
         line = Text("loss  ", style="dim")
-        line.append(sparkline(losses, "minimize", width - 30))
+        line.append(sparkline(losses, width - 30))
         line.append(f"  {losses[0]:.3g} to {losses[-1]:.3g}", style="dim")
         yield line
 
@@ -203,10 +197,3 @@ def _cut(line: Text, width: int) -> Text:
     line.truncate(width, overflow="ellipsis")
     line.no_wrap = True
     return line
-
-
-def _elapsed(since: datetime, now: datetime) -> str:
-    seconds = max(0, int((now - since).total_seconds()))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

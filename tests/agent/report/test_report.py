@@ -154,7 +154,7 @@ def test_a_metric_to_maximise_gains_upwards() -> None:
     finish(made, 1, Verdict.KEPT, 0.75)
     numbers = summary(made.entries)
     assert numbers.gain == pytest.approx(0.25, abs=0.02)
-    chart = charts.progress_chart(made.history, "maximize", 0.004, charts.WIDE)
+    chart = charts.progress_chart(made.history, charts.WIDE)
     assert chart is not None
     places = {dot.number: dot.y for dot in chart.dots}
     assert places[1] < places[0]
@@ -601,7 +601,7 @@ def test_an_attempt_better_than_the_best_by_less_than_the_noise_is_on_the_chart(
     made = histories.night(12)
     assert made.history.best is not None
     finish(made, 13, Verdict.DISCARDED, made.history.best.values()[1] - 0.05)
-    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    chart = charts.progress_chart(made.history, charts.WIDE)
     assert chart is not None
     assert not next(dot for dot in chart.dots if dot.number == 13).is_off_scale
 
@@ -609,7 +609,7 @@ def test_an_attempt_better_than_the_best_by_less_than_the_noise_is_on_the_chart(
 def test_a_wild_attempt_is_drawn_at_the_edge_and_flattens_nothing() -> None:
     made = histories.night(12)
     finish(made, 13, Verdict.DISCARDED, 80.0)
-    chart = charts.progress_chart(made.history, "minimize", 0.004, charts.WIDE)
+    chart = charts.progress_chart(made.history, charts.WIDE)
     assert chart is not None
     wild = next(dot for dot in chart.dots if dot.number == 13)
     assert wild.is_off_scale

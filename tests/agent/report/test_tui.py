@@ -50,8 +50,9 @@ def shown(directory: Path, width: int = 80, height: int | None = 24) -> list[str
 def test_the_first_screens_numbers_are_there(tmp_path: Path) -> None:
     numbers = summary(NIGHT.entries)
     lines = "\n".join(shown(written(tmp_path / "night", NIGHT)))
-    assert f"best val_bpb {numbers.best:.4f}, {numbers.gain:.4f} better" in lines
-    assert f"baseline {numbers.baseline:.4f} ±{numbers.noise:.4f}" in lines
+    assert f"best     val_bpb {numbers.best:.4f} by attempt #{numbers.best_attempt}, " in lines
+    assert f", better by {numbers.gain:.4f} (" in lines
+    assert f"baseline val_bpb {numbers.baseline:.4f}, noise {numbers.noise:.4f}" in lines
     assert f"{numbers.kept} kept, {numbers.discarded} discarded, {numbers.failed} failed" in lines
     assert "12 of 100" in lines
     assert f"${numbers.spent_usd:.2f} of $20.00" in lines
@@ -121,7 +122,7 @@ def test_the_best_so_far_only_gets_better() -> None:
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=400), st.integers(2, 80))
 def test_a_sparkline_keeps_its_width_and_its_last_value(values: list[float], width: int) -> None:
-    line = sparkline(values, "minimize", width)
+    line = sparkline(values, width)
     assert len(line) <= width
     assert bool(values) == bool(line)
     if len(values) == 2 and values[-1] < values[0]:
