@@ -235,6 +235,9 @@ def _change(attempt: Attempt, review: Review, history: History) -> ChangeEffect:
     numbers = _compare(review, history, with_it, without_it)
     failed = None if is_step else review.failure(without_it)
     note = f"cannot be left out alone ({planned.problem}); measured as the step it was"
+    effect = Effect.UNKNOWN if numbers is None else effect_of(numbers)
+    if failed is not None:
+        effect = Effect.UNKNOWN if failed.reason == DISTURBED else Effect.NEEDED
     then = attempt.finished.arithmetic if attempt.finished else None
     return ChangeEffect(
         attempt=number,
@@ -242,15 +245,9 @@ def _change(attempt: Attempt, review: Review, history: History) -> ChangeEffect:
         gain_then=then.gain if then else None,
         how="step" if is_step else "left_out",
         arithmetic=None if failed else numbers,
-        effect=_effect(numbers, failed),
+        effect=effect,
         note=note if is_step else _why(failed),
     )
-
-
-def _effect(numbers: Arithmetic | None, failed: VariantMeasured | None) -> Effect:
-    if failed is not None:
-        return Effect.UNKNOWN if failed.reason == DISTURBED else Effect.NEEDED
-    return Effect.UNKNOWN if numbers is None else effect_of(numbers)
 
 
 def _why(failed: VariantMeasured | None) -> str:

@@ -174,7 +174,10 @@ class _Auditor:
         if isinstance(event, SessionStarted):
             self.runs.seeds = frozenset(event.seeds)
         elif before is not None:
-            yield from _changed_on_resume(before, event.settings)
+            for name in Settings.model_fields:
+                is_equal = getattr(before, name) == getattr(event.settings, name)
+                if name not in MAY_CHANGE_ON_RESUME and not is_equal:
+                    yield f"the resume changed [{name}], which decides what a verdict means"
 
     def _start(self, event: AttemptStarted) -> Iterator[str]:
         history = self.history
@@ -292,9 +295,3 @@ def audit(directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()) 
         )
         found.append(Difference(seq=len(entries), what=what))
     return [*found, *(Difference(seq=None, what=what) for what in heard)]
-
-
-def _changed_on_resume(before: Settings, after: Settings) -> Iterator[str]:
-    for name in Settings.model_fields:
-        if name not in MAY_CHANGE_ON_RESUME and getattr(before, name) != getattr(after, name):
-            yield f"the resume changed [{name}], which decides what a verdict means"

@@ -97,12 +97,11 @@ def recorded_bench(lab: Lab) -> Iterator[Lab]:
     """The lab with a directory of its own and the recorded scorer; gone afterwards."""
     session = lab.history.session
     assert session is not None
+    files = read_files(lab.ledger.directory, session.fixed_files)
     scratch = fresh_directory(lab.worker.directory / SCRATCH)
     try:
-        with snapshot(
-            scratch / "fixed", read_files(lab.ledger.directory, session.fixed_files)
-        ) as f:
-            yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=f))
+        with snapshot(scratch / "fixed", files) as fixed:
+            yield replace(lab, worker=replace(lab.worker, directory=scratch, fixed_dir=fixed))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -133,8 +132,7 @@ def _trained(lab: Lab, number: int) -> Attempt:
         message = f"session {lab.session} has no attempt {number}"
         raise UsageError(message, f"its attempts are 0 to {len(attempts) - 1}")
     if attempt.finished is None:
-        message = f"attempt {number} has no verdict to compare with"
-        raise UsageError(message, "choose one that was judged")
+        raise UsageError(f"attempt {number} has no verdict", "choose one that was judged")
     if not attempt.runs:
         reason = one_line(attempt.finished.reason, 60)
         message = f"attempt {number} failed in its smoke run ({reason}) and was never trained"

@@ -87,13 +87,8 @@ def _start(lab: Lab, repeats: int) -> None:
 
 def _fresh_seeds(used: set[int], source: str, count: int) -> tuple[int, ...]:
     """Seeds that follow from the session's own, and that nothing was chosen by."""
-    drawn = random.Random(source)
-    fresh: list[int] = []
-    while len(fresh) < count:
-        seed = drawn.randrange(1, 2**31)
-        if seed not in used and seed not in fresh:
-            fresh.append(seed)
-    return tuple(fresh)
+    drawn = random.Random(source).sample(range(1, 2**31), count + len(used))
+    return tuple(seed for seed in drawn if seed not in used)[:count]
 
 
 def _plan(lab: Lab) -> Iterator[VariantPlanned]:

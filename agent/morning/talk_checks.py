@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 
 from agent.morning.derive import is_same
@@ -74,10 +73,5 @@ class TalkChecks:
     def _other_prices(self) -> str:
         session = self.history.session
         then = (session.machine.get("packages") or {}).get("genai-prices") if session else None
-        now = _price_list_version()
+        now = version("genai-prices")
         return f" by today's price list {now}, then {then}" if then not in (None, now) else ""
-
-
-@lru_cache(maxsize=1)
-def _price_list_version() -> str:
-    return version("genai-prices")

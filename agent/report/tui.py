@@ -57,8 +57,7 @@ def screen(
     numbers = summary(entries, history)
     present = activity(directory, history, entries)
     above = [
-        *_title(directory, numbers),
-        *_problem(ledger),
+        *_title(directory, ledger, numbers),
         *_result(numbers),
         *_limits(numbers, width),
         *_trend(history, width),
@@ -83,15 +82,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BARS[round(top * (value - low) / (high - low))] for value in shown)
 
 
-def _title(directory: Path, numbers: Summary) -> Iterator[Text]:
+def _title(directory: Path, ledger: Follower, numbers: Summary) -> Iterator[Text]:
     title = Text(one_line(directory.name, 64), style="bold")
     if numbers.session:
         began = numbers.started_at[:16].replace("T", " ")
         title.append(f"  {one_line(numbers.researcher, 40)}, began {began} UTC", style="dim")
     yield title
-
-
-def _problem(ledger: Follower) -> Iterator[Text]:
     if ledger.problem is not None:
         yield Text(f"The record cannot be read to its end: {ledger.problem.message}", "bold red")
 
