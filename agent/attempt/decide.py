@@ -5,7 +5,7 @@ twice in other words. See docs/decisions/0003 for the judge, 0008 for interrupti
 module.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -22,6 +22,7 @@ from agent.attempt.lab import evidence_of, sha_of
 from agent.attempt.sheet import MODEL_BOX, parse_sheet, read_reported, read_score
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
+from agent.record.chain import GetBlob
 from agent.record.curves import unpacked
 from agent.record.events import (
     SMOKE,
@@ -39,8 +40,6 @@ from agent.record.events import (
 from agent.record.history import BOX_LOST, TRIES, History
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
-
-GetBlob = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from agent.record.attempts import Attempt
+from agent.record.chain import GetBlob
 from agent.record.curves import Curve, unpacked
 from agent.record.events import EarlyStop, RunFinished
 from agent.record.history import History
@@ -68,7 +69,7 @@ class Watch:
         return self.found is not None
 
 
-def past(history: History, get_blob: Callable[[str], bytes], budget: Budget) -> Past | None:
+def past(history: History, get_blob: GetBlob, budget: Budget) -> Past | None:
     """The kept runs of a session so far; none before there is a best.
 
     Raises:
@@ -147,7 +148,7 @@ def _smoothed_all(runs: Sequence[Progress], at: float) -> list[float]:
     return [loss for run in runs if (loss := smoothed(run, at)) is not None]
 
 
-def _runs(attempt: Attempt, get_blob: Callable[[str], bytes], budget: Budget) -> Iterator[Progress]:
+def _runs(attempt: Attempt, get_blob: GetBlob, budget: Budget) -> Iterator[Progress]:
     """Progress at each seed that has a score, of runs that count on the machine as it is now."""
     is_baseline = attempt.started.kind == "baseline"  # measured on the machine as it is
     # Curves from before the machine changed are another machine's.

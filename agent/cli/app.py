@@ -43,7 +43,7 @@ app = typer.Typer(
 def guarded(function: Callable[P, None]) -> Callable[P, None]:
     """The command, with errors that are one sentence, a hint and an exit code."""
 
-    @functools.wraps(function)
+    @functools.wraps(function)  # typer reads the flags from the function's own signature
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             with outlive_hang_up() if function in NIGHT_LONG else nullcontext():
@@ -84,6 +84,8 @@ app.add_typer(images, name="image")
 
 def main() -> None:
     """Run the command line."""
+    # What a service manager or a closing window sends counts as Ctrl-C: the box is removed, the
+    # report written, and the session can go on.
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, _interrupt)

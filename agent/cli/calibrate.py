@@ -62,7 +62,7 @@ def calibrate_(
     )
     bench.root.mkdir(parents=True, exist_ok=True)
     with (
-        exclusive(bench.root / "lock"),
+        exclusive(bench.root / "lock"),  # a second one would measure the first as a disturbance
         operational_log(bench.root, "calibrate", os.environ, is_verbose=verbose),
     ):
         sweep_now()

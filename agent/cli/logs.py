@@ -28,13 +28,10 @@ MAX_FACT_CHARACTERS = 500
 def operational_log(
     directory: Path, command: str, environ: Mapping[str, str], *, is_verbose: bool
 ) -> Iterator[None]:
-    """Let events go to the log in `directory` while a command works there.
+    """Let events go to the log in `directory`, which must exist, while a command works there.
 
-    Args:
-        directory: of the session; it must exist.
-        command: what the person typed, without its arguments.
-        environ: its secrets are kept out, whatever an error repeats of them.
-        is_verbose: whether events are shown on stderr as well, and more of them.
+    Secrets of `environ` are kept out, whatever an error repeats of them. With `is_verbose` events
+    are shown on stderr as well, and more of them.
     """
     secrets, file = secrets_in(environ), _LogFile(directory / LOG_NAME)
 
@@ -67,7 +64,7 @@ def operational_log(
     else:
         log.info("command_ended", command=command)
     finally:
-        structlog.reset_defaults()
+        structlog.reset_defaults()  # silent again: the directory may be gone by the next event
 
 
 def _show(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> Any:

@@ -15,7 +15,6 @@ from agent.cli.shared import (
     SERVICE_FAILED,
     anchor_of,
     err,
-    exporter,
     keep_head,
     open_observer,
     out,
@@ -44,6 +43,7 @@ from agent.report.ablation_table import ablation_table, notes, replay_lines, res
 from agent.report.report import REPORT_NAME, write_report
 from agent.report.summary import summary
 from agent.text import for_terminal
+from agent.trackers.export import exporter
 from sandbox.contract.errors import UsageError
 
 MAX_DIFF_CHARACTERS = 12_000
@@ -72,7 +72,7 @@ def report(
 ) -> None:
     """Write the report of a session anew and say where it lies."""
     directory = session_directory(runs, session)
-    tracking = exporter(track, track_dir, runs)
+    tracking = exporter(track, track_dir, runs, os.environ)
     entries = read_ledger(directory)
     write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
@@ -82,7 +82,7 @@ def report(
     if tracking is not None and (problem := tracking(directory)):
         text = f"error: {tracking.tracker.value} was not brought up to date: {problem}"
         warn(text, "red")
-        raise typer.Exit(SERVICE_FAILED)
+        raise typer.Exit(SERVICE_FAILED)  # the report is written all the same
 
 
 def audit(
@@ -200,7 +200,7 @@ def approve(
     The decision is recorded with your git name.
     """
     directory, git = session_directory(runs, session), Git(repo, os.environ)
-    refuse_inside(repo, runs)
+    refuse_inside(repo, runs)  # a session's own files are the agent's: git must not start in them
     person = find_person(git)
     with Ledger.open(directory) as ledger:
         decided = export.approve(ledger, person, reason, git, smaller=smaller, branch=branch)

@@ -15,7 +15,6 @@ from agent.cli.shared import (
     SERVICE_FAILED,
     anchor_of,
     err,
-    exporter,
     keep_head,
     load,
     open_observer,
@@ -50,7 +49,7 @@ from agent.researcher.providers import (
 )
 from agent.settings import Settings
 from agent.text import one_line
-from agent.trackers.export import Export
+from agent.trackers.export import Export, exporter
 from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
 
@@ -86,10 +85,10 @@ def run(
         gpus=gpus,
     )
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
-    check_name(session)
-    name, export = _researcher(settings), exporter(track, track_dir, runs)
+    check_name(session)  # refused, like all below, before a build or a download takes its time
+    name, export = _researcher(settings), exporter(track, track_dir, runs, os.environ)
     runtime = find_runtime(settings, program.parent, os.environ)
-    sweep_now()
+    sweep_now()  # what a dead session left may hold the GPU that this one needs
     directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made
     ledger = begin(
@@ -126,7 +125,7 @@ def resume(
 ) -> None:
     """Go on with a session that was stopped, killed or may do more."""
     directory = session_directory(runs, session)
-    export = exporter(track, track_dir, runs)
+    export = exporter(track, track_dir, runs, os.environ)
     with Ledger.open(directory) as ledger:
         settings = ledger.history.in_force.with_overrides(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
@@ -141,6 +140,7 @@ def resume(
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
         ):
+            # Swept before anything else runs: a box of the dead session may still be training.
             runtime, removed = recorded_runtime(ledger, settings, os.environ), sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
             recover(

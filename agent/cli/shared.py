@@ -17,14 +17,13 @@ from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path
 from agent.night.session import has_begun
 from agent.program import Program, load_program
-from agent.record.chain import LedgerError
+from agent.record.chain import LEDGER_NAME, LedgerError
 from agent.record.events import Noticed
 from agent.record.ledger import Ledger
 from agent.report.activity import RunNotes
 from agent.report.console import JsonConsole, NightConsole
 from agent.settings import Settings
 from agent.text import one_line
-from agent.trackers.export import Export, Tracker, missing
 from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
 from sandbox.machine import clean_up, engine_and_state
@@ -37,6 +36,7 @@ err = Console(stderr=True, highlight=False)
 
 def print_line(line: str) -> None:
     """Print a line as it is, at once: for scripts."""
+    # Not by the console, which wraps lines at the width of a terminal and reads mark-up in them.
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -84,8 +84,8 @@ def session_directory(runs: Path, session: str) -> Path:
             "with --runs",
         )
     directory = runs / session
-    if not (directory / "ledger.jsonl").is_file():
-        known = sorted(path.parent.name for path in runs.glob("*/ledger.jsonl"))
+    if not (directory / LEDGER_NAME).is_file():
+        known = sorted(path.parent.name for path in runs.glob(f"*/{LEDGER_NAME}"))
         raise UsageError(
             f"there is no session {session!r} in {runs}",
             f"known sessions: {', '.join(known[-10:])}" if known else "start one: nightlab run",
@@ -95,20 +95,7 @@ def session_directory(runs: Path, session: str) -> Path:
             f"session {session!r} holds nothing: its beginning was cut off",
             f"remove {directory} and start anew: nightlab run --session {session}",
         )
-    return directory.absolute()
-
-
-def exporter(tracker: Tracker | None, directory: Path | None, runs: Path) -> Export | None:
-    """What keeps the tracker's files up to date; none when no tracker was asked for.
-
-    Raises:
-        UsageError: its library is not installed.
-    """
-    if tracker is None:
-        return None
-    if lacking := missing(tracker):
-        raise UsageError(*lacking)
-    return Export(tracker, directory or runs / tracker.folder, os.environ)
+    return directory.absolute()  # an engine takes no relative path for a mount
 
 
 def anchor_of(ledger: Ledger) -> Anchor | None:
@@ -135,6 +122,7 @@ def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:
 def open_observer(settings: Settings, ledger: Ledger, *, as_json: bool) -> Iterator[Observer]:
     """What shows the session while it runs; leaves the terminal as it was."""
     notes = RunNotes(ledger.directory, time.monotonic)
+    # Beside both consoles the notes say what a night is at, for `watch` in another process.
     console: JsonConsole | NightConsole = JsonConsole(notes, print_line)
     if not as_json:
         console = NightConsole(notes, out, settings, lambda: ledger.history)

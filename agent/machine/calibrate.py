@@ -123,6 +123,7 @@ def _lab(bench: Bench, budget_seconds: float) -> Iterator[Lab]:
         )
     with ledger, bench.watched(settings, ledger) as observer:
         lab = open_lab(ledger, settings, bench.runtime, observer)
+        # Only what was cut off is brought back: a call that finds all done adds no event.
         if was_there and any(attempt.open for attempt in ledger.history.attempts):
             recover(lab, removed_containers=(), engine=bench.runtime.engine)
         yield lab
@@ -139,6 +140,7 @@ def _settings(bench: Bench, budget_seconds: float) -> Settings:
 
 def _rates(lab: Lab) -> Rates | None:
     argv = ("python3", "-I", "-c", PROGRAM)  # isolated: nothing of the candidate's is imported
+    # Seconds are enough; a device that is not done in two minutes has no rate worth knowing.
     limits = lab.settings.train_limits().model_copy(update={"wall_seconds": 120.0})
     worker, name = lab.worker, f"{lab.session}-rates"
     spec = box_spec(worker, name, "train", argv, worker.environment, {}, limits)
@@ -287,6 +289,7 @@ def _steady_rate(curve: Curve, result: RunResult) -> float | None:
     first, last = curve[0], curve[-1]
     seconds = last["seconds"] - first["seconds"]
     tokens = last.get("tokens", 0.0) - first.get("tokens", 0.0)
+    # Reports of one moment, or of one step, give no rate: there the program's own word has to do.
     if seconds < 1 or tokens <= 0:
         return amount_of(last, "tokens_per_second")
     return tokens / seconds

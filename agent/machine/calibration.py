@@ -25,6 +25,7 @@ RELEVANT_GAIN = 0.01
 GOOD_ENOUGH_RATE = 0.9
 """Share of the best tokens a second at which a smaller batch is the better one: more steps."""
 MAX_REPEATS = 5
+"""Noise falls with the root of the seeds: from here on other ideas find more in the same hours."""
 
 
 class AtBudget(Record):
@@ -162,6 +163,7 @@ def _repeats(at: AtBudget, gain: float) -> list[ProposedSetting]:
         ProposedSetting(setting="[noise] max_repeats", value=str(seeds), reason=why + capped),
         ProposedSetting(
             setting="[noise] baseline_repeats",
+            # From two scores a deviation is hardly known at all, and every verdict rests on it.
             value=str(max(3, seeds)),
             reason=f"noise from {len(at.values)} scores is itself uncertain by a factor of two",
         ),

@@ -37,11 +37,9 @@ def set_up(
     """Find or start an engine, find or build the image, find or make the data.
 
     Args:
-        settings: of the program.
         place: the directory that holds program.md, workspace/ and maybe Dockerfile.train.
         environ: what pip, apt and docker may read; names the engine and nightlab's folder.
         torch_index: a wheel index to ask for torch.
-        say: shows what is done, in plain sentences.
 
     Raises:
         SandboxError: a step failed; the hint says what to do.
@@ -217,6 +215,7 @@ def _set_lines(path: Path, values: Mapping[str, str], *, keep_comment: bool) -> 
     text = path.read_text(encoding="utf-8")
     for name, value in values.items():
         pattern = rf"^({name} = )\S+" if keep_comment else rf"^({name} = ).*$"
+        # A function, since a replacement text would be read for backslashes and group numbers.
         text, changed = re.subn(pattern, lambda m, v=value: m[1] + v, text, flags=re.MULTILINE)  # type: ignore[misc]
         if changed != 1:
             raise SandboxError(f"{path.name} has no line of its own for {name}", "see its profile")

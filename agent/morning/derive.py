@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.attempt.decide import (
-    GetBlob,
     Measure,
     drift_checked,
     lost,
@@ -24,6 +23,7 @@ from agent.attempt.disturbance import decided, idle_cores, usual_of
 from agent.attempt.lab import budget_of
 from agent.morning.replay import replayed
 from agent.record.attempts import TrialKey
+from agent.record.chain import GetBlob
 from agent.record.curves import mfu_of, unpacked
 from agent.record.events import (
     AttemptFinished,

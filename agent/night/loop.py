@@ -21,14 +21,7 @@ from agent.night.toolbox import Toolbox, ToolResult
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
 from agent.record.attempts import Attempt
-from agent.record.events import (
-    Reserve,
-    SessionEnded,
-    StopReason,
-    ToolCalled,
-    ToolReturned,
-    Verdict,
-)
+from agent.record.events import Reserve, SessionEnded, StopReason, ToolCalled, ToolReturned, Verdict
 from agent.record.history import HOLDOUT_MISSING, TRIES, History
 from agent.researcher.base import ModelError, Reply, ToolCall
 from agent.researcher.conversation import Conversation

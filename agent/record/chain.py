@@ -34,6 +34,8 @@ _RESTORE_HINT = (
     "nightlab does not go on from a record that it cannot trust."
 )
 Clock = Callable[[], datetime]
+GetBlob = Callable[[str], bytes]
+"""Reads a blob by its hash, as `Ledger.get_blob` does."""
 
 
 class LedgerError(NightlabError):

@@ -4,13 +4,13 @@ What a model or a run wrote is made visible and cut to its share of the report b
 a template: one attempt with endless logs must not cost the others their room.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 
 from agent.record.attempts import Attempt
-from agent.record.chain import LedgerError
+from agent.record.chain import GetBlob, LedgerError
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Arithmetic, RunFinished
 from agent.record.logs import unpacked_log
@@ -19,8 +19,6 @@ from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
 from agent.report.summary import value_of
 from agent.text import one_line, visible
 from sandbox.contract.run import Log, Outcome
-
-GetBlob = Callable[[str], bytes]
 
 
 def is_self_reported(attempt: Attempt) -> bool:

@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from agent.morning.ablation import MEANING, ablation, decision, reviews
 from agent.record.attempts import Attempt
-from agent.record.chain import canonical
+from agent.record.chain import GetBlob, canonical
 from agent.record.events import Entry, SessionStarted, Verdict
 from agent.record.files import replace_file
 from agent.record.history import History, fold
 from agent.report import charts
 from agent.report.activity import Activity
-from agent.report.attempt_page import AttemptPage, GetBlob, attempt_page, is_self_reported
+from agent.report.attempt_page import AttemptPage, attempt_page, is_self_reported
 from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
 from agent.report.summary import summary
 from agent.report.tables import (

@@ -1,10 +1,10 @@
 """What tools tell a researcher: JSON, bounded, logs fenced."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from agent.record.attempts import Attempt, Smoke
+from agent.record.chain import GetBlob
 from agent.record.events import RunFinished, Verdict
 from agent.record.history import History, gain
 from agent.researcher.arguments import Selection, ShowHistory
@@ -115,7 +115,7 @@ def sweep_answer(attempts: list[Attempt], history: History, why: str) -> str:
 
 def history_answer(
     history: History,
-    get_blob: Callable[[str], bytes],
+    get_blob: GetBlob,
     direction: Direction,
     asked: ShowHistory,
 ) -> str:
@@ -256,9 +256,7 @@ def _row(attempt: Attempt, history: History) -> dict[str, Any]:
     }
 
 
-def _details(
-    attempt: Attempt, history: History, get_blob: Callable[[str], bytes]
-) -> dict[str, Any]:
+def _details(attempt: Attempt, history: History, get_blob: GetBlob) -> dict[str, Any]:
     finished, diff = attempt.finished, attempt.started.diff
     diff_text = "" if diff is None else get_blob(diff).decode("utf-8", "replace")
     return {

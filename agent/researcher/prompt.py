@@ -7,10 +7,11 @@ wrote stands in fences and has an end; only what the person wrote counts as an i
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from agent.candidate.workspace import may_be_written
 from agent.record.attempts import Attempt
+from agent.record.chain import GetBlob
 from agent.record.events import Verdict
 from agent.record.history import History
 from agent.settings import Settings
@@ -112,7 +113,7 @@ def system_prompt(prose: str, settings: Settings) -> str:
 def brief(
     settings: Settings,
     history: History,
-    get_blob: Callable[[str], bytes],
+    get_blob: GetBlob,
     *,
     guidance: str,
     hours_left: float,
@@ -197,7 +198,7 @@ def _noise(history: History) -> str:
     )
 
 
-def _files(settings: Settings, history: History, get_blob: Callable[[str], bytes]) -> str:
+def _files(settings: Settings, history: History, get_blob: GetBlob) -> str:
     if history.best is None:
         return ""
     files = history.best.started.files

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import pairwise
@@ -11,7 +11,7 @@ from statistics import fmean
 
 from agent.candidate.knobs import KnobValue, find_knobs
 from agent.record.attempts import Attempt
-from agent.record.chain import LedgerError, canonical
+from agent.record.chain import GetBlob, LedgerError, canonical
 from agent.record.curves import Curve, unpacked
 from agent.record.events import Entry, RunFinished, SessionStarted, Verdict
 from agent.record.history import History, fold, metric_of
@@ -26,10 +26,8 @@ MAX_FACT_CHARACTERS = 250
 MAX_KNOBS = 60
 MAX_TRAININGS = 20
 
-_LARGEST_KNOB = 1e15
+_LARGEST_KNOB = 1e15  # whole numbers up to here survive the floats that trackers keep
 _UNUSUAL = re.compile(r"[^A-Za-z0-9_.-]")
-
-GetBlob = Callable[[str], bytes]
 
 
 class TrackedRun(Record):
@@ -127,6 +125,7 @@ def _tracked(
         facts=_facts(session, attempt),
         metrics=_metrics(_metric_name(history), attempt),
         files=attempt.started.files,
+        # Bounded, since an attempt that others disturb is trained again and again.
         trainings=tuple(attempt.trainings[:MAX_TRAININGS]),
     )
 

@@ -22,10 +22,12 @@ from typing import Protocol
 from agent.record.chain import read_blob, read_ledger
 from agent.text import one_line
 from agent.trackers.attempts import Content, TrackedRun, content_of, tracked_runs
+from sandbox.contract.errors import UsageError
 
 LOCK_NAME = ".nightlab-lock"
 MAX_ERROR_CHARACTERS = 300
 
+# Not `all but secrets`: nobody knows every variable that can hold a key or lead to a server.
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 
 
@@ -62,15 +64,6 @@ class Store(Protocol):
         """Leave nothing behind that runs or is open."""
 
 
-def missing(tracker: Tracker) -> tuple[str, str] | None:
-    """What is not installed, and how to install it; none when all is there."""
-    spec = find_spec(tracker.folder)
-    if spec is not None and spec.origin is not None:  # a folder of that name is no library
-        return None
-    install = f"pip install 'nightlab[{tracker.folder}]'"
-    return f"--track {tracker.value} needs {tracker.folder}", install
-
-
 @dataclass
 class Export:
     """Brings a tracker up to date with a session's ledger."""
@@ -94,6 +87,23 @@ class Export:
         else:
             self.problem = ""
         return self.problem
+
+
+def exporter(
+    tracker: Tracker | None, directory: Path | None, runs: Path, environ: MutableMapping[str, str]
+) -> Export | None:
+    """What keeps the tracker's files up to date; none when no tracker was asked for.
+
+    Raises:
+        UsageError: its library is not installed.
+    """
+    if tracker is None:
+        return None
+    spec = find_spec(tracker.folder)
+    if spec is None or spec.origin is None:  # a folder of that name is no library
+        install = f"pip install 'nightlab[{tracker.folder}]'"
+        raise UsageError(f"--track {tracker.value} needs {tracker.folder}", install)
+    return Export(tracker, directory or runs / tracker.folder, environ)
 
 
 @contextmanager

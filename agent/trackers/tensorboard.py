@@ -35,10 +35,11 @@ class TensorBoardFiles:
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir(parents=True)
         with (whole / _file_name(run)).open("wb") as file:
+            # Not EventFileWriter, which names the file itself and writes from its own thread.
             writer = RecordWriter(file)
             for event in _events(run, content):
                 writer.write(event.SerializeToString())
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a rename replaces empty folders alone
         whole.rename(folder)
 
     def close(self) -> None:

@@ -12,8 +12,6 @@ import wandb
 from agent.text import for_markdown
 from agent.trackers.attempts import MAX_TEXT_CHARACTERS, Content, TrackedRun
 
-PROJECT = "nightlab"
-
 
 class WandbFolders:
     """A folder that holds `wandb/offline-run-…`."""
@@ -27,26 +25,8 @@ class WandbFolders:
     def put(self, run: TrackedRun, content: Content) -> None:
         for folder in self._folders(run):
             shutil.rmtree(folder)
-        writing = self._open(run, content)
-        for curve in content.curves:
-            writing.define_metric(f"{curve.name}/*", step_metric=f"{curve.name}/step")
-            for step, _, row in curve.rows():
-                writing.log({**row, f"{curve.name}/step": step})
-        writing.summary.update(run.metrics)
-        writing.finish(exit_code=0 if run.has_score else 1)
-        (folder,) = self._folders(run)
-        _mark(folder, run).touch()
-
-    def close(self) -> None:
-        """End the service that W&B started beside us: it would hold our output open."""
-        wandb.teardown()
-
-    def _folders(self, run: TrackedRun) -> list[Path]:
-        return list((self._directory / "wandb").glob(f"offline-run-*-{run.key}"))
-
-    def _open(self, run: TrackedRun, content: Content) -> wandb.Run:
-        return wandb.init(
-            project=PROJECT,
+        writing = wandb.init(
+            project="nightlab",
             id=run.key,
             name=f"{run.group} {run.name}",
             group=run.group,
@@ -56,6 +36,21 @@ class WandbFolders:
             config={**run.facts, "hypothesis": run.hypothesis, "knobs": content.knobs},
             settings=_settings(self._directory),
         )
+        for curve in content.curves:
+            writing.define_metric(f"{curve.name}/*", step_metric=f"{curve.name}/step")
+            for step, _, row in curve.rows():
+                writing.log({**row, f"{curve.name}/step": step})
+        writing.summary.update(run.metrics)
+        writing.finish(exit_code=0 if run.has_score else 1)
+        (folder,) = self._folders(run)  # W&B puts the time of day into its name
+        _mark(folder, run).touch()
+
+    def close(self) -> None:
+        """End the service that W&B started beside us: it would hold our output open."""
+        wandb.teardown()
+
+    def _folders(self, run: TrackedRun) -> list[Path]:
+        return list((self._directory / "wandb").glob(f"offline-run-*-{run.key}"))
 
 
 def _mark(folder: Path, run: TrackedRun) -> Path:

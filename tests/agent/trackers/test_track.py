@@ -35,7 +35,7 @@ from agent.record.events import Noticed, Scored, Verdict
 from agent.record.history import fold
 from agent.text import for_markdown, one_line
 from agent.trackers.attempts import MAX_TEXT_CHARACTERS, content_of, tracked_runs
-from agent.trackers.export import LOCK_NAME, Export, Tracker, missing, offline
+from agent.trackers.export import LOCK_NAME, Export, Tracker, exporter, offline
 from tests.support.histories import Night, baseline, night, start
 from tests.support.nights import Place
 
@@ -404,8 +404,10 @@ def test_a_library_that_is_not_there_is_told_before_the_night(tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_is_installed_is_not_missing() -> None:
-    assert [None, None, None] == [missing(tracker) for tracker in Tracker]
+def test_what_is_installed_is_not_missing(tmp_path: Path) -> None:
+    made = [exporter(tracker, None, tmp_path, {}) for tracker in Tracker]
+    folders = [tmp_path / name for name in ("tensorboard", "mlflow", "wandb")]
+    assert folders == [export.directory for export in made if export]
 
 
 def test_a_night_is_tracked_while_it_goes_on(tmp_path: Path) -> None:
