@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.attempt.decide import Failure, GetBlob, outcome_of
+from agent.attempt.decide import Failure, outcome_of
 from agent.attempt.judge import judge
 from agent.attempt.lab import Lab, Trial, fresh_directory, snapshot
 from agent.attempt.trial import run_trial
 from agent.record.attempts import Attempt, TrialKey
-from agent.record.chain import read_files
+from agent.record.chain import GetBlob, read_files
 from agent.record.events import ReplayedSeed, ReplayFinished
 from agent.record.history import History
 from agent.record.repeats import FIVE_DIGITS
