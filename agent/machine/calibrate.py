@@ -18,11 +18,13 @@ from agent.attempt.trial import files_of, leased, run_trial
 from agent.candidate.knobs import Knob, find_knobs, turn
 from agent.machine.calibration import AtBudget, Batches, BatchTried, Calibration, proposals
 from agent.machine.rates import PROGRAM, Rates, read_rates
+from agent.machine.setup import Say
 from agent.night.session import Runtime, begin, has_begun, open_lab, recover
 from agent.program import Program
+from agent.record.chain import read_ledger
 from agent.record.curves import Curve, Point, curve_of, unpacked
 from agent.record.events import ATTEMPT, AttemptFinished, AttemptStarted, Verdict
-from agent.record.history import History
+from agent.record.history import History, fold
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import host_faults
@@ -43,7 +45,6 @@ MAX_BATCHES = 12
 FEWEST_STEPS = 100
 """A batch that leaves fewer steps in the longest budget is of no use, however well it fits."""
 
-Say = Callable[[str], None]
 Watched = Callable[[Settings, Ledger], AbstractContextManager[Observer]]
 
 
@@ -92,10 +93,7 @@ def seconds_left(bench: Bench, budgets: Sequence[float], repeats: int) -> float:
     seconds = MAX_BATCHES / 2 * (BATCH_SECONDS + 4)
     for budget_seconds in budgets:
         directory = _directory(bench, budget_seconds)
-        done = 0
-        if has_begun(directory):
-            with Ledger.open(directory) as ledger:
-                done = len(_scores(ledger.history))
+        done = len(_scores(fold(read_ledger(directory)))) if has_begun(directory) else 0
         seconds += max(0, repeats - done) * (budget_seconds + SCORING_SECONDS)
     return seconds
 
@@ -301,7 +299,5 @@ def _line(at: AtBudget) -> str:
     sigma = "not known" if at.sigma is None else f"{at.sigma:.4f}"
     rate = f", {at.tokens_per_second:,.0f} tokens a second" if at.tokens_per_second else ""
     disturbed = f", {at.disturbed} disturbed" if at.disturbed else ""
-    scores = (
-        f"{at.mean:.4f} from {len(at.values)} seeds, noise {sigma}" if at.values else "no score"
-    )
+    scores = f"{at.mean:.4f} from {len(at.values)} seeds, noise {sigma}"
     return f"{at.budget_seconds:g} s: {scores}{rate}{disturbed}"
