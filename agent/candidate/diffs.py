@@ -1,6 +1,7 @@
 """What changed between two candidates, as text and as patch."""
 
 import difflib
+from collections.abc import Iterable
 
 from agent.candidate.merge import Files, lines_of
 
@@ -20,9 +21,7 @@ def unified_diff(old: Files, new: Files) -> bytes:
                 f"a/{name}",
                 f"b/{name}",
             )
-    text = "".join(
-        p if p.endswith("\n") else p + "\n\\ No newline at end of file\n" for p in pieces
-    )
+    text = _joined(pieces)
     # Cut at one place for good: an audit makes every diff again and compares.
     whole = text if len(text) <= MAX_DIFF_CHARACTERS else f"{text[:MAX_DIFF_CHARACTERS]}\n[cut]\n"
     return whole.encode()
@@ -62,6 +61,10 @@ def _file_patch(path: str, old: bytes | None, new: bytes | None) -> str:
         "/dev/null" if old is None else f"a/{path}{end}",
         "/dev/null" if new is None else f"b/{path}{end}",
     )
-    return header + "".join(
+    return header + _joined(lines)
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )

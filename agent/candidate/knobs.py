@@ -71,14 +71,6 @@ class Knob:
         return f"{self.file}:{self.name}"
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """A text that occurs once in a file, and what to put there."""
-
-    old: str
-    new: str
-
-
 def find_knobs(file: str, source: bytes) -> list[Knob]:
     """The knobs of one Python file, in its order; none when it does not parse."""
     try:
@@ -134,13 +126,13 @@ def turn(source: bytes, knob: Knob, value: KnobValue) -> bytes:
     return b"".join(lines)
 
 
-def replacement(source: bytes, knob: Knob, value: KnobValue) -> Replacement:
-    """The edit that `turn` stands for: whole lines, as few as make the old text unique."""
+def replacement(source: bytes, knob: Knob, value: KnobValue) -> tuple[str, str]:
+    """The edit that `turn` stands for, old text and new: as few lines as make the old unique."""
     old, new = (text.splitlines(keepends=True) for text in (source, turn(source, knob, value)))
     first, last = knob.line - 1, knob.line
     while source.count(b"".join(old[first:last])) > 1 and (first > 0 or last < len(old)):
         first, last = max(0, first - 1), min(len(old), last + 1)
-    return Replacement(b"".join(old[first:last]).decode(), b"".join(new[first:last]).decode())
+    return b"".join(old[first:last]).decode(), b"".join(new[first:last]).decode()
 
 
 def _assigned(statement: ast.stmt) -> list[str]:
@@ -158,42 +150,32 @@ def _knob(file: str, statement: ast.stmt, line: bytes) -> Knob | None:
     names, node = _assigned(statement), statement.value
     if len(names) != 1 or not NAME.match(names[0]) or statement.end_lineno != statement.lineno:
         return None
-    value = _literal_value(node)
-    end = node.end_col_offset
-    if value is None or end is None:
-        return None
-    place = statement.lineno, node.col_offset, end
+    value, end = _literal_at(line, node), node.end_col_offset or 0
     comment = line[end:].decode("utf-8", "replace").strip()
-    if (comment and not comment.startswith("#")) or not _stands_at(line, place, value):
+    if value is None or (comment and not comment.startswith("#")):
         return None
     stated = _stated_domain(comment, value)
     domain = None if FIXED.search(comment) else stated or _usual_domain(value)
     if domain is None:
         return None
+    place = statement.lineno, node.col_offset, end
     return Knob(file, names[0], value, domain, stated is not None, *place)
 
 
-def _stands_at(line: bytes, place: tuple[int, int, int], value: KnobValue) -> bool:
-    """Whether the bytes there are the value: offsets count UTF-8, and a file may be in another."""
-    try:
-        return bool(ast.literal_eval(line[place[1] : place[2]].decode()) == value)
-    except (SyntaxError, ValueError):
-        return False
-
-
-def _literal_value(node: ast.expr) -> KnobValue | None:
-    sign = 1
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        node, sign = node.operand, -1
-    if not isinstance(node, ast.Constant):
+def _literal_at(line: bytes, node: ast.expr) -> KnobValue | None:
+    """The value that stands there, if it is one that can be turned."""
+    if not isinstance(node, ast.Constant | ast.UnaryOp):
         return None
-    value = node.value
-    # A truth value is a number to Python: it must be asked for first.
-    if isinstance(value, bool | str):
-        return value if sign == 1 else None
-    if isinstance(value, int | float) and abs(value) < 1e15 and math.isfinite(value):
-        return sign * value
-    return None
+    try:
+        value = ast.literal_eval(node)
+        written = ast.literal_eval(line[node.col_offset : node.end_col_offset].decode())
+    except (SyntaxError, ValueError):
+        return None
+    if written != value:  # offsets count UTF-8, and a file may be in another encoding
+        return None
+    # A truth value is a number to Python, and infinity one that no search ends at.
+    is_number = isinstance(value, int | float) and abs(value) < 1e15
+    return value if is_number or isinstance(value, str) else None
 
 
 def _stated_domain(comment: str, value: KnobValue) -> Domain | None:

@@ -5,10 +5,12 @@ git would run the hooks and filters of whatever repository it is called in.
 
 import ast
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import SequenceMatcher
+from typing import TypeVar
 
 Files = Mapping[str, bytes]
+T = TypeVar("T")
 
 
 class Conflict(Exception):
@@ -57,12 +59,9 @@ def _merge_file(
     name: str, base: bytes | None, ours: bytes | None, theirs: bytes | None
 ) -> bytes | None:
     """The merged content; none when the file is not there afterwards."""
-    if theirs in (base, ours):
-        return ours
-    if ours == base:
-        return theirs
-    if base is None or ours is None or theirs is None:
-        raise Conflict(f"{name}, which one side changed and the other made or removed")
+    if base is None or ours is None or theirs is None or base in (ours, theirs):
+        place = f"{name}, which one side changed and the other made or removed"
+        return _side_that_changed(base, ours, theirs, place)
     try:
         return merge_texts(_text(base), _text(ours), _text(theirs)).encode(errors="surrogateescape")
     except Conflict as conflict:
@@ -94,27 +93,28 @@ def _kept_lines(base: list[str], side: list[str]) -> dict[int, int]:
     return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
 
 
-def _merge_chunk(base: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    if theirs in (base, ours):
-        return list(ours)
-    if ours == base:
-        return list(theirs)
+def _merge_chunk(base: list[str], ours: list[str], theirs: list[str]) -> list[str]:
     if len(base) == len(ours) == len(theirs):
         # Neighbouring lines, such as a table of constants, changed on one side each.
-        return [_merge_line(b, o, t) for b, o, t in zip(base, ours, theirs, strict=True)]
-    raise Conflict(f"around the line {_first(base, ours)!r}")
+        return [
+            _side_that_changed(b, o, t, f"the line {b.strip()[:80]!r}")
+            for b, o, t in zip(base, ours, theirs, strict=True)
+        ]
+    first = next(iter([*base, *ours]), "").strip()[:80]
+    return _side_that_changed(base, ours, theirs, f"around the line {first!r}")
 
 
-def _merge_line(base: str, ours: str, theirs: str) -> str:
+def _side_that_changed(base: T, ours: T, theirs: T, place: str) -> T:
+    """What one side made of `base`, where the other left it alone or did the same.
+
+    Raises:
+        Conflict: each made something else of it.
+    """
     if theirs in (base, ours):
         return ours
     if ours == base:
         return theirs
-    raise Conflict(f"the line {base.strip()[:80]!r}")
-
-
-def _first(base: Sequence[str], ours: Sequence[str]) -> str:
-    return next(iter([*base, *ours]), "").strip()[:80]
+    raise Conflict(place)
 
 
 def _parses(content: bytes) -> bool:

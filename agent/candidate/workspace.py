@@ -32,6 +32,8 @@ MAX_DEPTH = 8
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 200
 """Leaves room for what a temporary name adds below the 255 bytes of common file systems."""
+WHOLE = ("", ".", "./")
+"""How a model may write the workspace itself."""
 MAX_MATCHES = 100
 MAX_MATCH_CHARACTERS = 200
 
@@ -97,24 +99,14 @@ class Workspace:
         """Whether the agent may write `path`."""
         return may_be_written(_parts(path), self._editable)
 
-    def read_bytes(self, path: str) -> bytes:
-        """Content of a file.
-
-        Raises:
-            WorkspaceError: there is none, or it is not one the agent may have.
-        """
-        parts = _parts(path)
-        with self._root_for(path) as root:
-            return self._read(root, "/".join(parts), MAX_FILE_BYTES)
-
     def read_text(self, path: str) -> str:
         """Content of a UTF-8 file, line ends as they are.
 
         Raises:
-            WorkspaceError: as `read_bytes`, and for a file that is no text.
+            WorkspaceError: there is none, it is no text, or not one that the agent may have.
         """
         try:
-            text = self.read_bytes(path).decode("utf-8")
+            text = self._read(path, MAX_FILE_BYTES).decode("utf-8")
         except UnicodeDecodeError:
             raise WorkspaceError("not_text", f"{path} is not UTF-8 text") from None
         if "\0" in text:
@@ -139,7 +131,7 @@ class Workspace:
         Raises:
             WorkspaceError: there is no such directory, or too much in it.
         """
-        below = "/".join(_parts(path)) if path not in ("", ".", "./") else ""
+        below = "" if path in WHOLE else clean_path(path)
         with self._root_for(path or "the workspace") as root:
             found = [
                 FileEntry(name, size, self.is_editable(name))
@@ -170,11 +162,8 @@ class Workspace:
         Raises:
             WorkspaceError: together they are larger than a snapshot may be.
         """
-        files: dict[str, bytes] = {}
-        entries = [entry for entry in self.list_files() if entry.path not in self._left_out]
-        for entry in entries:
-            with self._root_for(entry.path) as root:
-                files[entry.path] = self._read(root, entry.path, MAX_CANDIDATE_BYTES)
+        paths = [entry.path for entry in self.list_files() if entry.path not in self._left_out]
+        files = {path: self._read(path, MAX_CANDIDATE_BYTES) for path in paths}
         if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
             limit = MAX_CANDIDATE_BYTES // 2**20
             raise WorkspaceError("too_large", f"the workspace holds more than {limit} MiB")
@@ -205,15 +194,17 @@ class Workspace:
         with closing(os.open(self._root, flags)) as root, _describing_errors(path):
             yield root
 
-    def _read(self, root: int, path: str, limit: int) -> bytes:
-        # Checked first without opening it: to open a FIFO or a device already is to use it.
-        with closing(self._open_beneath(root, path, os.O_PATH)) as found:
-            _refuse_all_but_plain_files(os.fstat(found), path)
-        descriptor = self._open_beneath(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-            # And once more: meanwhile something else may have been put in its place.
-            _refuse_all_but_plain_files(os.fstat(descriptor), path)
-            content = file.read(limit + 1)
+    def _read(self, path: str, limit: int) -> bytes:
+        name = clean_path(path)
+        with self._root_for(path) as root:
+            # Checked first without opening it: to open a FIFO or a device already is to use it.
+            with closing(self._open_beneath(root, name, os.O_PATH)) as found:
+                _refuse_all_but_plain_files(os.fstat(found), path)
+            descriptor = self._open_beneath(root, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+                # And once more: meanwhile something else may have been put in its place.
+                _refuse_all_but_plain_files(os.fstat(descriptor), path)
+                content = file.read(limit + 1)
         if len(content) > limit:
             hint = "keep files small; large data does not belong into the workspace"
             raise WorkspaceError("too_large", f"{path} is over {limit // 1024} KiB", hint)
@@ -258,7 +249,7 @@ class Workspace:
                 yield path, status.st_size
 
     def _texts(self, path: str) -> list[tuple[str, str]]:
-        if path not in ("", ".", "./"):
+        if path not in WHOLE:
             try:
                 return [(path, self.read_text(path))]
             except WorkspaceError as error:
@@ -267,7 +258,7 @@ class Workspace:
         texts = []
         for entry in self.list_files(path):
             if entry.bytes <= MAX_FILE_BYTES:
-                content = self.read_bytes(entry.path)
+                content = self._read(entry.path, MAX_FILE_BYTES)
                 texts.append((entry.path, content.decode("utf-8", "replace")))
         return texts
 
@@ -367,11 +358,7 @@ OS_ERRORS = {
     errno.ENOENT: ("not_found", "does not exist", "list the files"),
     errno.ELOOP: ("outside_workspace", "goes through a link", "use the file's own path"),
     errno.EXDEV: ("outside_workspace", "leaves the workspace", "use a path inside it"),
-    errno.ENOTDIR: (
-        "not_found",
-        "goes through something that is not a directory",
-        "list the files",
-    ),
+    errno.ENOTDIR: ("not_found", "goes through what is not a directory", "list the files"),
     errno.EISDIR: ("is_directory", "is a directory", "list it instead"),
     errno.EACCES: ("not_permitted", "may not be opened", ""),
     errno.ENAMETOOLONG: ("bad_path", "is too long a name", "use a shorter one"),

@@ -52,7 +52,6 @@ def open_models(
         researcher: `claude`, `tpe` or `random`.
         environ: holds credentials and maybe the address of a compatible server.
         on_warning: called with what to say of a model that is on its way out.
-        clock: monotonic seconds, by which replies are timed.
 
     Raises:
         ModelError: the service has no such model, or no longer.

@@ -10,8 +10,6 @@ from agent.record.history import History
 from agent.settings import SessionLimits
 
 Ending = tuple[StopReason, str]
-
-
 NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
 """What a step reserves that asks no paid model."""
 
@@ -19,13 +17,7 @@ NOTHING = Reserve(calls=0, tokens=0, usd=0.0)
 def reason_to_stop(
     history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
 ) -> Ending | None:
-    """Why the session must not go on, if it must not.
-
-    Args:
-        history: what happened so far.
-        limits: what the person allowed.
-        reserve: the worst that the next step can use.
-    """
+    """Why the session must not go on, if the next step uses `reserve` at worst."""
     return (
         work_is_done(history, limits)
         or time_is_over(history, limits)
@@ -35,13 +27,7 @@ def reason_to_stop(
 
 
 def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
-    """Seconds until the session's time is over, never negative.
-
-    Args:
-        history: what happened so far.
-        limits: what the person allowed.
-        idle_seconds: how long ago the last event was.
-    """
+    """Seconds until the session's time is over, never negative; the last event was idle ago."""
     left = limits.hours * 3600 - history.time.active_seconds
     if limits.until is not None and history.time.last_at:
         stop = stop_time(limits.until, history.time.working_since)
@@ -72,17 +58,12 @@ def work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     """How a session ends whose attempts are used up, or lead nowhere."""
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
-    if history.failures_in_a_row >= limits.max_failures_in_a_row:
-        return (
-            StopReason.FAILURES_IN_A_ROW,
-            f"the last {history.failures_in_a_row} attempts failed or were invalid",
-        )
-    discards = limits.max_discards_in_a_row
-    if discards is not None and history.discards_in_a_row >= discards:
-        return (
-            StopReason.DISCARDS_IN_A_ROW,
-            f"none of the last {history.discards_in_a_row} attempts was kept",
-        )
+    failures, discards = history.failures_in_a_row, history.discards_in_a_row
+    if failures >= limits.max_failures_in_a_row:
+        text = f"the last {failures} attempts failed or were invalid"
+        return StopReason.FAILURES_IN_A_ROW, text
+    if limits.max_discards_in_a_row is not None and discards >= limits.max_discards_in_a_row:
+        return StopReason.DISCARDS_IN_A_ROW, f"none of the last {discards} attempts was kept"
     return None
 
 
@@ -91,11 +72,8 @@ def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) ->
         return StopReason.CALLS, f"{history.spend.calls} of {limits.calls} calls are made"
     used = history.spend.input_tokens + history.spend.output_tokens
     if limits.tokens is not None and used + reserve.tokens > limits.tokens:
-        return (
-            StopReason.TOKENS,
-            f"{used} of {limits.tokens} tokens are used and the next call could need "
-            f"{reserve.tokens}",
-        )
+        could = f"the next call could need {reserve.tokens}"
+        return StopReason.TOKENS, f"{used} of {limits.tokens} tokens are used and {could}"
     return None
 
 
@@ -109,9 +87,6 @@ def money_is_out(
     if reserve_usd is None or history.spend.unpriced_calls:
         return StopReason.MONEY, "a call has no known price, so a money limit cannot be kept"
     if history.spend.usd + reserve_usd > limit_usd:
-        return (
-            StopReason.MONEY,
-            f"${history.spend.usd:.2f} of ${limit_usd:.2f} are spent and the next call could cost "
-            f"${reserve_usd:.2f}",
-        )
+        spent = f"${history.spend.usd:.2f} of ${limit_usd:.2f} are spent"
+        return StopReason.MONEY, f"{spent} and the next call could cost ${reserve_usd:.2f}"
     return None

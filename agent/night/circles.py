@@ -4,7 +4,6 @@ A model that repeats itself burns the night's money without a new result. It is 
 circle once, then given a new conversation; then the session ends (`turns.py`).
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,20 +17,13 @@ class Act:
     """One tool call and what it came to."""
 
     name: str
-    arguments: str
+    arguments: dict[str, Any]
     result: str
     is_error: bool
 
 
-def act(name: str, arguments: dict[str, Any], text: str, *, is_error: bool) -> Act:
-    """The act of a call that was answered with `text`."""
-    return Act(name, json.dumps(arguments, sort_keys=True), text, is_error)
-
-
 def circle(acts: list[Act]) -> str | None:
     """What goes round in circles in `acts`, which are those since the last judged attempt."""
-    if not acts:
-        return None
     last = acts[-1]
     if acts.count(last) >= SAME_ACTS:
         return f"{last.name} was called {SAME_ACTS} times with the same result"

@@ -16,7 +16,7 @@ from agent.attempt.experiment import score_on_holdout
 from agent.attempt.lab import Lab, SessionOver
 from agent.night.asking import ask
 from agent.night.budget import NOTHING, Ending, reason_to_stop
-from agent.night.circles import act
+from agent.night.circles import Act
 from agent.night.toolbox import Toolbox, ToolResult
 from agent.night.turns import Turns, tool_result
 from agent.night.waiting import FAULT_PAUSE_SECONDS, run_with_retries, wait_while_paused
@@ -55,7 +55,7 @@ def run_session(night: Night, after_attempt: Callable[[], object]) -> SessionEnd
     """Work until there is a reason to stop, and record it.
 
     Args:
-        night: what to work with; its ledger holds a started or resumed session.
+        night: its ledger holds a started or resumed session.
         after_attempt: called after the baseline and after every reply that led to a verdict.
 
     Raises:
@@ -146,7 +146,7 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
             continue
         result = _do(night, call)
         answers.append(tool_result(call.id, result.text, is_error=result.is_error))
-        done.append(act(call.name, call.input, result.text, is_error=result.is_error))
+        done.append(Act(call.name, call.input, result.text, result.is_error))
         if result.finished is not None:
             ending = StopReason.FINISHED, result.finished
     circle = night.turns.watch.circle(done, len(night.history.completed))

@@ -80,13 +80,9 @@ def begin(
 
     Args:
         directory: of the session; must not exist.
-        program: what the person wrote.
         settings: the program's settings with the flags' overrides.
         source: the person's workspace.
-        runtime: what this machine offers.
-        researcher: who proposes candidates.
         seed: what the seeds of all runs are drawn from.
-        now: the ledger's clock.
 
     Raises:
         UsageError: the session exists, or the workspace lacks a file or holds too much.

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from agent.attempt.drift import check_for_drift
 from agent.attempt.lab import Lab, hashes_of
+from agent.attempt.smoke import run_smoke
 from agent.candidate.workspace import WorkspaceError
 from agent.night.budget import reason_to_stop
 from agent.night.waiting import (
     is_asked_to_pause,
     is_asked_to_stop,
     run_with_retries,
-    smoke_with_retries,
+    with_retries,
 )
 from agent.record.attempts import Attempt
 from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
@@ -121,7 +122,7 @@ class Toolbox:
             message = f"{most} smoke runs since the last attempt are enough"
             raise ToolRefused("too_many_smokes", message, "run without smoke, or change less")
         try:
-            smoked = smoke_with_retries(lab, candidate)
+            smoked = with_retries(lab, lambda: run_smoke(lab, candidate, asked_by="researcher"))
         except BoxLost as error:
             hint = "change what may bring it about"
             raise ToolRefused("box_lost", error.message, hint) from error
@@ -131,9 +132,8 @@ class Toolbox:
         if (call.attempt is not None) != (call.select == "attempt"):
             hint = 'give attempt together with select = "attempt", and neither without the other'
             raise ToolRefused("bad_arguments", "attempt and select do not fit together", hint)
-        ledger, direction = self._lab.ledger, self._lab.settings.goal.direction
         try:
-            return history_answer(self._lab.history, ledger.get_blob, direction, call)
+            return history_answer(self._lab.history, self._lab.ledger.get_blob, call)
         except KeyError:
             message = f"there is no attempt {call.attempt}"
             raise ToolRefused("not_found", message, 'see select = "recent"') from None

@@ -6,8 +6,8 @@ and what a crash cut off is answered as far as the ledger knows.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from agent.attempt.lab import Lab
@@ -203,7 +203,10 @@ class Turns:
     def _answers_after_a_crash(self, orphans: list[str]) -> list[dict[str, Any]]:
         """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
         ledger = self.lab.ledger
-        returned = {event.call_id: event for event in self._returned_since_the_reply()}
+        events = (entry.event for entry in reversed(ledger.entries))
+        # Only those younger than the reply: servers may use an id again in later ones.
+        since = takewhile(lambda event: not isinstance(event, MessageAdded), events)
+        returned = {event.call_id: event for event in since if isinstance(event, ToolReturned)}
         answers = []
         for call_id in orphans:
             if (done := returned.get(call_id)) is not None:
@@ -212,14 +215,6 @@ class Turns:
                 text, is_error = INTERRUPTED_CALL, True
             answers.append(tool_result(call_id, text, is_error=is_error))
         return answers or [{"type": "text", "text": NUDGE}]
-
-    def _returned_since_the_reply(self) -> Iterator[ToolReturned]:
-        """Results younger than the last message: servers may use an id again in later replies."""
-        for entry in reversed(self.lab.ledger.entries):
-            if isinstance(entry.event, MessageAdded):
-                return
-            if isinstance(entry.event, ToolReturned):
-                yield entry.event
 
     def _unfinished_ending(self) -> Ending | None:
         """The end that the researcher asked for, if a crash came before it was on record."""

@@ -14,9 +14,8 @@ from typing import TypeVar
 
 from agent.attempt.experiment import run_attempt
 from agent.attempt.lab import Lab, SessionOver
-from agent.attempt.smoke import run_smoke
 from agent.night.budget import time_is_over
-from agent.record.attempts import Attempt, Smoke
+from agent.record.attempts import Attempt
 from agent.record.events import AttemptKind, Noticed, StopReason
 from agent.record.history import TRIES
 from sandbox.contract.errors import SandboxError
@@ -113,21 +112,18 @@ def stand_by(lab: Lab) -> None:
         SessionOver: the person asked to stop, or the session's time is over.
     """
     wait_while_paused(lab)
-    history = lab.history
-    idle = lab.ledger.now() - datetime.fromisoformat(history.time.last_at)
-    ending = time_is_over(history, lab.settings.session, idle_seconds=idle.total_seconds())
-    if ending is not None:
+    if ending := time_is_over(lab.history, lab.settings.session, idle_seconds=idle_seconds(lab)):
         raise SessionOver(*ending)
 
 
-def run_with_retries(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
-    """`run_attempt`, tried again with the same files when the sandbox, not the program, failed.
+def idle_seconds(lab: Lab) -> float:
+    """How long ago the last event was."""
+    last = datetime.fromisoformat(lab.history.time.last_at)
+    return (lab.ledger.now() - last).total_seconds()
 
-    Raises:
-        SandboxError: it failed too often in a row.
-        SessionOver: the session had to end meanwhile.
-        KeyboardInterrupt: see `run_attempt`.
-    """
+
+def run_with_retries(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
+    """`run_attempt`, tried again with the same files as `with_retries` has it."""
     candidate, attributes = lab.workspace.candidate(), {"nightlab.kind": kind}
 
     def work() -> Attempt:
@@ -138,22 +134,8 @@ def run_with_retries(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: s
         return with_retries(lab, work)
 
 
-def smoke_with_retries(lab: Lab, files: dict[str, bytes]) -> Smoke:
-    """The smoke run that a researcher asks for, tried again when the sandbox failed.
-
-    Raises:
-        SandboxError: it failed too often in a row.
-        SessionOver: the session had to end meanwhile.
-    """
-    return with_retries(lab, lambda: run_smoke(lab, files, asked_by="researcher"))
-
-
 def with_retries(lab: Lab, work: Callable[[], T]) -> T:
     """Do work that needs the engine, again when the sandbox failed, once the engine answers.
-
-    Args:
-        lab: of the session, as `for_the_night` makes it.
-        work: what is tried.
 
     Raises:
         SandboxError: it failed `TRIES` times in a row.

@@ -14,6 +14,7 @@ from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob
 from agent.record.events import Verdict
 from agent.record.history import History
+from agent.researcher.answers import FAILURES
 from agent.settings import Settings
 from agent.text import bounded, fenced, one_line, visible
 
@@ -118,15 +119,7 @@ def brief(
     guidance: str,
     hours_left: float,
 ) -> str:
-    """The first message of a conversation: where the session stands.
-
-    Args:
-        settings: in force.
-        history: what happened so far.
-        get_blob: content of a blob of the ledger.
-        guidance: what the person wrote for tonight; empty for none.
-        hours_left: until the session's time is over.
-    """
+    """The first message of a conversation: where the session stands, and the person's guidance."""
     sections = [
         ("Where the session stands", _status(settings, history, hours_left)),
         ("The best so far", _best(settings, history)),
@@ -256,15 +249,11 @@ def _number(value: float | None) -> str:
 
 
 def _failures(history: History) -> str:
-    latest: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for attempt in history.completed:
-        finished = attempt.finished
-        if finished is not None and finished.verdict in (Verdict.FAILED, Verdict.INVALID):
-            counts[finished.reason] += 1
-            latest[finished.reason] = f"attempt {attempt.number}: {finished.explanation}"
-    if not counts:
+    ends = [end for a in history.completed if (end := a.finished) and end.verdict in FAILURES]
+    if not ends:
         return ""
+    counts = Counter(end.reason for end in ends)
+    latest = {end.reason: f"attempt {end.attempt}: {end.explanation}" for end in ends}
     rows = [
         f"{count} times {one_line(reason, 60)}; {one_line(latest[reason], EXPLANATION_CHARACTERS)}"
         for reason, count in counts.most_common(SHOWN_REASONS)

@@ -6,8 +6,10 @@ and Python only if it parses: what would cost a training to find out costs nothi
 
 import difflib
 import hashlib
+import re
 import warnings
 from collections import Counter
+from itertools import islice
 
 from agent.candidate.diffs import unified_diff
 from agent.candidate.workspace import Workspace, WorkspaceError, clean_path
@@ -135,13 +137,13 @@ class FileTools:
     def _note_change(self, path: str, old: str | None, new: str) -> None:
         before = {} if old is None else {path: old.encode()}
         after = {path: new.encode()}
-        ledger = self._ledger
-        ledger.append(
+        put = self._ledger.put_blob
+        self._ledger.append(
             FileChanged(
                 path=path,
-                before=None if old is None else ledger.put_blob(before[path]),
-                after=ledger.put_blob(after[path]),
-                diff=ledger.put_blob(unified_diff(before, after)),
+                before=put(before[path]) if before else None,
+                after=put(after[path]),
+                diff=put(unified_diff(before, after)),
             )
         )
 
@@ -189,12 +191,9 @@ def _not_found(path: str, text: str, wanted: str) -> ToolRefused:
 
 
 def _ambiguous(path: str, text: str, wanted: str) -> ToolRefused:
-    starts: list[int] = []
-    position = text.find(wanted)
-    while position >= 0 and len(starts) < 10:
-        starts.append(text.count("\n", 0, position) + 1)
-        position = text.find(wanted, position + len(wanted))
-    message = f"old_string is in {path} {text.count(wanted)} times, on lines {starts}"
+    places = islice(re.finditer(re.escape(wanted), text), 10)
+    lines = [1 + text.count("\n", 0, place.start()) for place in places]
+    message = f"old_string is in {path} {text.count(wanted)} times, on lines {lines}"
     hint = "take more lines around the place, or set replace_all"
     return ToolRefused("ambiguous", message, hint)
 

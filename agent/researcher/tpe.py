@@ -15,7 +15,7 @@ it against uniform sampling.
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from agent.attempt.lab import Lab, hashes_of
@@ -75,10 +76,6 @@ STEP = 0.2
 """Standard deviation of a step, as a share of the knob's range."""
 MAX_DRAWS = 64
 MAX_REPLIES_PER_ATTEMPT = 3
-MAX_TRIALS = 200
-"""More would make every attempt of a long session dearer than the one before."""
-BEST_TRIALS = 50
-"""How many of them are the best of all; the rest are the newest."""
 HYPOTHESIS_CHARACTERS = 400
 
 
@@ -129,8 +126,8 @@ class Proposal:
         edits = []
         for number, move in enumerate(self.moves):
             path = move.knob.file
-            lines = replacement(self._after(number)[path], move.knob, move.value)
-            edits.append({"file_path": path, "old_string": lines.old, "new_string": lines.new})
+            old, new = replacement(self._after(number)[path], move.knob, move.value)
+            edits.append({"file_path": path, "old_string": old, "new_string": new})
         return edits
 
     def _after(self, moves: int) -> Files:
@@ -207,11 +204,14 @@ class TpeModel:
         study = _study(knobs, seen, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":
-                point, reason = _anywhere(knobs, chance), "drawn evenly from the ranges"
+                study.sampler = RandomSampler(seed=chance.randrange(2**31))
+                point, reason = _ask(knobs, study), "drawn evenly from the ranges"
             elif measured < STARTUP_ATTEMPTS or len(seen) < 2:
                 point, reason = _step(knobs, base, chance), "a step away from the best"
             else:
-                point = _sampled(knobs, base, study, chance)
+                # None of the startup draws of its own: the first attempts were those.
+                study.sampler = TPESampler(seed=chance.randrange(2**31), n_startup_trials=0)
+                point = _a_part(_ask(knobs, study), base, chance)
                 reason = f"the sampler's choice after {len(seen)} trials, near the best"
             proposal = Proposal(self.name, files, _moves(knobs, here, point, files), reason)
             # A verdict that is known already costs no second training.
@@ -248,14 +248,13 @@ class TpeModel:
         if not measured:
             return []
         bad = _worse_than_all(measured, self._direction)
-        valued = [(attempt, bad if end.value is None else end.value) for attempt, end in judged]
         return [
             Observation(
                 point=_point(knobs, self._knobs_of(attempt.started.files)),
-                value=value,
-                early_stop=attempt.finished.early_stop if attempt.finished else None,
+                value=bad if end.value is None else end.value,
+                early_stop=end.early_stop,
             )
-            for attempt, value in _most_telling(valued, self._direction)
+            for attempt, end in judged
         ]
 
     def _promising(self, seen: list[Observation], here: Point) -> Point:
@@ -313,13 +312,8 @@ def _including(domain: Domain, value: KnobValue) -> Domain:
 def _point(knobs: list[Knob], present: list[Knob]) -> Point:
     """Where files lie in the space of `knobs`; a knob that they lack has no entry."""
     values = {knob.key: knob.value for knob in present}
-    point: Point = {}
-    for knob in knobs:
-        if knob.key in values:
-            parameter = _parameter(knob.domain, values[knob.key])
-            if parameter is not None:
-                point[knob.key] = parameter
-    return point
+    parameters = {k.key: _parameter(k.domain, values[k.key]) for k in knobs if k.key in values}
+    return {key: found for key, found in parameters.items() if found is not None}
 
 
 def _parameter(domain: Domain, value: KnobValue) -> Parameter | None:
@@ -352,18 +346,6 @@ def _distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _most_telling(
-    valued: list[tuple[Attempt, float]], direction: Direction
-) -> list[tuple[Attempt, float]]:
-    """The best and the newest attempts, in order; all of them in all but very long sessions."""
-    if len(valued) <= MAX_TRIALS:
-        return valued
-    newest = BEST_TRIALS - MAX_TRIALS
-    older = sorted(valued[:newest], key=lambda one: one[1], reverse=direction == "maximize")
-    best = sorted(older[:BEST_TRIALS], key=lambda one: one[0].number)
-    return [*best, *valued[newest:]]
-
-
 def _study(knobs: list[Knob], seen: list[Observation], direction: Direction) -> optuna.Study:
     """What the sampler learns from; made anew each time, so that the ledger is all there is."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -390,18 +372,16 @@ def _as_optuna_s(
     )
 
 
-def _ask(knobs: list[Knob], study: optuna.Study, seed: int) -> Point:
-    """The sampler's next point; whatever was asked before makes no difference."""
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+def _ask(knobs: list[Knob], study: optuna.Study) -> Point:
+    """The next point of the study's sampler."""
     space = {knob.key: _distribution(knob.domain) for knob in knobs}
     point = study.ask(space).params
     return {key: point[key] for key in space}
 
 
-def _sampled(knobs: list[Knob], base: Point, study: optuna.Study, chance: random.Random) -> Point:
+def _a_part(point: Point, base: Point, chance: random.Random) -> Point:
     """A few knobs of the sampler's point, the others as they are."""
-    point = _ask(knobs, study, chance.randrange(2**31))
-    different = [knob.key for knob in knobs if point[knob.key] != base[knob.key]]
+    different = [key for key in point if point[key] != base[key]]
     size = min(len(different), chance.randint(1, MAX_STEP_KNOBS))
     taken = set(chance.sample(different, size))
     return {key: point[key] if key in taken else base[key] for key in base}
@@ -423,19 +403,6 @@ def _step(knobs: list[Knob], here: Point, chance: random.Random) -> Point:
     return {**here, **moved}
 
 
-def _anywhere(knobs: list[Knob], chance: random.Random) -> Point:
-    """Every knob drawn evenly from its range."""
-    return {knob.key: _even(knob.domain, chance) for knob in knobs}
-
-
-def _even(domain: Domain, chance: random.Random) -> Parameter:
-    if isinstance(domain, Choices):
-        index = chance.randrange(len(domain.values))
-        return index if domain.ordered else domain.values[index]
-    scale = _scale(domain)
-    return _unscaled(domain, chance.uniform(scale(domain.low), scale(domain.high)))
-
-
 def _nearby(domain: Domain, parameter: Parameter, chance: random.Random) -> Parameter:
     if isinstance(domain, Choices):
         if not domain.ordered:
@@ -446,17 +413,9 @@ def _nearby(domain: Domain, parameter: Parameter, chance: random.Random) -> Para
 
 
 def _nearby_number(span: Span, number: float, chance: random.Random) -> Parameter:
-    scale = _scale(span)
-    width = scale(span.high) - scale(span.low)
-    return _unscaled(span, scale(number) + chance.gauss(0, STEP) * width)
-
-
-def _scale(span: Span) -> Callable[[float], float]:
-    return math.log if span.log else float
-
-
-def _unscaled(span: Span, scaled: float) -> Parameter:
-    inside = min(max(math.exp(scaled) if span.log else scaled, span.low), span.high)
+    scale, back = (math.log, math.exp) if span.log else (float, float)
+    step = chance.gauss(0, STEP) * (scale(span.high) - scale(span.low))
+    inside = min(max(back(scale(number) + step), span.low), span.high)
     return round(inside) if span.whole else inside
 
 

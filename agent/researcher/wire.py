@@ -72,15 +72,12 @@ def _without_blanks(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     sent = []
     for message in messages:
         if message["role"] == "assistant":
-            blocks = [block for block in message["content"] if not _is_blank(block)]
+            content = message["content"]
+            blocks = [b for b in content if b["type"] != "text" or b["text"].strip()]
             message = {**message, "content": blocks}
         if message["content"]:
             sent.append(message)
     return sent
-
-
-def _is_blank(block: dict[str, Any]) -> bool:
-    return block["type"] == "text" and not block["text"].strip()
 
 
 class Arrival:

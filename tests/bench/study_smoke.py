@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from statistics import fmean
 
 from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.smoke import run_smoke
 from agent.attempt.trial import run_trial
-from agent.night.waiting import smoke_with_retries
+from agent.night.waiting import with_retries
 from agent.record.events import ATTEMPT, AttemptStarted
 from tests.bench.studies import (
     Bench,
@@ -68,7 +70,8 @@ def both_ways(bench: Bench, job: Row) -> Row:
     """Smoke the files of a case, then train and score them."""
     files = broken(bench.files, *CASES[job["case"]])
     began = time.monotonic()
-    smoked = smoke_with_retries(bench.lab, files).finished
+    run = partial(run_smoke, bench.lab, files, asked_by="researcher")
+    smoked = with_retries(bench.lab, run).finished
     assert smoked is not None
     after = time.monotonic()
     found = whole(bench, files)

@@ -71,6 +71,8 @@ def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given
 def lab_in_memory(night: Night, workspace: Workspace, **goal: Any) -> Lab:
     """A lab over a night in memory, in which nothing can be run."""
     settings = IN_FORCE.model_copy(update={"goal": IN_FORCE.goal.model_copy(update=goal)})
+    if goal:
+        night.history.settings = settings
     places: dict[str, Any] = {
         "session": "night",
         "image_id": "",

@@ -286,7 +286,7 @@ def test_the_word_self_reported_stands_wherever_the_number_does(
         "brief": brief(settings, history, blob, guidance="", hours_left=1.0),
         "system prompt": system_prompt("prose", settings),
         "run": run_answer(history.best, history, repeated=False),
-        "history": history_answer(history, blob, "minimize", ShowHistory(select="best")),
+        "history": history_answer(history, blob, ShowHistory(select="best")),
         "tracker": " ".join(tracked.metrics) + tracked.facts["source"],
     }
 

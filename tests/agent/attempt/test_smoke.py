@@ -15,7 +15,7 @@ from agent.attempt.smoke import is_due, run_smoke
 from agent.candidate.knobs import without_knobs
 from agent.morning.audit import audit
 from agent.morning.replay import replay
-from agent.night.waiting import run_with_retries, smoke_with_retries
+from agent.night.waiting import run_with_retries, with_retries
 from agent.record.chain import read_ledger
 from agent.record.events import (
     ATTEMPT,
@@ -215,7 +215,8 @@ def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_ag
 
     with (lab := a_lab(tmp_path)).ledger:
         lab = with_executor(lab, FakeExecutor(Clock(), fault=faulty_once))
-        smoked = smoke_with_retries(lab, rewritten(lab, "# new code"))
+        files = rewritten(lab, "# new code")
+        smoked = with_retries(lab, lambda: run_smoke(lab, files, asked_by="researcher"))
         assert smoked.finished is not None
         assert smoked.finished.passed
         assert [None] == [s.finished for s in lab.ledger.history.smokes[1:-1]]

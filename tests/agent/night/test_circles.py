@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from agent.night.circles import Act, CircleWatch, act, circle
+from agent.night.circles import Act, CircleWatch, circle
 
-READ = act("read", {"file_path": "train.py"}, "1 X = 1", is_error=False)
-LIST = act("list", {}, "train.py", is_error=False)
-BAD_EDIT = act("edit", {"old_string": "a"}, "not there", is_error=True)
+READ = Act("read", {"file_path": "train.py"}, "1 X = 1", False)
+LIST = Act("list", {}, "train.py", False)
+BAD_EDIT = Act("edit", {"old_string": "a"}, "not there", True)
 
 
 def other(number: int) -> Act:
-    return act("search", {"pattern": str(number)}, "", is_error=False)
+    return Act("search", {"pattern": str(number)}, "", False)
 
 
 def test_the_same_call_with_the_same_result_is_a_circle_the_fourth_time() -> None:
@@ -20,12 +20,12 @@ def test_the_same_call_with_the_same_result_is_a_circle_the_fourth_time() -> Non
 
 
 def test_the_same_call_with_another_result_is_none() -> None:
-    reads = [act("read", {}, f"version {n}", is_error=False) for n in range(9)]
+    reads = [Act("read", {}, f"version {n}", False) for n in range(9)]
     assert circle(reads) is None
 
 
 def test_a_failing_edit_is_a_circle_the_third_time_whatever_the_error_says() -> None:
-    again = act("edit", {"old_string": "a"}, "not there either", is_error=True)
+    again = Act("edit", {"old_string": "a"}, "not there either", True)
     assert circle([BAD_EDIT, other(1), again]) is None
     assert "edit failed 3 times" in str(circle([BAD_EDIT, other(1), again, BAD_EDIT]))
 

@@ -237,7 +237,6 @@ def test_input_tokens_per_attempt_stay_flat(past: Past) -> None:
 
 
 def test_the_cache_never_stopped_hitting(past: Past) -> None:
-    assert [] == past.notices("cache_miss")
     read = sum(call.usage.cache_read_tokens for call in past.events(ModelCalled))
     assert read > 0.6 * past.history.spend.input_tokens
 

@@ -133,9 +133,7 @@ def test_the_log_of_a_box_that_was_sent_validation_rows_is_kept_back(
     history = History(attempts=[*[attempt] * 8])
 
     assert LOG_KEPT_BACK == json.loads(run_answer(attempt, history, repeated=False))["log_tail"]
-    shown = history_answer(
-        history, lambda _: b"", "minimize", ShowHistory(select="attempt", attempt=7)
-    )
+    shown = history_answer(history, lambda _: b"", ShowHistory(select="attempt", attempt=7))
     assert "17 4 311" not in shown
     assert LOG_KEPT_BACK == json.loads(shown)["attempt"]["log_tail"]
 

@@ -474,16 +474,16 @@ def test_turning_a_knob_changes_its_literal_and_no_other_byte(seed: int, ending:
     knob = chance.choice(find_knobs("train.py", source))
     value = uniform(knob.domain, chance)
     after = turn(source, knob, value)
-    edit = replacement(source, knob, value)
+    old, new = replacement(source, knob, value)
 
     before_lines, after_lines = source.splitlines(), after.splitlines()
-    old, new = before_lines[knob.line - 1], after_lines[knob.line - 1]
-    assert old[: knob.start] == new[: knob.start]
-    assert old[knob.end :] == new[len(new) - len(old[knob.end :]) :]
+    line, turned = before_lines[knob.line - 1], after_lines[knob.line - 1]
+    assert line[: knob.start] == turned[: knob.start]
+    assert line[knob.end :] == turned[len(turned) - len(line[knob.end :]) :]
     assert before_lines[: knob.line - 1] == after_lines[: knob.line - 1]
     assert before_lines[knob.line :] == after_lines[knob.line :]
-    assert 1 == source.decode().count(edit.old)
-    assert after == source.decode().replace(edit.old, edit.new).encode()
+    assert 1 == source.decode().count(old)
+    assert after == source.decode().replace(old, new).encode()
     found = {k.key: k.value for k in find_knobs("train.py", after)}[knob.key]
     assert pytest.approx(value, rel=0.01) == found
 
@@ -492,10 +492,10 @@ def test_a_line_that_is_part_of_another_is_made_unique() -> None:
     source = b"RATE = 0.1\nHEAD_RATE = 0.1\n"
     knob = find_knobs("train.py", source)[0]
 
-    edit = replacement(source, knob, 0.2)
+    old, new = replacement(source, knob, 0.2)
 
-    assert 1 == source.decode().count(edit.old)
-    assert b"RATE = 0.2\nHEAD_RATE = 0.1\n" == source.decode().replace(edit.old, edit.new).encode()
+    assert 1 == source.decode().count(old)
+    assert b"RATE = 0.2\nHEAD_RATE = 0.1\n" == source.decode().replace(old, new).encode()
 
 
 @pytest.mark.parametrize("seed", range(5))
