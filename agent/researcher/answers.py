@@ -1,6 +1,7 @@
 """What tools tell a researcher: JSON, bounded, logs fenced."""
 
 import json
+from bisect import bisect_right
 from typing import Any
 
 from agent.record.attempts import Attempt, Smoke
@@ -96,11 +97,7 @@ def sweep_answer(attempts: list[Attempt], history: History, why: str) -> str:
     )
 
 
-def history_answer(
-    history: History,
-    get_blob: GetBlob,
-    asked: ShowHistory,
-) -> str:
+def history_answer(history: History, get_blob: GetBlob, asked: ShowHistory) -> str:
     """Attempts of this session: a list of them, or one with its diff and the end of its log.
 
     Raises:
@@ -169,14 +166,9 @@ def _explained(text: str) -> str:
 def _fitting(text: str, room_bytes: int) -> str:
     """As much of the text's end, fenced, as takes no more than `room_bytes` inside JSON."""
     # By bisection: how many bytes a character takes in JSON depends on the character.
-    low, high = 0, min(len(text), LOG_CHARACTERS)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _bytes_in_json(_fenced_end(text, middle)) <= room_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return _fenced_end(text, low) if low >= min(LEAST_LOG_CHARACTERS, len(text)) > 0 else ""
+    lengths = range(1, min(len(text), LOG_CHARACTERS) + 1)
+    fits = bisect_right(lengths, room_bytes, key=lambda n: _bytes_in_json(_fenced_end(text, n)))
+    return _fenced_end(text, fits) if fits >= min(LEAST_LOG_CHARACTERS, len(text)) > 0 else ""
 
 
 def _bytes_in_json(text: str) -> int:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -324,17 +324,15 @@ class Pool:
     count: int
     """How many each run gets."""
 
-    @contextmanager
     def lease(
         self,
         purpose: str,
         on_wait: Callable[[str], None] = lambda _: None,
         while_waiting: Callable[[], object] = lambda: None,
-    ) -> Iterator[tuple[str, ...]]:
+    ) -> AbstractContextManager[tuple[str, ...]]:
         """Have the GPUs of one run until the end of the block; wait for them in line."""
         gpus = named_gpus(self.devices, self.words)
-        with self.leases.lease(gpus, self.count, purpose, on_wait, while_waiting) as granted:
-            yield granted
+        return self.leases.lease(gpus, self.count, purpose, on_wait, while_waiting)
 
 
 def _write(descriptor: int, ticket: Ticket) -> None:
