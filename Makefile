@@ -19,8 +19,15 @@ demo: .venv/.installed ## set up what is missing, then run a short real session 
 
 test: .venv/.developed chromium engines ## set up what is missing, then run every test
 	$(BIN)/nightlab setup
-	$(BIN)/pytest $(AT_ONCE) -m "not docker" $(SLOWEST) --require chromium $(ENGINES)
-	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES)
+	@# Boxes mostly wait, so what needs none runs beside them; its output comes when both are done.
+	@log=$$(mktemp); \
+	$(BIN)/pytest -m "not docker" $(SLOWEST) --require chromium $(ENGINES) >$$log 2>&1 & beside=$$!; \
+	trap 'kill $$beside 2>/dev/null; rm -f $$log' EXIT; \
+	status=0; \
+	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES) || status=$$?; \
+	wait $$beside || status=$$?; \
+	cat $$log; \
+	exit $$status
 
 test-fast: .venv/.developed ## the tests that need no engine and are not slow, for the inner loop (3 minutes)
 	$(BIN)/pytest $(AT_ONCE) -m "not docker and not slow" $(SLOWEST)

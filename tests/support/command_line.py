@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.record.chain import read_ledger
 from agent.record.history import History, fold
+from sandbox.box.hardening import LABEL_OWNER, LABEL_RUN
 from sandbox.engine.find import Engine, connect
 
 NIGHTLAB = [sys.executable, "-P", "-m", "agent.cli"]
@@ -57,20 +58,21 @@ class CommandLine:
         return [e.event for e in read_ledger(self.session(name)) if isinstance(e.event, kind)]
 
     def containers(self, name: str) -> list[str]:
-        return self._labelled(lambda labels: labels["nightlab.session"] == name)
+        """Ids of a session's boxes: other checkouts on this engine may have sessions so named."""
+        place = f"{self.session(name)}/"
+        return self._boxes(lambda box: any(m["Source"].startswith(place) for m in box["Mounts"]))
 
     def boxes_of(self, pid: int, *, running: bool = False) -> list[str]:
-        def is_meant(labels: dict[str, str]) -> bool:
-            return labels["nightlab.owner"].startswith(f"{pid} ")
+        return self._boxes(
+            lambda box: box["Labels"].get(LABEL_OWNER, "").startswith(f"{pid} "), running=running
+        )
 
-        return self._labelled(is_meant, running=running)
-
-    def _labelled(
-        self, is_meant: Callable[[dict[str, str]], bool], *, running: bool = False
+    def _boxes(
+        self, is_meant: Callable[[dict[str, Any]], bool], *, running: bool = False
     ) -> list[str]:
         with closing(connect(self.engine)) as client:
-            found = client.api.containers(all=not running, filters={"label": "nightlab.run"})
-        return [container["Id"] for container in found if is_meant(container["Labels"])]
+            found = client.api.containers(all=not running, filters={"label": LABEL_RUN})
+        return [box["Id"] for box in found if is_meant(box)]
 
     def rewrite(self, file: str, old: str, new: str) -> None:
         path = self.root / file
