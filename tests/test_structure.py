@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, name_of, python_files
 
 PRODUCT = ("agent", "sandbox", "workspace")
-PRODUCT_LINES = 28_900  # goal: 27,500; docs/decisions/0019
+PRODUCT_LINES = 27_500  # docs/decisions/0019
 HOURS_PATH = (
     "sandbox/contract/run.py",
     "sandbox/box/hardening.py",
