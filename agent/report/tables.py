@@ -110,12 +110,7 @@ def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
         ModelSpend(
             model=one_line(model, 60),
             calls=len(group),
-            usage=Usage(
-                **{
-                    name: sum(getattr(call.usage, name) for call in group)
-                    for name in Usage.model_fields
-                }
-            ),
+            usage=_total([call.usage for call in group]),
             usd=sum(call.cost_usd or 0.0 for call in group),
             unpriced_calls=sum(call.cost_usd is None for call in group),
         )
