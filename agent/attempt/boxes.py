@@ -4,6 +4,8 @@ Who sees what stands here: candidate, data, checkpoint and scorer meet in no box
 them against the score. See docs/decisions/0015 for the number of model boxes.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from sandbox.contract.run import Box, Limits, Mount, RunSpec
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
 EVALUATE, OUTPUT = "/evaluate", "/out"
 MODEL_NAMES = ("model", "second")
+CHECK_RUN = re.compile(r"-(second|check-[0-9]+)$")
+"""How the name of a model box ends whose answers are compared and not scored."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,21 @@ class Terms:
     gpu_memory: GpuMemory | None
 
 
+def image_of(box: Box, run_id: str, image_id: str, copies: Mapping[str, str]) -> str:
+    """The image of a box: no page in memory of one that sees rows is any other's.
+
+    Args:
+        run_id: says whether the box answers for the score or is asked to check it.
+        image_id: of the session.
+        copies: of that image, by what they are for; see `sandbox.image.copies`.
+    """
+    if box != "model":
+        return image_id
+    return copies["check" if CHECK_RUN.search(run_id) else "model"]
+
+
 def terms_of(
-    box: Box, purpose: Purpose, seed: int, settings: Settings, session: SessionStarted
+    box: Box, run_id: str, purpose: Purpose, seed: int, settings: Settings, session: SessionStarted
 ) -> Terms:
     """What a box of a session must have been asked for, whatever it is for."""
     devices: Devices = session.image.get("devices") or "none"
@@ -41,7 +58,12 @@ def terms_of(
     is_train, is_smoke = box == "train", purpose.startswith(SMOKE)
     limits = settings.train_limits(is_smoke=is_smoke) if is_train else settings.scoring_limits()
     return Terms(
-        image=str(session.image.get("image_id")),
+        image=image_of(
+            box,
+            run_id,
+            str(session.image.get("image_id")),
+            session.image.get("copies") or dict.fromkeys(("model", "check"), "none"),
+        ),
         limits=limits,
         argv=settings.workspace.command if is_train else None,
         seed=seed if is_train else None,
@@ -121,7 +143,7 @@ def box_spec(
         run_id=run_id,
         session=box_label(worker.session),
         box=box,
-        image=worker.image_id,
+        image=image_of(box, run_id, worker.image_id, worker.copies),
         argv=argv,
         working_directory=WORKSPACE if box != "scorer" else EVALUATE,
         environment=environment,

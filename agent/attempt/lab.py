@@ -73,6 +73,8 @@ class Worker:
     settings: Settings
     executor: Executor
     image_id: str
+    copies: Mapping[str, str]
+    """Images for boxes that see rows, by what they are for; see `sandbox.image.copies`."""
     device: str
     environment: dict[str, str]
     data_dir: Path | None

@@ -47,7 +47,7 @@ def calibrate_(
     content = load(program)
     settings = content.settings.with_overrides(base_image=base_image)
     wanted = _budgets(budgets)
-    runtime = find_runtime(settings, program.parent, os.environ)
+    runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     source = own_workspace(settings, program.parent)
     path = calibration_path(state_directory(os.environ), runtime.image, settings)
     show = progress(as_json=as_json)

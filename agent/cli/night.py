@@ -20,6 +20,7 @@ from agent.cli.shared import (
     open_observer,
     out,
     print_event,
+    progress,
     say,
     session_directory,
     sweep_now,
@@ -87,7 +88,7 @@ def run(
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)  # refused, like all below, before a build or a download takes its time
     name, export = _researcher(settings), exporter(track, track_dir, runs, os.environ)
-    runtime = find_runtime(settings, program.parent, os.environ)
+    runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     sweep_now()  # what a dead session left may hold the GPU that this one needs
     directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made

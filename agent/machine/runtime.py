@@ -10,7 +10,14 @@ from typing import Any
 
 from agent.candidate.own_files import folder_facts
 from agent.machine.calibration import Calibration
-from agent.machine.setup import SHIPPED_WORKSPACE, data_directory, image_recipe, own_workspace
+from agent.machine.setup import (
+    SHIPPED_WORKSPACE,
+    Say,
+    copies_for,
+    data_directory,
+    image_recipe,
+    own_workspace,
+)
 from agent.night.session import Runtime
 from agent.record.ledger import Ledger
 from agent.settings import Settings
@@ -21,17 +28,19 @@ from sandbox.image.image import find_image, has_image
 from sandbox.machine import box_environment, engine_and_state, executor, gpu_source
 
 
-def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str]) -> Runtime:
-    """What set-up left for a session, without making anything.
+def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str], say: Say) -> Runtime:
+    """What set-up left for a session; only copies of its image are made where they are gone.
 
     Raises:
-        SandboxError: there is no engine or no image.
+        SandboxError: there is no engine or no image, or its boxes would share files.
         UsageError: there is no data.
     """
     engine, state_dir = engine_and_state(environ)
     recipe = image_recipe(settings, place)
     # What the profile says goes on record with the image: profiles change, and are a person's own.
-    image = find_image(engine, recipe, state_dir=state_dir).model_dump(mode="json") | {
+    found = find_image(engine, recipe, state_dir=state_dir)
+    image = found.model_dump(mode="json") | {
+        "copies": copies_for(engine, found, settings, state_dir, say),
         "environment": recipe.profile.variables,
         "peak_flops": recipe.profile.peak_flops,
         "devices": recipe.profile.devices,
@@ -41,8 +50,8 @@ def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str]) ->
     runtime = _runtime(engine, image, settings, data, state_dir, environ)
     with suppress(OSError, ValueError):  # a damaged calibration counts as none: measuring helps
         text = calibration_path(state_dir, image, settings).read_text("utf-8")
-        found = Calibration.model_validate_json(text)
-        return replace(runtime, calibration=found.model_dump(mode="json"))
+        calibration = Calibration.model_validate_json(text)
+        return replace(runtime, calibration=calibration.model_dump(mode="json"))
     return runtime
 
 
@@ -58,12 +67,12 @@ def recorded_runtime(ledger: Ledger, settings: Settings, environ: Mapping[str, s
     session, place = ledger.history.session, ledger.directory
     assert session is not None
     engine, state_dir = engine_and_state(environ)
-    image_id = str(session.image["image_id"])
-    if not has_image(engine, image_id):
-        raise ImageMissing(
-            f"the image of session {session.session} is not on this engine: {image_id}",
-            "bring it from the machine where it ran: `docker save` there, `docker load` here",
-        )
+    for image_id in (session.image["image_id"], *session.image["copies"].values()):
+        if not has_image(engine, image_id):
+            raise ImageMissing(
+                f"an image of session {session.session} is not on this engine: {image_id}",
+                "bring it from the machine where it ran: `docker save` there, `docker load` here",
+            )
     try:
         data_dir, data = _data(settings, place / SHIPPED_WORKSPACE, state_dir)
     except UsageError as error:

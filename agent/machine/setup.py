@@ -14,7 +14,8 @@ from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
 from sandbox.engine.find import Engine, find_engine
 from sandbox.engine.own import install_and_start
-from sandbox.image.image import Recipe, ensure_image
+from sandbox.image.copies import ensure_copies
+from sandbox.image.image import ImageRecord, Recipe, ensure_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import clean_up, state_directory
 
@@ -56,9 +57,23 @@ def set_up(
         say=say,
     )
     say(f"image: {image.reference} with torch {image.torch} on {image.base.reference}")
+    copies_for(engine, image, settings, state_dir, say)
     data_dir = make_data(settings, own_workspace(settings, place), state_dir, say)
     say(f"data: {data_dir or 'none; the program reports its own score'}")
     clean_up(engine, state_dir)
+
+
+def copies_for(
+    engine: Engine, image: ImageRecord, settings: Settings, state_dir: Path, say: Say
+) -> dict[str, str]:
+    """The copies of an image that a program's boxes run on, by what they are for.
+
+    A program that reports its own score has no box that sees rows, and needs none.
+    """
+    if settings.goal.is_reported:
+        return {}
+    copies = ensure_copies(engine, image, state_dir=state_dir, say=say)
+    return {"model": copies.model, "check": copies.check}
 
 
 def template(name: str, beside: Path) -> Path:

@@ -55,7 +55,7 @@ class RunChecks:
             yield f"seed {event.seed} is none that was announced"
         session, settings = self.history.session, self.history.settings
         if session is not None and settings is not None:
-            terms = terms_of(event.box, event.purpose, event.seed, settings, session)
+            terms = terms_of(event.box, event.run_id, event.purpose, event.seed, settings, session)
             yield from _otherwise(event, terms)
 
     def _finish(self, event: RunFinished) -> Iterator[str]:

@@ -179,6 +179,7 @@ def open_lab(
         settings=settings,
         executor=runtime.executor,
         image_id=runtime.image_id,
+        copies=session.image.get("copies") or {},
         device=runtime.device,
         environment=runtime.environment,
         data_dir=runtime.data_dir,

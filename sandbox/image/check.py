@@ -1,7 +1,8 @@
 """Looks at an image before anything is run in it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import docker
@@ -159,6 +160,24 @@ def ask_python(
     client: docker.DockerClient, image_id: str, program: str, environment: Mapping[str, str]
 ) -> str:
     """What an image's Python prints for a program, in a container of its own without rights."""
+    with python_container(client, image_id, program, environment) as container:
+        try:
+            client.api.start(container)
+            client.api.wait(container, timeout=ANSWER_SECONDS)
+            return str(client.api.logs(container, tail=20).decode(errors="replace"))
+        except FAILED_CALLS as error:
+            return f"no answer: {last_lines(str(error), 1)}"
+
+
+@contextmanager
+def python_container(
+    client: docker.DockerClient,
+    image_id: str,
+    program: str,
+    environment: Mapping[str, str],
+    user: str = USER,
+) -> Iterator[str]:
+    """Give the id of a container that runs a program of ours on an image's Python once started."""
     quiet = {"NVIDIA_VISIBLE_DEVICES": "void", "LD_PRELOAD": "", "HOME": "/tmp"}  # noqa: S108 - the container's own
     # On a machine with many cores, a thread for each of them would hit the limit below.
     quiet |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -166,7 +185,7 @@ def ask_python(
         image_id,
         entrypoint=["python3"],
         command=["-I", "-c", program],
-        user=USER,
+        user=user,
         environment=dict(environment) | quiet,
         # Marked as a run's, so that the next start's sweep finds it if this process dies.
         labels={hardening.LABEL_RUN: "image-check", hardening.LABEL_OWNER: process_owner()},
@@ -181,12 +200,8 @@ def ask_python(
             memswap_limit=ANSWER_MEMORY_BYTES,
             pids_limit=128,
         ),
-    )
+    )["Id"]
     try:
-        client.api.start(container)
-        client.api.wait(container, timeout=ANSWER_SECONDS)
-        return str(client.api.logs(container, tail=20).decode(errors="replace"))
-    except FAILED_CALLS as error:
-        return f"no answer: {last_lines(str(error), 1)}"
+        yield container
     finally:
         client.api.remove_container(container, force=True, v=True)

@@ -34,6 +34,7 @@ from agent.program import load_program
 from agent.settings import Settings
 from sandbox import DockerExecutor, Outcome
 from sandbox.engine.find import find_engine
+from sandbox.image.copies import ensure_copies
 from sandbox.image.image import find_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import state_directory
@@ -82,12 +83,15 @@ def make_lab(place: Path) -> Lab:
     shutil.copy(WORKSPACE / "evaluate.py", fixed)
     shutil.copy(WORKSPACE / "train.py", fresh_directory(place / "files"))
     make_readable(place)
+    image = find_image(engine, shipped_recipe(), state_dir=state_dir)
+    copies = ensure_copies(engine, image, state_dir=state_dir, say=print)
     return scoring_lab(
         place,
         settings,
         executor,
         session=f"score-{os.getpid()}",
-        image_id=find_image(engine, shipped_recipe(), state_dir=state_dir).image_id,
+        image_id=image.image_id,
+        copies={"model": copies.model, "check": copies.check},
         environment=find_profile("cpu").environment,
         data_dir=make_data(settings, WORKSPACE, state_dir, lambda _: None),
     )

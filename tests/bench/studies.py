@@ -68,7 +68,7 @@ class Bench:
         shipped = load_program(ROOT / "program.md")
         settings = changed(shipped.settings, changes)
         program = Program(shipped.prose, settings, shipped.source)
-        runtime = find_runtime(settings, ROOT, os.environ)
+        runtime = find_runtime(settings, ROOT, os.environ, print)
         begin(
             directory, program, settings, workspace or ROOT / "workspace", runtime,
             researcher="study", seed=0,

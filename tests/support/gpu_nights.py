@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from agent.night.session import Runtime
 from sandbox.contract.gpu import Devices
 from tests.support.gpu_stand_ins import GPU_0
-from tests.support.nights import Place
+from tests.support.nights import IMAGE, Place
 
 
 @dataclass
@@ -44,7 +44,7 @@ class GpuPlace(Place):
         plain, hardware = super().runtime, self.program.settings.hardware
         return replace(
             plain,
-            image={"image_id": "sha256:0", "devices": "nvidia"},
+            image=IMAGE | {"devices": "nvidia"},
             gpus=self.source,
             gpu_memory=hardware.gpu_memory(""),
         )

@@ -54,6 +54,7 @@ LIMITS: dict[Box, Limits] = {
 }
 NOISE = 0.004
 IMAGE = "sha256:" + "5" * 64
+COPIES = {"model": IMAGE, "check": IMAGE}
 CHECKPOINT = (OutputFile(name="model.pt", bytes=1000, sha256="c" * 64),)
 SPEED, USUAL_CORES = 400.0, 0.04
 STATE = MachineState(
@@ -181,7 +182,7 @@ def start(made: Night, **changes: Any) -> Entry:
         program=program,
         settings=IN_FORCE,
         researcher="claude",
-        image={"image_id": IMAGE, "digest": IMAGE, "torch": "2.13.0+cpu"},
+        image={"image_id": IMAGE, "copies": COPIES, "digest": IMAGE, "torch": "2.13.0+cpu"},
         engine={"version": "28.1.0", "storage": "overlay2"},
         data={"source": "shakespeare", "val_bytes": 541_022},
         machine={"cpu": "EPYC 7B13", "cores": 2, "memory_bytes": 8 * 2**30},

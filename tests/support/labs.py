@@ -76,6 +76,7 @@ def lab_in_memory(night: Night, workspace: Workspace, **goal: Any) -> Lab:
     places: dict[str, Any] = {
         "session": "night",
         "image_id": "",
+        "copies": {},
         "environment": {},
         "data_dir": None,
     }

@@ -17,6 +17,10 @@ from tests.support.executors import TRAINING_SECONDS, FakeExecutor
 from tests.support.labs import quiet_lab
 
 TOY = Path(__file__).parent / "toy"
+IMAGE: dict[str, Any] = {
+    "image_id": "sha256:0",
+    "copies": {"model": "sha256:1", "check": "sha256:2"},
+}
 
 
 class Crash(BaseException):
@@ -52,7 +56,7 @@ class Place:
     clock: Clock = field(default_factory=Clock)
     changes: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     workspace: Path = TOY / "workspace"
-    image: dict[str, Any] = field(default_factory=lambda: {"image_id": "sha256:0"})
+    image: dict[str, Any] = field(default_factory=lambda: dict(IMAGE))
     sleep: Callable[[float], None] | None = None
     """What waiting does; the clock goes on when not given."""
     name: str = "night"
@@ -79,7 +83,7 @@ class Place:
             executor=self.boxes,
             engine={},
             image=self.image,
-            image_id="sha256:0",
+            image_id=self.image["image_id"],
             device="cpu",
             environment={},
             data_dir=None if self.program.settings.data is None else self.root / "data",

@@ -56,7 +56,7 @@ class Bench:
         directory = plan.directory(name, seed)
         if step == "run":
             place = Place(self.root / directory.name, changes={"session": {"attempts": ATTEMPTS}})
-            place.image = {"image_id": self.images.get(directory.name, "sha256:1")}
+            place.image["image_id"] = self.images.get(directory.name, "sha256:1")
             self.places[directory.name] = place
             lab = place.begin("tpe" if name == "tpe" else "random")
         else:

@@ -128,6 +128,7 @@ def lab_at(place: Path, image_id: str, executor: DockerExecutor) -> Lab:
         executor,
         session="cheats",
         image_id=image_id,
+        copies={"model": image_id, "check": image_id},
         environment={},
         data_dir=place / "data",
     )

@@ -276,7 +276,7 @@ def test_the_command_measures_this_machine_and_the_next_session_records_it(
     assert found["proposals"]
 
     content = load_program(tmp_path / "program.md")
-    runtime = find_runtime(content.settings, tmp_path, os.environ)
+    runtime = find_runtime(content.settings, tmp_path, os.environ, print)
     night = begin(
         tmp_path / "runs" / "night",
         content,

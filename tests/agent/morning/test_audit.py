@@ -268,6 +268,18 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda ls: ls[0]["event"]["image"].update(image_id="sha256:1"),
         "its image is not the session's",
     ),
+    "a model box without files of its own": (
+        lambda ls: ls[0]["event"]["image"]["copies"].update(model="sha256:9"),
+        "its image is not the session's",
+    ),
+    "a model box on the files of the trainings": (
+        lambda ls: asked(ls, "model")["spec"].update(image="sha256:0"),
+        "its image is not the session's",
+    ),
+    "no copies of the image on record": (
+        lambda ls: ls[0]["event"]["image"].pop("copies"),
+        "its image is not the session's",
+    ),
     "another image than was asked for": (
         lambda ls: finished(ls, "scorer")["result"].update(image_digest="sha256:1"),
         "its image is not the one that was asked for",

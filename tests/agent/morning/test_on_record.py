@@ -133,7 +133,7 @@ def test_the_session_begins_with_program_settings_and_machine(asked: Asked) -> N
 def test_the_versions_of_engine_and_runtime_and_the_images_digest_are_on_record(
     engine: Engine, image: ImageRecord
 ) -> None:
-    runtime = find_runtime(histories.IN_FORCE, Path(), os.environ)
+    runtime = find_runtime(histories.IN_FORCE, Path(), os.environ, print)
     versions = {part["name"]: part["version"] for part in runtime.engine["components"]}
     assert {"engine", "containerd", "runc", "kernel"} <= versions.keys()
     assert all(versions.values())
