@@ -22,7 +22,7 @@ test: .venv/.developed chromium engines ## set up what is missing, then run ever
 	@# Boxes mostly wait, so what needs none runs beside them; its output comes when both are done.
 	@log=$$(mktemp); \
 	$(BIN)/pytest -m "not docker" $(SLOWEST) --require chromium $(ENGINES) >$$log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null; rm -f $$log' EXIT; \
+	trap 'kill $$beside 2>/dev/null; rm -f $$log' EXIT; trap 'exit 130' INT TERM; \
 	status=0; \
 	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES) || status=$$?; \
 	wait $$beside || status=$$?; \

@@ -429,11 +429,13 @@ def test_a_program_that_ends_before_the_stop_arrives_has_ended_by_itself(
     executor: DockerExecutor, image: Any, client: docker.APIClient
 ) -> None:
     spec = in_session(python_spec("print('over')", image=image.image_id), f"late-{os.getpid()}")
+    seen = bytearray()
 
     def wait_for_its_end() -> bool:
-        return wait_until(lambda: len(running(client, spec.session)) <= 1, 8)
+        return b"over" in seen and wait_until(lambda: len(running(client, spec.session)) <= 1, 8)
 
-    assert Outcome.OK == executor.run(spec, should_stop=wait_for_its_end).outcome
+    result = executor.run(spec, on_log=seen.extend, should_stop=wait_for_its_end)
+    assert Outcome.OK == result.outcome
 
 
 @pytest.mark.docker
