@@ -32,6 +32,9 @@ Source = Literal["scored", "reported"]
 FIXED_FILES = ("prepare.py", "evaluate.py")
 """Files of a workspace that decide the score; the agent may read them and never write them."""
 
+MAX_CHECKS = 8
+"""How many check boxes a score may have."""
+
 SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 SIZE_PATTERN = re.compile(r"^([0-9]{1,15})\s*([kmg]?)b?$", re.IGNORECASE)
 
@@ -168,7 +171,7 @@ class Scoring(Section):
     wall_seconds: Duration = Field(examples=[300])
     memory_bytes: Annotated[Size, Field(ge=16 * 2**20)] = Field(alias="memory", examples=["2g"])
     model_boxes: Annotated[int, Field(ge=1, le=2)] = Field(1, examples=[2])
-    """How many the scorer speaks to (decision 0015)."""
+    """1 for a scorer that speaks to one, 2 for one that compares several (decision 0015)."""
 
 
 class SessionLimits(Section):
@@ -346,8 +349,13 @@ class Settings(Section):
         tokens = None if self.budget.tokens is None else max(1, int(part * self.budget.tokens))
         return self.budget.model_copy(update={"seconds": seconds, "tokens": tokens})
 
+    def scorer_limits(self) -> Limits:
+        """Limits of a scorer box: it has the time of all model boxes that it may ask in turn."""
+        limits, boxes = self.scoring_limits(), 1 + MAX_CHECKS if self.model_boxes > 1 else 1
+        return limits.model_copy(update={"wall_seconds": boxes * limits.wall_seconds})
+
     def scoring_limits(self) -> Limits:
-        """Limits of a model box and of a scorer box; a reported score needs neither."""
+        """Limits of a model box; a reported score has none."""
         assert self.scoring is not None
         bounds = self.scoring.model_dump(exclude={"model_boxes"})
         return Limits(**{**self.limits.model_dump(), **bounds})

@@ -4,12 +4,15 @@ Who sees what stands here: candidate, data, checkpoint and scorer meet in no box
 them against the score. See docs/decisions/0015 for the number of model boxes.
 """
 
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.attempt.lab import Trial, Worker, box_label
+from agent.attempt.lab import Trial, Worker, box_label, fresh_directory
 from agent.record.events import SMOKE, Purpose, SessionStarted, Split
 from agent.settings import Settings
 from sandbox.contract.gpu import Devices, GpuMemory
@@ -17,8 +20,7 @@ from sandbox.contract.run import Box, Limits, Mount, RunSpec
 
 WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
 EVALUATE, OUTPUT = "/evaluate", "/out"
-MODEL_NAMES = ("model", "second")
-CHECK_RUN = re.compile(r"-(second|check-[0-9]+)$")
+CHECK_RUN = re.compile(r"-check-[0-9]+$")
 """How the name of a model box ends whose answers are compared and not scored."""
 
 
@@ -57,6 +59,8 @@ def terms_of(
     has_gpus = devices != "none" and box != "scorer"  # it only adds up losses
     is_train, is_smoke = box == "train", purpose.startswith(SMOKE)
     limits = settings.train_limits(is_smoke=is_smoke) if is_train else settings.scoring_limits()
+    if box == "scorer":
+        limits = settings.scorer_limits()
     return Terms(
         image=image_of(
             box,
@@ -89,35 +93,59 @@ def train_spec(worker: Worker, trial: Trial, run_id: str, files: Path) -> RunSpe
     return box_spec(worker, run_id, "train", command, environment, mounts, trial.limits)
 
 
-def scoring_specs(
-    worker: Worker, run_id: str, *, seed: int, files: Path, checkpoint: Path, split: Split
-) -> tuple[list[RunSpec], RunSpec]:
-    """The model boxes and the scorer box of one score; `run_id` begins the name of each."""
-    names = MODEL_NAMES[: worker.settings.model_boxes]
-    models = [model_spec(worker, f"{run_id}-{name}", files, checkpoint) for name in names]
-    return models, _scorer_spec(worker, f"{run_id}-scorer", seed, split)
+def model_names(run_id: str, checks: int) -> list[str]:
+    """The names of a score's model boxes: the one whose answers are the score comes first."""
+    return [f"{run_id}-model", *(f"{run_id}-check-{number + 1}" for number in range(checks))]
 
 
 def model_spec(worker: Worker, run_id: str, files: Path, checkpoint: Path) -> RunSpec:
     """A model box for files and the checkpoint that they left: no data, no loss."""
     argv = ("python3", f"{EVALUATE}/evaluate.py", "model", "--workspace", WORKSPACE)
-    limits = worker.settings.scoring_limits()
-    # Boxes that work side by side would else wait for each other's threads.
-    threads = max(1, int(limits.cpus / worker.settings.model_boxes))
     return box_spec(
         worker,
         run_id,
         "model",
         (*argv, "--checkpoint", CHECKPOINT, "--device", worker.device),
-        {"OMP_NUM_THREADS": str(threads)} | worker.environment,
+        worker.environment,
         {files: WORKSPACE, checkpoint: CHECKPOINT, worker.fixed_dir: EVALUATE},
-        limits,
+        worker.settings.scoring_limits(),
     )
 
 
-def _scorer_spec(worker: Worker, run_id: str, seed: int, split: Split) -> RunSpec:
+@contextmanager
+def with_own_copies(spec: RunSpec, folder: Path) -> Iterator[RunSpec]:
+    """The same run on copies of what it sees, in `folder`, which is gone afterwards.
+
+    Boxes that see one file meet in it: in its locks, and in what of it lies in the page cache.
+    """
+    fresh_directory(folder)
+    try:
+        copies = []
+        for number, mount in enumerate(spec.mounts):
+            source = folder / str(number)
+            shutil.copytree(mount.source, source, copy_function=_clone)
+            copies.append(Mount(source=source.absolute(), target=mount.target))
+        yield spec.model_copy(update={"mounts": tuple(copies)})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clone(source: str, target: str) -> None:
+    """Copy a file as the kernel does best: blocks of the disk are shared where it can."""
+    try:
+        with Path(source).open("rb") as old, Path(target).open("wb") as new:
+            while os.copy_file_range(old.fileno(), new.fileno(), 2**30):
+                pass
+    except OSError:  # between some file systems it cannot
+        shutil.copyfile(source, target)
+    shutil.copymode(source, target)
+
+
+def scorer_spec(worker: Worker, run_id: str, *, seed: int, split: Split, checks: int) -> RunSpec:
     """The scorer box: tokens and loss, and nothing that the candidate wrote."""
-    argv = ("python3", f"{EVALUATE}/evaluate.py", "score", "--data", DATA, "--output", OUTPUT)
+    argv = ["python3", f"{EVALUATE}/evaluate.py", "score", "--data", DATA, "--output", OUTPUT]
+    # A scorer that speaks to one model box knows nothing of checks.
+    argv += ["--checks", str(checks)] if worker.settings.model_boxes > 1 else []
     return box_spec(
         worker,
         run_id,
@@ -125,7 +153,7 @@ def _scorer_spec(worker: Worker, run_id: str, seed: int, split: Split) -> RunSpe
         (*argv, "--seed", str(seed)),
         worker.environment | {"NIGHTLAB_DEVICE": "cpu"},  # it only adds up losses
         {worker.fixed_dir: EVALUATE, worker.split(split): DATA},
-        worker.settings.scoring_limits(),
+        worker.settings.scorer_limits(),
     )
 
 

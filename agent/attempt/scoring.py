@@ -1,19 +1,22 @@
-"""Scores a checkpoint with separate boxes, each on a socket.
+"""Scores a checkpoint with boxes, one after another.
 
-A model box has the candidate's code and checkpoint; the scorer box has the tokens and the loss.
-With one model box both get an end of one socket pair. With more, every model box gets an end of a
-pair of its own, and the scorer's channel brings it all the other ends (SCM_RIGHTS): the model boxes
-have no connection to each other. What the scorer wrote decides, and nothing else. See
+A model box has the candidate's code and checkpoint; the scorer box has the tokens and the loss, and
+lives as long as the score takes. Model boxes come one after another: each is gone, by the host's
+evidence, before the next one begins, and has a socket pair of its own, whose other end the scorer's
+channel brings to the scorer (SCM_RIGHTS) when the box is started. A scorer that speaks to one model
+box has the other end itself. What the scorer wrote decides, and nothing else. See
 docs/decisions/0015.
 """
 
 import contextvars
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from agent.attempt.sheet import read_sheet
 from sandbox.contract.errors import BoxLost, SandboxError
@@ -36,79 +39,85 @@ class Measurement:
     """The sheet's file; `parse_sheet` reads it."""
 
 
-def run_scoring_boxes(
-    run: RunBox, models: Sequence[RunSpec], scorer: RunSpec, output_dir: Path
-) -> Measurement:
-    """Run all boxes side by side and read the scorer's sheet; an interrupt ends them all.
+class ScoringBoxes:
+    """A scorer box at work, as a context: who leaves it early ends that box.
 
-    Raises:
-        SandboxError: a box could not be run as asked, or the scorer (our side) failed although
-            the models did not.
+    Args:
+        run: runs a box.
+        scorer: the box with the tokens and the loss.
+        output_dir: an empty directory for the scorer's output.
+        brings_boxes: whether the scorer's channel brings it its boxes, or leads to the only one.
     """
-    channel, ends = _channels(len(models))
-    interrupted = threading.Event()
-    with ThreadPoolExecutor(max_workers=len(models) + 1, thread_name_prefix="box") as pool:
+
+    def __init__(
+        self, run: RunBox, scorer: RunSpec, output_dir: Path, *, brings_boxes: bool
+    ) -> None:
+        self._run, self._output_dir, self._brings_boxes = run, output_dir, brings_boxes
+        self._ours, theirs = _pair()
+        self._models: list[RunResult] = []
+        self._left = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+
+        def work() -> RunResult:
+            # Closing our copy of the end is what tells the other box that this one is gone.
+            with theirs:
+                stops = self._left.is_set
+                return run(scorer, output_dir=output_dir, channel=theirs, should_stop=stops)
+
+        # Spans of the box hang from the attempt's: a thread would begin without it.
+        self._scorer = self._pool.submit(contextvars.copy_context().run, work)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._ours.close()
+        self._pool.shutdown()
+
+    def wants_more(self) -> bool:
+        """Whether the scorer wants one more box, or its first; false once it is over."""
+        return not self._models or bool(self._ours.recv(4))
+
+    def ask(self, spec: RunSpec) -> RunResult:
+        """Let the scorer ask a model box; when this returns, that box is gone.
+
+        Raises:
+            SandboxError: the box could not be run as asked.
+        """
+        ours, theirs = _pair() if self._brings_boxes else (None, self._ours)
+        with theirs:
+            if ours is not None:
+                with ours, suppress(OSError):  # a scorer that is over leaves the box with nobody
+                    socket.send_fds(self._ours, [b"a model box"], [ours.fileno()])
+            self._models.append(self._run(spec, channel=theirs))
+        return self._models[-1]
+
+    def measurement(self) -> Measurement:
+        """How all boxes ended, once the scorer's has.
+
+        Raises:
+            SandboxError: the scorer (our side) failed although the models did not.
+        """
+        self._ours.close()  # no more boxes come
         try:
-            scoring = _begin(pool, run, scorer, channel, output_dir, interrupted)
-            modelling = [
-                _begin(pool, run, spec, end, None, interrupted)
-                for spec, end in zip(models, ends, strict=True)
-            ]
-            model_results = tuple(one.result() for one in modelling)
-            scorer_result = _ours(scoring)
-        except BaseException:
-            interrupted.set()
-            raise
-    sheet = read_sheet(output_dir) if scorer_result.outcome is Outcome.OK else None
-    is_late = scorer_result.outcome is Outcome.TIMED_OUT
-    models_are_well = all(result.outcome is Outcome.OK for result in model_results)
-    if sheet is None and models_are_well and not is_late:
-        raise SandboxError(
-            f"the scorer box ended {scorer_result.outcome} without a score: "
-            f"{scorer_result.log.tail[-500:].strip()}",
-            "look at evaluate.py and at [scoring] in program.md",
-        )
-    return Measurement(model_results, scorer_result, sheet)
+            scorer = self._scorer.result()
+        except BoxLost as error:  # which says nothing of the candidate
+            raise SandboxError(error.message, error.hint) from error
+        sheet = read_sheet(self._output_dir) if scorer.outcome is Outcome.OK else None
+        is_late = scorer.outcome is Outcome.TIMED_OUT
+        models_are_well = all(result.outcome is Outcome.OK for result in self._models)
+        if sheet is None and models_are_well and not is_late:
+            raise SandboxError(
+                f"the scorer box ended {scorer.outcome} without a score: "
+                f"{scorer.log.tail[-500:].strip()}",
+                "look at evaluate.py and at [scoring] in program.md",
+            )
+        return Measurement(tuple(self._models), scorer, sheet)
 
 
-def _ours(scoring: Future[RunResult]) -> RunResult:
-    """What became of the scorer box; that it was lost says nothing of the candidate."""
-    try:
-        return scoring.result()
-    except BoxLost as error:
-        raise SandboxError(error.message, error.hint) from error
-
-
-def _channels(count: int) -> tuple[socket.socket, list[socket.socket]]:
-    """The scorer's channel, and an end for each model box."""
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(count)]
-    for pair in pairs:
-        for end in pair:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
-    if count == 1:
-        return ours[0], theirs
-    channel, bringer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with bringer:
-        socket.send_fds(bringer, [b"model boxes"], [end.fileno() for end in ours])
-    for end in ours:
-        end.close()
-    return channel, theirs
-
-
-def _begin(
-    pool: ThreadPoolExecutor,
-    run: RunBox,
-    spec: RunSpec,
-    end: socket.socket,
-    output_dir: Path | None,
-    interrupted: threading.Event,
-) -> Future[RunResult]:
-    def work() -> RunResult:
-        # Closing our copy of the end is what tells the other box that this one is gone.
-        with end:
-            stops = interrupted.is_set
-            return run(spec, output_dir=output_dir, channel=end, should_stop=stops)
-
-    # Spans of the boxes hang from the attempt's: a thread would begin without it.
-    return pool.submit(contextvars.copy_context().run, work)
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    return pair

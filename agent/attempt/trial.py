@@ -11,7 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 
-from agent.attempt.boxes import scoring_specs, train_spec, with_gpus
+from agent.attempt.boxes import (
+    model_names,
+    model_spec,
+    scorer_spec,
+    train_spec,
+    with_gpus,
+    with_own_copies,
+)
 from agent.attempt.decide import (
     failure_of_training,
     over_budget_seconds,
@@ -30,7 +37,7 @@ from agent.attempt.lab import (
     sha_of,
     snapshot,
 )
-from agent.attempt.scoring import run_scoring_boxes
+from agent.attempt.scoring import ScoringBoxes
 from agent.attempt.stopping import Rule, Watch
 from agent.record.chain import canonical
 from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
@@ -166,22 +173,27 @@ def score_split(
     split: Split,
 ) -> Generator[Step, None, Scored]:
     """Score a checkpoint on one split; the scorer box never has any of the GPUs."""
+    name, boxes, checks = next(names), worker.directory / "boxes", trial.checks
+    scorer = scorer_spec(worker, f"{name}-scorer", seed=trial.seed, split=split, checks=checks)
+    output = fresh_directory(boxes / scorer.run_id)
     with leased(worker, trial.attempt, is_begun=True) as gpus:
-        models, scorer = scoring_specs(
-            worker, next(names), seed=trial.seed, files=files, checkpoint=checkpoint, split=split
-        )
-        models = [with_gpus(worker, model, gpus) for model in models]
-        for spec in (*models, scorer):
-            yield start(trial, spec)
-        output = fresh_directory(worker.directory / "boxes" / scorer.run_id)
-        try:
-            measurement = run_scoring_boxes(worker.run, models, scorer, output)
-        finally:
-            shutil.rmtree(output, ignore_errors=True)
-    for result in (*measurement.models, measurement.scorer):
-        yield finish(worker, trial, result)
-    for result in measurement.models:
-        refuse_interruption(result)
+        yield start(trial, scorer)
+        brings_boxes = worker.settings.model_boxes > 1
+        with ScoringBoxes(worker.run, scorer, output, brings_boxes=brings_boxes) as scoring:
+            for run_id in model_names(name, checks):
+                if not scoring.wants_more():
+                    break
+                asked = with_gpus(worker, model_spec(worker, run_id, files, checkpoint), gpus)
+                with with_own_copies(asked, boxes / f"{run_id}-sees") as spec:
+                    yield start(trial, spec)
+                    result = scoring.ask(spec)
+                yield finish(worker, trial, result)
+                refuse_interruption(result)
+                if result.outcome is not Outcome.OK:
+                    break
+            measurement = scoring.measurement()
+    shutil.rmtree(output, ignore_errors=True)
+    yield finish(worker, trial, measurement.scorer)
     scored = scored_by_boxes(trial.key, split, measurement.sheet, measurement.models)
     yield Step(scored, () if measurement.sheet is None else (measurement.sheet,))
     return scored

@@ -211,8 +211,9 @@ class History:
         key = TrialKey(event.purpose, event.attempt, event.seed)
         trial = self.trials.setdefault(key, TrialRecord())
         if isinstance(event, RunStarted):
-            # All boxes of a score begin before one ends: what ended was a score's that a kill cut.
-            trial.boxes_of_score = []
+            # A score begins with its scorer box: what ended before was a score's that a kill cut.
+            if event.box != "model":
+                trial.boxes_of_score = []
         elif isinstance(event, RunFinished):
             trial.add_run(event)
             self.drift.trained(event)

@@ -1,12 +1,13 @@
 """Measures what a score costs, and how far honest models are from a false alarm.
 
-`python -m tests.bench.bench_score [--budget-seconds S] [--scores N] [--plans N] [--json]`: trains
-the shipped workload once, then scores its checkpoint N times in real boxes; a score takes from
-before its first box is made until all are gone. Then the same model's nats are computed in bfloat16
-and in float32, each in several ways (attention by hand or in one kernel, products by oneDNN or
-without it), which round differently everywhere, and held against fresh secret plans: every row of
-either box gets its answer from a way drawn at random. Two boxes of one score differ by less, since
-both compute alike. Last, what a cheat risks that looks ahead only where it gains the most.
+`python -m tests.bench.bench_score [--budget-seconds S] [--scores N] [--checks K] [--plans N]`:
+trains the shipped workload once, then scores its checkpoint N times in real boxes; a score takes
+from before its first box is made until all are gone. Then the same model's nats are computed in
+bfloat16 and in float32, each in several ways (attention by hand or in one kernel, products by
+oneDNN or without it), which round differently everywhere, and held against fresh secret plans:
+every row of either box gets its answer from a way drawn at random. Two boxes of one score differ by
+less, since both compute alike. Last, what a cheat risks that looks ahead only where it gains the
+most.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from agent.attempt.boxes import scoring_specs
+from agent.attempt.boxes import model_names, model_spec, scorer_spec
 from agent.attempt.lab import Lab, fresh_directory, make_readable
-from agent.attempt.scoring import run_scoring_boxes
 from agent.attempt.sheet import parse_sheet
 from agent.machine.setup import make_data
 from agent.program import load_program
@@ -39,7 +39,7 @@ from sandbox.image.image import find_image
 from sandbox.image.profiles import find_profile
 from sandbox.machine import state_directory
 from tests.support.boxes import box_spec, shipped_recipe
-from tests.support.labs import scoring_lab
+from tests.support.labs import score_in_boxes, scoring_lab
 from tests.support.scorer import load_evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -124,20 +124,17 @@ def train(lab: Lab, budget_seconds: float) -> Path:
     return checkpoint
 
 
-def score_seconds(lab: Lab, checkpoint: Path, number: int) -> tuple[float, dict[str, Any]]:
+def score_seconds(
+    lab: Lab, checkpoint: Path, number: int, checks: int
+) -> tuple[float, dict[str, Any]]:
     """How long one score takes, and its details."""
     began = time.monotonic()
-    models, scorer = scoring_specs(
-        lab.worker,
-        f"{lab.session}-{number}",
-        seed=1,
-        files=lab.worker.directory / "files",
-        checkpoint=checkpoint,
-        split="val",
-    )
-    found = run_scoring_boxes(
-        lab.worker.run, models, scorer, fresh_directory(lab.worker.directory / "sheet")
-    )
+    run_id, files = f"{lab.session}-{number}", lab.worker.directory / "files"
+    names = model_names(run_id, checks)
+    models = [model_spec(lab.worker, name, files, checkpoint) for name in names]
+    scorer = scorer_spec(lab.worker, f"{run_id}-scorer", seed=1, split="val", checks=checks)
+    sheet_folder = fresh_directory(lab.worker.directory / "sheet")
+    found = score_in_boxes(lab.worker.run, models, scorer, sheet_folder)
     seconds = time.monotonic() - began
     assert found.sheet is not None
     sheet = parse_sheet(found.sheet)
@@ -172,7 +169,8 @@ def false_alarms(
     alarms = 0
     for secret in range(plans):
         random = np.random.default_rng(secret)
-        both = evaluate.make_plans(split, random)
+        true = evaluate.make_true_plan(split, random)
+        both = true, evaluate.make_check_plan(split, true, random)
         rows = np.arange(len(split.inputs))
         nats = stacked[random.integers(len(tables), size=len(rows)), rows]
         asked = both[1].rows
@@ -229,13 +227,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--budget-seconds", type=float, default=60.0)
     parser.add_argument("--scores", type=int, default=9)
+    parser.add_argument("--checks", type=int, default=0, help="check boxes of each score")
     parser.add_argument("--plans", type=int, default=1000)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         lab = make_lab(Path(directory))
         checkpoint = train(lab, options.budget_seconds)
-        scores = [score_seconds(lab, checkpoint, number) for number in range(options.scores)]
+        scores = [
+            score_seconds(lab, checkpoint, number, options.checks)
+            for number in range(options.scores)
+        ]
         seconds = [one for one, _ in scores]
         found: dict[str, Any] = {
             "budget_seconds": options.budget_seconds,

@@ -50,7 +50,7 @@ IN_FORCE = load_program(Path(__file__).parents[2] / "program.md").settings.with_
 LIMITS: dict[Box, Limits] = {
     "train": IN_FORCE.train_limits(),
     "model": IN_FORCE.scoring_limits(),
-    "scorer": IN_FORCE.scoring_limits(),
+    "scorer": IN_FORCE.scorer_limits(),
 }
 NOISE = 0.004
 IMAGE = "sha256:" + "5" * 64
@@ -225,15 +225,16 @@ def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log:
     curve = made.put_blob(packed(curve_of(log)))
     made.add(run_started(attempt, seed, train), 0.0)
     made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
-    scoring: dict[str, Box] = {"model": "model", "second": "model", "scorer": "scorer"}
-    results = [
+    scoring: dict[str, Box] = {"scorer": "scorer", "model": "model", "check-1": "model"}
+    scorer, *models = (
         run_result(f"a{attempt}-s{seed}-{name}", box, log="", wall_seconds=4.5)
         for name, box in scoring.items()
-    ]
-    for result in results:  # all boxes of a score begin before one of them ends
+    )
+    made.add(run_started(attempt, seed, scorer), 0.0)
+    for result in models:  # one after another, as long as the scorer is there
         made.add(run_started(attempt, seed, result), 0.0)
-    for result in results:
         made.add(run_finished(attempt, seed, result, put_blob=made.put_blob), 0.1)
+    made.add(run_finished(attempt, seed, scorer, put_blob=made.put_blob), 0.1)
 
 
 def run_started(attempt: int, seed: int, result: RunResult) -> RunStarted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from opentelemetry.trace import Tracer
 
 from agent.attempt.disturbance import ReadMachine, Sample
 from agent.attempt.lab import Lab, Observer, Worker
+from agent.attempt.scoring import Measurement, RunBox, ScoringBoxes
 from agent.candidate.workspace import Workspace
 from agent.night.assemble import assemble, open_models
 from agent.night.loop import run_session
@@ -19,7 +20,7 @@ from agent.program import Program
 from agent.record.events import SessionEnded
 from agent.record.ledger import Ledger
 from agent.settings import Settings
-from sandbox.contract.run import Executor
+from sandbox.contract.run import Executor, Outcome, RunSpec
 from tests.support.clock import Clock
 from tests.support.histories import IN_FORCE, Night
 
@@ -66,6 +67,22 @@ def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given
         **given,
     )
     return Lab(worker, cast(Ledger, None), cast(Workspace, None), Quiet())
+
+
+def score_in_boxes(
+    run: RunBox,
+    models: Sequence[RunSpec],
+    scorer: RunSpec,
+    output_dir: Path,
+    *,
+    brings_boxes: bool = True,
+) -> Measurement:
+    """One score, as a trial takes it."""
+    with ScoringBoxes(run, scorer, output_dir, brings_boxes=brings_boxes) as scoring:
+        for spec in models:
+            if not scoring.wants_more() or scoring.ask(spec).outcome is not Outcome.OK:
+                break
+        return scoring.measurement()
 
 
 def lab_in_memory(night: Night, workspace: Workspace, **goal: Any) -> Lab:

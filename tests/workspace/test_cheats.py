@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from agent.attempt.boxes import scoring_specs
+from agent.attempt.boxes import model_names, model_spec, scorer_spec
 from agent.attempt.lab import Lab
-from agent.attempt.scoring import run_scoring_boxes
 from agent.attempt.sheet import MODEL_BOX, Reading, parse_sheet, read_score
 from agent.program import load_program
 from sandbox import DockerExecutor
-from tests.support.labs import scoring_lab
+from tests.support.labs import score_in_boxes, scoring_lab
 from tests.support.scorer import BOS, CONTEXT, VOCABULARY, habits, write_data
 
 CHEATS = Path(__file__).parent / "cheats"
@@ -167,21 +166,17 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
     for path in (CHEATS / name / "train.py", CHEATS / "honest.py"):
         shutil.copy(path, files)
     executor = DockerExecutor(engine.base_url, engine.api_version, folder / "runs")
-    models, scorer = scoring_specs(
-        lab_at(place, image_id, executor).worker,
-        f"cheat-{name.replace('_', '-')}"[:50],
-        seed=7,
-        files=files,
-        checkpoint=place / "checkpoint",
-        split="val",
-    )
+    worker, run_id = lab_at(place, image_id, executor).worker, f"cheat-{dashed(name)}"[:50]
+    checkpoint = place / "checkpoint"
+    models = [model_spec(worker, each, files, checkpoint) for each in model_names(run_id, 1)]
+    scorer = scorer_spec(worker, f"{run_id}-scorer", seed=7, split="val", checks=1)
     waits = expectation(name).timeouts.model_dump()
     options = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
     hasty = scorer.model_copy(update={"argv": (*scorer.argv, *options)})
     bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
     small = models[0].limits.model_copy(update=bounds)
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
-    measurement = run_scoring_boxes(executor.run, bounded, hasty, output)
+    measurement = score_in_boxes(executor.run, bounded, hasty, output)
     sheet = parse_sheet(measurement.sheet) if measurement.sheet else None
     assert [] == list((folder / "runs").iterdir())
     return read_score(sheet, [model.outcome for model in measurement.models])

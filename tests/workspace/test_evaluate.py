@@ -85,7 +85,7 @@ def requests(connection: socket.socket) -> Iterator[tuple[int, Array]]:
 
 
 def asked_once(connection: socket.socket) -> None:
-    """Says ready and reads one batch; the scorer may hang up first, when the other box is done."""
+    """Says ready and reads one batch; the scorer may hang up first."""
     next(requests(connection), None)
 
 
@@ -105,29 +105,37 @@ def answering(predict: Predict) -> Side:
 
 
 def scored(
-    side: Side | tuple[Side, Side],
+    side: Side | tuple[Side, ...],
     data: Path,
     timeouts: Any = PATIENT,
     seed: int = 3,
     scorer: Any = evaluate,
+    checks: int = 1,
+    secret: int = 0,
 ) -> Any:
-    """Scores a model that runs in two threads, which hang up when they are done."""
+    """Scores a model that runs in a thread for each box, which hangs up when it is done."""
 
     def run(side: Side, connection: socket.socket) -> None:
         with connection, suppress(OSError):  # the scorer may hang up as soon as it knows
             side(connection)
 
-    sides = side if isinstance(side, tuple) else (side, side)
-    pairs = [socket.socketpair() for _ in sides]
-    threads = [
-        threading.Thread(target=run, args=(one, theirs))
-        for one, (_, theirs) in zip(sides, pairs, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    ours = [end for end, _ in pairs]
+    sides = iter(side if isinstance(side, tuple) else (side,) * (1 + checks))
+    threads: list[threading.Thread] = []
+    ours: list[socket.socket] = []
+
+    def next_box() -> socket.socket:
+        for thread in threads:  # a box is gone before the next one begins
+            thread.join(10)
+        end, theirs = socket.socketpair()
+        threads.append(threading.Thread(target=run, args=(next(sides), theirs)))
+        threads[-1].start()
+        ours.append(end)
+        return end
+
     try:
-        result = scorer.score(ours, data, seed, 0, timeouts)
+        result = scorer.score(
+            next_box, data, seed, list(range(secret, secret + 1 + checks)), timeouts
+        )
     finally:
         for end in ours:
             end.close()
@@ -237,8 +245,9 @@ def test_a_byte_table_that_does_not_add_up_is_our_fault(
 
 
 def plans_of(data: Path, seed: int = 5) -> tuple[Any, Any, Any]:
-    split = evaluate.read_split(data)
-    return split, *evaluate.make_plans(split, np.random.default_rng(seed))
+    split, random = evaluate.read_split(data), np.random.default_rng(seed)
+    true = evaluate.make_true_plan(split, random)
+    return split, true, evaluate.make_check_plan(split, true, random)
 
 
 def test_the_first_box_gets_every_row_as_it_is(data: Path) -> None:
@@ -312,9 +321,12 @@ def test_all_batches_are_full_and_rows_are_shuffled(data: Path) -> None:
 
 
 def test_knowing_the_seed_does_not_tell_the_plan(data: Path) -> None:
-    split = evaluate.read_split(data)
-    plans = [evaluate.make_plans(split, np.random.default_rng([3, secret])) for secret in (1, 2)]
-    assert plans[0][1].rows.tolist() != plans[1][1].rows.tolist()
+    split, true, _ = plans_of(data)
+    plans = [
+        evaluate.make_check_plan(split, true, np.random.default_rng([3, secret]))
+        for secret in (1, 2)
+    ]
+    assert plans[0].rows.tolist() != plans[1].rows.tolist()
 
 
 def test_a_probe_catches_one_position_in_a_hundred_with_high_probability() -> None:
@@ -327,9 +339,11 @@ def test_a_probe_catches_one_position_in_a_hundred_with_high_probability() -> No
 def test_an_honest_model_is_valid_and_does_not_move(data: Path) -> None:
     result = scored(answering(bigram), data)
     assert (True, None) == (result["valid"], result["reason"])
-    assert 0.0 == result["details"]["largest_difference_before_cut"]
-    assert 0.0 == result["details"]["largest_difference_of_same_rows"]
-    assert {"true", "probe"} == set(result["details"]["seconds"])
+    [check] = result["details"]["checks"]
+    assert 0.0 == check["largest_difference_before_cut"]
+    assert 0.0 == check["largest_difference_of_same_rows"]
+    times = {"loading", "answering", "slow_answers"}
+    assert times == set(result["details"]["seconds"]) == set(check["seconds"])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -347,6 +361,36 @@ def test_rounding_as_coarse_as_bfloat16_is_no_cheating(data: Path, seed: int) ->
 def test_a_model_that_knows_nothing_is_valid(data: Path) -> None:
     flat = answering(lambda ids: np.zeros((*ids.shape, VOCABULARY), np.float32))
     assert reason_for(flat, data) is None
+
+
+@pytest.mark.parametrize("checks", [0, 3])
+def test_so_many_boxes_are_asked_as_there_are_checks(data: Path, checks: int) -> None:
+    asked: list[int] = []
+
+    def counting(connection: socket.socket) -> None:
+        asked.append(1)
+        answering(bigram)(connection)
+
+    result = scored(counting, data, checks=checks)
+    assert result["valid"]
+    assert 1 + checks == len(asked) == len(result["details"]["secrets"])
+    assert checks == len(result["details"]["checks"])
+
+
+def test_a_screening_score_probes_nothing_and_has_the_same_value(data: Path) -> None:
+    honest = scored(answering(bigram), data, checks=1)["value"]
+    assert honest == scored(answering(bigram), data, checks=0)["value"]
+    cheat = answering(lambda ids: looking_ahead(ids, always(ids), 20.0))
+    assert scored(cheat, data, checks=0)["valid"]
+
+
+def test_each_check_has_a_plan_of_its_own_and_is_held_against_the_first_box(data: Path) -> None:
+    """Whoever answers otherwise in the second check alone is found there."""
+    sides = (answering(bigram), answering(bigram), answering(a_little))
+    result = scored(sides, data, checks=2)
+    assert "answers_change" == result["reason"]
+    assert 2 == len(result["details"]["checks"])
+    assert scored(sides[:2], data)["valid"]
 
 
 # Models that cheat
@@ -456,19 +500,8 @@ def test_replaying_would_pass_if_one_process_answered_both(data: Path) -> None:
         with lock:
             return one(ids)
 
-    first_the_true_rows = threading.Event()
-
-    def first(connection: socket.socket) -> None:
-        try:
-            answering(shared)(connection)
-        finally:
-            first_the_true_rows.set()
-
-    def second(connection: socket.socket) -> None:
-        first_the_true_rows.wait()
-        answering(shared)(connection)
-
-    assert reason_for((first, second), data) is None
+    side = answering(shared)
+    assert reason_for((side, side), data) is None
 
 
 # A cheat that one wall alone stops, and the same without the wall
@@ -526,7 +559,7 @@ def at(rows: Array, column: int) -> Array:
 def now_and_then(ids: Array) -> Array:
     """The last answer in very few rows depends on where in its batch the row stands."""
     odd = np.arange(len(ids)) % 2 == 1
-    return worse(bigram(ids), at(odd & np.equal(ids[:, 1], RARE), CONTEXT - 1), 1.2)
+    return worse(bigram(ids), at(odd & np.equal(ids[:, 1], RARE), CONTEXT - 1), 1.1)
 
 
 def now_and_then_the_end(ids: Array) -> Array:
@@ -539,43 +572,44 @@ ALONE = {
     "one answer": (
         'if found["largest_difference_of_same_rows"] > LARGEST_DIFFERENCE',
         lambda: now_and_then,
-        "answers_change",
+        "answers_change", 4,
     ),
     "one answer before the cut": (
         'if found["largest_difference_before_cut"] > LARGEST_DIFFERENCE',
         lambda: now_and_then_the_end,
-        "looks_ahead",
+        "looks_ahead", 3,
     ),
     "the mean at the cut": (
-        'if is_off(found, "mean_at_cut")', lambda: a_little, "looks_ahead",
+        'if is_off(found, "mean_at_cut")', lambda: a_little, "looks_ahead", 0,
     ),
     "noise": (
-        'if found["noise"] > LARGEST_NOISE', lambda: company, "answers_change",
+        'if found["noise"] > LARGEST_NOISE', lambda: company, "answers_change", 1,
     ),
     "noise before the cut": (
-        'if found["noise_before_cut"] > LARGEST_NOISE', lambda: seeing_the_end, "looks_ahead",
+        'if found["noise_before_cut"] > LARGEST_NOISE', lambda: seeing_the_end, "looks_ahead", 1,
     ),
     "company": (
-        'if is_off(found, "mean_alone")', lambda: common_in_the_batch, "answers_change",
+        'if is_off(found, "mean_alone")', lambda: common_in_the_batch, "answers_change", 0,
     ),
     "learning": (
-        'if is_off(found, "learnt")', lambda: adapting(0.01), "answers_change",
+        'if is_off(found, "learnt")', lambda: adapting(0.01), "answers_change", 3,
     ),
     "finite numbers": (
         "if not (np.isfinite(highest).all() and np.isfinite(logits.min(axis=1)).all())",
         lambda: numbers_that_are_none,
-        "not_finite",
+        "not_finite", 0,
     ),
 }  # fmt: skip
+"""A wall, who is stopped by it, how, and a secret with whose plan no other wall sees it."""
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what the missing wall lets through
 @pytest.mark.parametrize("name", ALONE)
 def test_a_cheat_that_one_wall_stops_passes_without_it(data: Path, name: str) -> None:
-    wall, make, reason = ALONE[name]
-    assert reason == scored(twice(make), data)["reason"]
+    wall, make, reason, secret = ALONE[name]
+    assert reason == scored(twice(make), data, secret=secret)["reason"]
     without = load_evaluate(wall, "if False")
-    assert scored(twice(make), data, scorer=without)["reason"] is None
+    assert scored(twice(make), data, scorer=without, secret=secret)["reason"] is None
 
 
 def test_a_mean_before_the_cut_catches_who_knows_the_text_by_heart(data: Path) -> None:
@@ -766,9 +800,9 @@ def run_as_a_program(data: Path, output: Path, sockets: int) -> subprocess.Compl
     """The scorer in a process of its own, with honest models behind so many sockets."""
     channel, bringer = socket.socketpair()
     pairs = [socket.socketpair() for _ in range(sockets)]
-    if pairs:
-        socket.send_fds(bringer, [b"models"], [theirs.fileno() for _, theirs in pairs])
-    else:
+    for _, theirs in pairs:
+        socket.send_fds(bringer, [b"a model box"], [theirs.fileno()])
+    if not pairs:
         bringer.sendall(b"an answer")
 
     def side(connection: socket.socket) -> None:
@@ -781,7 +815,10 @@ def run_as_a_program(data: Path, output: Path, sockets: int) -> subprocess.Compl
         thread.start()
     with channel, bringer:
         done = subprocess.run(
-            [sys.executable, PROGRAM, "score", "--data", data, "--output", output, "--seed", "3"],
+            [
+                *(sys.executable, PROGRAM, "score", "--data", data, "--output", output),
+                *("--seed", "3", "--checks", "1"),
+            ],
             env={"NIGHTLAB_CHANNEL_FD": str(channel.fileno()), "OMP_NUM_THREADS": "1"},
             pass_fds=[channel.fileno()],
             capture_output=True,
@@ -801,7 +838,8 @@ def test_the_scorer_as_a_program_writes_one_sheet(data: Path, tmp_path: Path) ->
     sheet = json.loads((tmp_path / "score.json").read_text())
     assert {"metric", "value", "valid", "reason", "explanation", "details"} == set(sheet)
     assert scored(answering(bigram), data)["value"] == sheet["value"]
-    assert sheet["details"]["secret"] > 0
+    assert all(secret > 0 for secret in sheet["details"]["secrets"])
+    assert 2 == len(set(sheet["details"]["secrets"]))
 
 
 def test_one_model_box_is_too_few_and_the_message_says_what_to_do(

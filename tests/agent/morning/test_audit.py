@@ -225,6 +225,18 @@ def later(lines: Lines, kind: str, *, purpose: str) -> dict[str, Any]:
     return next(e for e in events if e["type"] == kind and e["purpose"].startswith(purpose))
 
 
+def start_another_model_box(lines: Lines) -> None:
+    """Say that a second model box was asked for before the first one ended."""
+    place = next(
+        number
+        for number, line in enumerate(lines)
+        if line["event"]["type"] == "run_started" and line["event"]["spec"]["box"] == "model"
+    )
+    other = json.loads(json.dumps(lines[place]))
+    other["event"]["spec"]["run_id"] += "-x"
+    lines.insert(place + 1, other)
+
+
 PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     "a limit above the settings": (
         lambda ls: only(ls, "run_started", purpose="attempt")["spec"]["limits"].update(
@@ -336,9 +348,13 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda ls: only(ls, "scored", purpose="attempt").update(sheet=ls[0]["event"]["program"]),
         "its sheet is no score sheet",
     ),
-    "a score with fewer model boxes than the settings ask for": (
-        lambda ls: ls[0]["event"]["settings"]["scoring"].update(model_boxes=2),
-        "it stands on 1 model boxes; the settings say 2",
+    "a score with checks that no box made": (
+        lambda ls: only(ls, "scored", purpose="attempt").update(checks=3),
+        "its checks is not what the record comes to: 3, not 0",
+    ),
+    "a model box that starts while another one is alive": (
+        start_another_model_box,
+        "it starts while another model box is alive",
     ),
     "another verdict": (
         lambda ls: only(ls, "attempt_finished", verdict="discarded").update(verdict="kept"),

@@ -23,7 +23,6 @@ from typing import Any
 import docker
 import pytest
 
-from agent.attempt.scoring import run_scoring_boxes
 from agent.attempt.sheet import read_score
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
@@ -41,6 +40,7 @@ from tests.support.boxes import (
     running,
     wait_until,
 )
+from tests.support.labs import score_in_boxes
 
 # --- the real engine ---
 
@@ -461,7 +461,7 @@ def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
     ]
 
     def interrupt() -> None:
-        wait_until(lambda: len(boxes_of(client, session)) == len(specs))
+        wait_until(lambda: len(boxes_of(client, session)) == 2)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread wakes up
 
@@ -471,7 +471,7 @@ def test_an_interrupt_ends_all_boxes_of_a_score_at_once(
     with ThreadPoolExecutor() as pool:
         pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_scoring_boxes(executor.run, specs[:2], specs[2], output_dir)
+            score_in_boxes(executor.run, specs[:2], specs[2], output_dir)
     assert time.monotonic() - began < 55  # the programs would go on for a minute
     assert [] == boxes_of(client, session)
 
@@ -485,7 +485,7 @@ def test_a_scorer_whose_time_is_over_waited_for_a_slow_model(
     model = in_session(python_spec("pass", image=image.image_id), session)
     waits = python_spec("import time; time.sleep(60)", image=image.image_id, wall_seconds=1)
     scorer = in_session(waits, session).model_copy(update={"box": "scorer"})
-    measured = run_scoring_boxes(executor.run, [model], scorer, output_dir)
+    measured = score_in_boxes(executor.run, [model], scorer, output_dir, brings_boxes=False)
     assert measured.sheet is None
     found = read_score(None, [one.outcome for one in measured.models])
     assert (None, "too_slow") == (found.value, found.reason)

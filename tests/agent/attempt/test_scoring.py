@@ -1,0 +1,236 @@
+"""Tests of a score's boxes: one after another, and nothing that two of them see."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.attempt.boxes import model_spec, with_own_copies
+from agent.attempt.lab import Trial, Worker
+from agent.attempt.trial import score_split
+from agent.program import load_program
+from agent.record.events import RunFinished, RunStarted, Scored
+from sandbox import DockerExecutor, Outcome, RunSpec
+from sandbox.contract.run import RunResult
+from tests.support.boxes import in_session, python_spec
+from tests.support.clock import Clock
+from tests.support.executors import FakeExecutor
+from tests.support.labs import scoring_lab
+
+ROOT = Path(__file__).parents[3]
+SHEET = {"metric": "m", "value": 1.0, "valid": True, "reason": None, "explanation": ""}
+
+
+@dataclass
+class Watched:
+    """An executor that takes down what its boxes see and who is there at the same time."""
+
+    bad: str = ""
+    """The end of the name of a model box that ends badly."""
+    seen: dict[str, set[tuple[int, int, int]]] = field(default_factory=dict)
+    alive: set[str] = field(default_factory=set)
+    together: list[set[str]] = field(default_factory=list)
+    well: FakeExecutor = field(default_factory=lambda: FakeExecutor(Clock(), prints={"": ""}))
+    """Whose boxes all end well."""
+
+    def answers(self) -> bool:
+        return True
+
+    def run(self, spec: RunSpec, *, channel: socket.socket, **how: Any) -> RunResult:
+        name = spec.run_id.rpartition("-0-")[2]
+        self.seen[name] = {
+            (found.st_dev, found.st_ino, found.st_ctime_ns)  # a number is used again
+            for mount in spec.mounts
+            for path in mount.source.rglob("*")
+            if (found := path.stat()) and path.is_file()
+        }
+        self.alive.add(name)
+        self.together.append(set(self.alive))
+        if spec.box == "scorer":
+            with suppress(ConnectionError):  # no more boxes come
+                self._score(channel, int(spec.argv[spec.argv.index("--checks") + 1]))
+            (how["output_dir"] / "score.json").write_text(json.dumps(SHEET | {"details": {}}))
+        else:
+            assert b"ask" == channel.recv(3)
+        self.alive.discard(name)
+        result = self.well.run(spec)
+        failed = {"outcome": Outcome.FAILED, "exit_code": 1}
+        is_bad = bool(self.bad) and name.endswith(self.bad)
+        return result.model_copy(update=failed) if is_bad else result
+
+    def _score(self, channel: socket.socket, checks: int) -> None:
+        """Ask each box once: the next one is brought when it is wished for."""
+        for number in range(1 + checks):
+            if number:
+                channel.sendall(b"next")
+            _, handles, _, _ = socket.recv_fds(channel, 16, 1)
+            for handle in handles:
+                with socket.socket(fileno=handle) as box:
+                    box.sendall(b"ask")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with what the boxes of a score see."""
+    for name in ("files/train.py", "checkpoint/model.pt", "fixed/evaluate.py", "data/val/tokens"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def worker_at(place: Path, executor: Any) -> Worker:
+    settings = load_program(ROOT / "program.md").settings
+    given = {"session": "scoring", "image_id": "sha256:" + "0" * 64, "environment": {}}
+    return scoring_lab(place, settings, executor, data_dir=place / "data", **given).worker
+
+
+def trial_of(worker: Worker, checks: int) -> Trial:
+    settings = worker.settings
+    return Trial(
+        id="scoring",
+        purpose="attempt",
+        attempt=0,
+        seed=1,
+        files={},
+        budget=settings.budget,
+        limits=settings.train_limits(),
+        splits=("val",),
+        checks=checks,
+        usual=None,  # type: ignore[arg-type]  # nothing is trained here
+        past=None,
+        counts_when_disturbed=False,
+        is_begun=True,
+    )
+
+
+def scored_by(executor: Watched, place: Path, checks: int) -> list[Any]:
+    worker = worker_at(place, executor)
+    names = iter(["scoring-0"])
+    steps = score_split(
+        worker, trial_of(worker, checks), names, place / "files", place / "checkpoint", "val"
+    )
+    return [event for event, _ in steps]
+
+
+@pytest.mark.parametrize("checks", [0, 1, 3])
+def test_model_boxes_are_never_there_at_once_and_see_no_file_of_each_other(
+    place: Path, checks: int
+) -> None:
+    executor = Watched()
+
+    events = scored_by(executor, place, checks)
+
+    names = ["model", *(f"check-{number + 1}" for number in range(checks))]
+    assert {"scorer", *names} == set(executor.seen)
+    assert all(len(there - {"scorer"}) <= 1 for there in executor.together)
+    everything = [file for files in executor.seen.values() for file in files]
+    assert len(everything) == len(set(everything)) == 2 + 3 * len(names)
+    assert isinstance(events[-1], Scored)
+    assert (1.0, checks) == (events[-1].value, events[-1].checks)
+    assert [] == list((place / "boxes").iterdir())
+
+
+def test_without_copies_of_their_own_the_boxes_would_meet(place: Path) -> None:
+    worker = worker_at(place, Watched())
+    first, second = (
+        {mount.source for mount in spec.mounts}
+        for spec in (
+            model_spec(worker, name, place / "files", place / "checkpoint") for name in ("a", "b")
+        )
+    )
+    assert first == second
+
+
+def test_a_box_is_asked_for_only_once_the_one_before_has_ended(place: Path) -> None:
+    events = scored_by(Watched(), place, 2)
+
+    told = [
+        (event.spec.run_id if isinstance(event, RunStarted) else event.result.run_id)
+        for event in events
+        if isinstance(event, RunStarted | RunFinished)
+    ]
+    models = [name for name in told if not name.endswith("scorer")]
+    assert [f"scoring-0-{name}" for name in ("model", "check-1", "check-2")] == models[::2]
+    assert models[::2] == models[1::2]
+
+
+def test_after_a_model_box_that_ends_badly_no_other_one_is_started(place: Path) -> None:
+    executor = Watched(bad="model")
+
+    events = scored_by(executor, place, 2)
+
+    assert {"scorer", "model"} == set(executor.seen)
+    assert "model_box_failed" == events[-1].reason
+
+
+def test_copies_are_equal_and_gone_afterwards(place: Path) -> None:
+    worker = worker_at(place, Watched())
+    spec = model_spec(worker, "a", place / "files", place / "checkpoint")
+    with with_own_copies(spec, place / "sees") as copied:
+        texts = [next(mount.source.iterdir()).read_text() for mount in copied.mounts]
+        assert [mount.target for mount in spec.mounts] == [mount.target for mount in copied.mounts]
+        assert ["files/train.py", "checkpoint/model.pt", "fixed/evaluate.py"] == texts
+    assert not (place / "sees").exists()
+
+
+# What two boxes that see one file can tell each other
+
+OFFSET = 123_456_789_012
+HOLDS = f"""
+import fcntl, struct, time
+file = open("/shared/evaluate.py")
+fcntl.fcntl(file, fcntl.F_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, {OFFSET}, 1, 0))
+print("held", flush=True)
+time.sleep(60)
+"""
+READS = """
+import fcntl, struct
+with open("/shared/evaluate.py") as file:
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 1, 0, 0)
+    kind, _, start, _, _ = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+print("read", None if kind == fcntl.F_UNLCK else start)
+"""
+
+
+def read_beside(
+    executor: DockerExecutor, image_id: str, folder: Path, copies: bool, place: Path
+) -> str:
+    """What one box reads of a number that another box, alive, has put into a lock."""
+    done, held = threading.Event(), threading.Event()
+    holder, reader = (
+        in_session(python_spec(code, image=image_id, mounts={folder: "/shared"}), f"locks-{name}")
+        for name, code in (("holds", HOLDS), ("reads", READS))
+    )
+    with ThreadPoolExecutor() as pool:
+        one = pool.submit(
+            executor.run, holder, on_log=lambda _: held.set(), should_stop=done.is_set
+        )
+        try:
+            assert held.wait(60)
+            with with_own_copies(reader, place / "copies") as separate:
+                return executor.run(separate if copies else reader).log.head
+        finally:
+            done.set()
+            one.result()
+
+
+@pytest.mark.docker
+def test_a_lock_carries_a_number_between_boxes_that_see_one_file_and_only_then(
+    engine: Any, image: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "evaluate.py").write_text("")
+    executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path / "runs")
+
+    assert f"read {OFFSET}\n" == read_beside(executor, image.image_id, folder, False, tmp_path)
+    assert "read None\n" == read_beside(executor, image.image_id, folder, True, tmp_path)
