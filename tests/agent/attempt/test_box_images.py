@@ -17,7 +17,6 @@ COPIES = {"model": "sha256:1", "check": "sha256:2"}
         ("scorer", "night-3-7-2-scorer", "sha256:0"),
         ("model", "night-3-7-2-model", "sha256:1"),
         ("model", "night-smoke-2", "sha256:1"),
-        ("model", "night-3-7-2-second", "sha256:2"),
         ("model", "night-3-7-2-check-1", "sha256:2"),
         ("model", "night-3-7-2-check-12", "sha256:2"),
         ("train", "night-check-1", "sha256:0"),

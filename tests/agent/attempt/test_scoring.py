@@ -89,7 +89,9 @@ def place(tmp_path: Path) -> Path:
 
 def worker_at(place: Path, executor: Any) -> Worker:
     settings = load_program(ROOT / "program.md").settings
-    given = {"session": "scoring", "image_id": "sha256:" + "0" * 64, "environment": {}}
+    image = "sha256:" + "0" * 64
+    copies = {"model": image, "check": image}
+    given = {"session": "scoring", "image_id": image, "copies": copies, "environment": {}}
     return scoring_lab(place, settings, executor, data_dir=place / "data", **given).worker
 
 
