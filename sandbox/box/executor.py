@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
 from sandbox.box.hardening import Lease, Settings, container_settings
 from sandbox.box.link import Listener
 from sandbox.box.reaper import OWNER_FILE, process_owner
+from sandbox.box.users import held_user, users_of
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError, host_faults
 from sandbox.contract.run import Limits, RunResult, RunSpec
@@ -65,6 +66,7 @@ class DockerExecutor:
         death_seconds: how long a killed box may take to be gone before it counts as unkillable.
         quarantine: takes a GPU out of use: told its id, why, and in which run it failed.
         on_step: told the name of each step of a run once it is done; for those who measure.
+        users: those that boxes get; without any, those that the engine can give.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class DockerExecutor:
         death_seconds: float = DEATH_SECONDS,
         quarantine: Callable[[str, str, str], None] = _ignore,
         on_step: Callable[[Step], None] = _ignore,
+        users: Sequence[int] = (),
     ) -> None:
         self._quarantine = quarantine
         self._call_seconds = call_seconds
@@ -86,6 +89,7 @@ class DockerExecutor:
         self._run_root = run_root
         self._build = build
         self._on_step = on_step
+        self._users = users
         # An id is a hash of the content, so what was true of it once stays true.
         self._usable_images: dict[str, str] = {}
 
@@ -113,12 +117,15 @@ class DockerExecutor:
             container = Container(client, f"nightlab-{directory.name}", self._death_seconds)
             box = BoxRun(spec, container, ends)
             # Before the container: a GPU that does not answer is never given to one.
-            with attended(spec, client.info, self._quarantine) as gpus:
+            with (
+                attended(spec, client.info, self._quarantine) as gpus,
+                self._hold_user(client) as (user, lock),
+            ):
                 self._on_step("prepared")
-                lease = _lease(spec, directory, gpus)
+                lease = _lease(spec, directory, gpus, user)
                 settings = self._build(spec, lease)
                 with (
-                    self._watched(container, spec.limits),
+                    self._watched(container, spec.limits, lock),
                     contextlib.closing(box),
                     gpus.watching_ends(),
                 ):
@@ -141,8 +148,15 @@ class DockerExecutor:
         """Give a client of this call's own: the SDK's are not safe to share between threads."""
         return contextlib.closing(EngineClient(self._base_url, self._api_version, call_seconds))
 
+    def _hold_user(
+        self, client: EngineClient
+    ) -> contextlib.AbstractContextManager[tuple[int, socket.socket]]:
+        """Have a user for one box; whether an engine maps users is asked once."""
+        self._users = self._users or users_of(client)
+        return held_user(client, self._users)
+
     @contextlib.contextmanager
-    def _watched(self, container: Container, limits: Limits) -> Iterator[None]:
+    def _watched(self, container: Container, limits: Limits, lock: socket.socket) -> Iterator[None]:
         """Keep a process beside this one that ends the box if this one no longer can."""
         seconds = limits.wall_seconds + limits.output_bytes / OUTPUT_BYTES_PER_SECOND
         script = str(resources.files("sandbox.box").joinpath("watchdog.py"))
@@ -156,6 +170,7 @@ class DockerExecutor:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={},  # the host's keys are none of its business
+            pass_fds=(lock.fileno(),),  # the box's user stays taken until this one is done, too
             start_new_session=True,  # what is sent to the terminal's group is not for it
         ) as watchdog:
             try:
@@ -221,11 +236,12 @@ def _receiver(limits: Limits, output_dir: Path | None) -> OutputReceiver:
     return OutputReceiver(output_dir, max_bytes=limits.output_bytes, max_files=limits.output_files)
 
 
-def _lease(spec: RunSpec, directory: Path, gpus: Attendance) -> Lease:
+def _lease(spec: RunSpec, directory: Path, gpus: Attendance, user: int) -> Lease:
     deadline = time.monotonic() + spec.limits.wall_seconds + LEFTOVER_SECONDS
     return Lease(
         run_directory=directory,
         owner=process_owner(),
         deadline_monotonic_seconds=int(deadline),
+        user=user,
         gpus=gpus.request,
     )

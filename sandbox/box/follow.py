@@ -28,6 +28,7 @@ from sandbox.box.link import (
     parse,
 )
 from sandbox.box.proof import Proof, require_walls
+from sandbox.box.users import seen_from_here
 from sandbox.contract.errors import BoxLost, LimitNotEnforced, SandboxError
 from sandbox.contract.run import Log, OutputFile, RunSpec
 
@@ -84,14 +85,18 @@ class BoxRun:
         container.start()
         on_step("started")
         self._link = self._await_link(listener)
-        container.hold(self._link.peer_pid())
+        pid, user = self._link.peer()
+        container.hold(pid)
         on_step("connected")
+        expected = seen_from_here(pid, lease.user)
+        if expected not in (None, user):  # also one that lies about itself from inside
+            raise LimitNotEnforced(f"user: asked {expected}, the host sees {user}")
         recorded = container.inspect()
         on_step("inspected")
         # Never with `settings`: a builder that leaves out a wall must not be asked about it.
         wrong = engine_differences(container_settings(self._spec, lease), recorded)
         proof = parse(Proof, self._link.expect(b"H", time.monotonic() + HANDSHAKE_SECONDS))
-        require_walls(self._spec, proof, lease.gpus)
+        require_walls(self._spec, lease, proof)
         if wrong:
             raise LimitNotEnforced("the engine recorded otherwise than asked: " + ", ".join(wrong))
         on_step("compared")

@@ -11,14 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.contract.run import Limits, RunSpec
+from sandbox.contract.run import Box, Limits, RunSpec
 from sandbox.gpu.request import NO_GPUS, GpuRequest, device_settings, visible_devices
 
 Settings = dict[str, Any]
 
 USER = 65534
+"""What an image names as its user. No box runs as it: each has its own, see `users`."""
 LINK_DIRECTORY = "/nightlab"
 SUPERVISOR = f"{LINK_DIRECTORY}/supervisor.py"
 RESERVED_TARGETS = (LINK_DIRECTORY, "/out", "/tmp", "/dev", "/proc", "/sys", "/etc")  # noqa: S108
@@ -30,6 +32,7 @@ LABEL_SESSION = "nightlab.session"
 LABEL_OWNER = "nightlab.owner"
 LABEL_DEADLINE = "nightlab.monotonic-deadline"
 LABEL_BOX = "nightlab.box"
+LABEL_USER = "nightlab.user"
 LABEL_GPUS = "nightlab.gpus"
 """Ids of the GPUs that a container has, parted by commas: while it lives they are taken."""
 
@@ -43,15 +46,25 @@ class Lease(Record):
     deadline_monotonic_seconds: int
     """When no container of this run may exist any more, whoever owned it: on the clock that stands
     still while the machine sleeps, as every deadline of a run does."""
+    user: int
+    """Of this box alone; see `users`."""
     gpus: GpuRequest = NO_GPUS
     """The GPUs of the run, as its engine is asked for them."""
 
 
 @cache
-def seccomp_profile() -> str:
-    """Return our own system call filter as the engine takes it."""
+def seccomp_profile(box: Box) -> str:
+    """Return our own system call filter as the engine takes it.
+
+    Only a training has processes that speak over loopback. Its packets are counted for the whole
+    machine, where no mask hides them: boxes of a score could leave each other numbers there.
+    """
     text = resources.files("sandbox.box").joinpath("seccomp.json").read_text()
-    return json.dumps(json.loads(text), separators=(",", ":"))
+    profile = json.loads(text)
+    if box != "train":
+        rules = profile["syscalls"]
+        profile["syscalls"] = [rule for rule in rules if "reaches lo only" not in rule["comment"]]
+    return json.dumps(profile, separators=(",", ":"))
 
 
 def file_size_limit(limits: Limits) -> int:
@@ -82,7 +95,7 @@ def container_settings(spec: RunSpec, lease: Lease) -> Settings:
         "Entrypoint": ["python3", "-I", "-S", SUPERVISOR],  # the image's own is never run
         "Cmd": [],
         "Healthcheck": {"Test": ["NONE"]},  # a stopped probe freezes the engine's calls
-        "User": f"{USER}:{USER}",
+        "User": f"{lease.user}:{lease.user}",
         "WorkingDir": "/",
         # PID 1's; the program's own travels over the link.
         "Env": [f"NVIDIA_VISIBLE_DEVICES={visible_devices(lease.gpus)}", "LD_PRELOAD="],
@@ -101,9 +114,10 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "NetworkMode": "none",
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile()}"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(spec.box)}"],
         "Privileged": False,
         "ReadonlyRootfs": True,
+        "MaskedPaths": list(HIDDEN_PATHS),
         "IpcMode": "private",
         "PidMode": "",  # empty is a namespace of its own; Docker knows no word for it
         "UTSMode": "",  # the same
@@ -116,7 +130,7 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "PidsLimit": limits.pids,
         "Ulimits": [{"Name": n, "Soft": b, "Hard": b} for n, b in rlimits(limits).items()],
         "ShmSize": limits.shm_bytes,
-        "Tmpfs": _writable_places(limits),
+        "Tmpfs": _writable_places(limits, lease.user),
         "Mounts": _read_only_mounts(spec, lease),
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
@@ -133,16 +147,17 @@ def _labels(spec: RunSpec, lease: Lease) -> dict[str, str]:
         LABEL_OWNER: lease.owner,
         LABEL_DEADLINE: str(lease.deadline_monotonic_seconds),
         LABEL_BOX: spec.box,
+        LABEL_USER: str(lease.user),
         **({LABEL_GPUS: ",".join(spec.gpus)} if spec.gpus else {}),
     }
 
 
-def _writable_places(limits: Limits) -> dict[str, str]:
+def _writable_places(limits: Limits, user: int) -> dict[str, str]:
     """Return the only places that can be written, each bounded in bytes and files."""
     return {
         "/tmp": f"rw,exec,nosuid,nodev,size={limits.tmp_bytes},nr_inodes={TMP_INODES},mode=1777",  # noqa: S108 - compilers' caches must be executable
         "/out": f"rw,noexec,nosuid,nodev,size={limits.output_bytes},"
-        f"nr_inodes={output_inodes(limits)},mode=0700,uid={USER},gid={USER}",
+        f"nr_inodes={output_inodes(limits)},mode=0700,uid={user},gid={user}",
     }
 
 

@@ -131,12 +131,15 @@ class Link:
         self._connection = connection
         self._received = bytearray()
 
-    def peer_pid(self) -> int:
-        """Return PID 1's process id as this host sees it; 0 when it is in no namespace of ours."""
-        raw = self._connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        return int(struct.unpack("3i", raw)[0])
+    def peer(self) -> tuple[int, int]:
+        """Return PID 1's process id and user as the kernel of this host tells them.
+
+        The process id is 0 when it is in no namespace of ours.
+        """
+        size = struct.calcsize("iII")
+        raw = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid, user, _ = struct.unpack("iII", raw)
+        return pid, user
 
     def send_go(self, go: Go, channel: socket.socket | None) -> None:
         """Let the program start, handing over the channel's end if there is one.

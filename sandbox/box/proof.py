@@ -13,7 +13,7 @@ from pydantic import Field
 from sandbox.box.hardening import (
     LINK_DIRECTORY,
     TMP_INODES,
-    USER,
+    Lease,
     is_within,
     output_inodes,
     rlimits,
@@ -23,7 +23,7 @@ from sandbox.box.supervisor import GPU_NAMES
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.record import Record
 from sandbox.contract.run import RunSpec
-from sandbox.gpu.request import NO_GPUS, GpuRequest, SeenGpus, gpu_differences
+from sandbox.gpu.request import SeenGpus, gpu_differences
 
 PAGE_BYTES = 4096
 CPU_TOLERANCE = 0.01
@@ -64,6 +64,8 @@ class Proof(Record):
     cpus: float | None
     rlimits: dict[str, tuple[int, int]]
     mounts: tuple[SeenMount, ...]
+    not_hidden: tuple[str, ...]
+    """Of the places with counters of the whole machine, those that show something."""
     capacities: dict[str, Room]
     interfaces: tuple[str, ...]
     devices: tuple[str, ...]
@@ -74,13 +76,13 @@ class Proof(Record):
     namespaces: dict[str, str]
 
 
-def require_walls(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> None:
+def require_walls(spec: RunSpec, lease: Lease, proof: Proof) -> None:
     """Check that PID 1 sees every wall that was asked for.
 
     Raises:
         LimitNotEnforced: naming each wall that is missing.
     """
-    wrong = differences(spec, proof, request)
+    wrong = differences(spec, lease, proof)
     if wrong:
         raise LimitNotEnforced(
             "the engine did not enforce: " + "; ".join(wrong),
@@ -88,15 +90,16 @@ def require_walls(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) ->
         )
 
 
-def differences(spec: RunSpec, proof: Proof, request: GpuRequest = NO_GPUS) -> list[str]:
+def differences(spec: RunSpec, lease: Lease, proof: Proof) -> list[str]:
     """Return one line for each wall that PID 1 does not see as asked; names come first."""
     return [
-        *_identity_differences(proof),
+        *_identity_differences(lease, proof),
         *_resource_differences(spec, proof),
         *_file_system_differences(spec, proof),
         *_mount_differences(spec, proof),
         *_device_differences(spec, proof),
-        *gpu_differences(request, SeenGpus(nodes=proof.gpu_nodes, driver=proof.gpu_driver)),
+        *_unequal("not_hidden", (), proof.not_hidden),
+        *gpu_differences(lease.gpus, SeenGpus(nodes=proof.gpu_nodes, driver=proof.gpu_driver)),
         *_namespace_differences(proof),
     ]
 
@@ -105,14 +108,15 @@ def _unequal(name: str, asked: object, seen: object) -> list[str]:
     return [] if asked == seen else [f"{name}: asked {asked}, PID 1 sees {seen}"]
 
 
-def _identity_differences(proof: Proof) -> list[str]:
+def _identity_differences(lease: Lease, proof: Proof) -> list[str]:
     # The bounding set too: no setuid program may bring one back.
+    user = lease.user
     none_left = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
     return [
         *_unequal("pid", 1, proof.pid),
-        *_unequal("uids", {USER}, set(proof.uids)),
-        *_unequal("gids", {USER}, set(proof.gids)),
-        *_unequal("groups", {USER}, set(proof.groups) | {USER}),
+        *_unequal("uids", {user}, set(proof.uids)),
+        *_unequal("gids", {user}, set(proof.gids)),
+        *_unequal("groups", {user}, set(proof.groups) | {user}),
         *_unequal("capabilities", none_left, proof.capabilities),
         *_unequal("no_new_privileges", 1, proof.no_new_privileges),
         *_unequal("seccomp", 2, proof.seccomp),

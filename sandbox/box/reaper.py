@@ -155,7 +155,7 @@ def may_use_gpus(state: str, labels: Mapping[str, str], now_monotonic_seconds: f
 
 
 def lift_cpu_limit(client: docker.APIClient, container: str) -> None:
-    """Give a container that must die every CPU, if the engine does so at once; see `quota`."""
+    """Give a container that must die every CPU, if the engine does so at once; see `CpuQuota`."""
     # Not by the SDK's own call, which would wait as long as for any other.
     url = f"{client.base_url}/v{client.api_version}/containers/{container}/update"
     with contextlib.suppress(requests.RequestException):

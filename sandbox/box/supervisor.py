@@ -46,6 +46,22 @@ OUTPUT_PATH = "/out"
 BOUNDED_PATHS = ("/out", "/tmp", "/dev/shm")  # noqa: S108 - the box's own, mounted by us
 CGROUP_PATH = "/sys/fs/cgroup"
 CHANNEL_FD = 3
+HIDDEN_PATHS = (
+    # What the kernel counts and shows of the whole machine: two boxes could talk by moving it.
+    *("/proc/acpi", "/proc/asound", "/proc/buddyinfo", "/proc/cgroups", "/proc/diskstats"),
+    *("/proc/fs", "/proc/interrupts", "/proc/irq", "/proc/kallsyms", "/proc/kcore"),
+    *("/proc/key-users", "/proc/keys", "/proc/kpagecgroup", "/proc/kpagecount"),
+    *("/proc/kpageflags", "/proc/latency_stats", "/proc/loadavg", "/proc/locks"),
+    *("/proc/mdstat", "/proc/meminfo", "/proc/pagetypeinfo", "/proc/partitions"),
+    *("/proc/pressure", "/proc/sched_debug", "/proc/schedstat", "/proc/scsi"),
+    *("/proc/slabinfo", "/proc/softirqs", "/proc/stat", "/proc/swaps", "/proc/timer_list"),
+    *("/proc/timer_stats", "/proc/tty", "/proc/uptime", "/proc/vmallocinfo", "/proc/vmstat"),
+    *("/proc/zoneinfo", "/proc/sys/fs", "/proc/sys/kernel/pty", "/proc/sys/debug"),
+    *("/sys/block", "/sys/class/thermal", "/sys/devices/virtual/powercap", "/sys/firmware"),
+    *("/sys/fs/bcache", "/sys/fs/btrfs", "/sys/fs/ext4", "/sys/fs/f2fs", "/sys/fs/fuse"),
+    *("/sys/fs/nfs", "/sys/fs/pstore", "/sys/fs/xfs", "/sys/fs/zfs", "/sys/kernel"),
+)
+"""Each is hidden behind an empty file or directory, whatever a machine has of them."""
 GPU_NAMES = ("nvidia", "dri", "kfd")
 GPU_DRIVER_PATH = "/proc/driver/nvidia/gpus"
 MOST_GPU_NODES = 256
@@ -220,6 +236,17 @@ def gpu_driver() -> dict[str, int]:
     return found
 
 
+def shows_something(path: str) -> bool:
+    """Tell whether a file has a byte to read, or a directory an entry."""
+    try:
+        if os.path.isdir(path):
+            return bool(os.listdir(path))
+        with open(path, "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return False
+
+
 def proof() -> dict[str, object]:
     """Return everything by which the host can tell that the walls stand."""
     limits = {"core": resource.RLIMIT_CORE, "fsize": resource.RLIMIT_FSIZE}
@@ -230,6 +257,7 @@ def proof() -> dict[str, object]:
     seen.update(
         rlimits={name: list(resource.getrlimit(limit)) for name, limit in limits.items()},
         mounts=mounts(),
+        not_hidden=[path for path in HIDDEN_PATHS if shows_something(path)],
         capacities={
             path: {"bytes": room.f_blocks * room.f_frsize, "inodes": room.f_files}
             for path, room in rooms.items()
@@ -408,7 +436,8 @@ class Run:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.output, output_end = os.pipe()
         os.set_blocking(self.output, False)
-        fcntl.fcntl(self.output, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_BYTES)
+        with contextlib.suppress(OSError):  # the kernel may grant less: a flood then waits sooner
+            fcntl.fcntl(self.output, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_BYTES)
         self.started = time.monotonic()
         self.main = os.fork()
         if self.main == 0:

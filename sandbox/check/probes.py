@@ -80,6 +80,16 @@ CALLS: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
         "pivot_root": (155, 41, (0, 0)),
         "chroot": (161, 51, (0,)),
         "open a file by its handle": (304, 265, (-1, 0, 0)),
+        # What is in memory of a file that boxes share tells one what another read.
+        "drop a file from memory (fadvise)": (221, 223, (-1, 0, 0, 4)),
+        "have a file read ahead": (187, 213, (-1, 0, 0)),
+        "ask what of a file is in memory (mincore)": (27, 232, (1, 1, 0)),
+        "ask what of a file is in memory (cachestat)": (451, 451, (-1, 0, 0, 0)),
+        "read only what is in memory (RWF_NOWAIT)": (327, 286, (-1, 0, 0, 0, 0, 8)),
+        "read and drop from memory (RWF_DONTCACHE)": (327, 286, (-1, 0, 0, 0, 0, 128)),
+        "wait for the machine's disks (syncfs)": (306, 267, (-1,)),
+        "hand pages to a pipe (vmsplice)": (278, 75, (-1, 0, 0, 0)),
+        "remap pages of a file": (216, 234, (0, 0, 0, 0, 0)),
     },
     "memory": {
         "swap on a file": (167, 224, (0, 0)),
@@ -240,14 +250,11 @@ def file_size(_: Context) -> list[str]:
             os.unlink("/tmp/.nightlab-check")
 
 
-def kernel_files(_: Context) -> list[str]:
+def kernel_files(context: Context) -> list[str]:
     """The engine hides them behind empty files and directories."""
-    files = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats")
-    gave = [path for path in files if read_any(path)]
-    for path in ("/sys/firmware", "/proc/scsi"):
-        with contextlib.suppress(OSError):
-            gave += [path] if os.listdir(path) else []
-    return gave
+    paths: list[str] = context["hidden_paths"]
+    folders = [path for path in paths if os.path.isdir(path)]
+    return [p for p in folders if os.listdir(p)] + [p for p in paths if read_any(p)]
 
 
 def trace(_: Context) -> list[str]:
@@ -425,7 +432,7 @@ PROBES: dict[tuple[str, str], Attempt] = {
         ),
         planting("/sys/fs/cgroup", "/sys/fs/cgroup/memory"),
     ),
-    ("files", "memory and firmware of the machine in /proc and /sys"): kernel_files,
+    ("files", "memory, firmware and counters of the machine in /proc and /sys"): kernel_files,
     ("processes", "trace PID 1"): trace,
     ("processes", "read memory, environment and files of PID 1"): all_of(
         opening(os.O_RDONLY, *("/proc/1/" + name for name in ("mem", "environ", "maps", "auxv"))),

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from sandbox.box.proof import PLAIN_DEVICES
+from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.check.probes import PROBES
 from sandbox.check.stress import BEGAN, STRESS_TESTS, StressTest, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
@@ -117,7 +118,7 @@ def try_walls(
     with lay_out(image, root, environ) as place:
         walls = [f for family in FAMILIES for f in try_family(executor, place, family)]
         walls += [try_stress_test(executor, place, test) for test in STRESS_TESTS]
-        walls += try_gpus(executor, place, source)
+        walls += [try_users(executor, place), *try_gpus(executor, place, source)]
         walls.append(_canary_is_whole(place))
     return tuple(sorted(walls, key=lambda wall: FAMILIES.index(wall.family)))
 
@@ -167,6 +168,7 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
         "workspace": "/workspace",
         "variables": sorted(ENVIRONMENT),
         "plain_devices": sorted(PLAIN_DEVICES),
+        "hidden_paths": HIDDEN_PATHS,
         "canary": place.canary,
         "canary_file": str(place.canary_file),
     }
@@ -203,6 +205,19 @@ def try_stress_test(executor: Executor, place: Place, test: StressTest) -> WallC
     if not result.log.head.startswith(BEGAN):
         return _wall(test.family, test.tried, "not tried", seen)
     return _wall(test.family, test.tried, "held" if test.held(result) else "gave way", seen)
+
+
+def try_users(executor: Executor, place: Place) -> WallCheck:
+    """Look whether two boxes have two users, by what PID 1 of each proved of itself."""
+    family, tried = "identity", "the user of the box before, and so its quotas and counters"
+    try:
+        results = [executor.run(_spec(place, "user", ("true",), CHECK_LIMITS)) for _ in range(2)]
+    except LimitNotEnforced as refusal:
+        return _wall(family, tried, "gave way", refusal.message)
+    proofs = [result.evidence.get("container", {}).get("proved", {}) for result in results]
+    users = [user for proof in proofs for user in set(proof.get("uids", (0,)))]
+    status: Status = "held" if len(set(users)) == len(results) else "gave way"
+    return _wall(family, tried, status, "users " + ", ".join(map(str, users)))
 
 
 def try_gpus(executor: Executor, place: Place, source: GpuSource) -> list[WallCheck]:

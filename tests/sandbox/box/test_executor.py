@@ -305,7 +305,11 @@ def and_one_more(mounts: list[Settings]) -> list[Settings]:
 
 WEAKENED = [
     ("capabilities", weakened(CapDrop=[])),
-    ("uids", weakened(User="0:0")),
+    ("user: asked", weakened(User="0:0")),
+    ("user: asked", weakened(User="65534:65534")),
+    ("gids", weakened(User=lambda user: user.split(":")[0] + ":65534")),
+    ("not_hidden", weakened(MaskedPaths=[])),
+    ("not_hidden", weakened(MaskedPaths=lambda hidden: hidden[:-1])),
     ("groups", weakened(GroupAdd=["999"])),
     ("seccomp", weakened(SecurityOpt=["no-new-privileges", "seccomp=unconfined"])),
     ("no_new_privileges", weakened(SecurityOpt=[])),

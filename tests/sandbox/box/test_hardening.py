@@ -17,7 +17,7 @@ from sandbox.box.hardening import (
     seccomp_profile,
 )
 from sandbox.contract.errors import SandboxError
-from sandbox.contract.run import Mount, RunSpec
+from sandbox.contract.run import Box, Mount, RunSpec
 from sandbox.gpu.request import Gpu, GpuRequest
 from tests.support.boxes import box_spec
 
@@ -27,6 +27,7 @@ LEASE = Lease(
     run_directory=Path("/state/runs/0123456789abcdef"),
     owner="4242 1000 pid:[4026531836] 00000000-0000-0000-0000-000000000000",
     deadline_monotonic_seconds=2_000_000_000,
+    user=2_000_000_007,
 )
 GPU_LEASE = LEASE.model_copy(
     update={
@@ -56,7 +57,7 @@ def example_spec() -> RunSpec:
 def readable(settings: Settings) -> str:
     """Return settings as text, the long system call filter replaced by its file's name."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    return text.replace(json.dumps(seccomp_profile())[1:-1], "<sandbox/box/seccomp.json>")
+    return text.replace(json.dumps(seccomp_profile("train"))[1:-1], "<sandbox/box/seccomp.json>")
 
 
 def recorded(asked: Settings) -> Settings:
@@ -146,20 +147,30 @@ REFUSED_CALLS = (
     " finit_module delete_module swapon swapoff reboot kcmp lookup_dcookie quotactl acct syslog"
     " open_by_handle_at name_to_handle_at settimeofday clock_settime adjtimex sethostname iopl"
     " ioperm mbind move_pages migrate_pages vhangup fanotify_init uselib process_madvise"
+    " fadvise64 readahead mincore cachestat sync syncfs vmsplice remap_file_pages"
 )
 
 
 def allowed_calls() -> dict[str, list[dict[str, Any]]]:
     """Return each call with the rules that let it pass."""
     rules: dict[str, list[dict[str, Any]]] = {}
-    for rule in json.loads(seccomp_profile())["syscalls"]:
+    for rule in json.loads(seccomp_profile("train"))["syscalls"]:
         for name in rule["names"] if rule["action"] == "SCMP_ACT_ALLOW" else []:
             rules.setdefault(name, []).append(rule)
     return rules
 
 
+def test_boxes_of_a_score_have_no_network_sockets_at_all() -> None:
+    def families(box: Box) -> set[int]:
+        rules = json.loads(seccomp_profile(box))["syscalls"]
+        return {rule["args"][0]["value"] for rule in rules if rule["names"] == ["socket"]}
+
+    assert {1, 2, 10, 16} == families("train")
+    assert {1, 16} == families("model") == families("scorer")
+
+
 def test_everything_not_named_is_refused() -> None:
-    assert "SCMP_ACT_ERRNO" == json.loads(seccomp_profile())["defaultAction"]
+    assert "SCMP_ACT_ERRNO" == json.loads(seccomp_profile("train"))["defaultAction"]
 
 
 @pytest.mark.parametrize("call", REFUSED_CALLS.split())
@@ -171,7 +182,7 @@ def test_no_dangerous_call_is_named(call: str) -> None:
     "call",
     [
         *("clone", "socket", "socketpair", "prlimit64", "personality", "setpriority"),
-        *("mmap", "memfd_create", "shmget"),
+        *("mmap", "memfd_create", "shmget", "preadv2", "pwritev2"),
     ],
 )
 def test_a_call_with_a_dangerous_half_passes_only_with_known_arguments(call: str) -> None:

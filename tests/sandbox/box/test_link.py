@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.box.hardening import TMP_INODES, file_size_limit, output_inodes
+from sandbox.box.hardening import TMP_INODES, Lease, file_size_limit, output_inodes
 from sandbox.box.link import ExitReport, Go, Link, LinkBroken, LinkEnded, Listener, parse
 from sandbox.box.proof import Proof, differences, require_walls
 from sandbox.contract.errors import LimitNotEnforced
@@ -23,6 +23,10 @@ from sandbox.gpu.request import Gpu, GpuRequest, Node
 from tests.support.boxes import box_spec
 from tests.support.gpu_stand_ins import GPU_0
 
+USER = 2_000_000_007
+LEASE = Lease(
+    run_directory=Path("/state/run"), owner="1 1 a b", deadline_monotonic_seconds=1, user=USER
+)
 SPEC = box_spec(mounts={Path("/state/data"): "/data"})
 GO = Go(
     argv=("true",),
@@ -68,8 +72,8 @@ def good_proof(**changes: Any) -> Proof:
     }
     seen: dict[str, Any] = {
         "pid": 1,
-        "uids": (65534,) * 4,
-        "gids": (65534,) * 4,
+        "uids": (USER,) * 4,
+        "gids": (USER,) * 4,
         "groups": (),
         "capabilities": dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0),
         "no_new_privileges": 1,
@@ -90,6 +94,7 @@ def good_proof(**changes: Any) -> Proof:
             tmpfs("/dev/shm", "nosuid", "nodev", "noexec"),
             tmpfs("/dev", "nosuid"),
         ),
+        "not_hidden": (),
         "capacities": {
             place: {"bytes": size, "inodes": inodes} for place, (size, inodes) in sizes.items()
         },
@@ -122,14 +127,14 @@ def rlimits_with(**bounds: tuple[int, int]) -> dict[str, tuple[int, int]]:
 
 
 def test_walls_as_asked_show_no_difference() -> None:
-    assert [] == differences(SPEC, good_proof())
+    assert [] == differences(SPEC, LEASE, good_proof())
 
 
 BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
     ("pid", {"pid": 7}),
-    ("uids", {"uids": (65534, 0, 65534, 65534)}),
+    ("uids", {"uids": (USER, 0, USER, USER)}),
     ("gids", {"gids": (0,) * 4}),
-    ("groups", {"groups": (65534, 999)}),
+    ("groups", {"groups": (USER, 999)}),
     ("capabilities", {"capabilities": capabilities_with(CapBnd=0xA80425FB)}),
     ("capabilities", {"capabilities": capabilities_with(CapEff=1)}),
     ("capabilities", {"capabilities": {}}),
@@ -160,6 +165,7 @@ BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
     ("/tmp", {"mounts": mounts_with(read_only("/tmp"))}),
     ("mounts", {"mounts": mounts_with(tmpfs("/extra", "nosuid"))}),
     ("mounts", {"mounts": mounts_with(tmpfs("/data/below"))}),
+    ("not_hidden", {"not_hidden": ("/proc/stat",)}),
     ("devices", {"devices": ("kvm", "null")}),
     ("devices", {"devices": ("nvidia0", "null")}),
     ("GPU", {"gpu_nodes": {"nvidia0": (195, 0)}}),
@@ -170,7 +176,7 @@ BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "changes"), BROKEN_WALLS)
 def test_each_missing_wall_is_named(name: str, changes: dict[str, Any]) -> None:
-    found = differences(SPEC, good_proof(**changes))
+    found = differences(SPEC, LEASE, good_proof(**changes))
     assert name in [difference.split(":")[0] for difference in found]
 
 
@@ -181,7 +187,7 @@ def test_no_field_of_the_proof_goes_uncompared() -> None:
 
 def test_a_missing_wall_refuses_the_run() -> None:
     with pytest.raises(LimitNotEnforced, match="pids: asked 32, PID 1 sees None"):
-        require_walls(SPEC, good_proof(pids=None))
+        require_walls(SPEC, LEASE, good_proof(pids=None))
 
 
 def test_a_leased_gpu_may_have_devices_and_no_other_gpu() -> None:
@@ -191,16 +197,17 @@ def test_a_leased_gpu_may_have_devices_and_no_other_gpu() -> None:
     spec = RunSpec.model_validate(SPEC.model_dump() | {"devices": "nvidia", "gpus": (GPU_0,)})
     seen = {"nvidia0": (195, 0), "nvidiactl": (195, 255)}
     names = ("null", "nvidia0", "nvidiactl")
-    assert [] == differences(spec, good_proof(devices=names, gpu_nodes=seen), request)
+    lease = LEASE.model_copy(update={"gpus": request})
+    assert [] == differences(spec, lease, good_proof(devices=names, gpu_nodes=seen))
     more = seen | {"nvidia1": (195, 1)}
     assert ["GPU: PID 1 sees /dev/nvidia1, not asked for"] == differences(
-        spec, good_proof(devices=names, gpu_nodes=more), request
+        spec, lease, good_proof(devices=names, gpu_nodes=more)
     )
 
 
 def test_the_kernel_may_round_cpus() -> None:
     spec = box_spec(mounts={Path("/state/data"): "/data"}, cpus=0.333333)
-    assert [] == differences(spec, good_proof(cpus=0.33333))
+    assert [] == differences(spec, LEASE, good_proof(cpus=0.33333))
 
 
 @settings(max_examples=50, deadline=None)
@@ -304,7 +311,7 @@ def test_a_listener_works_however_deep_its_directory_is(tmp_path: Path) -> None:
 
 
 def test_the_host_learns_the_process_at_the_other_end(ends: tuple[Link, socket.socket]) -> None:
-    assert os.getpid() == ends[0].peer_pid()
+    assert (os.getpid(), os.getuid()) == ends[0].peer()
 
 
 def test_exactly_one_can_arrive_at_a_listener(tmp_path: Path) -> None:

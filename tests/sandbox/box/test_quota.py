@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.box.quota import CpuQuota, quota_place
+from sandbox.box.container import CpuQuota, quota_place
 
 HYBRID = """30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755
 31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
