@@ -28,6 +28,7 @@ from agent.record.events import (
     SMOKE,
     Arithmetic,
     AttemptFinished,
+    Dethroned,
     DriftChecked,
     EarlyStop,
     Purpose,
@@ -40,6 +41,8 @@ from agent.record.events import (
 from agent.record.history import BOX_LOST, TRIES, History
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
+
+PARENT_DETHRONED = "parent_dethroned"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Dec
         return Decision(Verdict.FAILED, smoked.reason, smoked.explanation)
     if attempt.started.kind == "baseline":
         return _next_of_baseline(history, attempt, get_blob)
+    parent = attempt.started.parent
+    if parent is not None and (history.best is None or history.best.number != parent):
+        # Whatever the score, its files hold what was just refused.
+        text = f"attempt {parent}, on which it builds, was refused meanwhile: make it anew"
+        return Decision(Verdict.DISCARDED, PARENT_DETHRONED, text)
     return _next_of_candidate(history, attempt, get_blob)
 
 
@@ -147,6 +155,29 @@ def judgement_of(history: History, attempt: Attempt) -> Judgement:
         direction=settings.goal.direction,
         confidence=settings.noise.confidence,
         max_repeats=min(settings.noise.max_repeats, len(history.session.seeds)),
+    )
+
+
+def dethroned(history: History) -> Dethroned | None:
+    """What takes the best away, once a later score of it was refused; None while it stands.
+
+    The best is then the last kept attempt of which no score was refused. It was the best before,
+    so nothing of what was refused is in its files. See docs/decisions/0023.
+    """
+    best = history.best
+    refusal = None if best is None else history.refusals.of(best.number)
+    if best is None or refusal is None:
+        return None
+    standing = [a for a in history.attempts if a.kept and history.refusals.of(a.number) is None]
+    return Dethroned(
+        attempt=best.number,
+        purpose=refusal.purpose,
+        seed=refusal.seed,
+        split=refusal.split,
+        reason=refusal.reason or "",
+        explanation=refusal.explanation,
+        sheet=refusal.sheet,
+        best=standing[-1].number if standing else None,
     )
 
 

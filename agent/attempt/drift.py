@@ -8,6 +8,7 @@ compared with. See docs/decisions/0010.
 
 from agent.attempt.decide import Failure, drift_checked, outcome_of
 from agent.attempt.disturbance import was_disturbed
+from agent.attempt.experiment import dethrone
 from agent.attempt.judge import drift_purposes, drift_tolerance, is_beyond
 from agent.attempt.lab import Lab
 from agent.attempt.trial import run_trial
@@ -38,6 +39,8 @@ def is_due(history: History, settings: Settings) -> bool:
 def check_for_drift(lab: Lab) -> None:
     """Measure the best again if it is time, and put on record what that says of the machine.
 
+    Is its score refused this time, it is the best no more.
+
     Raises:
         KeyboardInterrupt: passed on; nothing was decided.
     """
@@ -48,6 +51,7 @@ def check_for_drift(lab: Lab) -> None:
     lab.ledger.append(found)
     lab.observer.drift_checked(found)
     log.info("machine_checked", changed=found.changed, problem=found.problem)
+    dethrone(lab)
 
 
 def _check(lab: Lab, best: Attempt) -> DriftChecked:

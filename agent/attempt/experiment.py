@@ -9,7 +9,7 @@ for what an interruption leaves.
 import time
 
 from agent.attempt import smoke
-from agent.attempt.decide import Decision, Failure, Measure, lost, next_step, outcome_of
+from agent.attempt.decide import Decision, Failure, Measure, dethroned, lost, next_step, outcome_of
 from agent.attempt.lab import Lab, SessionOver
 from agent.attempt.trial import run_trial, score_again
 from agent.candidate.diffs import unified_diff
@@ -25,6 +25,9 @@ from agent.record.events import (
 )
 from sandbox.contract.errors import BoxLost, SandboxError, host_faults
 from sandbox.contract.log import log
+
+CHECKPOINTS_KEPT = 3
+"""Of so many kept attempts, the best among them, and of the baseline."""
 
 
 def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -> Attempt:
@@ -86,6 +89,7 @@ def _measure_best(lab: Lab, step: Measure) -> None:
     if isinstance(outcome, Failure):
         text = f"the best (attempt {best.number}) failed at seed {step.seed}: {outcome.reason}"
         lab.ledger.append(Noticed(kind="best_failed", explanation=text))
+    dethrone(lab)
 
 
 def _close(lab: Lab, finished: AttemptFinished) -> Attempt:
@@ -93,17 +97,39 @@ def _close(lab: Lab, finished: AttemptFinished) -> Attempt:
     number = finished.attempt
     lab.ledger.append(finished)
     log.info("attempt_decided", attempt=number, verdict=finished.verdict, reason=finished.reason)
-    advance(lab, number) if finished.verdict is Verdict.KEPT else drop(lab, number)
+    advance(lab) if finished.verdict is Verdict.KEPT else drop(lab, number)
     attempt = lab.history.attempt(number)
     lab.observer.attempt_finished(attempt)
     return attempt
 
 
-def advance(lab: Lab, number: int) -> None:
-    """Make the attempt the best: forget the checkpoints of others except the baseline's."""
+def advance(lab: Lab) -> None:
+    """Keep the checkpoints of the baseline and of the last attempts that stand, and no others.
+
+    A best may be dethroned, and then the one before it is scored on holdout.
+    """
+    standing = [attempt.number for attempt in lab.history.attempts if attempt.kept]
+    keep = {*standing[:1], *standing[-CHECKPOINTS_KEPT:]}
     for attempt in lab.history.attempts:
-        if attempt.number != number and attempt is not lab.history.baseline:
+        if attempt.number not in keep:
             lab.forget_checkpoints(attempt.number)
+
+
+def dethrone(lab: Lab) -> bool:
+    """Take the best away if a score of it was refused; whether it was.
+
+    Called after whatever scores the best again. Between attempts the workspace holds the files of
+    the best from then on; an open attempt's close puts them there.
+    """
+    event = dethroned(lab.history)
+    if event is None:
+        return False
+    lab.ledger.append(event)
+    log.warning("best_dethroned", attempt=event.attempt, reason=event.reason, best=event.best)
+    lab.observer.dethroned(event)
+    if not lab.history.attempts[-1].open:
+        drop(lab, event.attempt)
+    return True
 
 
 def drop(lab: Lab, number: int) -> None:
@@ -117,16 +143,19 @@ def drop(lab: Lab, number: int) -> None:
 def score_on_holdout(lab: Lab, attempt: Attempt) -> None:
     """Score an attempt's kept checkpoints on the holdout split, once for each seed, ever.
 
+    Where none is left, one training more makes one: whoever is the best again after others were
+    dethroned may have been followed by too many to keep them all.
+
     Raises:
         SandboxError: nightlab or the engine failed.
     """
     scored = {score.seed for score in attempt.scores if score.split == "holdout"}
-    for seed in sorted(attempt.values().keys() - scored):
-        checkpoint = lab.checkpoint(attempt.number, seed)
-        if checkpoint.is_dir():
-            files = lab.stored_files(attempt)
-            trial = lab.trial(ATTEMPT, attempt.number, seed, files, splits=("holdout",))
-            lab.record(score_again(lab.worker, trial, checkpoint))
+    seeds, files = sorted(attempt.values().keys() - scored), lab.stored_files(attempt)
+    left = {seed: path for seed in seeds if (path := lab.checkpoint(attempt.number, seed)).is_dir()}
+    for seed in left or ([] if scored else seeds[:1]):
+        trial = lab.trial(ATTEMPT, attempt.number, seed, files, splits=("holdout",))
+        steps = score_again(lab.worker, trial, left[seed]) if left else run_trial(lab.worker, trial)
+        lab.record(steps)
 
 
 def _attempt_started(

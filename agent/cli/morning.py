@@ -191,6 +191,9 @@ def approve(
     smaller: Annotated[
         bool, typer.Option("--smaller", help="take the review's smaller equal model")
     ] = False,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="take this kept attempt, not the best")
+    ] = None,
     branch: Annotated[str | None, typer.Option(help="make this branch in --repo")] = None,
     repo: RepoOption = Path(),
     runs: flags.Runs = flags.RUNS,
@@ -203,10 +206,12 @@ def approve(
     refuse_inside(repo, runs)  # a session's own files are the agent's: git must not start in them
     person = find_person(git)
     with Ledger.open(directory) as ledger:
-        decided = export.approve(ledger, person, reason, git, smaller=smaller, branch=branch)
+        decided = export.approve(
+            ledger, person, reason, git, attempt=attempt, smaller=smaller, branch=branch
+        )
         keep_head(ledger, anchor_of(ledger))
         write_report(directory, ledger.entries, ledger.get_blob)
-    say(f"approved by {person.name}: {directory / APPROVED}")
+    say(f"attempt {decided.attempt} approved by {person.name}: {directory / APPROVED}")
     say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
     if decided.commit is not None:
         say(f"branch {branch} is {decided.commit}")

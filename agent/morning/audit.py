@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.attempt.decide import dethroned
 from agent.candidate.diffs import patch, unified_diff
 from agent.candidate.merge import Files
 from agent.candidate.workspace import may_be_written
@@ -193,6 +194,7 @@ class _Auditor:
                 "done, the limit"
             )
         yield from self._untouched(event)
+        yield from self._still_best()
         best = None if history.best is None else history.best.number
         if event.parent != best:
             yield f"its parent is {event.parent}, the best was {best}"
@@ -204,12 +206,18 @@ class _Auditor:
     def _end(self, event: SessionEnded) -> Iterator[str]:
         """Ends that follow from counts must be what the counts come to."""
         self._forget_broken_smoke()
+        yield from self._still_best()
         if event.reason is not StopReason.SANDBOX_FAULT:
             yield from self.runs.all_ended()
         if self.history.settings is not None and event.reason in COUNTED:
             due = work_is_done(self.history, self.history.settings.session)
             if due is None or due[0] is not event.reason:
                 yield f"it says that it ended for {event.reason.value}, and the record does not"
+
+    def _still_best(self) -> Iterator[str]:
+        """Whoever was refused is the best no more, before anything is built on it."""
+        if (due := dethroned(self.history)) is not None:
+            yield f"attempt {due.attempt} is the best, and was refused ({due.reason}) before"
 
     def _money(self, event: ModelAsked) -> Iterator[str]:
         if self.history.settings is not None:
@@ -258,13 +266,16 @@ class _Auditor:
             yield f"its scores are not those of the runs of {event.variant}"
 
     def _decision(self, event: HumanDecided) -> Iterator[str]:
-        """It is about the best, and its patch is what changed since the session began."""
-        best = self.history.best
-        if best is None or best.number != event.attempt:
+        """It is about what stands, and its patch is what changed since the session began."""
+        best, taken = self.history.best, self.history.attempt(event.attempt)
+        refusal = self.history.refusals.of(event.attempt)
+        if taken is not best and (event.decision == "reject" or not taken.kept):
             yield f"it is about attempt {event.attempt}, which was not the best"
             return
+        if event.decision == "approve" and refusal is not None:
+            yield f"it takes attempt {event.attempt}, which was refused ({refusal.reason})"
         due = [v.files for (_, name), v in self.variants.items() if name == event.variant]
-        if event.files not in (due if event.variant != "best" else [best.started.files]):
+        if event.files not in (due if event.variant != "best" else [taken.started.files]):
             yield f"its files are not those of {event.variant}"
         session, settings = self.history.session, self.history.settings
         if event.decision == "approve" and session is not None and settings is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.attempt.decide import (
     Measure,
+    dethroned,
     drift_checked,
     lost,
     next_step,
@@ -27,6 +28,7 @@ from agent.record.chain import GetBlob
 from agent.record.curves import mfu_of, unpacked
 from agent.record.events import (
     AttemptFinished,
+    Dethroned,
     Disturbance,
     DriftChecked,
     Event,
@@ -39,7 +41,15 @@ from agent.record.history import BOX_LOST, History
 from agent.record.logs import excerpt, unpacked_log
 from sandbox.contract.record import Record
 
-Decided = RunFinished | Scored | SmokeFinished | AttemptFinished | DriftChecked | ReplayFinished
+Decided = (
+    RunFinished
+    | Scored
+    | SmokeFinished
+    | AttemptFinished
+    | DriftChecked
+    | Dethroned
+    | ReplayFinished
+)
 
 
 def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
@@ -69,6 +79,12 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
             if not history.repeats:
                 raise ValueError("the machine was checked before noise was known")
             return drift_checked(history, event.seed, event.problem)
+        case Dethroned():
+            if (due := dethroned(history)) is None:
+                raise ValueError(
+                    f"no score of attempt {event.attempt} was refused while it was the best"
+                )
+            return due
         case ReplayFinished():
             return replayed(history, event.attempt, get_blob)
         case _:

@@ -15,9 +15,10 @@ from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
 from agent.candidate.merge import Conflict, merge_files
 from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
+from agent.record.attempts import Attempt
 from agent.record.chain import read_files
 from agent.record.events import Entry, HumanDecided
-from agent.record.history import fold
+from agent.record.history import History, fold
 from agent.record.ledger import Ledger
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
@@ -105,19 +106,35 @@ def find_person(git: Git) -> Person:
     return Person(*found)
 
 
-def _result_files(ledger: Ledger, *, smaller: bool) -> Files:
-    """The files that a person takes: the best's, or those of the review's smaller model.
+def _standing(history: History, number: int | None) -> Attempt:
+    """The attempt that a person takes: the best, or another one that was kept and still stands.
 
     Raises:
-        UsageError: nothing was kept, or no review offers a smaller model.
+        UsageError: nothing was kept, or that one was not, or a score of it was refused.
     """
-    history = ledger.history
-    if history.best is None or not kept_chain(history):
+    if number is None and (history.best is None or not kept_chain(history)):
         raise UsageError(
             "this session kept no change: there is nothing to approve",
             "go on with `nightlab resume NAME --attempts N`, or record that with `nightlab reject`",
         )
-    shas = history.best.started.files if not smaller else _smaller_files(ledger)
+    attempts = {attempt.number: attempt for attempt in history.attempts}
+    taken = history.best if number is None else attempts.get(number)
+    others = [a.number for a in history.candidates if a.kept and not history.refusals.of(a.number)]
+    hint = (
+        f"take attempt {others[-1]}, which stands" if others else "no attempt is left that stands"
+    )
+    if taken is None or not taken.was_kept or taken is history.baseline:
+        raise UsageError(f"attempt {number} was not kept", hint)
+    if (refusal := history.refusals.of(taken.number)) is not None:
+        why = f"{one_line(refusal.reason or '', 60)}: {one_line(refusal.explanation, 200)}"
+        where = f"in {refusal.purpose}, on {refusal.split}, at seed {refusal.seed}"
+        raise UsageError(f"attempt {taken.number} was refused {where} ({why})", hint)
+    return taken
+
+
+def _result_files(ledger: Ledger, taken: Attempt, *, smaller: bool) -> Files:
+    """The files that a person takes: the attempt's, or those of the review's smaller model."""
+    shas = taken.started.files if not smaller else _smaller_files(ledger)
     return read_files(ledger.directory, shas)
 
 
@@ -204,6 +221,7 @@ def approve(
     reason: str,
     git: Git,
     *,
+    attempt: int | None = None,
     smaller: bool = False,
     branch: str | None = None,
 ) -> HumanDecided:
@@ -213,7 +231,8 @@ def approve(
         UsageError: there is nothing to approve, or the branch cannot be made.
     """
     assert ledger.history.session is not None
-    files = _result_files(ledger, smaller=smaller)
+    taken = _standing(ledger.history, attempt)
+    files = _result_files(ledger, taken, smaller=smaller)
     old = read_files(ledger.directory, ledger.history.session.files)
     folder = ledger.history.in_force.workspace.path
     difference, commit = patch(old, files, folder), None
@@ -222,10 +241,10 @@ def approve(
         commit = _make_branch(git, branch, old, files, person, message, folder)
     _write_approved(ledger.directory, files, difference)
     decided = _decision(
-        ledger,
         person,
         reason,
         decision="approve",
+        attempt=taken.number,
         variant=SMALLER if smaller else BEST,
         files={name: ledger.put_blob(content) for name, content in files.items()},
         patch=ledger.put_blob(difference),
@@ -239,20 +258,15 @@ def approve(
 def reject(ledger: Ledger, person: Person, reason: str) -> None:
     """Record that the person turned the best down."""
     best = ledger.history.best
-    files = {} if best is None else best.started.files
-    nothing = {"patch": None, "branch": None, "commit": None}
-    ledger.append(
-        _decision(ledger, person, reason, decision="reject", variant=BEST, files=files, **nothing)
-    )
-
-
-def _decision(ledger: Ledger, person: Person, reason: str, **result: Any) -> HumanDecided:
-    best = ledger.history.best
     if best is None:
         raise UsageError("this session has no result yet", "wait for its baseline")
-    return HumanDecided(
-        reason=reason, person=person.name, email=person.email, attempt=best.number, **result
-    )
+    files = {"attempt": best.number, "variant": BEST, "files": best.started.files}
+    nothing = {"patch": None, "branch": None, "commit": None}
+    ledger.append(_decision(person, reason, decision="reject", **files, **nothing))
+
+
+def _decision(person: Person, reason: str, **result: Any) -> HumanDecided:
+    return HumanDecided(reason=reason, person=person.name, email=person.email, **result)
 
 
 def _smaller_files(ledger: Ledger) -> dict[str, str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.experiment import dethrone
 from agent.attempt.judge import judge
 from agent.attempt.lab import Lab, Trial, fresh_directory, snapshot
 from agent.attempt.trial import run_trial
@@ -49,6 +50,7 @@ def replay(lab: Lab, number: int, say: Say) -> ReplayFinished:
                 break  # the other seeds would fail alike, at the price of a training
     finished = replayed(lab.history, number, lab.ledger.get_blob)
     lab.ledger.append(finished)
+    dethrone(lab)
     return finished
 
 

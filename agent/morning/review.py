@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 
 from agent.attempt.decide import Failure
+from agent.attempt.experiment import dethrone
 from agent.attempt.lab import Lab
 from agent.candidate.merge import Conflict, first_broken_file, merge_files
 from agent.morning.ablation import (
@@ -66,6 +67,7 @@ def review(lab: Lab, repeats: int | None, say: Say) -> ReviewTable:
         _plan_smaller(lab)  # which changes were luck is known only now
         _measure_all(bench, say)
     lab.ledger.append(ReviewFinished(review=_current(lab).started.review))
+    dethrone(lab)
     return ablation(_current(lab), lab.history)
 
 

@@ -56,6 +56,11 @@ def stop_time(until: str, since: str) -> datetime:
 
 def work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     """How a session ends whose attempts are used up, or lead nowhere."""
+    if history.baseline is not None and history.best is None:
+        refusal = history.refusals.of(history.baseline.number)
+        why = refusal.reason if refusal else "no attempt is left that stands"
+        text = f"the baseline was refused ({why}): nothing is left to compare with"
+        return StopReason.BASELINE_FAILED, text
     if len(history.completed) >= limits.attempts:
         return StopReason.ATTEMPTS, f"{limits.attempts} attempts are done"
     failures, discards = history.failures_in_a_row, history.discards_in_a_row

@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
-from agent.attempt.experiment import score_on_holdout
+from agent.attempt.experiment import dethrone, score_on_holdout
 from agent.attempt.lab import Lab, SessionOver
 from agent.night.asking import ask
 from agent.night.budget import NOTHING, Ending, reason_to_stop
@@ -183,15 +183,17 @@ def _reason_to_stop(night: Night, reserve: Reserve) -> Ending | None:
 
 
 def _score_holdout(night: Night) -> None:
-    """Score baseline and best on the split that decided nothing, once, when there is a gain."""
-    baseline, best = night.history.baseline, night.history.best
-    if baseline is None or best is None or best is baseline:
-        return
-    if night.lab.settings.goal.is_reported:
-        return
-    for attempt in (baseline, best):
-        if not _score_on_holdout(night, attempt):
+    """Score baseline and best on the split that decided nothing, once, when there is a gain.
+
+    A best that is refused there is the best no more, and the one before it is scored instead.
+    """
+    is_dethroned = not night.lab.settings.goal.is_reported
+    while is_dethroned:
+        baseline, best = night.history.baseline, night.history.best
+        if baseline is None or best is None or best is baseline:
             return
+        is_scored = all(_score_on_holdout(night, attempt) for attempt in (baseline, best))
+        is_dethroned = is_scored and dethrone(night.lab)
 
 
 def _score_on_holdout(night: Night, attempt: Attempt) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.disturbance import machine_state
-from agent.attempt.experiment import advance
+from agent.attempt.experiment import advance, dethrone
 from agent.attempt.lab import Lab, Observer, Worker
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
@@ -222,6 +222,8 @@ def recover(
         )
     )
     _charge_unanswered(lab.ledger)
+    # A kill may have come between a refused score and what follows from it.
+    is_dethroned = dethrone(lab)
     if open_attempt is not None:
         lab.ledger.append(
             AttemptInterrupted(
@@ -232,8 +234,8 @@ def recover(
         )
     _remove_half_made_files(lab.worker.directory)
     if history.best is not None:
-        advance(lab, history.best.number)
-        if not _holds_untried_edits(lab.ledger):
+        advance(lab)
+        if is_dethroned or not _holds_untried_edits(lab.ledger):
             lab.workspace.restore(lab.stored_files(history.best))
 
 

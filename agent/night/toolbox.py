@@ -101,11 +101,21 @@ class Toolbox:
         known = self._lab.history.find_judged(hashes_of(self._lab.workspace.candidate()))
         if known is not None:
             return run_answer(known, self._lab.history, repeated=True)
+        self._check_best()
         attempt = self._attempt(call.hypothesis, researcher)
         return run_answer(attempt, self._lab.history, repeated=False)
 
-    def _attempt(self, hypothesis: str, researcher: str) -> Attempt:
+    def _check_best(self) -> None:
+        """Measure the best again if it is time; what builds on one that fell is not run."""
+        before = self._lab.history.best
         check_for_drift(self._lab)
+        if before is not None and before is not self._lab.history.best:
+            self.files.forget_reads()
+            message = f"attempt {before.number}, on which these files build, was just refused"
+            hint = "the workspace holds the files of the best again: make the change anew"
+            raise ToolRefused("best_dethroned", message, hint)
+
+    def _attempt(self, hypothesis: str, researcher: str) -> Attempt:
         attempt = run_with_retries(self._lab, "candidate", hypothesis, researcher)
         # It has put the best files in place, and its answer says so: nothing is stale.
         self.files.forget_reads()
@@ -165,6 +175,7 @@ class Toolbox:
         attempts: list[Attempt] = []
         ended = "all done"
         while len(attempts) < call.attempts:
+            check_for_drift(lab)  # whoever is the best afterwards is what the sampler starts from
             if self._has_to_stop():
                 ended = "the session has to stop"
                 break

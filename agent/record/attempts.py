@@ -8,6 +8,7 @@ from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
+    Dethroned,
     RunFinished,
     Scored,
     SmokeFinished,
@@ -19,6 +20,9 @@ from sandbox.contract.run import Outcome
 
 DISTURBED = "disturbed"
 """Why a candidate has no score whose trainings others held back: that says nothing of its files."""
+
+DETHRONED = "dethroned"
+"""What an attempt is called that was kept until a later score of it was refused."""
 
 
 class TrialKey(NamedTuple):
@@ -63,6 +67,31 @@ class TrialRecord:
 
 
 @dataclass
+class Refusals:
+    """Scores of attempts' own files that were refused, whatever they were for.
+
+    A resume and an interruption forget trials; what was refused in them they do not forget.
+    """
+
+    _scores: dict[tuple[TrialKey, Split], Scored] = field(default_factory=dict)
+
+    def note(self, key: TrialKey, score: Scored) -> None:
+        """Take a score into account; the newest one of a trial and split counts, as it does there.
+
+        A review also scores files that parts were taken out of: those are no attempt's own.
+        """
+        variant = key.purpose.partition(" ")[2] if key.purpose.startswith("review-") else ""
+        is_own = variant in ("", "baseline", "best") or variant.startswith("after-")
+        self._scores.pop((key, score.split), None)
+        if is_own and score.value is None and score.reason != DISTURBED:
+            self._scores[key, score.split] = score
+
+    def of(self, number: int) -> Scored | None:
+        """The first refused score of an attempt, if there is one."""
+        return next((s for (key, _), s in self._scores.items() if key.attempt == number), None)
+
+
+@dataclass
 class Smoke:
     """One smoke run with everything that was recorded about it."""
 
@@ -104,6 +133,8 @@ class Attempt:
     """The smoke run that came before its first training."""
     finished: AttemptFinished | None = None
     interrupted: AttemptInterrupted | None = None
+    dethroned: Dethroned | None = None
+    """How it stopped being the best, where a later score of it was refused."""
     remeasured: dict[int, float] = field(default_factory=dict)
     """Scores on val from after the machine changed: they count instead of all before them."""
     counted_from: int = 0
@@ -122,8 +153,22 @@ class Attempt:
         return self.finished is None and self.interrupted is None
 
     @property
-    def kept(self) -> bool:
+    def was_kept(self) -> bool:
         return self.finished is not None and self.finished.verdict is Verdict.KEPT
+
+    @property
+    def kept(self) -> bool:
+        """Whether it was kept, and still stands."""
+        return self.was_kept and self.dethroned is None
+
+    @property
+    def standing(self) -> str:
+        """What became of it, in a word: its verdict, or what came after or instead of one."""
+        if self.dethroned is not None:
+            return DETHRONED
+        if self.finished is not None:
+            return self.finished.verdict.value
+        return "running" if self.interrupted is None else "interrupted"
 
     @property
     def is_judged(self) -> bool:

@@ -25,7 +25,8 @@ class Drift:
     checks_in_vain: int = 0
     """Checks in a row, until now, that had no result."""
     is_on_another_machine: bool = False
-    """Since a resume, until a check has a result."""
+    """Since a resume, or since a best came back that was measured before the machine changed,
+    until a check has a result."""
     moved: tuple[int, int] | None = None
     """The best when the session came to another machine, and how many runs it had by then."""
     runs_since_move: list[RunFinished] = field(default_factory=list)
@@ -46,6 +47,12 @@ class Drift:
             self.moved = None if best is None else (best.number, len(best.runs))
             self.runs_since_move = []
         self.machine = machine
+
+    def dethroned(self, best: int | None) -> None:
+        """Another attempt is the best again, whose scores may be from before a change."""
+        last = next((check for check in reversed(self.checks) if check.changed), None)
+        if last is not None and last.attempt != best:
+            self.is_on_another_machine, self.checks_in_vain = True, 0
 
     def judged(self) -> None:
         """A candidate got a verdict."""

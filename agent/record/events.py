@@ -347,6 +347,25 @@ class AttemptInterrupted(Record):
     reason: str
 
 
+class Dethroned(Record):
+    """A later score of the best was refused: it is the best no more."""
+
+    type: Literal["dethroned"] = "dethroned"
+    attempt: int
+    """The best until now."""
+    purpose: Purpose
+    """What the trial was for whose score was refused; with seed and split it names the score."""
+    seed: int
+    split: Split
+    reason: str
+    explanation: str
+    sheet: Sha256 | None
+    """What the scorer wrote of that score, byte for byte; None when it wrote nothing."""
+    best: int | None
+    """The best from here on: the last kept attempt of which no score was refused. None where not
+    even the baseline is left; then the session ends."""
+
+
 class DriftChecked(Record):
     """The best was measured again at a seed that it has: did the machine change?"""
 
@@ -574,7 +593,7 @@ class HumanDecided(Record):
     person: str
     email: str
     attempt: int
-    """The best at that time."""
+    """Whose files it is about: the best at that time, or another attempt that still stood."""
     variant: str
     """`best`, or the review's smaller equal model."""
     files: dict[str, Sha256]
@@ -594,6 +613,7 @@ Event = Annotated[
     | Scored
     | AttemptFinished
     | AttemptInterrupted
+    | Dethroned
     | DriftChecked
     | ConversationOpened
     | MessageAdded

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from statistics import fmean
 
-from agent.record.attempts import Attempt, Smoke, TrialKey, TrialRecord
+from agent.record.attempts import Attempt, Refusals, Smoke, TrialKey, TrialRecord
 from agent.record.drift import Drift
 from agent.record.events import (
     ATTEMPT,
@@ -15,6 +15,7 @@ from agent.record.events import (
     AttemptInterrupted,
     AttemptStarted,
     ConversationOpened,
+    Dethroned,
     DriftChecked,
     Entry,
     Event,
@@ -71,7 +72,8 @@ class History:
     completed: list[Attempt] = field(default_factory=list)
     """Candidates that got a verdict, in the order in which they got it."""
     best: Attempt | None = None
-    """The last kept attempt; the baseline until then."""
+    """The last kept attempt that was not dethroned; the baseline until then."""
+    refusals: Refusals = field(default_factory=Refusals)
     smokes: list[Smoke] = field(default_factory=list)
     trials: dict[TrialKey, TrialRecord] = field(default_factory=dict)
     """Every training with its scoring, whatever it was for."""
@@ -107,6 +109,8 @@ class History:
                 self._interrupt(event)
             case DriftChecked():
                 self._drift(event)
+            case Dethroned():
+                self._dethrone(event)
             case ConversationOpened():
                 self.conversation, self.is_newly_chosen = event.conversation, False
             case SessionEnded():
@@ -146,7 +150,7 @@ class History:
     @property
     def baseline(self) -> Attempt | None:
         """The measured baseline, if there is one."""
-        kept = (attempt for attempt in self.attempts if attempt.kept)
+        kept = (attempt for attempt in self.attempts if attempt.was_kept)
         return next((attempt for attempt in kept if attempt.started.kind == "baseline"), None)
 
     @property
@@ -200,7 +204,7 @@ class History:
 
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
-        return sum(a.finished is not None and a.finished.verdict is verdict for a in self.completed)
+        return sum(attempt.standing == verdict.value for attempt in self.completed)
 
     def _find(self, number: int) -> Attempt | None:
         if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
@@ -219,6 +223,7 @@ class History:
             self.drift.trained(event)
         elif isinstance(event, Scored):
             trial.add_score(event)
+            self.refusals.note(key, event)
         if event.purpose.startswith(SMOKE) and isinstance(event, RunFinished):
             self.smokes[int(event.purpose.removeprefix(SMOKE))].runs.append(event)
         elif event.purpose == ATTEMPT:
@@ -267,6 +272,13 @@ class History:
             self.drift.judged()
         if event.verdict is Verdict.KEPT:
             self.best = attempt
+
+    def _dethrone(self, event: Dethroned) -> None:
+        attempt = self.attempt(event.attempt)
+        attempt.dethroned = event
+        self.repeats.update(attempt)
+        self.best = None if event.best is None else self.attempt(event.best)
+        self.drift.dethroned(event.best)
 
     def _begin(self, event: SessionStarted | SessionResumed) -> None:
         self.settings = event.settings
@@ -336,6 +348,8 @@ def _attempts_named(event: Event) -> tuple[int, ...]:
             return (event.baseline, event.best)
         case SmokeStarted(asked_by="nightlab"):
             return (event.attempt,)
+        case Dethroned():
+            return (event.attempt,) if event.best is None else (event.attempt, event.best)
         case DriftChecked() | VariantPlanned() | ReplayFinished() | HumanDecided():
             return (event.attempt,)
         case _:

@@ -58,7 +58,8 @@ class Repeats:
         """Take an attempt's scores into account as they are now."""
         self._spreads.pop(attempt.number, None)
         scores = list(attempt.values().values())
-        if len(scores) > 1:
+        # What a refused attempt says of noise is no better than what it says of itself.
+        if len(scores) > 1 and attempt.dethroned is None:
             self._spreads[attempt.number] = Spread.of(scores)
 
     def noise(self) -> Noise | None:

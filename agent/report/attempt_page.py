@@ -16,7 +16,7 @@ from agent.record.events import Arithmetic, RunFinished
 from agent.record.logs import unpacked_log
 from agent.report import charts
 from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
-from agent.report.summary import value_of
+from agent.report.summary import describe, value_of
 from agent.text import one_line, visible
 from sandbox.contract.run import Log, Outcome
 
@@ -37,6 +37,8 @@ class AttemptPage:
     gain: float | None
     gain_in_noise: float | None
     arithmetic: str
+    dethroned: str
+    """How it stopped being the best; empty where it did not."""
     diff: list[str]
     chain: list[str]
     """The diff again, shorter, for the chain of kept changes."""
@@ -59,6 +61,7 @@ def attempt_page(
         gain=arithmetic.gain if arithmetic else None,
         gain_in_noise=arithmetic.gain_in_noise if arithmetic else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
+        dethroned=describe(attempt.dethroned) if attempt.dethroned else "",
         diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
         chain=_diff_lines(attempt, get_blob, chain_bytes) if attempt.kept else [],
         logs=list(_logs(attempt, get_blob, limit_bytes // 2)),

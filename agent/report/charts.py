@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 MAX_CURVE_POINTS = 60
 _RAIL_STEP = 14
-_DRAWN_LAST = ("discarded", "failed", "interrupted", "invalid", "running", "kept", "baseline")
+_DRAWN_LAST = (
+    *("discarded", "failed", "interrupted", "invalid", "dethroned"),
+    *("running", "kept", "baseline"),
+)
 _MAX_CURVES = 5
 
 
@@ -101,18 +104,12 @@ class Scale:
 
 
 def mark_of(attempt: Attempt) -> str:
-    """What an attempt is to a reader: its verdict, or why it has none."""
-    if attempt.interrupted is not None:
-        return "interrupted"
-    if attempt.finished is None:
-        return "running"
-    if attempt.started.kind == "baseline" and attempt.kept:
-        return "baseline"
-    return attempt.finished.verdict.value
+    """What an attempt is to a reader: the baseline, or what became of it."""
+    return "baseline" if attempt.started.kind == "baseline" and attempt.kept else attempt.standing
 
 
 def best_steps(history: History) -> list[tuple[int, float]]:
-    """Number and score of each attempt that became the best, the baseline first."""
+    """Number and score of each attempt that is the best or led to it, the baseline first."""
     return [
         (attempt.number, attempt.finished.value)
         for attempt in history.attempts
@@ -224,6 +221,7 @@ _STYLES = {
     "discarded": ("o", "#9aa3ab", 20),
     "failed": ("x", "#b3382c", 30),
     "invalid": ("D", "#a86500", 24),
+    "dethroned": ("X", "#b3382c", 52),
 }
 
 

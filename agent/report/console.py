@@ -15,6 +15,7 @@ from agent.record.attempts import Attempt
 from agent.record.events import (
     Arithmetic,
     AttemptKind,
+    Dethroned,
     Disturbance,
     DriftChecked,
     StopReason,
@@ -22,7 +23,7 @@ from agent.record.events import (
 )
 from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
-from agent.report.summary import Summary, noise_of, result_in_words
+from agent.report.summary import Summary, describe, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.run import Box, RunResult
@@ -103,6 +104,9 @@ class NightConsole:
         style = "bold yellow" if found.changed else "dim"
         self._print(f"      {one_line(found.explanation, 300)}", style)
 
+    def dethroned(self, event: Dethroned) -> None:
+        self._print(f"      attempt {event.attempt} {one_line(describe(event), 300)}", "bold red")
+
     def waiting(self, words: str) -> None:
         self._print(f"      {one_line(words, 300)}", "yellow")
 
@@ -170,6 +174,9 @@ class JsonConsole:
     def drift_checked(self, found: DriftChecked) -> None:
         self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
 
+    def dethroned(self, event: Dethroned) -> None:
+        self._say(**event.model_dump(mode="json", exclude={"type"}), event="dethroned")
+
     def waiting(self, words: str) -> None:
         self._say("waiting", words=words)
 
@@ -215,6 +222,7 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     lines.append(
         f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
         f"{numbers.failed} failed, {numbers.invalid} invalid"
+        + (f", {numbers.dethroned} dethroned" if numbers.dethroned else "")
     )
     if numbers.stopped_early:
         lines.append(
@@ -223,7 +231,8 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
         )
     if numbers.input_tokens:
         lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
-    lines += [f"look at  {item.text}" for item in numbers.attention]
+    told = ("dethroned",)  # stands above, with the result
+    lines += [f"look at  {item.text}" for item in numbers.attention if item.kind not in told]
     lines += [
         f"report   {directory / 'report.html'}",
         f"ledger   {directory / 'ledger.jsonl'}",

@@ -76,12 +76,14 @@ def candidate_id(files: Mapping[str, str]) -> str:
 def _result_row(attempt: Attempt) -> tuple[str, ...]:
     assert attempt.finished is not None
     value, memory_bytes = attempt.finished.value, _peak_memory_bytes(attempt)
-    statuses = {Verdict.KEPT: "keep", Verdict.DISCARDED: "discard"}
+    if attempt.dethroned is not None:
+        value = None  # notebooks draw a running best of what they find
+    statuses = {Verdict.KEPT.value: "keep", Verdict.DISCARDED.value: "discard"}
     return (
         candidate_id(attempt.started.files),
         _NOT_MEASURED if value is None else f"{value:.6f}",
         _NOT_MEASURED if memory_bytes is None else f"{memory_bytes / 2**30:.1f}",
-        statuses.get(attempt.finished.verdict, "crash"),
+        statuses.get(attempt.standing, "crash"),
         _description(attempt),
     )
 
@@ -94,6 +96,8 @@ def _description(attempt: Attempt) -> str:
         text += " [self-reported]"
     if attempt.finished.verdict in (Verdict.FAILED, Verdict.INVALID):
         text = f"{text} [{attempt.finished.verdict.value}: {one_line(attempt.finished.reason, 60)}]"
+    if attempt.dethroned is not None:
+        text = f"{text} [{attempt.standing}: {one_line(attempt.dethroned.reason, 60)}]"
     return f"'{text}" if text[0] in "=+-@" else text
 
 
@@ -166,7 +170,7 @@ class Report:
         chain_bytes = _share(_CHAIN_BYTES_PER_REPORT, kept, 0, _MOST_CHAIN_BYTES)
         for attempt in history.attempts:
             limits = (text_bytes, chain_bytes if attempt.kept else 0)
-            state = (len(attempt.runs), len(attempt.scores), attempt.open, *limits)
+            state = (len(attempt.runs), len(attempt.scores), attempt.standing, *limits)
             known = self._rendered.get(attempt.number)
             if known is None or known.state != state:
                 page = attempt_page(attempt, self._get_blob, *limits)

@@ -9,11 +9,14 @@ from agent.attempt.disturbance import was_disturbed
 from agent.record.attempts import Attempt
 from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
+    ATTEMPT,
     PLANNED_STOPS,
     AttemptFinished,
+    Dethroned,
     Entry,
     ModelCalled,
     Noticed,
+    Scored,
     Split,
     StopReason,
     Verdict,
@@ -83,6 +86,8 @@ class Summary(Record):
     failed: int
     invalid: int
     interrupted: int
+    dethroned: int
+    """How many were kept, and refused by a later score; they do not count as kept."""
     stopped_early: int
     """How many of the discarded were ended before their time."""
     saved_seconds: float
@@ -141,6 +146,7 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
         failed=history.count(Verdict.FAILED),
         invalid=history.count(Verdict.INVALID),
         interrupted=sum(a.interrupted is not None for a in history.attempts),
+        dethroned=sum(a.dethroned is not None for a in history.attempts),
         stopped_early=len(_ended(history, lambda end: end.early_stop is not None)),
         saved_seconds=saved_seconds(history),
         attempts_limit=limits.attempts if limits else None,
@@ -162,6 +168,9 @@ def result_in_words(numbers: Summary) -> Iterator[str]:
     """Baseline, best and holdout in words, as far as they are known."""
     if numbers.baseline is not None and numbers.noise is not None:
         yield f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}"
+    for item in numbers.attention:
+        if item.kind == "dethroned":
+            yield f"refused  {item.text}"
     if not numbers.kept or numbers.best is None or numbers.gain is None:
         yield "no attempt was better than the baseline beyond noise"
         return
@@ -237,6 +246,7 @@ def value_of(attempt: Attempt | None) -> float | None:
 
 
 def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
+    yield from _about_refusals(history)
     yield from _about_the_end(history)
     yield from _about_the_result(history)
     yield from _about_attempts(history)
@@ -248,6 +258,32 @@ def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention
         latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
         times = "" if count == 1 else f" ({count} times; this is the last)"
         yield Attention(kind=one_line(kind, 60), text=one_line(latest, 300) + times)
+
+
+def _about_refusals(history: History) -> Iterator[Attention]:
+    for attempt in history.attempts:
+        if attempt.dethroned is not None:
+            text = f"Attempt {attempt.number} {describe(attempt.dethroned)}"
+            yield Attention(kind="dethroned", text=text, attempts=(attempt.number,))
+    baseline = history.baseline
+    refusal = history.refusals.of(baseline.number) if baseline else None
+    if baseline is not None and refusal is not None and baseline.dethroned is None:
+        text = f"The baseline was refused {_where(refusal)}: what gains are against it is not sure."
+        yield Attention(kind="baseline_refused", text=text, attempts=(baseline.number,))
+
+
+def describe(event: Dethroned) -> str:
+    """What took the best away, and who is the best since; for a reader."""
+    now = "nothing is left that stands" if event.best is None else f"the best is {event.best} again"
+    why = f" {one_line(event.explanation, 160)}" if event.explanation else ""
+    return f"was the best until it was refused {_where(event)}; {now}.{why}"
+
+
+def _where(score: Dethroned | Scored) -> str:
+    """Which score was refused, and why, in words."""
+    when = "when it was scored again" if score.purpose == ATTEMPT else f"in {score.purpose}"
+    place = "on holdout" if score.split == "holdout" else when
+    return f"{place} at seed {score.seed} ({one_line(score.reason or '', 60)})"
 
 
 def _has_holdout(history: History) -> bool:

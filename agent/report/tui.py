@@ -97,7 +97,8 @@ def _result(numbers: Summary) -> Iterator[Text]:
         yield Text("The baseline is still being measured.", style="dim")
         return
     for line in result_in_words(numbers):
-        yield Text(one_line(line, 200), style="bold" if line.startswith("best") else "dim")
+        style = {"best": "bold", "refused": "bold red"}.get(line.split(" ", 1)[0], "dim")
+        yield Text(one_line(line, 200), style=style)
 
 
 def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
@@ -149,7 +150,7 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
 
 def _attention(numbers: Summary) -> Iterator[Text]:
     """What needs the person; whether the session is at work stands above."""
-    items = [item for item in numbers.attention if item.kind != "not_ended"]
+    items = [item for item in numbers.attention if item.kind not in ("not_ended", "dethroned")]
     for item in items[:_MAX_ATTENTION_LINES]:
         attempts = " ".join(f"#{number}" for number in item.attempts[:6])
         yield Text(f"! {item.text} {attempts}".rstrip(), style="yellow")
@@ -171,6 +172,8 @@ def _cells(attempt: Attempt, width: int) -> tuple[Text, ...]:
     value = value_of(attempt)
     arithmetic = attempt.finished.arithmetic if attempt.finished else None
     style = STYLES[attempt.finished.verdict] if attempt.finished else "dim"
+    if attempt.dethroned is not None:
+        style = "red"
     return (
         Text(f"#{attempt.number}", style="dim"),
         Text(mark_of(attempt), style=style),

@@ -43,7 +43,7 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     answer: dict[str, Any] = {
         "attempt": attempt.number,
         "repeated": repeated,
-        "verdict": finished.verdict.value,
+        "verdict": attempt.standing,
         "reason": one_line(finished.reason, 60),
         "explanation": _explained(finished.explanation),
         "value": _rounded(finished.value),
@@ -55,6 +55,8 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         "attempts_done": len(history.completed),
         "workspace": "as you left it" if repeated else "holds the best files",
     }
+    if attempt.dethroned is not None:
+        answer["refused"] = one_line(attempt.dethroned.reason, 60)
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
     if finished.verdict in FAILURES:
@@ -201,7 +203,8 @@ def _best(history: History) -> dict[str, Any] | None:
 
 
 def _selected(history: History, select: Selection) -> list[Attempt]:
-    done = [(a, a.finished) for a in history.attempts if a.finished is not None]
+    standing = (a for a in history.attempts if a.dethroned is None)
+    done = [(a, a.finished) for a in standing if a.finished is not None]
     if select == "failed":
         return [a for a, end in reversed(done) if end.verdict in FAILURES]
     if select == "recent":
@@ -214,12 +217,14 @@ def _selected(history: History, select: Selection) -> list[Attempt]:
 def _row(attempt: Attempt, history: History) -> dict[str, Any]:
     finished, interrupted = attempt.finished, attempt.interrupted
     reason = finished.reason if finished else interrupted.reason if interrupted else ""
+    if attempt.dethroned is not None:
+        reason = attempt.dethroned.reason
     numbers = finished.arithmetic if finished else None
     return {
         "attempt": attempt.number,
         "hypothesis": one_line(attempt.started.hypothesis, 200),
         "researcher": attempt.started.researcher,
-        "verdict": finished.verdict.value if finished else "interrupted",
+        "verdict": attempt.standing,
         "is_best": attempt is history.best,
         "reason": one_line(reason, 80),
         "value": _rounded(finished.value if finished else None),

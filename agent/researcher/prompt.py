@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from agent.candidate.workspace import may_be_written
-from agent.record.attempts import Attempt
+from agent.record.attempts import DETHRONED, Attempt
 from agent.record.chain import GetBlob
 from agent.record.events import Verdict
 from agent.record.history import History
@@ -164,8 +164,8 @@ def _status(settings: Settings, history: History, hours_left: float) -> str:
 
 
 def _counts(attempts: Iterable[Attempt]) -> str:
-    counts = Counter(a.finished.verdict for a in attempts if a.finished is not None)
-    return ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v]) or "none"
+    counts = Counter(attempt.standing for attempt in attempts)
+    return ", ".join(f"{counts[v]} {v}" for v in (*Verdict, DETHRONED) if counts[v]) or "none"
 
 
 def _best(settings: Settings, history: History) -> str:
@@ -240,7 +240,7 @@ def _row(attempt: Attempt) -> str:
     finished = attempt.finished
     numbers = finished.arithmetic
     gain = f"{numbers.gain:+.4f} | {numbers.required_gain:.4f}" if numbers else "- | -"
-    verdict = finished.verdict if numbers else f"{finished.verdict} ({finished.reason})"
+    verdict = attempt.standing if numbers else f"{attempt.standing} ({finished.reason})"
     return f"{attempt.number} | {verdict} | {_number(finished.value)} | {gain} | {hypothesis}"
 
 

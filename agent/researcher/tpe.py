@@ -268,9 +268,12 @@ class TpeModel:
 def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
     """Whether an attempt's value, or its lack of one, is the knobs' doing.
 
-    A disturbed run is nobody's fault. What fails after a sampler turned knobs fails because of
-    them; after somebody rewrote code, only what ran out of a resource says something of knobs.
+    A disturbed run is nobody's fault, and what was refused later has no value. What fails after a
+    sampler turned knobs fails because of them; after somebody rewrote code, only what ran out of a
+    resource says something of knobs.
     """
+    if attempt.dethroned is not None:
+        return False
     if finished.value is not None or finished.early_stop is not None:
         return True
     if finished.verdict is Verdict.DISCARDED:

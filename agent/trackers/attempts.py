@@ -38,7 +38,8 @@ class TrackedRun(Record):
     session_hash: Sha256
     attempt: int
     kind: str
-    verdict: Verdict
+    verdict: str
+    """Or `dethroned`, where a later score of what was kept was refused."""
     hypothesis: str
     started_at: datetime
     finished_seconds: float
@@ -118,7 +119,7 @@ def _tracked(
         session_hash=session_hash,
         attempt=attempt.number,
         kind=attempt.started.kind,
-        verdict=attempt.finished.verdict,
+        verdict=attempt.standing,
         hypothesis=one_line(attempt.started.hypothesis, MAX_TEXT_CHARACTERS),
         started_at=started_at,
         finished_seconds=started_at.timestamp() + attempt.finished.seconds,
@@ -138,7 +139,7 @@ def _facts(session: SessionStarted, attempt: Attempt) -> dict[str, str]:
         "attempt": str(attempt.number),
         "kind": attempt.started.kind,
         "researcher": attempt.started.researcher,
-        "verdict": attempt.finished.verdict.value,
+        "verdict": attempt.standing,
         "reason": attempt.finished.reason,
         "parent": "" if attempt.started.parent is None else str(attempt.started.parent),
         "seeds": ", ".join(str(run.seed) for run in runs),

@@ -56,7 +56,7 @@ def _file_name(run: TrackedRun) -> str:
 def _events(run: TrackedRun, content: Content) -> Iterator[Event]:
     began, ended = run.started_at.timestamp(), run.finished_seconds
     yield Event(wall_time=began, file_version="brain.Event:2")
-    compared = {"verdict": run.verdict.value, **content.knobs}
+    compared = {"verdict": run.verdict, **content.knobs}
     yield Event(wall_time=began, summary=hparams_pb(compared, run.key, began))
     for name, text in {"hypothesis": run.hypothesis, **run.facts}.items():
         shown = for_markdown(text, 2 * MAX_TEXT_CHARACTERS)

@@ -31,7 +31,7 @@ class WandbFolders:
             name=f"{run.group} {run.name}",
             group=run.group,
             job_type=run.kind,
-            tags=[run.verdict.value],
+            tags=[run.verdict],
             notes=for_markdown(run.hypothesis, 2 * MAX_TEXT_CHARACTERS),
             config={**run.facts, "hypothesis": run.hypothesis, "knobs": content.knobs},
             settings=_settings(self._directory),
