@@ -37,11 +37,13 @@ from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
 from agent.night.session import open_lab
 from agent.record.chain import read_blob, read_ledger
-from agent.record.history import History, fold
+from agent.record.events import SessionResumed, SessionStarted
+from agent.record.history import fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
 from agent.report.report import REPORT_NAME, write_report
 from agent.report.summary import summary
+from agent.settings import Settings
 from agent.text import for_terminal
 from agent.trackers.export import exporter
 from sandbox.contract.errors import UsageError
@@ -108,10 +110,13 @@ def audit(
     """Verify chain and blobs; recompute every verdict and price."""
     directory = session_directory(runs, session)
     entries = read_ledger(directory)
-    history = fold(entries)
+    # Not folded: a record that contradicts itself is what an audit looks for.
+    events = (entry.event for entry in reversed(entries))
+    begun = (event for event in events if isinstance(event, SessionStarted | SessionResumed))
+    settings = next((event.settings for event in begun), None)
     chosen = asked_for(entries, attempt, types, since)
     check_hash(head)
-    place = anchor or _anchor_on_record(directory, history)
+    place = anchor or _anchor_on_record(directory, settings)
     heads = compare_heads(directory, entries, noted=head, anchor=place)
     found = find_differences(directory, entries, heads.differences)
     rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
@@ -124,7 +129,7 @@ def audit(
         print_event("audited", events=len(entries), differences=len(found), head=last, notes=notes)
     elif not found:
         print_line(f"{len(entries)} events, nothing differs; head {last}")
-        if history.is_self_reported:
+        if settings is not None and settings.goal.is_reported:
             print_line("the scores are self-reported: they are what the logs say, no more")
         for note in notes:
             print_line(note)
@@ -236,11 +241,11 @@ def reject(
         say(f"what was approved before stays where it is: {directory / APPROVED}")
 
 
-def _anchor_on_record(directory: Path, history: History) -> Path | None:
+def _anchor_on_record(directory: Path, settings: Settings | None) -> Path | None:
     """The anchor that the settings name, if it is on this machine."""
-    if history.settings is None:
+    if settings is None:
         return None
-    path = anchor_path(history.settings.record.anchor, directory)
+    path = anchor_path(settings.record.anchor, directory)
     if path is None or path.is_file():
         return path
     warn(f"there is no {path} here, where heads were anchored", "")

@@ -515,6 +515,22 @@ def test_what_was_planted_is_named(plant: str, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "plant",
+    [
+        "an attempt that never was",
+        "an attempt with another number",
+        "a session without its beginning",
+    ],
+)
+def test_the_command_names_what_no_history_can_be_folded_from(plant: str, copy: Path) -> None:
+    change, words = PLANTS[plant]
+    forge(copy, change)
+    shown = CliRunner().invoke(app, ["audit", copy.name, "--runs", str(copy.parent)])
+    assert 1 == shown.exit_code
+    assert words in shown.stdout
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (
