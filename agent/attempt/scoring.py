@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from agent.attempt.sheet import read_sheet
+from sandbox.contract.apart import Apart
 from sandbox.contract.errors import BoxLost, SandboxError
 from sandbox.contract.run import Outcome, RunResult, RunSpec
 
@@ -55,6 +56,7 @@ class ScoringBoxes:
         self._run, self._output_dir, self._brings_boxes = run, output_dir, brings_boxes
         self._ours, theirs = _pair()
         self._models: list[RunResult] = []
+        self._apart = Apart()
         self._left = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
@@ -83,14 +85,16 @@ class ScoringBoxes:
         """Let the scorer ask a model box; when this returns, that box is gone.
 
         Raises:
-            SandboxError: the box could not be run as asked.
+            SandboxError: the box could not be run as asked, or would meet an earlier one.
         """
+        self._apart.begin(spec)
         ours, theirs = _pair() if self._brings_boxes else (None, self._ours)
         with theirs:
             if ours is not None:
                 with ours, suppress(OSError):  # a scorer that is over leaves the box with nobody
                     socket.send_fds(self._ours, [b"a model box"], [ours.fileno()])
             self._models.append(self._run(spec, channel=theirs))
+        self._apart.end(self._models[-1])
         return self._models[-1]
 
     def measurement(self) -> Measurement:

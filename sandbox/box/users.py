@@ -1,7 +1,7 @@
 """Gives each box a user that no other box has.
 
 The kernel keeps counters and quotas for each user, and every process reads its own: two boxes of
-one user can talk, and use up what the other needs. See docs/decisions/0021.
+one user can talk, and use up what the other needs. See docs/decisions/0024.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""Boxes of one score meet in no file and no user.
+"""Boxes of one score meet in no file or user.
 
 A box sees which parts of a file others have locked, and by timing what of it lies in memory: where
-two of them see one file, the first can tell the second all that it was asked (docs/decisions/0021).
+two of them see one file, the first can tell the second all that it was asked (docs/decisions/0024).
 """
 
 import os

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from opentelemetry.trace import Tracer
 
+from agent.attempt.boxes import with_own_copies
 from agent.attempt.disturbance import ReadMachine, Sample
 from agent.attempt.lab import Lab, Observer, Worker
 from agent.attempt.scoring import Measurement, RunBox, ScoringBoxes
@@ -81,8 +82,11 @@ def score_in_boxes(
     """One score, as a trial takes it."""
     with ScoringBoxes(run, scorer, output_dir, brings_boxes=brings_boxes) as scoring:
         for spec in models:
-            if not scoring.wants_more() or scoring.ask(spec).outcome is not Outcome.OK:
+            if not scoring.wants_more():
                 break
+            with with_own_copies(spec, output_dir.parent / f"{spec.run_id}-sees") as own:
+                if scoring.ask(own).outcome is not Outcome.OK:
+                    break
         return scoring.measurement()
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.boxes import model_spec, with_own_copies
+from agent.attempt.boxes import model_spec, scorer_spec, with_own_copies
 from agent.attempt.lab import Trial, Worker
+from agent.attempt.scoring import ScoringBoxes
 from agent.attempt.trial import score_split
 from agent.program import load_program
 from agent.record.events import RunFinished, RunStarted, Scored
-from sandbox import DockerExecutor, Outcome, RunSpec
+from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract.run import RunResult
 from tests.support.boxes import in_session, python_spec
 from tests.support.clock import Clock
@@ -150,6 +151,20 @@ def test_without_copies_of_their_own_the_boxes_would_meet(place: Path) -> None:
         )
     )
     assert first == second
+
+
+def test_a_score_whose_boxes_would_meet_is_refused(place: Path) -> None:
+    worker, output = worker_at(place, Watched()), place / "output"
+    output.mkdir()
+    scorer = scorer_spec(worker, "scoring-0-scorer", seed=1, split="val", checks=1)
+    first, second = (
+        model_spec(worker, f"scoring-0-{name}", place / "files", place / "checkpoint")
+        for name in ("model", "check-1")
+    )
+    with ScoringBoxes(worker.run, scorer, output, brings_boxes=True) as scoring:
+        scoring.ask(first)
+        with pytest.raises(SandboxError, match="would see one file"):
+            scoring.ask(second)
 
 
 def test_a_box_is_asked_for_only_once_the_one_before_has_ended(place: Path) -> None:
