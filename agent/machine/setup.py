@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from agent.machine.cost import cost_of_data
 from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
 from sandbox.engine.find import Engine, find_engine
@@ -60,6 +61,8 @@ def set_up(
     copies_for(engine, image, settings, state_dir, say)
     data_dir = make_data(settings, own_workspace(settings, place), state_dir, say)
     say(f"data: {data_dir or 'none; the program reports its own score'}")
+    if data_dir is not None and (cost := cost_of_data(settings, data_dir)):
+        say(cost.words)
     clean_up(engine, state_dir)
 
 
@@ -155,6 +158,7 @@ def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) ->
         "--output": str(directory),
         "--vocab-size": str(data.vocab_size),
         "--context": str(data.context),
+        "--rows": str(data.rows),
         "--cache": str(state_dir / "downloads"),
     }
     arguments = [piece for option in options.items() for piece in option]

@@ -4,6 +4,8 @@ import gc
 import hashlib
 import importlib.util
 import json
+import lzma
+import math
 import struct
 import sys
 from collections.abc import Iterator
@@ -50,7 +52,7 @@ def forty_texts() -> dict[str, bytes]:
 
 
 def made(tmp_path: Path, folder: Path, name: str = "out", **changes: Any) -> Path:
-    settings = {"vocab_size": 300, "context": 16} | changes
+    settings = {"vocab_size": 300, "context": 16, "rows": 1000} | changes
     output = tmp_path / name
     assert prepare.prepare(
         prepare.Settings(f"folder:{folder}", **settings), output, tmp_path / "cache"
@@ -69,7 +71,7 @@ def tokens_of(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_shakespeare_becomes_the_three_known_streams(tmp_path: Path) -> None:
-    settings = prepare.Settings("shakespeare", 1024, 256)
+    settings = prepare.Settings("shakespeare", 1024, 256, 1024)
     assert prepare.prepare(settings, tmp_path / "out", tmp_path / "cache")
     manifest = read(tmp_path / "out" / "manifest.json")
     sizes = {split: summary["bytes"] for split, summary in manifest["splits"].items()}
@@ -189,6 +191,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
         (["--vocab-size", "256"], "257 to 65535"),
         (["--vocab-size", "65536"], "257 to 65535"),
         (["--context", "1"], "2 to 65536"),
+        (["--rows", "3"], "at least 4 rows"),
+        (["--source", "generated:secret"], "no source 'generated:secret'"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_a_sentence(
@@ -245,6 +249,69 @@ def test_a_complete_folder_is_reused_and_another_one_is_not_replaced(
     assert 2 == prepare.main([*common, "--vocab-size", "300"])
 
 
+def test_val_and_holdout_have_no_more_rows_than_asked_and_train_has_all(tmp_path: Path) -> None:
+    texts = forty_texts() | {f"more-{n}.txt": f"{n} {VERSE * 9}".encode() for n in range(400)}
+    folder = folder_of(tmp_path, texts)
+    whole, capped = made(tmp_path, folder, "whole"), made(tmp_path, folder, "capped", rows=30)
+    for split in ("val", "holdout"):
+        all_tokens, tokens = tokens_of(whole / split), tokens_of(capped / split)
+        assert 30 * 16 == len(tokens) < len(all_tokens)
+        assert all_tokens[: 30 * 16] == tokens
+        meta = read(capped / split / "meta.json")
+        assert meta["bytes"] == sum(meta["token_bytes"][token] for token in tokens)
+        summary = read(capped / "manifest.json")["splits"][split]
+        assert summary["bytes"] == meta["bytes"]
+        assert summary["documents"] == len(meta["documents"]) == tokens.count(meta["bos_token"])
+    assert tokens_of(whole / "train") == tokens_of(capped / "train")
+
+
+def test_which_rows_are_kept_follows_from_content_and_not_from_where_it_lay(tmp_path: Path) -> None:
+    texts = forty_texts()
+    other = {f"z{100 - n}.txt": text for n, text in enumerate(texts.values())}
+    there = folder_of(tmp_path / "elsewhere", other)
+    first = made(tmp_path, folder_of(tmp_path, texts), "first", rows=8)
+    second = made(tmp_path, there, "second", rows=8)
+    for split in ("train", "val", "holdout"):
+        assert tokens_of(first / split) == tokens_of(second / split)
+
+
+def test_generated_text_is_secret_until_its_seed_is_named(tmp_path: Path) -> None:
+    def generated(name: str, source: str) -> dict[str, Any]:
+        settings = prepare.Settings(source, 300, 64, 100)
+        assert prepare.prepare(settings, tmp_path / name, tmp_path / "cache")
+        manifest: dict[str, Any] = read(tmp_path / name / "manifest.json")
+        return manifest
+
+    first, second = generated("first", "generated"), generated("second", "generated")
+    assert first["source"] != second["source"]
+    assert first["splits"]["val"]["sha256"] != second["splits"]["val"]["sha256"]
+    again = generated("again", first["source"])
+    assert first["splits"] == again["splits"]
+    assert not prepare.prepare(
+        prepare.Settings("generated", 300, 64, 100), tmp_path / "first", tmp_path / "cache"
+    )
+
+
+def test_generated_text_can_be_learned_and_is_no_repetition() -> None:
+    documents = list(prepare.written_documents("ab"))
+    text = b"".join(document.text for document in documents)
+    # By spelling alone a byte takes more than four bits, by all that xz finds less than two.
+    counts = [text.count(bytes([byte])) / len(text) for byte in set(text)]
+    assert 4 < -sum(share * math.log2(share) for share in counts)
+    assert 1.2 < 8 * len(lzma.compress(text)) / len(text) < 1.9
+    lines = text.split(b"\n")
+    assert len(lines) * 0.98 < len(set(lines))
+
+
+def test_no_held_out_work_is_named_where_the_researcher_reads() -> None:
+    held_out = {"val": 4, "holdout": 4}
+    assert held_out == {split: len(it) for split, it in prepare.SHAKESPEARE_HELD_OUT.items()}
+    assert "val" == prepare.shakespeare_split("macbeth")
+    text = (Path(__file__).parents[2] / "workspace" / "prepare.py").read_text().lower()
+    for word in ("macbeth", "richard", "twelfth", "winter", "henry", "caesar", "ado_", "tempest"):
+        assert word not in text
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     output = made(tmp_path, folder_of(tmp_path, forty_texts()))
@@ -262,10 +329,13 @@ def test_what_a_killed_run_left_is_made_anew(tmp_path: Path) -> None:
 def test_every_setting_changes_the_key(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, forty_texts())
     choices = [
-        ("shakespeare", 1024, 256),
-        (f"folder:{folder}", 1024, 256),
-        (f"folder:{folder}", 1025, 256),
-        (f"folder:{folder}", 1024, 128),
+        ("shakespeare", 1024, 256, 1024),
+        (f"folder:{folder}", 1024, 256, 1024),
+        (f"folder:{folder}", 1025, 256, 1024),
+        (f"folder:{folder}", 1024, 128, 1024),
+        (f"folder:{folder}", 1024, 256, 1023),
+        ("generated", 1024, 256, 1024),
+        ("generated:ab", 1024, 256, 1024),
     ]
     keys = [prepare.key(prepare.Settings(*choice)) for choice in choices]
     assert len(choices) == len(set(keys))

@@ -9,6 +9,7 @@ parser.add_argument("--source")
 parser.add_argument("--output", type=Path)
 parser.add_argument("--vocab-size")
 parser.add_argument("--context")
+parser.add_argument("--rows")
 parser.add_argument("--cache")
 output = parser.parse_args().output
 for split in ("train", "val", "holdout"):
