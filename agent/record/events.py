@@ -315,7 +315,7 @@ class Scored(Record):
     """How many check boxes answered beside the one whose answers are the score; see docs/score.md.
     The newest score of a trial and split is the one that counts."""
     source: Source
-    """`reported`: read from the log of the training itself, as `agent/attempt/reported.py` says."""
+    """`reported`: read from the log of the training itself, as `agent/attempt/sheet.py` says."""
     sheet: Sha256 | None = None
     """What the scorer wrote, byte for byte; None when it wrote nothing."""
 

@@ -98,7 +98,7 @@ def _result(numbers: Summary) -> Iterator[Text]:
         return
     for line in result_in_words(numbers):
         style = {"best": "bold", "refused": "bold red"}.get(line.split(" ", 1)[0], "dim")
-        yield Text(one_line(line, 200), style=style)
+        yield Text(line, style=style)  # as it is: its columns stand below each other
 
 
 def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
@@ -131,7 +131,9 @@ def _present(present: Activity, now: datetime, width: int) -> Iterator[Renderabl
     yield Text("")
     line = Text(present.text, style=STATE_STYLES[present.state])
     if present.attempt_since is not None:
-        line.append(f"  {duration((now - present.attempt_since).total_seconds())}", style="dim")
+        # It may have begun after `now` was read.
+        seconds = max(0.0, (now - present.attempt_since).total_seconds())
+        line.append(f"  {duration(seconds)}", style="dim")
     yield line
     if present.hypothesis:
         yield Text(present.hypothesis)

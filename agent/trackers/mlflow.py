@@ -61,7 +61,7 @@ class MlflowStore:
             experiment, page = self._experiment(group), None
             while page is None or page.token:
                 page = self._client.search_runs(
-                    [experiment], page_token=page.token if page else None
+                    [experiment], page_token=None if page is None else page.token
                 )
                 for stored in page:
                     known.setdefault(stored.data.tags.get(KEY, ""), []).append(stored)

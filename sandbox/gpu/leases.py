@@ -234,7 +234,12 @@ class Leases:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
             # Before it can be seen: a ticket without a lock is a dead one's, and is removed.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _write(descriptor, wish)
+            try:
+                _write(descriptor, wish)
+            except OSError:  # with its lock it would stand in the line unread, as long as we live
+                path.unlink()
+                os.close(descriptor)
+                raise
         try:
             yield number, descriptor
         finally:
@@ -337,8 +342,9 @@ class Pool:
 
 def _write(descriptor: int, ticket: Ticket) -> None:
     """Write in place: another file would not bear the lock."""
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, ticket.model_dump_json().encode(), 0)
+    content = ticket.model_dump_json().encode()
+    os.pwrite(descriptor, content, 0)  # before the cut: a disk that refuses leaves what was there
+    os.ftruncate(descriptor, len(content))
 
 
 def _is_held(path: Path) -> bool:

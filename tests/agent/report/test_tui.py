@@ -39,9 +39,9 @@ def written(directory: Path, made: histories.Night) -> Path:
     return directory
 
 
-def shown(directory: Path, width: int = 80, height: int | None = 24) -> list[str]:
+def shown(directory: Path, width: int = 80, height: int | None = 24, hours: float = 1) -> list[str]:
     console = Console(width=width, height=height or 25, no_color=True, highlight=False)
-    now = histories.EVENING + timedelta(hours=1)
+    now = histories.EVENING + timedelta(hours=hours)
     with console.capture() as capture:
         console.print(screen(directory, Follower(directory), now, width, height))
     return capture.get().splitlines()
@@ -87,6 +87,8 @@ def test_the_running_training_is_shown_against_its_budget(tmp_path: Path) -> Non
         session.add(begun_training(2, seed=7))
         session.note(seed=7)
         lines = "\n".join(shown(session.directory))
+        # What is read has begun after the clock was looked at.
+        assert "#2  0.0 s" in "\n".join(shown(session.directory, hours=-1))
     assert "Training attempt #2" in lines
     assert histories.IDEAS[2] in lines
     assert "of 300 s, seed 7" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -103,6 +104,18 @@ def test_a_lease_is_over_with_its_block_also_when_it_breaks(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError), leases(tmp_path).lease(BOTH, 1, "a run"):
         raise ZeroDivisionError
     assert {} == leases(tmp_path).status().held
+
+
+def test_a_ticket_that_the_disk_refused_does_not_stay_in_the_line(tmp_path: Path) -> None:
+    line, (soft, hard) = leases(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="too large"), line.lease(BOTH, 1, "a run"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with line.lease(BOTH, 2, "the next run"):
+        assert {"the next run"} == set(leases(tmp_path).status().held.values())
 
 
 def test_what_living_containers_have_is_taken_whoever_started_them(tmp_path: Path) -> None:
