@@ -100,6 +100,7 @@ def begin(
                 '[goal] source = "reported"',
             )
     with ExitStack() as undone, host_faults():
+        directory.mkdir(parents=True)  # another process may have begun it since we looked
         # What cannot be filled goes again, so that its name stays free.
         undone.callback(shutil.rmtree, directory, ignore_errors=True)
         ledger = undone.enter_context(Ledger.create(directory, now))

@@ -212,6 +212,18 @@ def test_whoever_only_reads_is_never_shut_out(tmp_path: Path, command: str) -> N
     assert 0 == done.exit_code, done.output
 
 
+def test_a_session_that_another_process_has_just_begun_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = _short_place(tmp_path)
+    place.begin("tpe").ledger.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda *_, **__: False)  # as it was when somebody looked
+        with pytest.raises(FileExistsError):
+            place.begin("tpe")
+    assert 1 == len(read_ledger(place.directory))
+
+
 @pytest.mark.parametrize("left", [b"", b'{"at":"2026'])
 def test_a_session_whose_beginning_was_cut_off_says_how_to_start_anew(
     tmp_path: Path, left: bytes
