@@ -38,6 +38,7 @@ from agent.record.events import (
 from agent.record.repeats import Noise, Repeats
 from agent.record.usage import Spend, WorkingTime
 from agent.settings import Direction, Settings
+from sandbox.contract.errors import UsageError
 
 TRIES = 3
 """How often the same files are tried while the sandbox fails."""
@@ -143,8 +144,13 @@ class History:
 
     @property
     def in_force(self) -> Settings:
-        """The settings in force, of a session that has begun."""
-        assert self.settings is not None
+        """The settings in force.
+
+        Raises:
+            UsageError: nothing on record begins a session.
+        """
+        if self.settings is None:
+            raise UsageError("the ledger names no settings", "start a new session")
         return self.settings
 
     @property

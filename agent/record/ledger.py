@@ -28,7 +28,7 @@ from agent.record.chain import (
     verify,
     what_to_do,
 )
-from agent.record.events import Entry, Event
+from agent.record.events import Entry, Event, SessionStarted
 from agent.record.files import replace_file, sync_directory
 from agent.record.history import History, fold
 
@@ -113,6 +113,8 @@ class Ledger:
                 written = path.read_bytes()
                 entries: list[Entry] = []
                 good_bytes = verify(written, path, entries)
+                if entries and not isinstance(entries[0].event, SessionStarted):
+                    raise LedgerError(f"{path} does not begin with a session's start")
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 file = os.open(path, flags)
                 if good_bytes < len(written):

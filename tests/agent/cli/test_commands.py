@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from agent.record.chain import read_ledger
 from agent.report.console import closing_lines
 from agent.report.summary import summary
 from sandbox.contract.errors import NightlabError
-from tests.support.sessions import sampled
+from tests.support.sessions import forge, sampled
 
 NO_TOML = "Improve it.\n"
 BROKEN_TOML = "Improve it.\n```toml\n[session\nattempts = 3\n```\n"
@@ -152,3 +153,17 @@ def test_every_kind_of_error_has_something_to_do_next() -> None:
 
 def _below(kind: type[NightlabError]) -> list[type[NightlabError]]:
     return [found for one in kind.__subclasses__() for found in (one, *_below(one))]
+
+
+@pytest.mark.parametrize(
+    "command", ["resume", "report", "audit", "review", "replay 1", "approve --reason good"]
+)
+def test_a_ledger_that_begins_in_the_middle_gets_a_sentence(place: Path, command: str) -> None:
+    directory = place / "runs" / "beheaded"
+    if not directory.exists():
+        shutil.copytree(place / "runs" / "night", directory)
+        forge(directory, lambda lines: lines.pop(0))
+    verb, *words = command.split()
+    refused = nightlab(place, verb, "beheaded", *words)
+    assert not refused.exception or isinstance(refused.exception, SystemExit), refused.exception
+    assert refused.exit_code != 0
