@@ -125,14 +125,15 @@ class Measured:
     answer_seconds: list[float] = field(default_factory=list)
 
     def seconds(self) -> dict[str, float]:
-        """How long the box took until it was ready, for its answers, and how much for slow ones.
+        """How long the box took until it answered at its usual pace, and in all.
 
-        Whoever trains on instead of answering may do so before it is ready, or in some answers.
+        A model that trains on where it should only be loaded does so before it is ready or in some
+        answers, which counts as loading alike; or in all of them.
         """
         usual = USUAL_PACE * float(np.median(self.answer_seconds))
         slow = sum(max(0.0, seconds - usual) for seconds in self.answer_seconds)
-        answering = sum(self.answer_seconds)
-        return {"loading": self.ready_seconds, "answering": answering, "slow_answers": slow}
+        in_all = self.ready_seconds + sum(self.answer_seconds)
+        return {"load_seconds": self.ready_seconds + slow, "model_seconds": in_all}
 
 
 # What is sent
@@ -517,7 +518,7 @@ def score(
     plan = make_true_plan(split, first)
     rows, context = split.inputs.shape
     tokens, asked = int(split.counted.sum()), 0
-    checks: list[dict[str, object]] = []
+    checks: list[dict[str, float]] = []
     details: dict[str, object] = {"seed": seed, "secrets": secrets, "context": context}
     details |= {"rows": rows, "tokens": tokens, "bytes": split.total_bytes, "checks": checks}
     try:
@@ -526,7 +527,7 @@ def score(
         asked = channel.batches_asked
         nats = np.empty_like(true.nats[:rows])
         nats[plan.rows[:rows]] = true.nats[:rows]  # as they lie in the split
-        details["seconds"] = true.seconds()
+        details |= true.seconds()
         for random in others:
             check = make_check_plan(split, plan, random)
             probes = int(((check.cuts > 0) & (check.cuts < context)).sum())
@@ -534,7 +535,7 @@ def score(
             channel = Channel(next_box(), timeouts)
             probe = measure(split, check, channel)
             found = compare(split, (plan, check), nats, probe.nats)
-            checks.append({"seconds": probe.seconds()} | found)
+            checks.append(found | probe.seconds())
             refuse_cheating(found)
     except InvalidError as error:
         # Whether the log of a model box can hold anything of the split depends on this.

@@ -4,7 +4,8 @@ nightlab runs `python3 train.py` in a box: token files are in $NIGHTLAB_DATA, th
 $NIGHTLAB_OUTPUT, and the budget counts from the start of the process, importing torch and saving
 included. By hand: `python workspace/prepare.py --output data`, then `python workspace/train.py`.
 
-evaluate.py scores `load_model(checkpoint_dir, device)`: rows of token ids in, logits out.
+evaluate.py scores `load_model(checkpoint_dir, device)`: rows of token ids in, logits out. It only
+loads: time that it, or the answers, take beyond what is usual counts against the budget.
 """
 
 import gc

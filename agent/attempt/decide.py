@@ -19,7 +19,15 @@ from agent.attempt.judge import (
     judge,
 )
 from agent.attempt.lab import evidence_of, sha_of
-from agent.attempt.sheet import MODEL_BOX, parse_sheet, read_reported, read_score
+from agent.attempt.sheet import (
+    MODEL_BOX,
+    Pace,
+    Reading,
+    over_pace,
+    parse_sheet,
+    read_reported,
+    read_score,
+)
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.chain import GetBlob
@@ -276,11 +284,21 @@ def over_budget_seconds(purpose: Purpose, result: RunResult, budget: Budget) -> 
 
 
 def scored_by_boxes(
-    key: TrialKey, split: Split, sheet: bytes | None, models: Sequence[RunResult]
+    key: TrialKey,
+    split: Split,
+    sheet: bytes | None,
+    models: Sequence[RunResult],
+    free: Pace | None,
+    left_seconds: float,
 ) -> Scored:
-    """The score of a measurement: what the scorer wrote, and how the model boxes ended."""
+    """The score of a measurement: what the scorer wrote, and how the model boxes ended.
+
+    `free` is what a model box may take for nothing, `left_seconds` what it may take besides.
+    """
     parsed = parse_sheet(sheet) if sheet is not None else None
     found = read_score(parsed, [model.outcome for model in models])
+    if found.reason is None and (why := over_pace(found.details, free, left_seconds)):
+        found = Reading(None, "over_budget", why, found.details)
     bad = next((model for model in models if model.outcome is not Outcome.OK), None)
     # What the scorer found wrong is the better reason; where it found nothing, the host's words.
     return Scored(

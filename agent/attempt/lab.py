@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from opentelemetry.trace import Tracer, get_tracer
 
 from agent.attempt.disturbance import ReadLoad, ReadMachine, Usual, machine_state, sample, usual_of
+from agent.attempt.sheet import Pace, free_pace_of, left_seconds_of
 from agent.attempt.stopping import Past, past
 from agent.candidate.workspace import Workspace
 from agent.record.attempts import Attempt, TrialKey
@@ -141,6 +142,10 @@ class Trial:
     """Scored one after another, as long as there is a score."""
     checks: int
     """How many check boxes a score has beside the one whose answers it is; see decision 0015."""
+    free: Pace | None
+    """What a model box may take for nothing; None for the baseline."""
+    left_seconds: float
+    """What its training left of the budget, where that was recorded before."""
     usual: Usual
     past: Past | None
     """The runs that a training is stopped early against; None where it is never stopped."""
@@ -215,6 +220,7 @@ class Lab:
         history, settings = self.history, self.settings
         own = next((a for a in history.attempts if a.number == attempt), None)
         last = history.attempts[-1] if history.attempts else None
+        key = TrialKey(purpose, attempt, seed)
         stops = may_stop and settings.economy.early_stopping != "off"
         return Trial(
             id=f"{box_label(self.session)}-{attempt}-{len(self.ledger.entries)}",
@@ -227,7 +233,9 @@ class Lab:
             splits=splits,
             # A scorer of a person's own may speak to one model box only, and checks nothing.
             checks=checks if settings.model_boxes > 1 else 0,
-            usual=usual_of(history, TrialKey(purpose, attempt, seed)),
+            free=free_pace_of(history),
+            left_seconds=left_seconds_of(history.trial(key).training, settings.budget),
+            usual=usual_of(history, key),
             past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
             counts_when_disturbed=own is not None and own.started.kind == "baseline",
             is_begun=last is not None and last.open and bool(last.runs),

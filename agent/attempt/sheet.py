@@ -17,13 +17,17 @@ See docs/decisions/0009 and 0015.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from agent.record.curves import is_storable
+from agent.record.events import RunFinished
+from agent.record.history import History
+from agent.settings import Budget
 from agent.text import one_line
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
@@ -36,6 +40,8 @@ MISSING, UNCERTAIN = "not_reported", "report_lost"
 NOT_A_NUMBER, NOT_FINITE = "reported_no_number", "reported_not_finite"
 MODEL_BOX = "model_box_"
 """How a reason begins that a model box is to blame for; the rest is its outcome."""
+FREE_SECONDS, FREE_TIMES = 10.0, 3.0
+"""What a model box may take for nothing: so many seconds, or so many times the baseline's."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
@@ -67,6 +73,61 @@ class Reading:
     reason: str | None
     explanation: str
     details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a model box, on the scorer's clock: until it answers at its usual pace; in all."""
+
+    loading: float
+    in_all: float
+
+
+def pace_of(details: Mapping[str, Any]) -> Pace | None:
+    """What a sheet's details say of it; None from a scorer that does not say."""
+    loading, in_all = details.get("load_seconds"), details.get("model_seconds")
+    return Pace(loading, in_all) if is_storable(loading) and is_storable(in_all) else None
+
+
+def free_pace_of(history: History) -> Pace | None:
+    """What a model box may take for nothing; None for the baseline, which sets it.
+
+    Ten seconds, or three times what the baseline took: other models load and answer more slowly,
+    and machines have neighbours.
+    """
+    scores = history.baseline.scores if history.baseline else []
+    details = (score.details for score in scores if score.split == "val")
+    paces = [pace for one in details if (pace := pace_of(one)) is not None]
+    if not paces:
+        return None
+    loading, in_all = max(pace.loading for pace in paces), max(pace.in_all for pace in paces)
+    return Pace(max(FREE_SECONDS, FREE_TIMES * loading), max(FREE_SECONDS, FREE_TIMES * in_all))
+
+
+def left_seconds_of(training: RunFinished | None, budget: Budget) -> float:
+    """What a training left of its budget, for loading; nothing of one that counts tokens."""
+    if training is None or budget.kind == "tokens":
+        return 0.0
+    return max(0.0, budget.seconds - training.result.wall_seconds)
+
+
+def over_pace(details: Mapping[str, Any], free: Pace | None, left_seconds: float) -> str:
+    """Why a model box took longer than it may, in words; empty where it did not.
+
+    What is beyond the free seconds must fit into what the training left of its budget: a checkpoint
+    may carry text, and whoever trains on while it is loaded would have two budgets.
+    """
+    took = pace_of(details)
+    if took is None or free is None:
+        return ""
+    beyond = max(took.loading - free.loading, took.in_all - free.in_all)
+    if beyond <= left_seconds:
+        return ""
+    return (
+        f"loading took {took.loading:.1f} s (free: {free.loading:.1f} s) and all answers with it "
+        f"{took.in_all:.1f} s (free: {free.in_all:.1f} s), which is {beyond:.1f} s too long; the "
+        f"training had left {left_seconds:.1f} s of its budget"
+    )
 
 
 def read_score(sheet: ScoreSheet | None, models: Sequence[Outcome]) -> Reading:

@@ -8,6 +8,7 @@ event before the next step. See docs/decisions/0002 for the clock of the budget,
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from agent.attempt.lab import (
     snapshot,
 )
 from agent.attempt.scoring import ScoringBoxes
+from agent.attempt.sheet import left_seconds_of
 from agent.attempt.stopping import Rule, Watch
 from agent.record.chain import canonical
 from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
@@ -71,8 +73,9 @@ def run_trial(worker: Worker, trial: Trial) -> Steps:
         if settings.goal.is_reported:
             yield Step(scored_by_log(trial.key, output, settings.goal.metric))
             return
+        trained = replace(trial, left_seconds=left_seconds_of(run, trial.budget))
         for split in trial.splits:
-            score = yield from score_split(worker, trial, names, files, checkpoint, split)
+            score = yield from score_split(worker, trained, names, files, checkpoint, split)
             if score.value is None:
                 return
 
@@ -194,7 +197,8 @@ def score_split(
             measurement = scoring.measurement()
     shutil.rmtree(output, ignore_errors=True)
     yield finish(worker, trial, measurement.scorer)
-    scored = scored_by_boxes(trial.key, split, measurement.sheet, measurement.models)
+    sheet, models = measurement.sheet, measurement.models
+    scored = scored_by_boxes(trial.key, split, sheet, models, trial.free, trial.left_seconds)
     yield Step(scored, () if measurement.sheet is None else (measurement.sheet,))
     return scored
 

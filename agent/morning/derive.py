@@ -22,6 +22,7 @@ from agent.attempt.decide import (
 )
 from agent.attempt.disturbance import decided, idle_cores, usual_of
 from agent.attempt.lab import budget_of
+from agent.attempt.sheet import free_pace_of, left_seconds_of
 from agent.morning.replay import replayed
 from agent.record.attempts import TrialKey
 from agent.record.chain import GetBlob
@@ -134,7 +135,9 @@ def _score(history: History, event: Scored, get_blob: GetBlob) -> Scored:
     sheet = None if event.sheet is None else get_blob(event.sheet)
     models = [run.result for run in trial.boxes_of_score if run.result.box == "model"]
     try:
-        return scored_by_boxes(key, event.split, sheet, models)
+        left_seconds = left_seconds_of(trial.training, history.in_force.budget)
+        free = free_pace_of(history)
+        return scored_by_boxes(key, event.split, sheet, models, free, left_seconds)
     except ValueError as error:
         raise ValueError("its sheet is no score sheet") from error
 

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from typing import Any
 
+from agent.attempt.sheet import pace_of
 from agent.record.attempts import Attempt, Smoke
 from agent.record.chain import GetBlob
 from agent.record.events import RunFinished, Verdict
@@ -39,7 +40,7 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
     """What became of a judged attempt, in at most 2 KB; nothing ran where it was known before."""
     finished = attempt.finished
     assert finished is not None
-    numbers = finished.arithmetic
+    numbers, paces = finished.arithmetic, [pace_of(score.details) for score in attempt.scores]
     answer: dict[str, Any] = {
         "attempt": attempt.number,
         "repeated": repeated,
@@ -52,6 +53,8 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         "runs": _runs(attempt.telling_runs),
         "seeds": list(attempt.values())[:MAX_SEEDS],
         "over_budget_seconds": _rounded(max([0, *(r.over_budget_seconds for r in attempt.runs)])),
+        # Tenths, as of runs: a model box that saw rows could tell more in finer ones.
+        "load_seconds": max((round(pace.loading, 1) for pace in paces if pace), default=None),
         "attempts_done": len(history.completed),
         "workspace": "as you left it" if repeated else "holds the best files",
     }

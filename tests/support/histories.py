@@ -335,6 +335,7 @@ def scored(
     """A score with its sheet."""
     explanation = "" if reason is None else "The model answered a probe with a different prefix."
     details = {"rows": 2114, "probes": 64, "largest_shift": 3.1e-7, "tokens": 541_184}
+    details |= {"load_seconds": 2.6, "model_seconds": 6.8}
     sheet = {"metric": "val_bpb", "value": value, "valid": reason is None, "reason": reason}
     return Scored(
         purpose=ATTEMPT,

@@ -20,9 +20,12 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from agent.attempt.boxes import model_names, model_spec, scorer_spec
+from agent.attempt.decide import scored_by_boxes
 from agent.attempt.lab import Lab
-from agent.attempt.sheet import MODEL_BOX, Reading, parse_sheet, read_score
+from agent.attempt.sheet import MODEL_BOX, Pace
 from agent.program import load_program
+from agent.record.attempts import TrialKey
+from agent.record.events import Scored
 from sandbox import DockerExecutor
 from tests.support.labs import score_in_boxes, scoring_lab
 from tests.support.scorer import BOS, CONTEXT, VOCABULARY, habits, write_data
@@ -60,6 +63,8 @@ class Expectation(BaseModel):
     verdict: Literal["invalid", "failed", "unchanged", "near", "worse"]
     reasons: tuple[str, ...] = ()
     """Any of these."""
+    free_seconds: float | None = None
+    """What a model box may take for nothing; without it time is not counted."""
     timeouts: Timeouts = Timeouts()
 
 
@@ -140,7 +145,7 @@ def findings(
     tmp_path_factory: pytest.TempPathFactory,
     engine: Any,
     image: Any,
-) -> Iterator[dict[str, Future[Reading]]]:
+) -> Iterator[dict[str, Future[Scored]]]:
     """What each cheat that is asked for comes to, two at a time: half of a cheat is waiting."""
     names = [
         item.callspec.params["name"]
@@ -158,7 +163,7 @@ def findings(
         pool.shutdown(cancel_futures=True)  # whoever gives up after one failure waits for no more
 
 
-def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) -> Reading:
+def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) -> Scored:
     """Score one cheat in real boxes."""
     files, output = folder / "files", folder / "output"
     files.mkdir()
@@ -177,16 +182,18 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
     small = models[0].limits.model_copy(update=bounds)
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
     measurement = score_in_boxes(executor.run, bounded, hasty, output)
-    sheet = parse_sheet(measurement.sheet) if measurement.sheet else None
     assert [] == list((folder / "runs").iterdir())
-    return read_score(sheet, [model.outcome for model in measurement.models])
+    seconds = expectation(name).free_seconds
+    free = None if seconds is None else Pace(loading=seconds, in_all=seconds)
+    key = TrialKey("attempt", 1, 7)
+    return scored_by_boxes(key, "val", measurement.sheet, measurement.models, free, 0.0)
 
 
 def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def verdict_of(found: Reading, honest_value: float) -> str:
+def verdict_of(found: Scored, honest_value: float) -> str:
     """The word of `Expectation` for what was found."""
     if found.value is None:
         return "failed" if (found.reason or "").startswith(MODEL_BOX) else "invalid"
@@ -199,7 +206,7 @@ def verdict_of(found: Reading, honest_value: float) -> str:
 @pytest.mark.docker
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cheat_gets_its_verdict(
-    name: str, honest_value: float, findings: dict[str, Future[Reading]]
+    name: str, honest_value: float, findings: dict[str, Future[Scored]]
 ) -> None:
     expected = expectation(name)
     found = findings[name].result()

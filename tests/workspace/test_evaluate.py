@@ -342,8 +342,8 @@ def test_an_honest_model_is_valid_and_does_not_move(data: Path) -> None:
     [check] = result["details"]["checks"]
     assert 0.0 == check["largest_difference_before_cut"]
     assert 0.0 == check["largest_difference_of_same_rows"]
-    times = {"loading", "answering", "slow_answers"}
-    assert times == set(result["details"]["seconds"]) == set(check["seconds"])
+    for times in (result["details"], check):
+        assert 0 < times["load_seconds"] < times["model_seconds"]
 
 
 @pytest.mark.parametrize("seed", range(5))

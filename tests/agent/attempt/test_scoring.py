@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from agent.attempt.boxes import model_spec, scorer_spec, with_own_copies
+from agent.attempt.decide import scored_by_boxes
 from agent.attempt.lab import Trial, Worker
 from agent.attempt.scoring import ScoringBoxes
+from agent.attempt.sheet import Pace, free_pace_of, left_seconds_of
 from agent.attempt.trial import score_split
 from agent.program import load_program
+from agent.record.attempts import TrialKey
 from agent.record.events import RunFinished, RunStarted, Scored
+from agent.settings import Budget
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.contract.run import RunResult
 from tests.support.boxes import in_session, python_spec
 from tests.support.clock import Clock
 from tests.support.executors import FakeExecutor
+from tests.support.histories import Night, baseline, start
 from tests.support.labs import scoring_lab
 
 ROOT = Path(__file__).parents[3]
@@ -108,6 +115,8 @@ def trial_of(worker: Worker, checks: int) -> Trial:
         limits=settings.train_limits(),
         splits=("val",),
         checks=checks,
+        free=None,
+        left_seconds=0.0,
         usual=None,  # type: ignore[arg-type]  # nothing is trained here
         past=None,
         counts_when_disturbed=False,
@@ -251,3 +260,69 @@ def test_a_lock_carries_a_number_between_boxes_that_see_one_file_and_only_then(
 
     assert f"read {OFFSET}\n" == read_beside(executor, image.image_id, folder, False, tmp_path)
     assert "read None\n" == read_beside(executor, image.image_id, folder, True, tmp_path)
+
+
+# Whoever trains on while it is loaded
+
+
+def sheet_of(load_seconds: float, model_seconds: float) -> bytes:
+    details = {"load_seconds": load_seconds, "model_seconds": model_seconds}
+    return json.dumps(SHEET | {"details": details}).encode()
+
+
+FREE = Pace(loading=10.0, in_all=20.0)
+
+
+@pytest.mark.parametrize(
+    ("load_seconds", "model_seconds", "left_seconds", "reason"),
+    [
+        (9.0, 19.0, 0.0, None),
+        (12.0, 15.0, 0.0, "over_budget"),  # before it is ready, or in its first answers
+        (3.0, 25.0, 0.0, "over_budget"),  # a little in each answer
+        (12.0, 15.0, 2.5, None),  # the training ended early
+        (70.0, 75.0, 50.0, "over_budget"),
+    ],
+)
+def test_loading_beyond_what_is_free_shares_the_budget_with_the_training(
+    load_seconds: float, model_seconds: float, left_seconds: float, reason: str | None
+) -> None:
+    key, sheet = TrialKey("attempt", 1, 7), sheet_of(load_seconds, model_seconds)
+
+    found = scored_by_boxes(key, "val", sheet, [], FREE, left_seconds)
+
+    assert reason == found.reason
+    assert (found.value is None) == (reason is not None)
+
+
+def test_without_that_bound_two_budgets_make_a_score() -> None:
+    key, sheet = TrialKey("attempt", 1, 7), sheet_of(70.0, 75.0)
+    assert 1.0 == scored_by_boxes(key, "val", sheet, [], None, 0.0).value
+
+
+def test_a_scorer_that_says_nothing_of_time_is_not_held_to_it() -> None:
+    sheet = json.dumps(SHEET | {"details": {}}).encode()
+    assert 1.0 == scored_by_boxes(TrialKey("attempt", 1, 7), "val", sheet, [], FREE, 0.0).value
+
+
+def test_what_is_free_is_three_times_the_baselines_and_ten_seconds_at_least() -> None:
+    night = Night()
+    start(night)
+    assert free_pace_of(night.history) is None
+    baseline(night, random.Random(1))
+    [*scores] = night.history.attempt(0).scores
+    for score, took in zip(scores, (2.0, 5.0, 4.0), strict=True):
+        score.details.update({"load_seconds": took, "model_seconds": 2 * took})
+    assert Pace(loading=15.0, in_all=30.0) == free_pace_of(night.history)
+    for score in scores:
+        score.details.update({"load_seconds": 1.0, "model_seconds": 3.0})
+    assert Pace(loading=10.0, in_all=10.0) == free_pace_of(night.history)
+
+
+def test_a_budget_of_tokens_leaves_no_seconds_for_loading() -> None:
+    wall, tokens = (
+        Budget(kind=kind, seconds=60, tokens=count, grace_seconds=5)  # type: ignore[arg-type]
+        for kind, count in (("wall", None), ("tokens", 1000))
+    )
+    result = SimpleNamespace(result=SimpleNamespace(wall_seconds=45.0))
+    assert 15.0 == left_seconds_of(cast(RunFinished, result), wall)
+    assert 0.0 == left_seconds_of(cast(RunFinished, result), tokens)

@@ -37,7 +37,8 @@ from tests.support.histories import HOSTILE_TEXTS, night, run_finished, run_resu
 
 RUN_KEYS = [
     *("attempt", "repeated", "verdict", "reason", "explanation", "value", "best", "gain"),
-    *("noise", "required_gain", "runs", "seeds", "over_budget_seconds", "attempts_done"),
+    *("noise", "required_gain", "runs", "seeds", "over_budget_seconds", "load_seconds"),
+    "attempts_done",
     "workspace",
 ]
 
