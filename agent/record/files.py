@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, *, durably: bool = False) -> None:
-    """Make `path` hold `data`, durably so that it survives a power cut.
+    """Make `path` hold `data`; where it is done `durably` that survives a power cut.
 
     Raises:
         OSError: the disk refused, and it names `path`, which is as it was.

@@ -6,10 +6,9 @@ and Python only if it parses: what would cost a training to find out costs nothi
 
 import difflib
 import hashlib
-import re
 import warnings
 from collections import Counter
-from itertools import islice
+from itertools import accumulate
 
 from agent.candidate.diffs import unified_diff
 from agent.candidate.workspace import Workspace, WorkspaceError, clean_path
@@ -191,8 +190,8 @@ def _not_found(path: str, text: str, wanted: str) -> ToolRefused:
 
 
 def _ambiguous(path: str, text: str, wanted: str) -> ToolRefused:
-    places = islice(re.finditer(re.escape(wanted), text), 10)
-    lines = [1 + text.count("\n", 0, place.start()) for place in places]
+    pieces = text.split(wanted, 10)[:-1]
+    lines = [1 + before.count("\n") for before in accumulate(pieces, lambda a, b: a + wanted + b)]
     message = f"old_string is in {path} {text.count(wanted)} times, on lines {lines}"
     hint = "take more lines around the place, or set replace_all"
     return ToolRefused("ambiguous", message, hint)
