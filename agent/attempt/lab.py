@@ -91,6 +91,8 @@ class Worker:
     gpu_memory: GpuMemory | None = None
     """What each run may use of each of its GPUs; None for all."""
     sleep: Callable[[float], None] = time.sleep
+    forget_pages: Callable[[str], None] = lambda _image: None
+    """Makes what is in memory of an image's files the same, whatever boxes did before."""
     read_machine: ReadMachine = machine_state
     read_load: ReadLoad = sample
     on_log: Callable[[bytes], None] = lambda _piece: None

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from agent.attempt.boxes import (
+    CHECK_RUN,
     model_names,
     model_spec,
     scorer_spec,
@@ -187,6 +188,8 @@ def score_split(
                 if not scoring.wants_more():
                     break
                 asked = with_gpus(worker, model_spec(worker, run_id, files, checkpoint), gpus)
+                if CHECK_RUN.search(run_id):  # or it could read what another score's left there
+                    worker.forget_pages(asked.image)
                 with with_own_copies(asked, boxes / f"{run_id}-sees") as spec:
                     yield start(trial, spec)
                     result = scoring.ask(spec)

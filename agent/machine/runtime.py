@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agent.settings import Settings
 from sandbox.contract.errors import ImageMissing, UsageError
 from sandbox.engine.find import Engine
 from sandbox.engine.versions import installed
+from sandbox.image.copies import forget_pages
 from sandbox.image.image import find_image, has_image
 from sandbox.machine import box_environment, engine_and_state, executor, gpu_source
 
@@ -146,4 +148,5 @@ def _runtime(
         data=data[1],
         gpus=gpu_source(engine, state_dir, image["devices"], hardware.gpus, hardware.gpus_per_run),
         gpu_memory=hardware.gpu_memory(image["allocator_variable"]),
+        forget_pages=partial(forget_pages, engine),
     )

@@ -63,6 +63,8 @@ class Runtime:
     calibration: dict[str, Any] | None = None
     gpus: GpuSource = field(default_factory=NoGpus)
     gpu_memory: GpuMemory | None = None
+    forget_pages: Callable[[str], None] = lambda _image: None
+    """See `Worker`."""
 
 
 def begin(
@@ -189,6 +191,7 @@ def open_lab(
         cpu=session.machine.get("cpu"),
         gpus=runtime.gpus,
         gpu_memory=runtime.gpu_memory,
+        forget_pages=runtime.forget_pages,
         sleep=sleep,
         on_log=observer.log,
     )

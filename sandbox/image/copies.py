@@ -20,8 +20,9 @@ import docker
 from pydantic import ValidationError
 
 from sandbox.contract.errors import SandboxError
+from sandbox.contract.log import log
 from sandbox.contract.record import Record
-from sandbox.engine.find import FAILED_CALLS, Engine, connect
+from sandbox.engine.find import FAILED_CALLS, Engine, connect, must_answer
 from sandbox.engine.host import Say, exclusive, last_lines
 from sandbox.image.check import ANSWER_SECONDS, python_container, settings_problems
 from sandbox.image.image import ImageRecord
@@ -44,8 +45,8 @@ KEPT = ("Env", "User", "Cmd", "Labels")
 READ_SHARE = 0.9
 """Of a file's pages, when it counts as read: under pressure the kernel may drop some at once."""
 POLL_SECONDS = 0.1
-PROBE = """
-import ctypes, json, os, signal
+PAGES = """
+import ctypes, json, os, signal, stat
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -73,7 +74,9 @@ def read(path):
         while file.read(2**20):
             pass
     return in_memory(path)
-
+"""
+"""What of a file is in memory, and how it is dropped and read."""
+PROBE = """
 found = []
 for folder, _, names in os.walk("/usr"):
     for path in (os.path.join(folder, name) for name in names):
@@ -89,6 +92,26 @@ seen = [[path, dropped[path], waited[path], read(path)] for path in paths]
 print(json.dumps([{"path": p, "dropped": d, "found": f, "read": r} for p, d, f, r in seen]))
 """
 """Drops some files of an image from memory, looks whether they come back, and reads them."""
+FORGET = """
+# What this program itself runs on cannot be dropped, and is read to its end instead: of each file
+# all is in memory or nothing, whatever was before.
+own = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+looked_at = []
+for folder, folders, names in os.walk("/"):
+    folders[:] = [n for n in folders if not os.path.ismount(os.path.join(folder, n))]
+    for path in (os.path.join(folder, name) for name in names):
+        about = os.lstat(path)
+        if stat.S_ISREG(about.st_mode) and about.st_size and os.access(path, os.R_OK):
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+            if path in own:
+                read(path)
+            if path in own or about.st_size > 2**20 or about.st_ino % 64 == 0:
+                looked_at.append(path)
+print(json.dumps([path for path in looked_at if 0 < in_memory(path) < 1][:100]))
+"""
+"""Brings every file of an image into a state that tells nothing of the boxes before."""
 
 
 class FilesShared(SandboxError):
@@ -144,6 +167,25 @@ def ensure_copies(engine: Engine, image: ImageRecord, *, state_dir: Path, say: S
         copies = Copies(image_id=image.image_id, **made)
         write_note(note, copies.model_dump_json())
         return copies
+
+
+def forget_pages(engine: Engine, image_id: str) -> None:
+    """Make what is in memory of an image's files the same, whatever boxes did before.
+
+    Boxes that check a score share one copy, and what one of them read in the next could see.
+
+    Raises:
+        SandboxError: it could not be done.
+    """
+    with (
+        must_answer("the engine does not answer"),
+        closing(connect(engine)) as client,
+        python_container(client, image_id, PAGES + FORGET, {}, user="0:0") as container,
+    ):
+        client.api.start(container)
+        mixed = _printed_by(client, container)
+    if mixed:  # a box of another night has them open, or memory is short
+        log.warning("pages_kept", image=image_id, files=len(mixed), first=mixed[0])
 
 
 def remove_orphans(client: docker.DockerClient, name: str) -> None:
@@ -236,7 +278,7 @@ def require_apart(client: docker.DockerClient, image_ids: Sequence[str]) -> None
 
 
 def _started(client: docker.DockerClient, stack: ExitStack, image_id: str, *, waits: bool) -> str:
-    program = f"WAITS = {waits}{PROBE}"
+    program = f"{PAGES}WAITS = {waits}{PROBE}"
     container = stack.enter_context(python_container(client, image_id, program, {}, user="0:0"))
     client.api.start(container)
     return container
@@ -252,11 +294,15 @@ def _await_drop(client: docker.DockerClient, container: str) -> None:
 
 
 def _seen_by(client: docker.DockerClient, container: str) -> list[_Seen]:
+    return [_Seen.model_validate(entry) for entry in _printed_by(client, container)]
+
+
+def _printed_by(client: docker.DockerClient, container: str) -> list[Any]:
+    """The list in the last line of what a container prints until it ends."""
     client.api.wait(container, timeout=ANSWER_SECONDS)
     printed = client.api.logs(container, tail=20).decode(errors="replace")
     try:
-        entries = json.loads(printed.strip().rpartition("\n")[2])
-        return [_Seen.model_validate(entry) for entry in entries]
+        return list(json.loads(printed.strip().rpartition("\n")[2]))
     except ValueError as error:
         raise _cannot_tell(last_lines(printed, 1)) from error
 

@@ -8,7 +8,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -196,6 +196,22 @@ def test_after_a_model_box_that_ends_badly_no_other_one_is_started(place: Path) 
 
     assert {"scorer", "model"} == set(executor.seen)
     assert "model_box_failed" == events[-1].reason
+
+
+def test_before_each_check_box_and_no_other_its_images_pages_are_forgotten(place: Path) -> None:
+    executor, check = Watched(), "sha256:" + "1" * 64
+    told: list[tuple[str, set[str], set[str]]] = []
+    worker = worker_at(place, executor)
+    worker = replace(
+        worker,
+        copies={**worker.copies, "check": check},
+        forget_pages=lambda image: told.append((image, set(executor.seen), set(executor.alive))),
+    )
+    files, checkpoint = place / "files", place / "checkpoint"
+    names = iter(["scoring-0"])
+    list(score_split(worker, trial_of(worker, 2), names, files, checkpoint, "val"))
+    before = {"scorer", "model"}
+    assert [(check, before, {"scorer"}), (check, before | {"check-1"}, {"scorer"})] == told
 
 
 def test_copies_are_equal_and_gone_afterwards(place: Path) -> None:

@@ -23,6 +23,7 @@ from sandbox.image.copies import (
     Copies,
     FilesShared,
     ensure_copies,
+    forget_pages,
     remove_orphans,
     require_apart,
     settings_of,
@@ -84,6 +85,7 @@ def carried(
     say_in_box: Callable[[str, str], str],
     sender: str,
     receiver: str,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """The share of a word's bits that come through from one box to a later one by page cache."""
     for image_id in {sender, receiver}:
@@ -93,6 +95,7 @@ def carried(
             client.api.start(container)
             client.api.wait(container)
     say_in_box(sender, SEND)
+    between()
     heard = say_in_box(receiver, RECEIVE)
     return sum(a == b for a, b in zip(WORD, heard, strict=True)) / len(WORD)
 
@@ -116,6 +119,17 @@ def test_with_one_image_for_all_boxes_a_word_passes_from_one_to_the_next(
     client: docker.DockerClient, say_in_box: Callable[[str, str], str], image: ImageRecord
 ) -> None:
     assert 0.85 < carried(client, say_in_box, image.image_id, image.image_id)
+
+
+def test_boxes_that_check_forget_what_an_earlier_one_read(
+    engine: Engine,
+    client: docker.DockerClient,
+    say_in_box: Callable[[str, str], str],
+    copies: Copies,
+) -> None:
+    assert 0.85 < carried(client, say_in_box, copies.check, copies.check)
+    forget = partial(forget_pages, engine, copies.check)
+    assert 0.7 > carried(client, say_in_box, copies.check, copies.check, forget)
 
 
 def test_copies_have_the_images_settings_and_content_and_a_file_that_tells_them_apart(
