@@ -28,6 +28,8 @@ from tests.support.pools import asked_for, run_together
 
 REQUESTS = [
     "GET /images//json",
+    "GET /info",
+    "GET /containers/json",
     "POST /containers/create",
     "POST /containers//start",
     "GET /containers//json",
@@ -156,7 +158,7 @@ def bench(engine: Any, image: Any, client: docker.APIClient, tmp_path: Path) -> 
 
 
 @pytest.mark.docker
-def test_a_run_asks_the_engine_for_five_things_and_never_for_an_exec(
+def test_a_run_asks_the_engine_for_seven_things_and_never_for_an_exec(
     bench: Bench, tmp_path: Path
 ) -> None:
     with EngineProxy(bench.engine.base_url, tmp_path / "proxy") as proxy:
