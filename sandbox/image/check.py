@@ -115,8 +115,8 @@ def contents_problems(contents: Contents, profile: Profile) -> list[str]:
         problems.append(f"its Python is {contents.python}, and a box needs 3.11")
     if contents.user != hardening.USER:
         problems.append(f"its programs run as user {contents.user}")
-    oldest = profile.oldest_build or "0"  # any CUDA is later, and none at all is not
-    if profile.devices != "none" and _version(contents.cuda or "") < _version(oldest):
+    any_build = "" if profile.devices == "none" else "0"  # every CUDA is later, and none is not
+    if _version(contents.cuda or "") < _version(profile.oldest_build or any_build):
         wanted = f"CUDA {profile.oldest_build}".rstrip()
         problems.append(f"its torch is built for {contents.torch_build}, not {wanted}")
     elif profile.architectures and not set(profile.architectures) & set(contents.architectures):

@@ -454,7 +454,12 @@ def test_an_image_that_is_not_for_its_profile_is_refused_with_the_reason(
 
 
 def test_a_torch_for_gpus_is_no_obstacle_on_a_machine_without() -> None:
-    assert [] == contents_problems(CUDA_TORCH, find_profile("own-torch"))
+    plain = find_profile("own-torch")
+    assert [] == contents_problems(CUDA_TORCH, plain)
+    asks = plain.model_copy(update={"oldest_build": "13.0"})
+    assert ["its torch is built for CUDA 12.8, not CUDA 13.0"] == contents_problems(
+        CUDA_TORCH, asks
+    )
 
 
 @pytest.mark.docker
