@@ -246,4 +246,5 @@ def _canary_is_whole(place: Place) -> WallCheck:
     whole = place.canary_file.read_text() == place.canary
     held = alone and whole and (place.workspace / "train.py").read_text() == CANDIDATE
     status: Status = "held" if held else "gave way"
-    return _wall("record", "change ledger or candidate on the host", status, "")
+    seen = "" if held else "changed on the host"
+    return _wall("record", "change ledger or candidate on the host", status, seen)

@@ -23,6 +23,7 @@ from sandbox.check.self_check import (
     FAMILIES,
     CheckResult,
     WallCheck,
+    _canary_is_whole,
     lay_out,
     try_family,
     try_stress_test,
@@ -161,6 +162,15 @@ def test_a_program_that_says_nothing_proves_nothing(
         walls = try_family(Silent(engine), place, "identity")
 
     assert {"not tried"} == {wall.status for wall in walls}
+
+
+@pytest.mark.parametrize("changed", ["ledger.jsonl", "workspace/train.py", "workspace/more.py"])
+def test_what_changed_on_the_host_is_noticed_and_said(tmp_path: Path, changed: str) -> None:
+    with lay_out("none", tmp_path, {}) as place:
+        assert "held" == _canary_is_whole(place).status
+        (place.workspace.parent / changed).write_text("another\n")
+        found = _canary_is_whole(place)
+    assert ("gave way", "changed on the host") == (found.status, found.seen)
 
 
 class Roomy(DockerExecutor):
