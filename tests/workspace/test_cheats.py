@@ -63,6 +63,8 @@ class Expectation(BaseModel):
     verdict: Literal["invalid", "failed", "unchanged", "near", "worse"]
     reasons: tuple[str, ...] = ()
     """Any of these."""
+    checks: int = 1
+    """How many check boxes it meets."""
     free_seconds: float | None = None
     """What a model box may take for nothing; without it time is not counted."""
     timeouts: Timeouts = Timeouts()
@@ -173,8 +175,9 @@ def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) 
     executor = DockerExecutor(engine.base_url, engine.api_version, folder / "runs")
     worker, run_id = lab_at(place, image_id, executor).worker, f"cheat-{dashed(name)}"[:50]
     checkpoint = place / "checkpoint"
-    models = [model_spec(worker, each, files, checkpoint) for each in model_names(run_id, 1)]
-    scorer = scorer_spec(worker, f"{run_id}-scorer", seed=7, split="val", checks=1)
+    checks = expectation(name).checks
+    models = [model_spec(worker, each, files, checkpoint) for each in model_names(run_id, checks)]
+    scorer = scorer_spec(worker, f"{run_id}-scorer", seed=7, split="val", checks=checks)
     waits = expectation(name).timeouts.model_dump()
     options = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
     hasty = scorer.model_copy(update={"argv": (*scorer.argv, *options)})

@@ -419,6 +419,55 @@ def test_looking_ahead_at_one_position_in_a_hundred_is_caught(data: Path) -> Non
     assert "looks_ahead" == reason_for(cheat, data)
 
 
+def looking_at_the_dearest(share: float, data: Path) -> Predict:
+    """Looks ahead at a share of all positions, where the honest answer costs the most."""
+    split = evaluate.read_split(data)
+    honest = bigram(split.inputs)
+    costs = np.log(np.exp(honest).sum(2)) - np.take_along_axis(
+        honest, split.targets[..., None], axis=2
+    ).squeeze(2)
+    dear = np.quantile(costs[:, :-1][split.counted[:, :-1]], 1 - share)
+
+    def predict(ids: Array) -> Array:
+        logits = bigram(ids)
+        follows = np.roll(ids, -1, axis=1)
+        here = np.take_along_axis(logits, follows[..., None], axis=2).squeeze(2)
+        return looking_ahead(ids, np.log(np.exp(logits).sum(2)) - here > dear, 20.0)
+
+    return predict
+
+
+def test_who_looks_rarely_passes_one_check_often_and_several_hardly_ever(data: Path) -> None:
+    def rarely(ids: Array) -> Array:
+        before = np.concatenate([ids[:, :1], ids[:, :-1]], axis=1)
+        return np.asarray((before * 7 + ids * 13 + np.arange(ids.shape[1]) * 29) % 97 == 0)
+
+    cheat = answering(lambda ids: looking_ahead(ids, rarely(ids), 8.0))
+    honest = scored(answering(bigram), data)["value"]
+
+    def passed(checks: int) -> list[float]:
+        found = [scored(cheat, data, checks=checks, secret=100 * n) for n in range(20)]
+        return [one["value"] for one in found if one["valid"]]
+
+    once = passed(checks=1)
+    assert 2 <= len(once) <= 12  # 0.99 to the 116th is 0.31
+    assert all(value < honest for value in once)
+    assert [] == passed(checks=6)  # one time in a thousand
+
+
+def test_what_can_be_hidden_is_what_the_dearest_positions_cost(data: Path) -> None:
+    details = scored(answering(bigram), data)["details"]
+    gains, probes = details["hidden_gain"], details["probes"]
+    assert 8 == len(gains)
+    assert gains == sorted(gains, reverse=True)
+    for checks in (1, 3, 8):
+        share = 1 - 0.001 ** (1 / (probes * checks))
+        cheat = answering(looking_at_the_dearest(share, data))
+        looked = scored(cheat, data, checks=0)["value"]
+        gained = scored(answering(bigram), data, checks=0)["value"] - looked
+        assert 0.7 * gains[checks - 1] < gained <= 1.01 * gains[checks - 1]
+
+
 def test_looking_ahead_only_where_the_text_looks_natural_is_caught(data: Path) -> None:
     def plausible(ids: Array) -> Array:
         follows = np.concatenate([ids[:, 1:], ids[:, :1]], axis=1)
