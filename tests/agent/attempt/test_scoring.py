@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +20,7 @@ import pytest
 
 from agent.attempt.boxes import model_spec, scorer_spec, with_own_copies
 from agent.attempt.decide import scored_by_boxes
+from agent.attempt.disturbance import Sample, Usual
 from agent.attempt.lab import Trial, Worker
 from agent.attempt.scoring import ScoringBoxes
 from agent.attempt.sheet import Pace, free_pace_of, left_seconds_of
@@ -30,11 +34,12 @@ from sandbox.contract.run import RunResult
 from tests.support.boxes import in_session, python_spec
 from tests.support.clock import Clock
 from tests.support.executors import FakeExecutor
-from tests.support.histories import Night, baseline, start
+from tests.support.histories import STATE, Night, baseline, start
 from tests.support.labs import scoring_lab
 
 ROOT = Path(__file__).parents[3]
 SHEET = {"metric": "m", "value": 1.0, "valid": True, "reason": None, "explanation": ""}
+SLOW = {"value": None, "valid": False, "reason": "too_slow", "explanation": "no answer in time"}
 
 
 @dataclass
@@ -43,6 +48,9 @@ class Watched:
 
     bad: str = ""
     """The end of the name of a model box that ends badly."""
+    slow: int = 0
+    """How many scores come to nothing because answers did not come in time."""
+    scores: int = 0
     seen: dict[str, set[tuple[int, int, int]]] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     together: list[set[str]] = field(default_factory=list)
@@ -53,7 +61,7 @@ class Watched:
         return True
 
     def run(self, spec: RunSpec, *, channel: socket.socket, **how: Any) -> RunResult:
-        name = spec.run_id.rpartition("-0-")[2]
+        name = re.sub(r"^scoring-\d+-", "", spec.run_id)
         self.seen[name] = {
             (found.st_dev, found.st_ino, found.st_ctime_ns)  # a number is used again
             for mount in spec.mounts
@@ -65,7 +73,9 @@ class Watched:
         if spec.box == "scorer":
             with suppress(ConnectionError):  # no more boxes come
                 self._score(channel, int(spec.argv[spec.argv.index("--checks") + 1]))
-            (how["output_dir"] / "score.json").write_text(json.dumps(SHEET | {"details": {}}))
+            self.scores += 1
+            sheet = SHEET | {"details": {}} | (SLOW if self.scores <= self.slow else {})
+            (how["output_dir"] / "score.json").write_text(json.dumps(sheet))
         else:
             assert b"ask" == channel.recv(3)
         self.alive.discard(name)
@@ -83,6 +93,20 @@ class Watched:
             for handle in handles:
                 with socket.socket(fileno=handle) as box:
                     box.sendall(b"ask")
+
+
+@dataclass
+class Load:
+    """A machine on which others keep some cores busy while a score is taken, try after try."""
+
+    executor: Watched
+    busy: Sequence[float]
+    looks: int = 0
+
+    def __call__(self, _: Any) -> Sample:
+        self.looks += 1
+        used = sum(100.0 * cores for cores in self.busy[: self.executor.scores])
+        return Sample(used, 0.0, at=100.0 * self.looks, speed=1000.0, state=STATE)
 
 
 @pytest.fixture
@@ -117,16 +141,19 @@ def trial_of(worker: Worker, checks: int) -> Trial:
         checks=checks,
         free=None,
         left_seconds=0.0,
-        usual=None,  # type: ignore[arg-type]  # nothing is trained here
+        usual=Usual(cores=0.0, speed=None),
         past=None,
         counts_when_disturbed=False,
         is_begun=True,
     )
 
 
-def scored_by(executor: Watched, place: Path, checks: int) -> list[Any]:
-    worker = worker_at(place, executor)
-    names = iter(["scoring-0"])
+def scored_by(executor: Watched, place: Path, checks: int, busy: Sequence[float] = ()) -> list[Any]:
+    """What a score puts on record, while others keep so many cores busy during each try."""
+    load = Load(executor, busy)
+    given: dict[str, Any] = {"read_load": load, "sleep": lambda _: None}
+    worker = replace(worker_at(place, executor), **given)
+    names = (f"scoring-{number}" for number in count())
     steps = score_split(
         worker, trial_of(worker, checks), names, place / "files", place / "checkpoint", "val"
     )
@@ -222,6 +249,29 @@ def test_copies_are_equal_and_gone_afterwards(place: Path) -> None:
         assert [mount.target for mount in spec.mounts] == [mount.target for mount in copied.mounts]
         assert ["files/train.py", "checkpoint/model.pt", "fixed/evaluate.py"] == texts
     assert not (place / "sees").exists()
+
+
+@pytest.mark.parametrize(
+    ("slow", "busy", "tries"),
+    [
+        (0, [], 1),
+        (1, [], 1),  # nobody else is to blame
+        (1, [9.0], 2),
+        (2, [9.0, 9.0], 3),
+        (9, [9.0] * 9, 3),  # a machine that is never quiet
+        (0, [9.0], 1),  # a score that came in time counts, and no other is tried for
+    ],
+)
+def test_a_score_that_took_too_long_beside_others_is_taken_again(
+    place: Path, slow: int, busy: list[float], tries: int
+) -> None:
+    executor = Watched(slow=slow)
+
+    events = scored_by(executor, place, 0, busy)
+
+    scores = [event for event in events if isinstance(event, Scored)]
+    assert tries == len(scores) == executor.scores
+    assert (None if slow < tries else "too_slow") == scores[-1].reason
 
 
 # What two boxes that see one file can tell each other
