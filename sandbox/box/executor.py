@@ -29,6 +29,7 @@ from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
 from sandbox.box.hardening import Lease, Settings, container_settings
 from sandbox.box.link import Listener
 from sandbox.box.reaper import OWNER_FILE, process_owner
+from sandbox.box.supervisor import counters_of_parts
 from sandbox.box.users import held_user, users_of
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError, host_faults
@@ -243,5 +244,6 @@ def _lease(spec: RunSpec, directory: Path, gpus: Attendance, user: int) -> Lease
         owner=process_owner(),
         deadline_monotonic_seconds=int(deadline),
         user=user,
+        counters=tuple(counters_of_parts()),  # anew: disks come and go
         gpus=gpus.request,
     )

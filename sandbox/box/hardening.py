@@ -48,6 +48,8 @@ class Lease(Record):
     still while the machine sleeps, as every deadline of a run does."""
     user: int
     """Of this box alone; see `users`."""
+    counters: tuple[str, ...] = ()
+    """What this machine has beyond `HIDDEN_PATHS` that counts for all of it."""
     gpus: GpuRequest = NO_GPUS
     """The GPUs of the run, as its engine is asked for them."""
 
@@ -117,7 +119,7 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(spec.box)}"],
         "Privileged": False,
         "ReadonlyRootfs": True,
-        "MaskedPaths": list(HIDDEN_PATHS),
+        "MaskedPaths": [*HIDDEN_PATHS, *lease.counters],
         "IpcMode": "private",
         "PidMode": "",  # empty is a namespace of its own; Docker knows no word for it
         "UTSMode": "",  # the same

@@ -37,7 +37,7 @@ KERNEL_FILE_SYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts",
 INERT = frozenset({"nosuid", "nodev", "noexec"})
 WRITABLE_PLACES = {"/tmp": INERT - {"noexec"}, "/out": INERT, "/dev/shm": INERT}  # noqa: S108
 DEVICE_PLACES = ("/dev", "/sys/fs/cgroup", "/proc")
-"""Where the engine mounts file systems that only root can write."""
+"""Where the engine mounts what only root can write, as it does before each hidden file."""
 
 
 class SeenMount(Record):
@@ -96,7 +96,7 @@ def differences(spec: RunSpec, lease: Lease, proof: Proof) -> list[str]:
         *_identity_differences(lease, proof),
         *_resource_differences(spec, proof),
         *_file_system_differences(spec, proof),
-        *_mount_differences(spec, proof),
+        *_mount_differences(spec, lease, proof),
         *_device_differences(spec, proof),
         *_unequal("not_hidden", (), proof.not_hidden),
         *gpu_differences(lease.gpus, SeenGpus(nodes=proof.gpu_nodes, driver=proof.gpu_driver)),
@@ -158,7 +158,7 @@ def _file_system_differences(spec: RunSpec, proof: Proof) -> list[str]:
     return wrong
 
 
-def _mount_differences(spec: RunSpec, proof: Proof) -> list[str]:
+def _mount_differences(spec: RunSpec, lease: Lease, proof: Proof) -> list[str]:
     """Compare mounts: ours read-only, the writable ones bounded, nothing else writable."""
     seen = {mount.target: mount for mount in proof.mounts}
     wrong = [
@@ -170,16 +170,18 @@ def _mount_differences(spec: RunSpec, proof: Proof) -> list[str]:
         mount = seen.get(place)
         if mount is None or mount.type != "tmpfs" or not flags <= set(mount.options):
             wrong.append(f"{place}: asked tmpfs with {sorted(flags)}, PID 1 sees {mount}")
-    return wrong + [f"mounts: {m.target} is writable" for m in proof.mounts if not _is_allowed(m)]
+    places = (*DEVICE_PLACES, *lease.counters)
+    writable = [mount.target for mount in proof.mounts if not _is_allowed(mount, places)]
+    return wrong + [f"mounts: {target} is writable" for target in writable]
 
 
-def _is_allowed(mount: SeenMount) -> bool:
+def _is_allowed(mount: SeenMount, engine_places: tuple[str, ...]) -> bool:
     is_engine_s = mount.type in ("tmpfs", "devtmpfs")
     return (
         "ro" in mount.options
         or mount.target in WRITABLE_PLACES
         or mount.type in KERNEL_FILE_SYSTEMS
-        or (is_engine_s and any(is_within(mount.target, place) for place in DEVICE_PLACES))
+        or (is_engine_s and any(is_within(mount.target, place) for place in engine_places))
     )
 
 

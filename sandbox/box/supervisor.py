@@ -46,22 +46,29 @@ OUTPUT_PATH = "/out"
 BOUNDED_PATHS = ("/out", "/tmp", "/dev/shm")  # noqa: S108 - the box's own, mounted by us
 CGROUP_PATH = "/sys/fs/cgroup"
 CHANNEL_FD = 3
+# What the kernel counts and shows of the whole machine: two boxes could talk by moving it.
+HIDDEN_IN_PROC = (
+    "acpi asound buddyinfo cgroups diskstats fs interrupts irq kallsyms kcore key-users "
+    "keys kpagecgroup kpagecount kpageflags latency_stats loadavg locks mdstat meminfo "
+    "pagetypeinfo partitions pressure sched_debug schedstat scsi slabinfo softirqs stat "
+    "swaps timer_list timer_stats tty uptime vmallocinfo vmstat zoneinfo sys/fs "
+    "sys/kernel/pty sys/debug"
+)
+HIDDEN_IN_SYS = (
+    "block class/thermal devices/virtual/bdi devices/virtual/powercap firmware fs/bcache "
+    "fs/btrfs fs/ext4 fs/f2fs fs/fuse fs/nfs fs/pstore fs/xfs fs/zfs kernel"
+)
 HIDDEN_PATHS = (
-    # What the kernel counts and shows of the whole machine: two boxes could talk by moving it.
-    *("/proc/acpi", "/proc/asound", "/proc/buddyinfo", "/proc/cgroups", "/proc/diskstats"),
-    *("/proc/fs", "/proc/interrupts", "/proc/irq", "/proc/kallsyms", "/proc/kcore"),
-    *("/proc/key-users", "/proc/keys", "/proc/kpagecgroup", "/proc/kpagecount"),
-    *("/proc/kpageflags", "/proc/latency_stats", "/proc/loadavg", "/proc/locks"),
-    *("/proc/mdstat", "/proc/meminfo", "/proc/pagetypeinfo", "/proc/partitions"),
-    *("/proc/pressure", "/proc/sched_debug", "/proc/schedstat", "/proc/scsi"),
-    *("/proc/slabinfo", "/proc/softirqs", "/proc/stat", "/proc/swaps", "/proc/timer_list"),
-    *("/proc/timer_stats", "/proc/tty", "/proc/uptime", "/proc/vmallocinfo", "/proc/vmstat"),
-    *("/proc/zoneinfo", "/proc/sys/fs", "/proc/sys/kernel/pty", "/proc/sys/debug"),
-    *("/sys/block", "/sys/class/thermal", "/sys/devices/virtual/powercap", "/sys/firmware"),
-    *("/sys/fs/bcache", "/sys/fs/btrfs", "/sys/fs/ext4", "/sys/fs/f2fs", "/sys/fs/fuse"),
-    *("/sys/fs/nfs", "/sys/fs/pstore", "/sys/fs/xfs", "/sys/fs/zfs", "/sys/kernel"),
+    *("/proc/" + name for name in HIDDEN_IN_PROC.split()),
+    *("/sys/" + name for name in HIDDEN_IN_SYS.split()),
 )
 """Each is hidden behind an empty file or directory, whatever a machine has of them."""
+COUNTED_BELOW = (
+    ("/sys/devices/system/node", ("meminfo", "numastat", "vmstat")),
+    ("/sys/devices/system/cpu", ("cpuidle",)),
+    ("/sys/dev/block", ("stat", "inflight")),
+)
+"""More of these in each directory there, named by what a machine has."""
 GPU_NAMES = ("nvidia", "dri", "kfd")
 GPU_DRIVER_PATH = "/proc/driver/nvidia/gpus"
 MOST_GPU_NODES = 256
@@ -236,6 +243,16 @@ def gpu_driver() -> dict[str, int]:
     return found
 
 
+def counters_of_parts() -> list[str]:
+    """Return where a machine's memory nodes, processors and disks count."""
+    found = []
+    for folder, names in COUNTED_BELOW:
+        for part in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            paths = [os.path.realpath("/".join((folder, part, name))) for name in names]
+            found += [path for path in paths if os.access(path, os.F_OK)]
+    return found
+
+
 def shows_something(path: str) -> bool:
     """Tell whether a file has a byte to read, or a directory an entry."""
     try:
@@ -257,7 +274,7 @@ def proof() -> dict[str, object]:
     seen.update(
         rlimits={name: list(resource.getrlimit(limit)) for name, limit in limits.items()},
         mounts=mounts(),
-        not_hidden=[path for path in HIDDEN_PATHS if shows_something(path)],
+        not_hidden=[p for p in (*HIDDEN_PATHS, *counters_of_parts()) if shows_something(p)],
         capacities={
             path: {"bytes": room.f_blocks * room.f_frsize, "inodes": room.f_files}
             for path, room in rooms.items()

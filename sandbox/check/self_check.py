@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from sandbox.box.proof import PLAIN_DEVICES
-from sandbox.box.supervisor import HIDDEN_PATHS
+from sandbox.box.supervisor import HIDDEN_PATHS, counters_of_parts
 from sandbox.check.probes import PROBES
 from sandbox.check.stress import BEGAN, STRESS_TESTS, StressTest, program_text
 from sandbox.contract.errors import LimitNotEnforced, SandboxError
@@ -168,7 +168,7 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
         "workspace": "/workspace",
         "variables": sorted(ENVIRONMENT),
         "plain_devices": sorted(PLAIN_DEVICES),
-        "hidden_paths": HIDDEN_PATHS,
+        "hidden_paths": [*HIDDEN_PATHS, *counters_of_parts()],
         "canary": place.canary,
         "canary_file": str(place.canary_file),
     }

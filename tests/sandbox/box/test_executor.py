@@ -26,6 +26,7 @@ import pytest
 from agent.attempt.sheet import read_score
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
+from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, LimitNotEnforced
 from sandbox.image.profiles import find_profile
 from sandbox.machine import box_environment
@@ -309,7 +310,8 @@ WEAKENED = [
     ("user: asked", weakened(User="65534:65534")),
     ("gids", weakened(User=lambda user: user.split(":")[0] + ":65534")),
     ("not_hidden", weakened(MaskedPaths=[])),
-    ("not_hidden", weakened(MaskedPaths=lambda hidden: hidden[:-1])),
+    ("not_hidden", weakened(MaskedPaths=lambda hidden: [p for p in hidden if p != "/proc/stat"])),
+    ("not_hidden", weakened(MaskedPaths=list(HIDDEN_PATHS))),
     ("groups", weakened(GroupAdd=["999"])),
     ("seccomp", weakened(SecurityOpt=["no-new-privileges", "seccomp=unconfined"])),
     ("no_new_privileges", weakened(SecurityOpt=[])),

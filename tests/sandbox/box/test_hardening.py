@@ -28,6 +28,7 @@ LEASE = Lease(
     owner="4242 1000 pid:[4026531836] 00000000-0000-0000-0000-000000000000",
     deadline_monotonic_seconds=2_000_000_000,
     user=2_000_000_007,
+    counters=("/sys/devices/system/node/node0/vmstat",),
 )
 GPU_LEASE = LEASE.model_copy(
     update={
