@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -100,7 +101,9 @@ def free_pace_of(history: History) -> Pace | None:
     paces = [pace for one in details if (pace := pace_of(one)) is not None]
     if not paces:
         return None
-    loading, in_all = max(pace.loading for pace in paces), max(pace.in_all for pace in paces)
+    # The median: a single score beside others would give every candidate a long time for nothing.
+    loading = median(pace.loading for pace in paces)
+    in_all = median(pace.in_all for pace in paces)
     return Pace(max(FREE_SECONDS, FREE_TIMES * loading), max(FREE_SECONDS, FREE_TIMES * in_all))
 
 

@@ -245,6 +245,8 @@ def main() -> None:
             "seconds": [round(one, 2) for one in seconds],
             "share_of_budget": statistics.median(seconds) / options.budget_seconds,
         }
+        said = ("load_seconds", "model_seconds", "probes", "hidden_gain")
+        found |= {name: scores[-1][1][name] for name in said if name in scores[-1][1]}
         if options.plans:
             nats = honest_nats(lab, checkpoint)
             found["bound"] = bound(lab, nats["bfloat16"][0])

@@ -34,7 +34,7 @@ from sandbox.contract.run import RunResult
 from tests.support.boxes import in_session, python_spec
 from tests.support.clock import Clock
 from tests.support.executors import FakeExecutor
-from tests.support.histories import STATE, Night, baseline, start
+from tests.support.histories import STATE, Night, baseline, scored, start
 from tests.support.labs import scoring_lab
 
 ROOT = Path(__file__).parents[3]
@@ -378,7 +378,7 @@ def test_what_is_free_is_three_times_the_baselines_and_ten_seconds_at_least() ->
     [*scores] = night.history.attempt(0).scores
     for score, took in zip(scores, (2.0, 5.0, 4.0), strict=True):
         score.details.update({"load_seconds": took, "model_seconds": 2 * took})
-    assert Pace(loading=15.0, in_all=30.0) == free_pace_of(night.history)
+    assert Pace(loading=12.0, in_all=24.0) == free_pace_of(night.history)
     for score in scores:
         score.details.update({"load_seconds": 1.0, "model_seconds": 3.0})
     assert Pace(loading=10.0, in_all=10.0) == free_pace_of(night.history)
@@ -392,3 +392,19 @@ def test_a_budget_of_tokens_leaves_no_seconds_for_loading() -> None:
     result = SimpleNamespace(result=SimpleNamespace(wall_seconds=45.0))
     assert 15.0 == left_seconds_of(cast(RunFinished, result), wall)
     assert 0.0 == left_seconds_of(cast(RunFinished, result), tokens)
+
+
+# The newest score of a seed
+
+
+def test_a_newer_score_takes_an_older_ones_place_also_without_a_value() -> None:
+    made = Night()
+    start(made)
+    baseline(made, random.Random(1))
+    before = made.history.attempt(0).values()
+
+    made.add(scored(0, 1, before[1] - 0.5))
+    assert before | {1: before[1] - 0.5} == made.history.attempt(0).values()
+    made.add(scored(0, 2, None, "looks_ahead"))
+    assert [1, 3] == sorted(made.history.attempt(0).values())
+    assert made.history.trial(TrialKey("attempt", 0, 2)).value("val") is None
