@@ -190,7 +190,10 @@ def test_a_waiter_that_is_frozen_is_passed_over_until_it_looks_again(tmp_path: P
         assert said(holder)
         with process(tmp_path, 1, "frozen") as frozen:
             assert wait_until(lambda: leases(tmp_path).status().waiting == ("frozen",))
-            os.kill(frozen.pid, signal.SIGSTOP)
+            with leases(tmp_path)._locked():  # one that freezes while it looks stops all others
+                os.kill(frozen.pid, signal.SIGSTOP)
+                stat = Path(f"/proc/{frozen.pid}/stat")
+                assert wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
             later = Leases(tmp_path, list, "later", now=long_after)
             holder.kill()
             holder.wait()
