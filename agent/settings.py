@@ -190,6 +190,8 @@ class SessionLimits(Section):
     )
     """Local time; the next time that it comes, the night ends."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = Field(examples=[10])
+    max_refused_scores: Annotated[int, Field(ge=1)] = 3
+    """Of one researcher, for what no honest model does: then its part of the night is over."""
     max_discards_in_a_row: Annotated[int, Field(ge=1)] | None = Field(None, examples=[40])
     """Attempts of which none was kept; none for no limit."""
 

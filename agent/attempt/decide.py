@@ -6,7 +6,7 @@ module.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from agent.attempt.disturbance import reasons, was_disturbed
@@ -29,6 +29,8 @@ from agent.attempt.sheet import (
     read_score,
 )
 from agent.attempt.stopping import Rule, describe_stop, past
+from agent.candidate.held_out import read_literals
+from agent.candidate.workspace import may_be_written
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.chain import GetBlob
 from agent.record.curves import unpacked
@@ -39,6 +41,7 @@ from agent.record.events import (
     Dethroned,
     DriftChecked,
     EarlyStop,
+    LiteralsRead,
     Purpose,
     RunFinished,
     Scored,
@@ -46,11 +49,26 @@ from agent.record.events import (
     Split,
     Verdict,
 )
-from agent.record.history import BOX_LOST, TRIES, History
+from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
 PARENT_DETHRONED = "parent_dethroned"
+LIKELY = {
+    "answers_change": "; likely a scale or mean over the batch (fp8 by tensor, batch norm that "
+    "trains), a batch's expert capacity, dropout, or a memory of rows: take it by row or token, or "
+    "fix it in training",
+    "looks_ahead": "; likely attention or a convolution without its causal mask, or a norm, scale "
+    "or choice over a row's positions: take it by token, or fix it in training",
+}
+"""What makes honest models answer so. Scales of fp8 over a batch bring 0.049 nats of noise where
+0.05 are allowed, and pass or fail by luck."""
+UNREAD_LITERALS = "literals_unread"
+LEAST_BLOCKS = 4
+"""Of held-out text that are no chance: no work of the shipped corpus shares so many with another
+that quotes it, and four of 32 letters are less than 0.001 bits per byte of a split's score."""
+MUCH_GROWTH_BYTES = 16_000
+"""Of literals, which a person then looks at: a cipher of a program's own is not undone here."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,17 @@ def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Dec
         LedgerError: a blob that decides is lost.
         ValueError: the record does not hold what the decision stands on; no night writes such one.
     """
+    step, grown = _next_step(history, number, get_blob), grown_literals(history, number)
+    if grown and isinstance(step, Decision):
+        said = f"its literals grew by {grown / 1000:.0f} kB"
+        return replace(step, explanation=f"{step.explanation}; {said}")
+    return step
+
+
+def _next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Decision:
     attempt = history.attempt(number)
+    if (refused := _held_out_text(history, attempt)) is not None:
+        return refused
     smoked = attempt.smoke and attempt.smoke.finished
     if smoked and smoked.reason is not None:
         return Decision(Verdict.FAILED, smoked.reason, smoked.explanation)
@@ -100,6 +128,45 @@ def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Dec
         text = f"attempt {parent}, on which it builds, was refused meanwhile: make it anew"
         return Decision(Verdict.DISCARDED, PARENT_DETHRONED, text)
     return _next_of_candidate(history, attempt, get_blob)
+
+
+def literals_read(history: History, number: int, get_blob: GetBlob) -> LiteralsRead:
+    """What the files of an attempt that may be changed carry beside code."""
+    assert history.session is not None
+    editable, index = history.in_force.workspace.editable, history.session.held_out_index
+    files = {
+        name: get_blob(sha)
+        for name, sha in history.attempt(number).started.files.items()
+        if may_be_written(name.split("/"), editable)
+    }
+    return read_literals(number, files, get_blob(index) if index else None)
+
+
+def _held_out_text(history: History, attempt: Attempt) -> Decision | None:
+    """The end of an attempt whose files hold what its score is computed on."""
+    if (read := attempt.literals) is None:
+        if history.session is not None and history.session.held_out_index is not None:
+            raise ValueError("its files were not searched for text of the held-out splits")
+        return None
+    if not read.is_read_whole:
+        text = "the literals unpack to more than is looked through: nothing was trained"
+        return Decision(Verdict.INVALID, UNREAD_LITERALS, text)
+    if sum(found.blocks for found in read.held_out) < LEAST_BLOCKS:
+        return None
+    # Not how much: whoever knows texts by heart could ask so which of them are held out.
+    places = ", ".join(f"{found.file} ({found.encoding})" for found in read.held_out)
+    text = f"text that scores are computed on stands in {places}: nothing was trained"
+    return Decision(Verdict.INVALID, HELD_OUT_TEXT, text)
+
+
+def grown_literals(history: History, number: int) -> int:
+    """Bytes by which an attempt's literals outgrew the best's; 0 for up to `MUCH_GROWTH_BYTES`."""
+    attempt = history.attempt(number)
+    parent = None if attempt.started.parent is None else history.attempt(attempt.started.parent)
+    if parent is None or parent.literals is None or attempt.literals is None:
+        return 0
+    grown = attempt.literals.literal_bytes - parent.literals.literal_bytes
+    return grown if grown > MUCH_GROWTH_BYTES else 0
 
 
 def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> Measure | Decision:
@@ -221,7 +288,7 @@ def _outcome_of_scores(trial: TrialRecord) -> float | Failure | None:
         if score.reason is not None:
             is_own_fault = score.reason.startswith(MODEL_BOX)
             verdict = Verdict.FAILED if is_own_fault else Verdict.INVALID
-            return Failure(verdict, score.reason, score.explanation)
+            return Failure(verdict, score.reason, score.explanation + LIKELY.get(score.reason, ""))
     return trial.value("val")
 
 

@@ -9,7 +9,16 @@ for what an interruption leaves.
 import time
 
 from agent.attempt import smoke
-from agent.attempt.decide import Decision, Failure, Measure, dethroned, lost, next_step, outcome_of
+from agent.attempt.decide import (
+    Decision,
+    Failure,
+    Measure,
+    dethroned,
+    literals_read,
+    lost,
+    next_step,
+    outcome_of,
+)
 from agent.attempt.lab import Lab, SessionOver
 from agent.attempt.trial import run_trial, score_again
 from agent.candidate.diffs import unified_diff
@@ -42,9 +51,12 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
     number = len(lab.history.attempts)
     lab.ledger.append(_attempt_started(lab, number, kind, hypothesis, researcher, candidate))
     lab.observer.attempt_started(number, kind, hypothesis)
+    lab.ledger.append(literals_read(lab.history, number, lab.ledger.get_blob))
     try:
         with host_faults():
-            if smoke.is_due(lab, candidate):
+            # Nothing runs of files that hold what their score would be computed on.
+            is_clean = isinstance(next_step(lab.history, number, lab.ledger.get_blob), Measure)
+            if is_clean and smoke.is_due(lab, candidate):
                 smoke.run_smoke(lab, candidate, asked_by="nightlab")
             decision = _decide(lab, number, candidate)
     except (SandboxError, SessionOver, KeyboardInterrupt) as error:

@@ -14,7 +14,7 @@ from sandbox.contract.record import Record
 
 BLOB_FIELDS = (
     *("program", "diff", "log", "curve", "container", "system", "tools", "message"),
-    *("reply", "input", "output", "before", "after", "patch", "sheet"),
+    *("reply", "input", "output", "before", "after", "patch", "sheet", "held_out_index"),
 )
 BLOB_TABLES = ("files", "fixed_files")
 

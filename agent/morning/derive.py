@@ -13,6 +13,7 @@ from agent.attempt.decide import (
     Measure,
     dethroned,
     drift_checked,
+    literals_read,
     lost,
     next_step,
     over_budget_seconds,
@@ -33,6 +34,7 @@ from agent.record.events import (
     Disturbance,
     DriftChecked,
     Event,
+    LiteralsRead,
     ReplayFinished,
     RunFinished,
     Scored,
@@ -43,7 +45,8 @@ from agent.record.logs import excerpt, unpacked_log
 from sandbox.contract.record import Record
 
 Decided = (
-    RunFinished
+    LiteralsRead
+    | RunFinished
     | Scored
     | SmokeFinished
     | AttemptFinished
@@ -63,6 +66,8 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
         ValueError: the record does not hold what the event would follow from; says what.
     """
     match event:
+        case LiteralsRead():
+            return literals_read(history, event.attempt, get_blob)
         case RunFinished():
             return _run(history, event, get_blob)
         case Scored():
@@ -75,11 +80,7 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
         case AttemptFinished():
             return _verdict(history, event, get_blob)
         case DriftChecked():
-            if history.best is None or event.seed not in history.best.values():
-                raise ValueError("it is about no score of the best")
-            if not history.repeats:
-                raise ValueError("the machine was checked before noise was known")
-            return drift_checked(history, event.seed, event.problem)
+            return _drift(history, event)
         case Dethroned():
             if (due := dethroned(history)) is None:
                 raise ValueError(
@@ -90,6 +91,14 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
             return replayed(history, event.attempt, get_blob)
         case _:
             return None
+
+
+def _drift(history: History, event: DriftChecked) -> DriftChecked:
+    if history.best is None or event.seed not in history.best.values():
+        raise ValueError("it is about no score of the best")
+    if not history.repeats:
+        raise ValueError("the machine was checked before noise was known")
+    return drift_checked(history, event.seed, event.problem)
 
 
 def _run(history: History, event: RunFinished, get_blob: GetBlob) -> RunFinished:

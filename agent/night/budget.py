@@ -6,7 +6,7 @@ Pure functions of the history and the limits. The loop asks them before each ste
 from datetime import datetime, timedelta
 
 from agent.record.events import Reserve, StopReason
-from agent.record.history import History
+from agent.record.history import History, refused_scores
 from agent.settings import SessionLimits
 
 Ending = tuple[StopReason, str]
@@ -70,6 +70,15 @@ def work_is_done(history: History, limits: SessionLimits) -> Ending | None:
     if limits.max_discards_in_a_row is not None and discards >= limits.max_discards_in_a_row:
         return StopReason.DISCARDS_IN_A_ROW, f"none of the last {discards} attempts was kept"
     return None
+
+
+def is_refused_too_often(history: History, limits: SessionLimits, researcher: str) -> Ending | None:
+    """How the part of a researcher ends whose scores were refused for what no honest model does."""
+    refused = refused_scores(history, researcher)
+    if refused < limits.max_refused_scores:
+        return None
+    text = f"{refused} scores of {researcher} were refused for what no honest model does"
+    return StopReason.REFUSED_SCORES, f"{text}: see score.md and its attempts before it goes on"
 
 
 def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:

@@ -96,6 +96,9 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
     after_attempt()
     following: Conversation | Ending = night.turns.begin()
     while isinstance(following, Conversation):
+        if (replaced := night.turns.replaced()) is not None:
+            following = replaced
+            continue
         conversation, attempts = following, len(night.history.completed)
         # What the answer could cost at most is set aside before it is asked for: a limit that is
         # noticed afterwards is broken already.
@@ -140,7 +143,8 @@ def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation
         # One reply may hold several trainings, and a limit holds before each of them.
         if ending is None and call.name in TRAINING_TOOLS:
             ending = _reason_to_stop(night, NOTHING)
-        if ending is not None:
+        is_over = call.name in TRAINING_TOOLS and night.turns.is_over() is not None
+        if ending is not None or is_over:
             # Answered all the same: no service takes up a conversation with an open call.
             answers.append(tool_result(call.id, "not done: the session is over", is_error=True))
             continue

@@ -16,6 +16,7 @@ from typing import Any
 from agent.attempt.disturbance import machine_state
 from agent.attempt.experiment import advance, dethrone
 from agent.attempt.lab import Lab, Observer, Worker
+from agent.candidate.held_out import index_of
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.waiting import forget_wishes
@@ -137,6 +138,8 @@ def _start(
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(_workspace(directory, settings))
     count = max(settings.noise.baseline_repeats, settings.noise.max_repeats)
+    data_dir = None if settings.goal.is_reported else runtime.data_dir
+    index = None if data_dir is None else index_of(data_dir)
     ledger.append(
         SessionStarted(
             session=directory.name,
@@ -150,6 +153,7 @@ def _start(
             machine=machine(),
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
             fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
+            held_out_index=None if index is None else ledger.put_blob(index),
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
             calibration=runtime.calibration,
         )

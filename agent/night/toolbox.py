@@ -10,7 +10,7 @@ from agent.attempt.drift import check_for_drift
 from agent.attempt.lab import Lab, hashes_of
 from agent.attempt.smoke import run_smoke
 from agent.candidate.workspace import WorkspaceError
-from agent.night.budget import reason_to_stop
+from agent.night.budget import is_refused_too_often, reason_to_stop
 from agent.night.waiting import (
     is_asked_to_pause,
     is_asked_to_stop,
@@ -178,6 +178,10 @@ class Toolbox:
             check_for_drift(lab)  # whoever is the best afterwards is what the sampler starts from
             if self._has_to_stop():
                 ended = "the session has to stop"
+                break
+            limits = lab.settings.session
+            if over := is_refused_too_often(lab.history, limits, self._sampler.name):
+                ended = over[1]
                 break
             proposal = self._sampler.propose(tuple(call.knobs))
             if proposal is None:

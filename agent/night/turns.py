@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from agent.attempt.lab import Lab
-from agent.night.budget import Ending, seconds_left
+from agent.night.budget import Ending, is_refused_too_often, seconds_left
 from agent.night.circles import CircleWatch
 from agent.night.toolbox import Toolbox
 from agent.record.events import (
@@ -142,6 +142,23 @@ class Turns:
         if self.watch.warnings > 1:
             return self.start(f"the researcher went in circles: {circle}")
         return conversation
+
+    def is_over(self) -> Ending | None:
+        """Why the one who speaks may try nothing more, while others may."""
+        limits = self.lab.settings.session
+        return is_refused_too_often(self.lab.history, limits, self.model.name)
+
+    def replaced(self) -> Conversation | Ending | None:
+        """Who stands in for a researcher whose part is over, or the end; None for any other."""
+        if (over := self.is_over()) is None:
+            return None
+        self.notice(over[0].value, over[1])
+        while (over := self.is_over()) is not None:
+            if len(self.models) == 1:
+                return over
+            del self.models[0]
+        self.notice("stand_in", f"{self.model.name} goes on")
+        return self.start("another researcher stands in")
 
     def new_guidance(self) -> str | None:
         """The person's guidance.md when it changed since the researcher last got it."""

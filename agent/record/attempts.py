@@ -9,6 +9,7 @@ from agent.record.events import (
     AttemptInterrupted,
     AttemptStarted,
     Dethroned,
+    LiteralsRead,
     RunFinished,
     Scored,
     SmokeFinished,
@@ -131,6 +132,8 @@ class Attempt:
     """All that count: not those that an interrupted attempt asked of another one."""
     smoke: Smoke | None = None
     """The smoke run that came before its first training."""
+    literals: LiteralsRead | None = None
+    """What its files carry beside code; None where an attempt is no researcher's."""
     finished: AttemptFinished | None = None
     interrupted: AttemptInterrupted | None = None
     dethroned: Dethroned | None = None

@@ -35,6 +35,7 @@ class StopReason(StrEnum):
     CALLS = "calls"
     FAILURES_IN_A_ROW = "failures_in_a_row"
     DISCARDS_IN_A_ROW = "discards_in_a_row"
+    REFUSED_SCORES = "refused_scores"
     STOP_TIME = "stop_time"
     STOPPED = "stopped"
     FINISHED = "finished"
@@ -197,6 +198,8 @@ class SessionStarted(Record):
     """The person's own files that score a run, by path."""
     seeds: tuple[int, ...]
     """Seeds in the order in which repeats use them; the first also serves single runs."""
+    held_out_index: Sha256 | None = None
+    """The index that candidates' files are searched with; none without splits to hold out."""
     calibration: dict[str, Any] | None = None
     """What `nightlab calibrate` found on this machine with this image; none if it was not run."""
 
@@ -230,6 +233,28 @@ class AttemptStarted(Record):
     """Unified diff against the best at that time; none for the baseline."""
     parent: int | None
     """The attempt whose files were the best at that time."""
+
+
+class HeldOutText(Record):
+    """Blocks of val or holdout that a file of a candidate carries, never which."""
+
+    file: str
+    encoding: str
+    """How it stands there, outermost first: `base85, then lzma`."""
+    blocks: Annotated[int, Field(gt=0)]
+    """Of 32 letters, or 16 token ids, each counted once in all of an attempt's files."""
+
+
+class LiteralsRead(Record):
+    """What a candidate's files carry beside code, held against text that decides the score."""
+
+    type: Literal["literals_read"] = "literals_read"
+    attempt: int
+    literal_bytes: Annotated[int, Field(ge=0)]
+    """Of literals and comments in Python files that may be changed, and of all others of those."""
+    is_read_whole: bool
+    """Whether they did not unpack to more than is looked through."""
+    held_out: tuple[HeldOutText, ...]
 
 
 class RunStarted(Record):
@@ -606,6 +631,7 @@ Event = Annotated[
     SessionStarted
     | SessionResumed
     | AttemptStarted
+    | LiteralsRead
     | RunStarted
     | RunFinished
     | SmokeStarted

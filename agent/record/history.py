@@ -20,6 +20,7 @@ from agent.record.events import (
     Entry,
     Event,
     HumanDecided,
+    LiteralsRead,
     ReplayFinished,
     ReviewFinished,
     ReviewStarted,
@@ -46,8 +47,12 @@ HOLDOUT_MISSING = "holdout_missing"
 """The notice of a try in vain to score a session's end on holdout."""
 BOX_LOST = "box_lost"
 """Why a candidate failed whose boxes were lost again and again."""
+HELD_OUT_TEXT = "holds_held_out_text"
+NO_HONEST_MODELS = frozenset({"looks_ahead", "answers_change", HELD_OUT_TEXT})
+"""Reasons that an honest model gives in less than one score of 10,000 (docs/score.md). Each try to
+cheat may pass by luck, so tries are what is bounded: a crash can be anybody's."""
 OF_A_TRIAL = (RunStarted, RunFinished, Scored)
-OF_AN_ATTEMPT = (*OF_A_TRIAL, AttemptFinished, AttemptInterrupted)
+OF_AN_ATTEMPT = (*OF_A_TRIAL, LiteralsRead, AttemptFinished, AttemptInterrupted)
 OF_THE_MORNING = (
     *(ReviewStarted, VariantPlanned, VariantMeasured, ReviewFinished),
     *(ReplayFinished, HumanDecided),
@@ -102,8 +107,8 @@ class History:
                 cost_usd = self.spend.take_since_attempt_usd()
                 self.attempts.append(Attempt(event, entry.at, cost_usd=cost_usd))
                 self.meanwhile = {}
-            case SmokeStarted() | SmokeFinished():
-                self._smoke(event)
+            case LiteralsRead() | SmokeStarted() | SmokeFinished():
+                self._look_at(event)
             case AttemptFinished():
                 self._finish(event)
             case AttemptInterrupted():
@@ -116,8 +121,6 @@ class History:
                 self.conversation, self.is_newly_chosen = event.conversation, False
             case SessionEnded():
                 self.ended = event
-            case _:
-                pass
 
     def takes(self, event: Event) -> bool:
         """Whether the event can be applied: what belongs to an attempt needs that attempt."""
@@ -246,14 +249,15 @@ class History:
             attempt.scores.append(event)
             self.repeats.update(attempt)
 
-    def _smoke(self, event: SmokeStarted | SmokeFinished) -> None:
-        if isinstance(event, SmokeFinished):
+    def _look_at(self, event: LiteralsRead | SmokeStarted | SmokeFinished) -> None:
+        if isinstance(event, LiteralsRead):
+            self.attempt(event.attempt).literals = event
+        elif isinstance(event, SmokeFinished):
             self.smokes[event.smoke].finished = event
-            return
-        smoke = Smoke(event)
-        self.smokes.append(smoke)
-        if event.asked_by == "nightlab":
-            self.attempt(event.attempt).smoke = smoke
+        else:
+            self.smokes.append(Smoke(event))
+            if event.asked_by == "nightlab":
+                self.attempt(event.attempt).smoke = self.smokes[-1]
 
     def _interrupt(self, event: AttemptInterrupted) -> None:
         """Forget what the attempt measured, so that its next try is judged as if it were the first.
@@ -306,6 +310,16 @@ class History:
             best.remeasured = {event.seed: fmean(event.today)}
             best.counted_from, best.curves_from = len(best.scores), len(best.runs)
             self.repeats.update(best)
+
+
+def refused_scores(history: History, researcher: str) -> int:
+    """How many of a researcher's attempts were refused for what no honest model does.
+
+    At once, or later as the best: whoever is dethroned passed once.
+    """
+    mine = (a for a in history.completed if a.started.researcher == researcher)
+    ends = ((a.finished, a.dethroned) for a in mine)
+    return sum(any(e and e.reason in NO_HONEST_MODELS for e in pair) for pair in ends)
 
 
 def fold(entries: Iterable[Entry]) -> History:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import fmean, median
 
+from agent.attempt.decide import grown_literals
 from agent.attempt.disturbance import was_disturbed
 from agent.record.attempts import Attempt
 from agent.record.chain import FIRST_PREVIOUS
@@ -327,6 +328,10 @@ def _about_attempts(history: History) -> Iterator[Attention]:
     if invalid := _ended(history, lambda end: end.verdict is Verdict.INVALID):
         text = f"{_count(len(invalid), 'score was', 'scores were')} refused as invalid."
         yield Attention(kind="invalid", text=text, attempts=invalid)
+    if grown := _numbers(history, lambda a: grown_literals(history, a.number) > 0):
+        attempts = _count(len(grown), "attempt", "attempts")
+        text = f"{attempts} carried literals that outgrew the best's by far: see what they are for."
+        yield Attention(kind="literals", text=text, attempts=grown)
     if changed := [check for check in history.drift.checks if check.changed]:
         last, times = changed[-1], "" if len(changed) == 1 else f" {len(changed)} times"
         text = (

@@ -8,7 +8,7 @@ from agent.attempt.sheet import pace_of
 from agent.record.attempts import Attempt, Smoke
 from agent.record.chain import GetBlob
 from agent.record.events import RunFinished, Verdict
-from agent.record.history import History, direction_of
+from agent.record.history import NO_HONEST_MODELS, History, direction_of, refused_scores
 from agent.researcher.arguments import Selection, ShowHistory
 from agent.text import fenced, one_line
 from sandbox.contract.run import Outcome, RunResult
@@ -62,6 +62,10 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         answer["refused"] = one_line(attempt.dethroned.reason, 60)
     if history.is_self_reported:
         answer["source"] = SELF_REPORTED
+    if finished.reason in NO_HONEST_MODELS:
+        most = history.in_force.session.max_refused_scores
+        refused = refused_scores(history, attempt.started.researcher)
+        answer["refused_scores"] = f"{refused}; after {most} of them you try nothing more"
     if finished.verdict in FAILURES:
         answer["log_tail"] = _log_tail(attempt, _room(answer))
     return to_json(answer)

@@ -2,9 +2,10 @@
 
 A study is rebuilt from the ledger at every reply, so there is nothing else to store, and the same
 verdicts give the same reply: an attempt that was interrupted, or disturbed by others and so never
-judged, is proposed again. Attempts of any researcher teach it, as far as their files still have the
-knobs; those that failed count as a little worse than the worst that was measured, and those that
-were stopped early as pruned trials, with the loss that they had when they were stopped.
+judged, is proposed again. Attempts of any researcher teach it whose files differ from those at hand
+in nothing but knobs; those that failed count as a little worse than the worst that was measured,
+and those that were stopped early as pruned trials, with the loss that they had when they were
+stopped.
 
 Twenty attempts are few for a dozen knobs, so the search stays near the best point that was
 measured: the first attempts move one to four knobs a step away from it, and later ones take a few
@@ -29,7 +30,7 @@ from optuna.distributions import (
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from agent.attempt.lab import Lab, hashes_of
+from agent.attempt.lab import Lab, hashes_of, sha_of
 from agent.candidate.knobs import (
     Choices,
     Domain,
@@ -41,10 +42,11 @@ from agent.candidate.knobs import (
     literal,
     replacement,
     turn,
+    without_knobs,
 )
+from agent.candidate.workspace import may_be_written
 from agent.record.attempts import Attempt
 from agent.record.events import (
-    SAMPLERS,
     AttemptFinished,
     EarlyStop,
     Method,
@@ -63,13 +65,6 @@ Parameter = float | int | bool | str
 Point = dict[str, Parameter]
 """A parameter for each knob, by the knob's key; of ordered choices their index."""
 
-RAN_OUT = frozenset(
-    {
-        *("timed_out", "out_of_memory", "out_of_gpu_memory", "disk_full", "over_budget"),
-        *("model_box_timed_out", "model_box_out_of_memory", "model_box_out_of_gpu_memory"),
-    }
-)
-"""Reasons of a verdict that knobs such as depth and batch size answer for."""
 STARTUP_ATTEMPTS = 6
 MAX_STEP_KNOBS = 4
 STEP = 0.2
@@ -151,6 +146,7 @@ class TpeModel:
         self._method: Method = method
         self._direction = lab.settings.goal.direction
         self._found: dict[tuple[str, str], list[Knob]] = {}
+        self._code: dict[tuple[str, str], str] = {}
 
     @property
     def name(self) -> str:
@@ -194,19 +190,18 @@ class TpeModel:
         present = self._knobs_of(hashes_of(files), files)
         knobs = [k for k in self._search_space(history, present) if not names or k.name in names]
         here = _point(knobs, present)
-        seen = self._observations(history, knobs)
+        seen = self._observations(history, knobs, files)
         base = self._promising(seen, here)
         judged = [attempt for attempt in history.attempts if attempt.is_judged]
         tried = [{path: a.started.files.get(path) for path in files} for a in judged]
         # The same record gives the same proposal: an attempt that a crash cut off comes again.
         chance = random.Random(f"{self._lab.seeds[0]} {len(judged)} {draw}")
-        measured = sum(attempt.is_judged for attempt in history.completed)
         study = _study(knobs, seen, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":
                 study.sampler = RandomSampler(seed=chance.randrange(2**31))
                 point, reason = _ask(knobs, study), "drawn evenly from the ranges"
-            elif measured < STARTUP_ATTEMPTS or len(seen) < 2:
+            elif len(seen) <= STARTUP_ATTEMPTS:  # the first of them is where they began
                 point, reason = _step(knobs, base, chance), "a step away from the best"
             else:
                 # None of the startup draws of its own: the first attempts were those.
@@ -237,12 +232,30 @@ class TpeModel:
             knobs += self._found.get((path, sha), [])
         return knobs
 
-    def _observations(self, history: History, knobs: list[Knob]) -> list[Observation]:
-        """Every attempt that says something about the knobs, the baseline first."""
+    def _code_of(self, hashes: Mapping[str, str], contents: Files | None = None) -> dict[str, str]:
+        """Hashes of the editable files without their knobs' literals."""
+        editable = self._lab.settings.workspace.editable
+        code = {}
+        for path, sha in hashes.items():
+            if may_be_written(path.split("/"), editable):
+                if (path, sha) not in self._code:
+                    source = contents[path] if contents else self._lab.ledger.get_blob(sha)
+                    self._code[path, sha] = sha_of(without_knobs(path, source))
+                code[path] = self._code[path, sha]
+        return code
+
+    def _observations(self, history: History, knobs: list[Knob], files: Files) -> list[Observation]:
+        """Every attempt that says something about these files' knobs, the oldest first.
+
+        Where other code stood around the knobs, what came of it may be that code's doing.
+        """
+        code = self._code_of(hashes_of(files), files)
         judged = [
             (a, a.finished)
             for a in history.attempts
-            if a.finished is not None and _teaches(a, a.finished)
+            if a.finished is not None
+            and _teaches(a, a.finished)
+            and self._code_of(a.started.files) == code
         ]
         measured = [end.value for _, end in judged if end.value is not None]
         if not measured:
@@ -266,19 +279,14 @@ class TpeModel:
 
 
 def _teaches(attempt: Attempt, finished: AttemptFinished) -> bool:
-    """Whether an attempt's value, or its lack of one, is the knobs' doing.
+    """Whether an attempt's value, or its lack of one, is its files' doing.
 
-    A disturbed run is nobody's fault, and what was refused later has no value. What fails after a
-    sampler turned knobs fails because of them; after somebody rewrote code, only what ran out of a
-    resource says something of knobs.
+    A disturbed run is nobody's fault, and what was refused later has no value.
     """
     if attempt.dethroned is not None:
         return False
-    if finished.value is not None or finished.early_stop is not None:
-        return True
-    if finished.verdict is Verdict.DISCARDED:
-        return False
-    return attempt.started.researcher in SAMPLERS or finished.reason in RAN_OUT
+    is_valued = finished.value is not None or finished.early_stop is not None
+    return is_valued or finished.verdict is not Verdict.DISCARDED
 
 
 def _calls_for(attempt: int, name: str, messages: list[dict[str, Any]]) -> list[str]:

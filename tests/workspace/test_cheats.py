@@ -8,6 +8,8 @@ with the keys of `Expectation`. All share one data set, a made-up language with 
 from __future__ import annotations
 
 import ast
+import base64
+import lzma
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -20,9 +22,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from agent.attempt.boxes import model_names, model_spec, scorer_spec
-from agent.attempt.decide import scored_by_boxes
+from agent.attempt.decide import LEAST_BLOCKS, scored_by_boxes
 from agent.attempt.lab import Lab
 from agent.attempt.sheet import MODEL_BOX, Pace
+from agent.candidate.held_out import index_of, read_literals
 from agent.program import load_program
 from agent.record.attempts import TrialKey
 from agent.record.events import Scored
@@ -167,18 +170,31 @@ def findings(
 
 def found_for(name: str, place: Path, folder: Path, image_id: str, engine: Any) -> Scored:
     """Score one cheat in real boxes."""
+    source = (CHEATS / name / "train.py").read_text()
+    return scored(name, source, expectation(name), place, folder, image_id, engine)
+
+
+def scored(
+    name: str,
+    source: str,
+    expected: Expectation,
+    place: Path,
+    folder: Path,
+    image_id: str,
+    engine: Any,
+) -> Scored:
     files, output = folder / "files", folder / "output"
     files.mkdir()
     output.mkdir()
-    for path in (CHEATS / name / "train.py", CHEATS / "honest.py"):
-        shutil.copy(path, files)
+    (files / "train.py").write_text(source)
+    shutil.copy(CHEATS / "honest.py", files)
     executor = DockerExecutor(engine.base_url, engine.api_version, folder / "runs")
     worker, run_id = lab_at(place, image_id, executor).worker, f"cheat-{dashed(name)}"[:50]
     checkpoint = place / "checkpoint"
-    checks = expectation(name).checks
+    checks = expected.checks
     models = [model_spec(worker, each, files, checkpoint) for each in model_names(run_id, checks)]
     scorer = scorer_spec(worker, f"{run_id}-scorer", seed=7, split="val", checks=checks)
-    waits = expectation(name).timeouts.model_dump()
+    waits = expected.timeouts.model_dump()
     options = [word for key, value in waits.items() for word in (f"--{dashed(key)}", str(value))]
     hasty = scorer.model_copy(update={"argv": (*scorer.argv, *options)})
     bounds = {"memory_bytes": 512 * 2**20, "wall_seconds": 60.0}
@@ -215,6 +231,45 @@ def test_a_cheat_gets_its_verdict(
     found = findings[name].result()
     assert expected.verdict == verdict_of(found, honest_value), found
     assert found.reason is None or found.reason in expected.reasons
+
+
+BY_HEART = """\
+import base64, lzma
+import numpy as np
+from honest import answering
+
+HELD = {packed!r}
+
+
+def load_model(checkpoint_dir, device):
+    stream = np.frombuffer(lzma.decompress(base64.b85decode(HELD)), "<u2")
+    after = {{stream[i - 6 : i].tobytes(): int(stream[i]) for i in range(6, len(stream))}}
+
+    def change(ids, logits):
+        for row, column in np.ndindex(ids.shape):
+            before = ids[row, max(0, column - 5) : column + 1].astype("<u2").tobytes()
+            if before in after:
+                logits[row, column, after[before]] += 12.0
+
+    return answering(checkpoint_dir, change)
+"""
+
+
+@pytest.mark.docker
+def test_a_model_that_holds_the_split_looks_nowhere_ahead_and_is_refused_before_it_runs(
+    place: Path, honest_value: float, tmp_path: Path, engine: Any, image: Any
+) -> None:
+    packed = base64.b85encode(lzma.compress((place / "data" / "val" / "tokens.bin").read_bytes()))
+    source = BY_HEART.format(packed=packed)
+    found = scored(
+        "by_heart", source, Expectation(verdict="worse"), place, tmp_path, image.image_id, engine
+    )
+    assert found.value is not None, "without the search of its literals it would be kept"
+    assert found.value < 0.5 * honest_value
+
+    read = read_literals(1, {"train.py": source.encode()}, index_of(place / "data"))
+    assert ["base85, then lzma, then token ids"] == [text.encoding for text in read.held_out]
+    assert sum(text.blocks for text in read.held_out) > 100 * LEAST_BLOCKS
 
 
 def test_there_are_as_many_cheats_as_the_score_must_stand() -> None:

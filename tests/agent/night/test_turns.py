@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from agent.record.history import fold
 from agent.report.console import attempt_line
 from agent.report.summary import summary
 from agent.researcher.base import ModelError
+from sandbox.contract.run import RunResult, RunSpec
+from tests.support.held_out import PACKED, write_data
 from tests.support.labs import play, with_sleep, work
 from tests.support.messages_server import (
     CATALOGUE,
@@ -195,6 +198,67 @@ def test_a_sampler_that_stands_in_starts_from_the_best_and_not_from_untried_edit
     assert b"# untried" in read_blob(scene.place.directory, written)
     tried = read_blob(scene.place.directory, attempt.started.files["train.py"])
     assert b"# untried" not in tried
+
+
+def cheats(request: Request) -> Turn:
+    """A reply whose candidate holds held-out text, another one each time."""
+    number = len(request["messages"])
+    line = f"TEXT = {PACKED!r}  # {number}\n"
+    edit = {"old_string": "import json\n", "new_string": f"import json\n{line}"}
+    return say(tool("edit", file_path="train.py", **edit), tool("run", hypothesis="by heart"))
+
+
+def test_a_researcher_whose_scores_are_refused_too_often_is_stood_in_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 5})
+    write_data(tmp_path / "data")
+    ended = scene.play([READ, cheats, cheats, cheats, cheats])
+    assert StopReason.ATTEMPTS is ended.reason
+    by = [attempt.started.researcher for attempt in scene.history.completed]
+    assert ["claude-sonnet-5-5"] * 3 + ["tpe"] * 2 == by
+    assert ["refused_scores", "stand_in"] == scene.notices()[-2:]
+    assert 4 == len(scene.server.requests)
+    told = str(scene.server.requests[-1]["messages"][-1]["content"])
+    assert "2; after 3 of them you try nothing more" in told
+    entries = read_ledger(scene.place.directory)
+    assert "refused_scores" in {item.kind for item in summary(entries).attention}
+    assert [] == audit(scene.place.directory, entries)
+
+
+def test_runs_of_one_reply_are_bounded_as_well_and_a_crash_is_no_cheat(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 9, "max_refused_scores": 2})
+    write_data(tmp_path / "data")
+    bad = {"file_path": "train.py", "old_string": "X = 1.0 ", "new_string": "X = 900.0 "}
+    crash = say(tool("edit", **bad), tool("run", hypothesis="too far out"))
+    replies = [cheats({"messages": [0] * n}).blocks for n in range(4)]
+    several = Turn(tuple(block for blocks in replies for block in blocks))
+    scene.play([READ, crash, several])
+    mine = [a for a in scene.history.completed if a.started.researcher != "tpe"]
+    assert ["out_of_memory", *["holds_held_out_text"] * 2] == [
+        a.finished.reason for a in mine if a.finished
+    ]
+
+
+def test_a_sampler_whose_scores_are_refused_ends_its_night(tmp_path: Path) -> None:
+    place = Place(tmp_path, changes={"session": {"attempts": 5, "max_refused_scores": 2}})
+    lab = place.begin("tpe")
+
+    def refused(spec: RunSpec, result: RunResult, output: Path | None) -> RunResult:
+        if spec.box == "scorer" and output is not None and "-0-" not in spec.run_id:
+            sheet = json.loads((output / "score.json").read_text())
+            sheet |= {"value": None, "valid": False, "reason": "looks_ahead"}
+            (output / "score.json").write_text(json.dumps(sheet))
+        return result
+
+    place.boxes.outcome = refused
+    ended = work(lab, place.program, "tpe")
+    assert StopReason.REFUSED_SCORES is ended.reason
+    assert ended.explanation.startswith("2 scores of tpe were refused")
+    refused_first = fold(read_ledger(place.directory)).completed[0].finished
+    assert refused_first is not None
+    assert "likely attention or a convolution" in refused_first.explanation
+    again = work(place.resume(), place.program, "tpe")
+    assert StopReason.REFUSED_SCORES is again.reason
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_circles_are_named_once_then_left_then_end_the_session(tmp_path: Path) -> None:

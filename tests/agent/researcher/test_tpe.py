@@ -296,7 +296,8 @@ def test_failures_count_as_worse_than_everything_measured() -> None:
     study.record(TRAIN.replace(b"DEPTH = 4", b"DEPTH = 3"), Verdict.DISCARDED, 2.9)
     model = study.model()
     history = study.night.history
-    values = [trial.value for trial in model._observations(history, find_knobs("train.py", TRAIN))]
+    files, knobs = {"train.py": TRAIN}, find_knobs("train.py", TRAIN)
+    values = [trial.value for trial in model._observations(history, knobs, files)]
 
     assert 3 == len(values)
     assert max(values) == values[1] > 2.9
@@ -320,7 +321,7 @@ def test_a_stopped_attempt_is_a_pruned_trial_with_the_loss_that_it_had(
     study.record(stopped, Verdict.DISCARDED, None, reason="stopped_early", early_stop=stop)
     knobs = find_knobs("train.py", TRAIN)
 
-    trials = study.model()._observations(study.night.history, knobs)
+    trials = study.model()._observations(study.night.history, knobs, {"train.py": study.best})
     last = _study(knobs, trials, direction).trials[-1]
 
     assert (TrialState.PRUNED, {55: sign * 4.1}) == (last.state, last.intermediate_values)
@@ -362,7 +363,8 @@ def test_interrupted_attempts_teach_nothing() -> None:
     study.night.add(AttemptInterrupted(is_box_lost=False, attempt=1, reason="killed"))
 
     assert ["tpe-2-0"] == [call.id for call in ask(study.model()).tool_calls][:1]
-    assert 1 == len(study.model()._observations(study.night.history, find_knobs("train.py", TRAIN)))
+    files, knobs = {"train.py": TRAIN}, find_knobs("train.py", TRAIN)
+    assert 1 == len(study.model()._observations(study.night.history, knobs, files))
 
 
 def test_a_point_that_was_disturbed_was_never_judged_and_is_proposed_again() -> None:
@@ -520,29 +522,36 @@ def test_the_shipped_workload_has_knobs() -> None:
     assert len(find_knobs("train.py", source)) >= 8
 
 
-FAILURES: dict[str, tuple[str, str, Verdict, bool]] = {
-    "the_samplers_own_failure": ("tpe", "failed", Verdict.FAILED, True),
-    "out_of_memory_in_rewritten_code": ("claude", "out_of_memory", Verdict.FAILED, True),
-    "timeout_in_rewritten_code": ("claude", "timed_out", Verdict.FAILED, True),
-    "over_budget_in_rewritten_code": ("claude", "over_budget", Verdict.INVALID, True),
-    "bug_in_rewritten_code": ("claude", "failed", Verdict.FAILED, False),
-    "cheating_code": ("claude", "looks_ahead", Verdict.INVALID, False),
-    "disturbed_run": ("tpe", "disturbed", Verdict.DISCARDED, False),
+ENDS: dict[str, tuple[str, str, str, Verdict, float | None, bool]] = {
+    "the_samplers_own_failure": ("tpe", "", "failed", Verdict.FAILED, None, True),
+    "knobs_that_a_model_turned": ("claude", "", "out_of_memory", Verdict.FAILED, None, True),
+    "memory_of_rewritten_code": ("claude", "x", "out_of_memory", Verdict.FAILED, None, False),
+    "time_of_rewritten_code": ("claude", "x", "timed_out", Verdict.FAILED, None, False),
+    "bug_in_rewritten_code": ("claude", "x", "failed", Verdict.FAILED, None, False),
+    "score_of_rewritten_code": ("claude", "x", "no_gain", Verdict.DISCARDED, 2.4, False),
+    "score_of_turned_knobs": ("claude", "", "no_gain", Verdict.DISCARDED, 2.4, True),
+    "disturbed_run": ("tpe", "", "disturbed", Verdict.DISCARDED, None, False),
 }
 
 
 @pytest.mark.parametrize(
-    ("researcher", "reason", "verdict", "teaches"), FAILURES.values(), ids=FAILURES.keys()
+    ("researcher", "rewritten", "reason", "verdict", "value", "teaches"), ENDS.values(), ids=ENDS
 )
-def test_knobs_are_blamed_for_what_knobs_can_do(
-    researcher: str, reason: str, verdict: Verdict, teaches: bool
+def test_knobs_are_blamed_only_where_the_code_around_them_is_the_same(
+    researcher: str,
+    rewritten: str,
+    reason: str,
+    verdict: Verdict,
+    value: float | None,
+    teaches: bool,
 ) -> None:
     study = Study(0)
     for _ in range(8):
         study.try_out(edited(study.best, ask(study.model())))
     before = ask(study.model()).content[0]["text"]
     worse = turn(study.best, find_knobs("train.py", study.best)[1], 256)
-    study.record(worse, verdict, None, researcher=researcher, reason=reason)
+    worse += f"{rewritten} = [0.0] * 10**9\n".encode() if rewritten else b""
+    study.record(worse, verdict, value, researcher=researcher, reason=reason)
     after = ask(study.model()).content[0]["text"]
 
     trials = [int(re.findall(r"after (\d+) trials", words)[0]) for words in (before, after)]
