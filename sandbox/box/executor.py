@@ -120,7 +120,7 @@ class DockerExecutor:
             # Before the container: a GPU that does not answer is never given to one.
             with (
                 attended(spec, client.info, self._quarantine) as gpus,
-                self._hold_user(client) as (user, lock),
+                self._hold_user(client, container) as (user, lock),
             ):
                 self._on_step("prepared")
                 lease = _lease(spec, directory, gpus, user)
@@ -150,11 +150,11 @@ class DockerExecutor:
         return contextlib.closing(EngineClient(self._base_url, self._api_version, call_seconds))
 
     def _hold_user(
-        self, client: EngineClient
+        self, client: EngineClient, container: Container
     ) -> contextlib.AbstractContextManager[tuple[int, socket.socket]]:
         """Have a user for one box; whether an engine maps users is asked once."""
         self._users = self._users or users_of(client)
-        return held_user(client, self._users)
+        return held_user(client, self._users, lambda: container.may_come_late)
 
     @contextlib.contextmanager
     def _watched(self, container: Container, limits: Limits, lock: socket.socket) -> Iterator[None]:

@@ -8,14 +8,14 @@ import errno
 import itertools
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import docker
 
 from sandbox.box.hardening import LABEL_USER
-from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable, SandboxError
+from sandbox.contract.errors import SandboxError
 
 USERS = range(2_000_000_000, 2_000_065_536)
 """Nobody's: above what systemd gives to containers and below 2^31, where programs miscount."""
@@ -35,12 +35,17 @@ def users_of(client: docker.APIClient) -> range:
 
 @contextmanager
 def held_user(
-    client: docker.APIClient, users: Sequence[int]
+    client: docker.APIClient, users: Sequence[int], is_left: Callable[[], bool]
 ) -> Iterator[tuple[int, socket.socket]]:
     """Give a user that nothing else on this machine has, and the lock that keeps it so.
 
-    Whoever may have to outlive this process, to end the box, inherits the lock. A box that would
-    not go keeps its user: on the engine, and here as long as this process lives.
+    Whoever may have to outlive this process, to end the box, inherits the lock.
+
+    Args:
+        client: of the engine.
+        users: to choose from.
+        is_left: asked in the end whether the box may still be there. It then keeps its user: here
+            as long as this process lives, and afterwards by its label.
 
     Raises:
         SandboxError: every user is taken.
@@ -48,10 +53,9 @@ def held_user(
     user, lock = _take(client, users)
     try:
         yield user, lock
-    except (ContainerUnkillable, EngineUnavailable):
-        lock.detach()
-        raise
     finally:
+        if is_left():
+            lock.detach()
         lock.close()
 
 
