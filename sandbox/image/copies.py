@@ -66,6 +66,7 @@ def in_memory(path):  # which the kernel tells the owner of a file, and so this 
 
 def drop(path):
     with open(path, "rb") as file:
+        os.fsync(file.fileno())  # a driver that copies whole images has just written it
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return in_memory(path)
 
