@@ -39,6 +39,7 @@ from agent.record.events import (
     Arithmetic,
     AttemptFinished,
     Dethroned,
+    Disturbance,
     DriftChecked,
     EarlyStop,
     LiteralsRead,
@@ -69,6 +70,9 @@ LEAST_BLOCKS = 4
 that quotes it, and four of 32 letters are less than 0.001 bits per byte of a split's score."""
 MUCH_GROWTH_BYTES = 16_000
 """Of literals, which a person then looks at: a cipher of a program's own is not undone here."""
+
+TOO_LONG = ("too_slow", "over_budget")
+"""Reasons of a score that other work on the machine can have brought about."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,8 @@ def _outcome_of_scores(trial: TrialRecord) -> float | Failure | None:
         if score.reason is not None:
             is_own_fault = score.reason.startswith(MODEL_BOX)
             verdict = Verdict.FAILED if is_own_fault else Verdict.INVALID
+            if score.reason == DISTURBED:
+                verdict = Verdict.DISCARDED
             return Failure(verdict, score.reason, score.explanation + LIKELY.get(score.reason, ""))
     return trial.value("val")
 
@@ -355,17 +361,22 @@ def scored_by_boxes(
     split: Split,
     sheet: bytes | None,
     models: Sequence[RunResult],
+    noise: Disturbance | None,
     free: Pace | None,
     left_seconds: float,
 ) -> Scored:
     """The score of a measurement: what the scorer wrote, and how the model boxes ended.
 
-    `free` is what a model box may take for nothing, `left_seconds` what it may take besides.
+    `noise` is what others did meanwhile, `free` what a model box may take for nothing, and
+    `left_seconds` what it may take besides.
     """
     parsed = parse_sheet(sheet) if sheet is not None else None
     found = read_score(parsed, [model.outcome for model in models])
     if found.reason is None and (why := over_pace(found.details, free, left_seconds)):
         found = Reading(None, "over_budget", why, found.details)
+    if found.reason in TOO_LONG and noise is not None and noise.disturbed:
+        text = f"{found.reason}, but {', '.join(reasons(noise))} meanwhile: not judged"
+        found = Reading(None, DISTURBED, text, found.details)
     bad = next((model for model in models if model.outcome is not Outcome.OK), None)
     # What the scorer found wrong is the better reason; where it found nothing, the host's words.
     return Scored(

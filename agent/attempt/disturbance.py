@@ -179,7 +179,8 @@ def usual_of(history: History, trial: TrialKey) -> Usual:
     They are the baseline's, or after a move to another machine those of the best there, in checks
     of the machine and beside close calls. Of each seed the last one counts for what others used.
     """
-    runs = [r for r in _calibrating(history) if (r.purpose, r.attempt, r.seed) != trial]
+    trainings = [run for run in _calibrating(history) if run.result.box == "train"]
+    runs = [run for run in trainings if (run.purpose, run.attempt, run.seed) != trial]
     noises = [(run.seed, run.disturbance) for run in runs if run.disturbance]
     speeds = [noise.speed for _, noise in noises]
     cores = [noise.other_cores for noise in dict(noises).values()]

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from agent.attempt.boxes import (
     with_own_copies,
 )
 from agent.attempt.decide import (
+    TOO_LONG,
     failure_of_training,
     over_budget_seconds,
     scored_by_boxes,
@@ -39,9 +41,10 @@ from agent.attempt.lab import (
     sha_of,
     snapshot,
 )
-from agent.attempt.scoring import ScoringBoxes
+from agent.attempt.scoring import Measurement, ScoringBoxes
 from agent.attempt.sheet import left_seconds_of
 from agent.attempt.stopping import Rule, Watch
+from agent.record.attempts import DISTURBED
 from agent.record.chain import canonical
 from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
@@ -52,8 +55,6 @@ from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
 
 MAX_QUIET_WAIT_SECONDS = 30.0
 QUIET_SAMPLE_SECONDS = 2.0
-TOO_LONG = ("too_slow", "over_budget")
-"""Reasons of a score that other work on the machine can have brought about."""
 
 
 def run_trial(worker: Worker, trial: Trial) -> Steps:
@@ -183,28 +184,24 @@ def score_split(
     Only a score that has no value is taken again, so nobody gets a second chance to be lucky.
     """
     for left in range(worker.settings.disturbance.max_repeats, -1, -1):
-        before = worker.read_load(worker.read_machine)
-        scored, cpu_seconds = yield from _score_once(
-            worker, trial, next(names), files, checkpoint, split
-        )
-        if scored.reason not in TOO_LONG or not left:
+        scored = yield from _score_once(worker, trial, next(names), files, checkpoint, split)
+        if scored.reason != DISTURBED or not left:
             break
-        if not _noise_since(worker, trial, before, cpu_seconds).disturbed:
-            break
-        log.info("score_repeated", attempt=trial.attempt, seed=trial.seed, reason=scored.reason)
+        log.info("score_repeated", attempt=trial.attempt, seed=trial.seed)
         _wait_for_quiet(worker, trial)
     return scored
 
 
 def _score_once(
     worker: Worker, trial: Trial, name: str, files: Path, checkpoint: Path, split: Split
-) -> Generator[Step, None, tuple[Scored, float]]:
-    """One score, and the CPU seconds of its boxes; the scorer box never has any of the GPUs."""
+) -> Generator[Step, None, Scored]:
+    """One score; the scorer box never has any of the GPUs."""
     boxes, checks = worker.directory / "boxes", trial.checks
     scorer = scorer_spec(worker, f"{name}-scorer", seed=trial.seed, split=split, checks=checks)
     output = fresh_directory(boxes / scorer.run_id)
     with leased(worker, trial.attempt, is_begun=True) as gpus:
         yield start(trial, scorer)
+        before = worker.read_load(worker.read_machine)
         brings_boxes = worker.settings.model_boxes > 1
         with ScoringBoxes(worker.run, scorer, output, brings_boxes=brings_boxes) as scoring:
             for run_id in model_names(name, checks):
@@ -222,11 +219,23 @@ def _score_once(
                     break
             measurement = scoring.measurement()
     shutil.rmtree(output, ignore_errors=True)
-    yield finish(worker, trial, measurement.scorer)
-    sheet, models = measurement.sheet, measurement.models
-    scored = scored_by_boxes(trial.key, split, sheet, models, trial.free, trial.left_seconds)
+    found, noise = partial(_scored, trial, split, measurement), None
+    if found(noise).reason in TOO_LONG:
+        results = (*measurement.models, measurement.scorer)
+        cpu_seconds = sum(result.cpu_seconds or 0.0 for result in results)
+        noise = _noise_since(worker, trial, before, cpu_seconds)
+    yield finish(worker, trial, measurement.scorer, noise=noise)
+    scored = found(noise)
     yield Step(scored, () if measurement.sheet is None else (measurement.sheet,))
-    return scored, sum(result.cpu_seconds or 0.0 for result in (*models, measurement.scorer))
+    return scored
+
+
+def _scored(
+    trial: Trial, split: Split, measurement: Measurement, noise: Disturbance | None
+) -> Scored:
+    sheet, models = measurement.sheet, measurement.models
+    free, left_seconds = trial.free, trial.left_seconds
+    return scored_by_boxes(trial.key, split, sheet, models, noise, free, left_seconds)
 
 
 def _train(

@@ -146,7 +146,9 @@ def _score(history: History, event: Scored, get_blob: GetBlob) -> Scored:
     try:
         left_seconds = left_seconds_of(trial.training, history.in_force.budget)
         free = free_pace_of(history)
-        return scored_by_boxes(key, event.split, sheet, models, free, left_seconds)
+        noises = [run.disturbance for run in trial.boxes_of_score if run.result.box == "scorer"]
+        noise = noises[-1] if noises else None
+        return scored_by_boxes(key, event.split, sheet, models, noise, free, left_seconds)
     except ValueError as error:
         raise ValueError("its sheet is no score sheet") from error
 

@@ -205,7 +205,7 @@ def scored(
     seconds = expectation(name).free_seconds
     free = None if seconds is None else Pace(loading=seconds, in_all=seconds)
     key = TrialKey("attempt", 1, 7)
-    return scored_by_boxes(key, "val", measurement.sheet, measurement.models, free, 0.0)
+    return scored_by_boxes(key, "val", measurement.sheet, measurement.models, None, free, 0.0)
 
 
 def dashed(name: str) -> str:

@@ -271,7 +271,7 @@ def test_a_score_that_took_too_long_beside_others_is_taken_again(
 
     scores = [event for event in events if isinstance(event, Scored)]
     assert tries == len(scores) == executor.scores
-    assert (None if slow < tries else "too_slow") == scores[-1].reason
+    assert (None if slow < tries else "disturbed" if busy else "too_slow") == scores[-1].reason
 
 
 # What two boxes that see one file can tell each other
@@ -354,7 +354,7 @@ def test_loading_beyond_what_is_free_shares_the_budget_with_the_training(
 ) -> None:
     key, sheet = TrialKey("attempt", 1, 7), sheet_of(load_seconds, model_seconds)
 
-    found = scored_by_boxes(key, "val", sheet, [], FREE, left_seconds)
+    found = scored_by_boxes(key, "val", sheet, [], None, FREE, left_seconds)
 
     assert reason == found.reason
     assert (found.value is None) == (reason is not None)
@@ -362,12 +362,14 @@ def test_loading_beyond_what_is_free_shares_the_budget_with_the_training(
 
 def test_without_that_bound_two_budgets_make_a_score() -> None:
     key, sheet = TrialKey("attempt", 1, 7), sheet_of(70.0, 75.0)
-    assert 1.0 == scored_by_boxes(key, "val", sheet, [], None, 0.0).value
+    assert 1.0 == scored_by_boxes(key, "val", sheet, [], None, None, 0.0).value
 
 
 def test_a_scorer_that_says_nothing_of_time_is_not_held_to_it() -> None:
     sheet = json.dumps(SHEET | {"details": {}}).encode()
-    assert 1.0 == scored_by_boxes(TrialKey("attempt", 1, 7), "val", sheet, [], FREE, 0.0).value
+    assert (
+        1.0 == scored_by_boxes(TrialKey("attempt", 1, 7), "val", sheet, [], None, FREE, 0.0).value
+    )
 
 
 def test_what_is_free_is_three_times_the_baselines_and_ten_seconds_at_least() -> None:
