@@ -262,6 +262,33 @@ def test_boxes_on_one_file_would_read_all_of_each_other_s_locks_and_are_refused(
         apart.begin(python_spec("pass", mounts=mounts[1]))
 
 
+PLACES = (
+    *("/usr/bin/python3", "/usr", "/etc/hosts", "/etc/hostname", "/nightlab/supervisor.py"),
+    *("/dev/null", "/dev/shm", "/proc/version", "/proc/1/status", "/proc/sys/kernel/osrelease"),
+    *("/sys/devices/system/cpu/online", "/sys/fs/cgroup"),
+)
+LOCK_ALL = f"""
+    import fcntl, os
+    kept = [os.open(place, os.O_RDONLY) for place in {PLACES}]
+    for fd in kept: fcntl.flock(fd, fcntl.LOCK_SH)
+"""
+ASK_ALL = f"""
+    import fcntl, os
+    for place in {PLACES} + tuple(place for place in ('/seen',) if os.path.exists(place)):
+        try: fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: print(place)
+"""
+
+
+def test_boxes_meet_in_no_file_of_the_image_the_engine_or_the_kernel(
+    executor: DockerExecutor, image: ImageRecord, seen: Path
+) -> None:
+    assert "" == beside(executor, image.image_id, LOCK_ALL, ASK_ALL).log.head
+    also = LOCK_ALL + "    fcntl.flock(os.open('/seen', os.O_RDONLY), fcntl.LOCK_SH)\n"
+    mounts = {seen: "/seen"}, {seen: "/seen"}
+    assert "/seen\n" == beside(executor, image.image_id, also, ASK_ALL, mounts).log.head
+
+
 def test_boxes_at_once_and_one_after_another_have_users_of_their_own(
     executor: DockerExecutor, engine: Engine, image: ImageRecord, tmp_path: Path
 ) -> None:
