@@ -17,8 +17,8 @@ from tests.support.tool_calls import Tools
 
 RUN_KEYS = [
     *("attempt", "repeated", "verdict", "reason", "explanation", "value", "best", "gain"),
-    *("noise", "required_gain", "runs", "seeds", "over_budget_seconds", "attempts_done"),
-    "workspace",
+    *("noise", "required_gain", "runs", "seeds", "over_budget_seconds", "load_seconds"),
+    *("attempts_done", "workspace"),
 ]
 
 
