@@ -167,8 +167,8 @@ def test_an_engine_that_does_not_tell_what_is_in_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As the kernel answers whoever may not ask: everything is said to be there.
-    blind = copies_module.PROBE.replace("def drop(", "in_memory = lambda path: 1.0\ndef drop(")
-    monkeypatch.setattr(copies_module, "PROBE", blind)
+    blind = copies_module.PAGES.replace("def drop(", "in_memory = lambda path: 1.0\ndef drop(")
+    monkeypatch.setattr(copies_module, "PAGES", blind)
     with pytest.raises(FilesShared, match="cannot be told"):
         require_apart(client, (image.image_id, copies.model))
 
