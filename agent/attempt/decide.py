@@ -349,9 +349,10 @@ def _why_disturbed(run: RunFinished, runs: int) -> str:
 def over_budget_seconds(purpose: Purpose, result: RunResult, budget: Budget) -> float:
     """Seconds that a training took beyond its budget, on the host's clock; 0 for other boxes.
 
-    A smoke run's script is ended in its time, and a budget of tokens is not one of seconds.
+    A smoke run's script is ended in its time. Tokens are counted by the program itself: the seconds
+    that they must fit into are all that bounds what it trains on, so there is no grace in them.
     """
-    if result.box != "train" or purpose.startswith(SMOKE) or budget.kind == "tokens":
+    if result.box != "train" or purpose.startswith(SMOKE):
         return 0.0
     return max(0.0, result.wall_seconds - budget.seconds)
 

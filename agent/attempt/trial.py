@@ -46,7 +46,7 @@ from agent.attempt.sheet import left_seconds_of
 from agent.attempt.stopping import Rule, Watch
 from agent.record.attempts import DISTURBED
 from agent.record.chain import canonical
-from agent.record.curves import Curve, CurveCollector, mfu_of, packed, unpacked
+from agent.record.curves import Curve, CurveCollector, mfu_of, packed, said_tokens, unpacked
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
 from agent.record.logs import excerpt, packed_log
 from sandbox.contract.errors import host_faults
@@ -156,6 +156,7 @@ def finish(
     container = evidence.pop("container", None)
     log, points = packed_log(result.log), packed(curve) if curve else None
     settings_asked = canonical(container).encode() if container else None
+    said = unpacked(points) if points else []
     event = RunFinished(
         purpose=trial.purpose,
         attempt=trial.attempt,
@@ -166,7 +167,8 @@ def finish(
         over_budget_seconds=over_budget_seconds(trial.purpose, result, trial.budget),
         curve=sha_of(points) if points else None,
         container=sha_of(settings_asked) if settings_asked else None,
-        mfu=mfu_of(worker.peaks, worker.cpu, result, unpacked(points) if points else []),
+        said_tokens=said_tokens(said),
+        mfu=mfu_of(worker.peaks, worker.cpu, result, said),
     )
     return Step(event, tuple(blob for blob in (log, points, settings_asked) if blob))
 

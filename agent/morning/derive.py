@@ -27,7 +27,7 @@ from agent.attempt.sheet import free_pace_of, left_seconds_of
 from agent.morning.replay import replayed
 from agent.record.attempts import TrialKey
 from agent.record.chain import GetBlob
-from agent.record.curves import mfu_of, unpacked
+from agent.record.curves import mfu_of, said_tokens, unpacked
 from agent.record.events import (
     AttemptFinished,
     Dethroned,
@@ -115,6 +115,7 @@ def _run(history: History, event: RunFinished, get_blob: GetBlob) -> RunFinished
         "result": event.result.model_copy(update={"log": log}),
         "disturbance": None if noise is None else _disturbance(history, event, noise),
         "over_budget_seconds": over_budget_seconds(event.purpose, event.result, budget),
+        "said_tokens": said_tokens(curve),
         "mfu": mfu_of(peaks, session.machine.get("cpu"), event.result, curve),
     }
     return event.model_copy(update=changes)

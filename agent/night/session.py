@@ -153,7 +153,7 @@ def _start(
             machine=machine(),
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
             fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
-            held_out_index=None if index is None else ledger.put_blob(index),
+            held_out_index=ledger.put_blob(index) if index else None,
             seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
             calibration=runtime.calibration,
         )

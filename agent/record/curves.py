@@ -148,6 +148,12 @@ def is_storable(value: object) -> TypeGuard[int | float]:
     return abs(value) <= _MAX_MAGNITUDE  # NaN is not, and infinity is not
 
 
+def said_tokens(curve: Curve) -> int | None:
+    """How many tokens a training's last progress line counts; None where none does."""
+    counts = [point["tokens"] for point in curve if point.get("tokens", -1) >= 0]
+    return int(counts[-1]) if counts else None
+
+
 def mfu_of(
     peaks: Mapping[str, object], cpu: str | None, result: RunResult, curve: Curve
 ) -> float | None:

@@ -295,6 +295,8 @@ class RunFinished(Record):
     container: Sha256 | None = None
     """JSON with the settings that the engine was asked for and what PID 1 saw of them; None from
     an executor without an engine."""
+    said_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that a training trained on, by its own word; None when it said nothing of them."""
     mfu: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the device's peak arithmetic that a training used, by its own word on tokens and
     operations; none where either is not known."""

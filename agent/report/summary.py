@@ -17,6 +17,7 @@ from agent.record.events import (
     Entry,
     ModelCalled,
     Noticed,
+    RunFinished,
     Scored,
     Split,
     StopReason,
@@ -31,6 +32,9 @@ from sandbox.contract.run import Outcome
 _FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued", "engine_back"})
 """Kinds of notices that nobody has to look at."""
 _PLATEAU_ATTEMPTS = 20
+_MUCH_OVER = 1.02
+"""A last batch may reach a little beyond the budget."""
+_MUCH_FASTER = 3.0
 _MUCH_OF_THE_GAIN = 0.5
 
 
@@ -251,6 +255,7 @@ def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention
     yield from _about_the_end(history)
     yield from _about_the_result(history)
     yield from _about_attempts(history)
+    yield from _about_tokens(history)
     yield from _about_the_service(history, entries)
     events = (entry.event for entry in entries)
     done = _FOR_THE_RECORD | ({HOLDOUT_MISSING} if _has_holdout(history) else set())
@@ -305,6 +310,12 @@ def _about_the_end(history: History) -> Iterator[Attention]:
 
 
 def _about_the_result(history: History) -> Iterator[Attention]:
+    if history.settings and history.settings.budget.kind == "tokens":
+        text = (
+            "Each program counts its tokens itself, and nothing checks that it trained on no more: "
+            f"only the {history.settings.budget.seconds:g} seconds that they must fit into do."
+        )
+        yield Attention(kind="token_budget", text=text)
     if history.is_self_reported:
         text = "The scores are self-reported: the program printed them, and nothing checked them."
         yield Attention(kind="self_reported", text=text)
@@ -356,6 +367,31 @@ def _about_attempts(history: History) -> Iterator[Attention]:
         count_of = _count(len(interrupted), "attempt was", "attempts were")
         text = f"{count_of} interrupted, not judged."
         yield Attention(kind="interrupted", text=text, attempts=interrupted)
+
+
+def _about_tokens(history: History) -> Iterator[Attention]:
+    """What programs said of their tokens, where those are the budget and nobody else counts."""
+    budget = history.settings.budget if history.settings else None
+    if budget is None or budget.tokens is None:
+        return
+    most, baseline = _MUCH_OVER * budget.tokens, history.baseline
+    if over := _numbers(history, lambda a: any((r.said_tokens or 0) > most for r in a.trainings)):
+        text = f"{_count(len(over), 'attempt', 'attempts')} said to have trained on more than the "
+        text += f"{budget.tokens} tokens of the budget."
+        yield Attention(kind="tokens_over", text=text, attempts=over)
+    usual = max((_speed(run) for run in baseline.trainings), default=0.0) if baseline else 0.0
+    fast = _numbers(history, lambda a: any(_speed(r) > _MUCH_FASTER * usual for r in a.trainings))
+    if usual and fast:
+        text = (
+            f"{_count(len(fast), 'attempt', 'attempts')} said more than {_MUCH_FASTER:g} times the "
+            "baseline's tokens a second: a smaller model, or a count that is wrong."
+        )
+        yield Attention(kind="tokens_fast", text=text, attempts=fast)
+
+
+def _speed(run: RunFinished) -> float:
+    """Tokens that a training said, by the host's seconds."""
+    return (run.said_tokens or 0) / max(run.result.wall_seconds, 1e-9)
 
 
 def _about_the_service(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:
