@@ -1,6 +1,6 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-cgroup2 test-gpu check bench compare swap soak build clean
+.PHONY: help demo test test-fast test-cgroup2 test-gpu check study-judge bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -47,6 +47,9 @@ check: .venv/.developed ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+study-judge: .venv/.developed ## how often a night keeps luck, and how small a gain it finds (simulated)
+	$(BIN)/python -m tests.bench.study_judge --docs
 
 bench: .venv/.developed ## what a box and a score cost, and how far honest models are from a false alarm
 	$(BIN)/nightlab setup

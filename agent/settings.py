@@ -197,11 +197,14 @@ class SessionLimits(Section):
 
 
 class NoiseSettings(Section):
-    """How sure the judge must be (decision 0003)."""
+    """How sure the judge must be (decision 0022)."""
 
     baseline_repeats: Annotated[int, Field(ge=2, le=100)] = 3
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    max_repeats: Annotated[int, Field(ge=1, le=100)] = 3
+    false_keep_rate_per_night: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    # Fewer than three say too little of a candidate's own spread; see `judge.MIN_SCORES`.
+    max_repeats: Annotated[int, Field(ge=3, le=100)] = 8
+    smallest_gain: Annotated[float, Field(gt=0)] | None = Field(None, examples=[0.005])
+    """What a gain must be worth, however sure it is; all there is where noise is not known."""
     check_best_every: Annotated[int, Field(ge=0, le=100_000)] = 25
     """Attempts after which the best is measured again (decision 0010); 0 for never."""
 

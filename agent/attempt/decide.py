@@ -1,7 +1,7 @@
 """Every decision about an attempt: pure functions of the record.
 
 The night appends what these functions return, the audit compares with it: nothing is decided
-twice in other words. See docs/decisions/0003 for the judge, 0008 for interruptions, 0018 for this
+twice in other words. See docs/decisions/0022 for the judge, 0008 for interruptions, 0018 for this
 module.
 """
 
@@ -11,12 +11,18 @@ from statistics import fmean
 
 from agent.attempt.disturbance import reasons, was_disturbed
 from agent.attempt.judge import (
+    MIN_SCORES_BESIDE,
+    Demands,
     Judgement,
     Ruling,
+    at_the_door,
+    doubt_of_a_test,
     drift_purposes,
     drift_tolerance,
     has_drifted,
+    holds_beside,
     judge,
+    lacks_scores,
 )
 from agent.attempt.lab import evidence_of, sha_of
 from agent.attempt.sheet import (
@@ -54,6 +60,10 @@ from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
+DID_NOT_HOLD = "did_not_hold"
+"""Why a gain was not kept that the best's scores of the same hour do not show."""
+MOST_CHECKS = 8
+"""Of a score: what could still be hidden then is added to the gain that is needed."""
 PARENT_DETHRONED = "parent_dethroned"
 LIKELY = {
     "answers_change": "; likely a scale or mean over the batch (fp8 by tensor, batch norm that "
@@ -84,6 +94,19 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Rescore:
+    """What a would-be keep needs: a checkpoint scored again, with so many check boxes."""
+
+    attempt: int
+    seed: int
+    checks: int
+
+
+Step = Measure | Rescore
+"""What is done before there is a decision."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """What became of an attempt: its closing event but for the time that it took."""
 
@@ -103,7 +126,7 @@ class Failure(Decision):
     """Why a trial has no score, which decides about its attempt, too: a value, not an error."""
 
 
-def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Decision:
+def next_step(history: History, number: int, get_blob: GetBlob) -> Step | Decision:
     """What an attempt needs next, or what became of it.
 
     Raises:
@@ -117,7 +140,7 @@ def next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Dec
     return step
 
 
-def _next_step(history: History, number: int, get_blob: GetBlob) -> Measure | Decision:
+def _next_step(history: History, number: int, get_blob: GetBlob) -> Step | Decision:
     attempt = history.attempt(number)
     if (refused := _held_out_text(history, attempt)) is not None:
         return refused
@@ -173,9 +196,9 @@ def grown_literals(history: History, number: int) -> int:
     return grown if grown > MUCH_GROWTH_BYTES else 0
 
 
-def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> Measure | Decision:
+def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> Step | Decision:
     assert history.session is not None
-    for seed in history.session.seeds[: history.in_force.noise.baseline_repeats]:
+    for seed in attempt.started.seeds[: history.in_force.noise.baseline_repeats]:
         outcome = outcome_of(history, attempt.key(seed), get_blob)
         if outcome is None:
             return Measure(attempt.number, seed)
@@ -189,51 +212,127 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
 
-def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) -> Measure | Decision:
-    """Seed after seed, until the judge is sure.
-
-    A close call has shown that it may win. Then the best gets the seed that comes next, so that
-    seeds stay paired, and the judge waits for both.
-    """
-    assert history.session is not None
-    assert history.best is not None
-    seeds, measured = history.session.seeds, 0
+def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) -> Step | Decision:
+    """The door, then fresh seeds on both sides until the judge is sure; a keep is confirmed."""
+    seeds, own = attempt.started.seeds, list[float]()
     for seed in seeds:
         outcome = outcome_of(history, attempt.key(seed), get_blob)
         if isinstance(outcome, Failure):
             return outcome
         if outcome is None:
             break
-        measured += 1
-    if measured and measured not in history.meanwhile.values():
-        judgement = judgement_of(history, attempt)
-        if judgement.ruling is not Ruling.REPEAT or measured == len(seeds):
-            arithmetic = judgement.arithmetic
-            verdict = Verdict.KEPT if judgement.ruling is Ruling.KEEP else Verdict.DISCARDED
-            text, mean = judgement.explanation, arithmetic.candidate_mean
-            return Decision(verdict, judgement.reason, text, mean, arithmetic)
-    best = history.best
-    for seed in seeds[: measured + 1] if measured else ():
-        # One that failed meanwhile is not tried again: the close call goes on without it.
-        if seed not in best.values() and best.key(seed) not in history.meanwhile:
-            return Measure(best.number, seed)
-    return Measure(attempt.number, seeds[measured])
-
-
-def judgement_of(history: History, attempt: Attempt) -> Judgement:
-    """The judge's ruling on an attempt's scores against those of the best, as they are now."""
-    settings, noise = history.in_force, history.noise_beside(attempt.number)
-    assert history.session is not None
+        own.append(outcome)
+    if not own:
+        return Measure(attempt.number, seeds[0])
     assert history.best is not None
-    if noise is None:
+    if len(own) > 1 and lacks_scores(len(history.best.values()), len(own) - 1):
+        asked = _next_beside(history, attempt)
+        if asked is not None:
+            return asked
+    judgement = judgement_of(history, attempt, own)
+    if judgement.ruling is Ruling.REPEAT:
+        return Measure(attempt.number, seeds[len(own)])
+    if judgement.ruling is Ruling.KEEP:
+        return _next_of_keep(history, attempt, own, judgement)
+    return _decided(Verdict.DISCARDED, judgement)
+
+
+def judgement_of(
+    history: History, attempt: Attempt, own: Sequence[float], smallest_gain: float = 0.0
+) -> Judgement:
+    """The judge's ruling on an attempt's scores against those of the best, as they are now.
+
+    Args:
+        history: with them.
+        attempt: a candidate.
+        own: its scores, the first run's first.
+        smallest_gain: what a gain must be worth beside what the settings say.
+
+    Raises:
+        ValueError: there is no best, or nothing was ever repeated.
+    """
+    settings, noise = history.in_force.noise, history.repeats.noise(beside=attempt.number)
+    if noise is None or history.best is None:
         raise ValueError("nothing was repeated beside it, so noise is not known")
-    return judge(
-        list(attempt.values().values()),
-        list(history.best.values().values()),
-        noise,
-        direction=settings.goal.direction,
-        confidence=settings.noise.confidence,
-        max_repeats=min(settings.noise.max_repeats, len(history.session.seeds)),
+    before = [a for a in history.completed if a.number < attempt.number and a.tested]
+    terms = Demands(
+        direction=history.in_force.goal.direction,
+        rate=settings.false_keep_rate_per_night,
+        doubt=doubt_of_a_test(settings.false_keep_rate_per_night, len(before)),
+        max_repeats=min(settings.max_repeats, len(attempt.started.seeds) - 1),
+        smallest_gain=max(settings.smallest_gain or 0.0, smallest_gain),
+    )
+    best = list(history.best.values().values())
+    if len(own) == 1:
+        return at_the_door(own[0], best, noise, terms)
+    return judge(own[1:], best, noise, terms, own[:1])
+
+
+def _next_of_keep(
+    history: History, attempt: Attempt, own: Sequence[float], judgement: Judgement
+) -> Step | Decision:
+    """What a gain that is beyond noise must still pass: the best beside it, and many checks."""
+    best, noise = history.best, history.repeats.noise(beside=attempt.number)
+    assert best is not None
+    assert noise is not None
+    scores = best.values()
+    beside = [scores[key.seed] for key in history.meanwhile if key.seed in scores]
+    asked = _next_beside(history, attempt)
+    if len(beside) < MIN_SCORES_BESIDE and asked is not None:
+        return asked
+    if not beside or not holds_beside(own[1:], beside, noise, history.in_force.goal.direction):
+        had = f"{fmean(beside):.4f}" if beside else "no score"
+        text = f"better beyond noise, but the best had {had} when it was measured beside it"
+        return _decided(Verdict.DISCARDED, replace(judgement, reason=DID_NOT_HOLD), text)
+    checks, hidden = checks_due(history, judgement.arithmetic.required_gain)
+    if hidden > judgement.arithmetic.required_gain:
+        judgement = judgement_of(history, attempt, own, hidden)
+        if judgement.ruling is Ruling.REPEAT:
+            return Measure(attempt.number, attempt.started.seeds[len(own)])
+        if judgement.ruling is Ruling.DISCARD:
+            return _decided(Verdict.DISCARDED, judgement)
+    for seed in attempt.started.seeds[1 : len(own)]:
+        if history.trial(attempt.key(seed)).scores["val"].checks < checks:
+            return Rescore(attempt.number, seed, checks)
+    return _decided(Verdict.KEPT, judgement, f"{judgement.explanation}; {attempt.confirmation}")
+
+
+def _next_beside(history: History, attempt: Attempt) -> Measure | None:
+    """The best at the next of a test's fresh seeds; none where all were tried.
+
+    One that failed meanwhile is not tried again: the test goes on without it.
+    """
+    best = history.best
+    assert best is not None
+    for seed in attempt.started.seeds[1:]:
+        if best.key(seed) not in history.meanwhile:
+            return Measure(best.number, seed)
+    return None
+
+
+def checks_due(history: History, required: float) -> tuple[int, float]:
+    """How many check boxes a keep's scores need, and the gain that could still hide behind them.
+
+    The baseline's sheet says what a model could gain by looking ahead where it pays most and still
+    pass so many checks once in a thousand times. Where no scorer said so, nothing is checked again.
+    """
+    baseline = history.baseline
+    scores = baseline.scores if baseline else []
+    said = (score.details.get("hidden_gain") for score in scores if score.split == "val")
+    hidden = next((list(gains) for gains in said if gains), [])[:MOST_CHECKS]
+    for checks, gain in enumerate(hidden, start=1):
+        if gain < required:
+            return checks, 0.0
+    return len(hidden), hidden[-1] if hidden else 0.0
+
+
+def _decided(verdict: Verdict, judgement: Judgement, text: str = "") -> Decision:
+    return Decision(
+        verdict,
+        judgement.reason,
+        text or judgement.explanation,
+        judgement.arithmetic.candidate_mean,
+        judgement.arithmetic,
     )
 
 
@@ -444,7 +543,7 @@ def drift_checked(history: History, seed: int, problem: str) -> DriftChecked:
     assert best is not None
     assert noise is not None
     check, recorded = len(history.drift.checks) + 1, best.values()[seed]
-    tolerance = drift_tolerance(noise, history.in_force.noise.confidence)
+    tolerance = drift_tolerance(noise)
     keys = [TrialKey(purpose, best.number, seed) for purpose in drift_purposes(check)]
     values = [] if problem else [history.trial(key).value("val") for key in keys]
     today = tuple(value for value in values if value is not None)

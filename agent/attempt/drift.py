@@ -6,7 +6,7 @@ way, the machine is not what it was, and from then on the new measurement is wha
 compared with. See docs/decisions/0010.
 """
 
-from agent.attempt.decide import Failure, drift_checked, outcome_of
+from agent.attempt.decide import DID_NOT_HOLD, Failure, drift_checked, outcome_of
 from agent.attempt.disturbance import was_disturbed
 from agent.attempt.experiment import dethrone
 from agent.attempt.judge import drift_purposes, drift_tolerance, is_beyond
@@ -33,7 +33,9 @@ def is_due(history: History, settings: Settings) -> bool:
         return False
     if drift.judged_since_check < min(every, REST_AFTER_A_VAIN_CHECK * drift.checks_in_vain):
         return False
-    return drift.is_on_another_machine or drift.judged_since_result >= every
+    last = history.completed[-1].finished if history.completed else None
+    is_doubtful = last is not None and last.reason == DID_NOT_HOLD and drift.judged_since_check > 0
+    return drift.is_on_another_machine or is_doubtful or drift.judged_since_result >= every
 
 
 def check_for_drift(lab: Lab) -> None:
@@ -60,7 +62,7 @@ def _check(lab: Lab, best: Attempt) -> DriftChecked:
     seed, recorded = next(iter(best.values().items()))
     noise = history.repeats.noise()
     assert noise is not None
-    tolerance = drift_tolerance(noise, lab.settings.noise.confidence)
+    tolerance = drift_tolerance(noise)
     for purpose in drift_purposes(len(history.drift.checks) + 1):
         value = _measure(lab, best, seed, purpose)
         if isinstance(value, str):

@@ -6,6 +6,7 @@ trial's (`trial.py`), what is decided is a pure function's (`decide.py`). See do
 for what an interruption leaves.
 """
 
+import shutil
 import time
 
 from agent.attempt import smoke
@@ -13,6 +14,7 @@ from agent.attempt.decide import (
     Decision,
     Failure,
     Measure,
+    Rescore,
     dethroned,
     literals_read,
     lost,
@@ -77,12 +79,22 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
 
 def _decide(lab: Lab, number: int, candidate: dict[str, bytes]) -> Decision:
     """Let trials run until there is nothing left to measure."""
-    while isinstance(step := next_step(lab.history, number, lab.ledger.get_blob), Measure):
-        if step.attempt == number:
-            # Repeats of a close call must not be chosen by their luck: they run to their end.
-            is_first = step.seed == lab.seeds[0]
-            may_stop = is_first and lab.history.attempt(number).started.kind == "candidate"
-            trial = lab.trial(ATTEMPT, number, step.seed, candidate, may_stop=may_stop)
+    while not isinstance(step := next_step(lab.history, number, lab.ledger.get_blob), Decision):
+        if isinstance(step, Rescore):
+            again = lab.trial(ATTEMPT, number, step.seed, candidate, checks=step.checks)
+            lab.record(score_again(lab.worker, again, lab.checkpoint(number, step.seed)))
+        elif step.attempt == number:
+            # Runs of a test must not be chosen by their luck: they go on to their end. And what
+            # only opens the door is not checked: a keep is, more than once.
+            is_candidate = lab.history.attempt(number).started.kind == "candidate"
+            trial = lab.trial(
+                ATTEMPT,
+                number,
+                step.seed,
+                candidate,
+                checks=0 if is_candidate else 1,
+                may_stop=is_candidate and step.seed == lab.seeds[0],
+            )
             lab.record(run_trial(lab.worker, trial))
         else:
             _measure_best(lab, step)
@@ -90,13 +102,15 @@ def _decide(lab: Lab, number: int, candidate: dict[str, bytes]) -> Decision:
 
 
 def _measure_best(lab: Lab, step: Measure) -> None:
-    """Measure the best at the seed that a close call uses next, so that seeds stay paired."""
+    """Measure the best beside a candidate that is tested, at a seed that is as new to it."""
     best = lab.history.attempt(step.attempt)
     trial = lab.trial(ATTEMPT, best.number, step.seed, lab.stored_files(best))
     try:
         lab.record(run_trial(lab.worker, trial))
     except BoxLost as error:  # which says nothing of the candidate
         raise SandboxError(error.message, error.hint) from error
+    # The holdout is scored from the runs that it was kept for; this one only says how it scores.
+    shutil.rmtree(lab.checkpoint(best.number, step.seed), ignore_errors=True)
     outcome = outcome_of(lab.history, trial.key, lab.ledger.get_blob)
     if isinstance(outcome, Failure):
         text = f"the best (attempt {best.number}) failed at seed {step.seed}: {outcome.reason}"
@@ -188,4 +202,11 @@ def _attempt_started(
         files={name: lab.ledger.put_blob(content) for name, content in candidate.items()},
         diff=None if diff is None else lab.ledger.put_blob(diff),
         parent=None if best is None else best.number,
+        seeds=lab.seeds if kind == "baseline" else (lab.seeds[0], *_fresh_seeds(lab)),
     )
+
+
+def _fresh_seeds(lab: Lab) -> tuple[int, ...]:
+    """Seeds for a test that neither a researcher nor any file before can know."""
+    used = {seed for attempt in lab.history.attempts for seed in attempt.started.seeds}
+    return lab.worker.draw_seeds(lab.settings.noise.max_repeats, used | {*lab.seeds})

@@ -6,9 +6,10 @@ ledger and no workspace. A lab is a worker with the session's record and files.
 
 import hashlib
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,16 @@ class Observer(Protocol):
     def waiting(self, words: str) -> None: ...
 
 
+def fresh_seeds(count: int, used: Collection[int]) -> tuple[int, ...]:
+    """Seeds from the system's randomness, so that nothing on record foretells them."""
+    fresh: list[int] = []
+    while len(fresh) < count:
+        seed = secrets.randbelow(2**31 - 1) + 1
+        if seed not in used and seed not in fresh:
+            fresh.append(seed)
+    return tuple(fresh)
+
+
 @dataclass(frozen=True)
 class Worker:
     """A place that runs one trial at a time."""
@@ -90,6 +101,8 @@ class Worker:
     gpus: GpuSource = field(default_factory=NoGpus)
     gpu_memory: GpuMemory | None = None
     """What each run may use of each of its GPUs; None for all."""
+    draw_seeds: Callable[[int, Collection[int]], tuple[int, ...]] = fresh_seeds
+    """So many that are not among the others, see `fresh_seeds`."""
     sleep: Callable[[float], None] = time.sleep
     forget_pages: Callable[[str], None] = lambda _image: None
     """Makes what is in memory of an image's files the same, whatever boxes did before."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.attempt.boxes import box_spec, train_spec, with_gpus
 from agent.attempt.decide import Failure, outcome_of
+from agent.attempt.judge import SINGLE_LOOK
 from agent.attempt.lab import Lab, Observer, hashes_of
 from agent.attempt.trial import files_of, leased, run_trial
 from agent.candidate.knobs import Knob, find_knobs, turn
@@ -84,7 +85,7 @@ def calibrate(bench: Bench, budgets: Sequence[float], repeats: int) -> Calibrati
         rates=rates,
         at_budgets=tuple(at_budgets),
         batches=batches,
-        proposals=proposals(at_budgets, batches, bench.settings.noise.confidence),
+        proposals=proposals(at_budgets, batches, SINGLE_LOOK),
     )
 
 
@@ -178,6 +179,7 @@ def _train_and_score(lab: Lab, seeds: Sequence[int]) -> str:
             files={name: lab.ledger.put_blob(content) for name, content in candidate.items()},
             diff=None,
             parent=None,
+            seeds=tuple(lab.seeds),
         )
     )
     lab.observer.attempt_started(number, "baseline", "calibration")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.attempt.judge import student_t_quantile
+from agent.attempt.judge import student_t
 from agent.machine.rates import Rates
 from agent.record.repeats import pooled_noise
 from sandbox.contract.record import Record, Sha256
@@ -111,30 +111,30 @@ class Calibration(Record):
 
 
 def proposals(
-    at_budgets: Sequence[AtBudget], batches: Batches, confidence: float
+    at_budgets: Sequence[AtBudget], batches: Batches, doubt: float
 ) -> tuple[ProposedSetting, ...]:
     """Budget, batch and repeats that the measurements speak for; nothing without a measurement."""
     found: list[ProposedSetting] = []
-    if (chosen := _budget(at_budgets, confidence)) is not None:
+    if (chosen := _budget(at_budgets, doubt)) is not None:
         found += [_seconds(*chosen), *_repeats(*chosen)]
     return (*found, *_batch(batches))
 
 
-def findable(at: AtBudget, confidence: float) -> float | None:
+def findable(at: AtBudget, doubt: float) -> float | None:
     """The gain of one run over another that is beyond noise; None where noise is not known."""
     if at.sigma is None:
         return None
-    quantile = student_t_quantile(confidence, len(at.values) - 1)
+    quantile = student_t(doubt, len(at.values) - 1)
     return quantile * math.sqrt(2) * at.sigma
 
 
-def _budget(at_budgets: Sequence[AtBudget], confidence: float) -> tuple[AtBudget, float] | None:
+def _budget(at_budgets: Sequence[AtBudget], doubt: float) -> tuple[AtBudget, float] | None:
     """The shortest that starts quickly and shows a relevant gain; else the longest.
 
     With it comes the gain that it shows.
     """
     by_length = sorted(at_budgets, key=lambda at: at.budget_seconds)
-    usable = [(at, gain) for at in by_length if (gain := findable(at, confidence)) is not None]
+    usable = [(at, gain) for at in by_length if (gain := findable(at, doubt)) is not None]
     for at, gain in usable:
         if at.start_share <= MAX_START_SHARE and gain <= RELEVANT_GAIN * abs(at.mean):
             return at, gain
@@ -152,21 +152,18 @@ def _seconds(at: AtBudget, gain: float) -> ProposedSetting:
 
 
 def _repeats(at: AtBudget, gain: float) -> list[ProposedSetting]:
-    """So many seeds that a relevant gain is beyond noise, within reason."""
+    """So many seeds of the baseline that a relevant gain is beyond noise, within reason."""
     relevant = RELEVANT_GAIN * abs(at.mean)
     # Noise of a mean falls with the root of its seeds: half of it takes four times as many.
     needed = math.ceil((gain / relevant) ** 2) if relevant else 1
-    seeds = min(MAX_REPEATS, max(1, needed))
-    why = f"a gain of {100 * RELEVANT_GAIN:g} % ({relevant:.4f}) needs {needed} paired seed(s)"
+    seeds = min(MAX_REPEATS, max(3, needed))
+    why = (
+        f"a gain of {100 * RELEVANT_GAIN:g} % ({relevant:.4f}) takes {needed} seed(s) on each side"
+    )
     capped = f", more than {MAX_REPEATS} are not worth their hours" if needed > seeds else ""
     return [
-        ProposedSetting(setting="[noise] max_repeats", value=str(seeds), reason=why + capped),
-        ProposedSetting(
-            setting="[noise] baseline_repeats",
-            # From two scores a deviation is hardly known at all, and every verdict rests on it.
-            value=str(max(3, seeds)),
-            reason=f"noise from {len(at.values)} scores is itself uncertain by a factor of two",
-        ),
+        # From two scores a deviation is hardly known at all, and every verdict rests on it.
+        ProposedSetting(setting="[noise] baseline_repeats", value=str(seeds), reason=why + capped)
     ]
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import Literal
 
-from agent.attempt.judge import judge
+from agent.attempt.judge import SINGLE_LOOK, Demands, judge
 from agent.record.attempts import DISTURBED, Attempt
 from agent.record.events import (
     Arithmetic,
@@ -196,14 +196,8 @@ def _compare(review: Review, history: History, candidate: str, best: str) -> Ari
     left, right, noise = review.values(candidate), review.values(best), _noise(review, history)
     if not left or not right or noise is None:
         return None
-    return judge(
-        left,
-        right,
-        noise,
-        direction=direction_of(history),
-        confidence=history.in_force.noise.confidence,
-        max_repeats=1,  # a review looks once
-    ).arithmetic
+    terms = Demands(direction_of(history), SINGLE_LOOK, SINGLE_LOOK)
+    return judge(left, right, noise, terms).arithmetic
 
 
 def effect_of(numbers: Arithmetic) -> Effect:

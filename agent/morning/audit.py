@@ -95,7 +95,7 @@ class _Auditor:
         match event:
             case ModelCalled():
                 self.last_call = entry.seq
-            case ReviewStarted():
+            case ReviewStarted() | AttemptStarted():
                 self.runs.seeds |= frozenset(event.seeds)
             case VariantPlanned():
                 self.variants[event.review, event.variant] = event
@@ -183,6 +183,11 @@ class _Auditor:
     def _start(self, event: AttemptStarted) -> Iterator[str]:
         history = self.history
         self._forget_broken_smoke()
+        session = history.session.seeds if history.session else ()
+        if event.kind == "baseline" and event.seeds != session:
+            yield "the baseline's seeds are not the session's"
+        elif event.kind == "candidate" and event.seeds[:1] != session[:1]:
+            yield "its first seed is not the session's"
         if event.attempt != len(history.attempts):
             yield f"attempt {event.attempt} comes where {len(history.attempts)} was due"
         if history.attempts and history.attempts[-1].open:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.attempt.decide import (
+    Decision,
     Measure,
     dethroned,
     drift_checked,
@@ -161,10 +162,11 @@ def _verdict(history: History, event: AttemptFinished, get_blob: GetBlob) -> Att
     if attempt.started.kind == "candidate" and (history.best is None or not history.repeats):
         raise ValueError("it was judged before there were a best and its noise")
     step = next_step(history, event.attempt, get_blob)
-    if isinstance(step, Measure):
+    if not isinstance(step, Decision):
+        what = "measured" if isinstance(step, Measure) else "scored again"
         raise ValueError(
             f"it is {event.verdict} ({event.reason}), and attempt {step.attempt} was still to be "
-            f"measured at seed {step.seed}"
+            f"{what} at seed {step.seed}"
         )
     return step.finished(event.attempt, event.seconds)
 

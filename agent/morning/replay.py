@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from agent.attempt.decide import Failure, outcome_of
 from agent.attempt.experiment import dethrone
-from agent.attempt.judge import judge
+from agent.attempt.judge import SINGLE_LOOK, Demands, judge
 from agent.attempt.lab import Lab, Trial, fresh_directory, snapshot
 from agent.attempt.trial import run_trial
 from agent.record.attempts import Attempt, TrialKey
@@ -167,14 +167,9 @@ def _agreement(
         return False, f"scores differ by up to {largest:.6f}; with a token budget they should not"
     if noise is None:
         return False, f"scores differ by up to {largest:.6f}, and noise is not known"
-    numbers = judge(
-        [today for today, _ in pairs],
-        [recorded for _, recorded in pairs],
-        noise,
-        direction=settings.goal.direction,
-        confidence=settings.noise.confidence,
-        max_repeats=1,
-    ).arithmetic
+    now_scores, then = zip(*pairs, strict=True)
+    terms = Demands(settings.goal.direction, SINGLE_LOOK, SINGLE_LOOK)
+    numbers = judge(now_scores, then, noise, terms).arithmetic
     in_noise = f" ({abs(numbers.gain) / numbers.noise:.1f} x noise)" if numbers.noise else ""
     agrees = abs(numbers.gain) <= numbers.required_gain
     words = "within" if agrees else "beyond"

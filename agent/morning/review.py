@@ -4,7 +4,6 @@ What is measured is planned on record first, so a review that was cut off goes o
 docs/decisions/0005.
 """
 
-import random
 from collections.abc import Iterator, Mapping
 
 from agent.attempt.decide import Failure
@@ -75,22 +74,17 @@ def _start(lab: Lab, repeats: int) -> None:
     history, earlier = lab.history, reviews(lab.ledger.entries)
     assert history.baseline is not None
     assert history.best is not None
-    used = {*lab.seeds, *(seed for one in earlier for seed in one.started.seeds)}
+    reviewed = {seed for one in earlier for seed in one.started.seeds}
+    used = {seed for attempt in history.attempts for seed in attempt.started.seeds} | reviewed
     lab.ledger.append(
         ReviewStarted(
             review=len(earlier) + 1,
             nightlab_version=VERSION,
             baseline=history.baseline.number,
             best=history.best.number,
-            seeds=_fresh_seeds(used, f"{lab.seeds} review {len(earlier) + 1}", repeats),
+            seeds=lab.worker.draw_seeds(repeats, used),
         )
     )
-
-
-def _fresh_seeds(used: set[int], source: str, count: int) -> tuple[int, ...]:
-    """Seeds that follow from the session's own, and that nothing was chosen by."""
-    drawn = random.Random(source).sample(range(1, 2**31), count + len(used))
-    return tuple(seed for seed in drawn if seed not in used)[:count]
 
 
 def _plan(lab: Lab) -> Iterator[VariantPlanned]:

@@ -137,7 +137,6 @@ def _start(
     directory, scorers = ledger.directory, _scorers(settings)
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(_workspace(directory, settings))
-    count = max(settings.noise.baseline_repeats, settings.noise.max_repeats)
     data_dir = None if settings.goal.is_reported else runtime.data_dir
     index = None if data_dir is None else index_of(data_dir)
     ledger.append(
@@ -154,7 +153,9 @@ def _start(
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
             fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
             held_out_index=ledger.put_blob(index) if index else None,
-            seeds=tuple(random.Random(seed).sample(range(1, 2**31), count)),
+            seeds=tuple(
+                random.Random(seed).sample(range(1, 2**31), settings.noise.baseline_repeats)
+            ),
             calibration=runtime.calibration,
         )
     )

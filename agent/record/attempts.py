@@ -189,14 +189,31 @@ class Attempt:
         return [run for run in self.runs if run.result.box == "train"]
 
     def values(self, split: Split = "val") -> dict[int, float]:
-        """Valid scores by seed; none of an attempt that was interrupted."""
+        """Valid scores by seed that count; none of an attempt that was interrupted.
+
+        A candidate's first score chose it for a test: once there are others it counts no more.
+        """
         if self.interrupted is not None:
             return {}
         begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
-        # The newest score of a seed counts, also where it takes back an older one's value.
-        scores = {s.seed: s.value for s in self.scores[begin:] if s.split == split}
-        newest: dict[int, float | None] = {**known, **scores}
-        return {seed: value for seed, value in newest.items() if value is not None}
+        scores = self.scores[begin:]
+        found = {s.seed: s.value for s in scores if s.split == split and s.value is not None}
+        counted = known | found
+        if self.started.kind == "candidate" and len(counted) > 1:
+            counted.pop(self.started.seeds[0], None)
+        return counted
+
+    @property
+    def tested(self) -> dict[int, Scored]:
+        """The scores at its fresh seeds, the newest of each: a candidate's second look and more."""
+        fresh = self.started.seeds[1:] if self.started.kind == "candidate" else ()
+        return {s.seed: s for s in self.scores if s.split == "val" and s.seed in fresh}
+
+    @property
+    def confirmation(self) -> str:
+        """What a kept candidate went through, in words."""
+        checks = sum(score.checks for score in self.tested.values())
+        return f"confirmed: {len(self.tested)} seeds" + (f", {checks} checks" if checks else "")
 
     def key(self, seed: int) -> TrialKey:
         """The name of its own trial at a seed."""

@@ -130,10 +130,12 @@ class Arithmetic(Record):
     noise: float
     """Standard deviation of one score, pooled over every repeat of the session."""
     degrees_of_freedom: int
-    confidence: float
+    own_noise: float | None
+    """The same of the candidate's scores alone; None where there is one."""
     required_gain: float
-    confidence_of_a_look: float
-    """How sure each single look must be, so that all of them are as sure as configured."""
+    false_keep_rate_per_night: float
+    doubt_of_a_look: float
+    """How likely a look alone takes luck for a gain, so that all of a night keep to its rate."""
 
     @property
     def gain_in_noise(self) -> float | None:
@@ -197,7 +199,7 @@ class SessionStarted(Record):
     fixed_files: dict[str, Sha256]
     """The person's own files that score a run, by path."""
     seeds: tuple[int, ...]
-    """Seeds in the order in which repeats use them; the first also serves single runs."""
+    """The baseline's; the first also serves the first run of each candidate."""
     held_out_index: Sha256 | None = None
     """The index that candidates' files are searched with; none without splits to hold out."""
     calibration: dict[str, Any] | None = None
@@ -233,6 +235,9 @@ class AttemptStarted(Record):
     """Unified diff against the best at that time; none for the baseline."""
     parent: int | None
     """The attempt whose files were the best at that time."""
+    seeds: tuple[int, ...]
+    """In the order of its runs: the session's first, then fresh ones that nobody was told of; of a
+    baseline the session's."""
 
 
 class HeldOutText(Record):

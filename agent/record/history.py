@@ -36,7 +36,7 @@ from agent.record.events import (
     VariantPlanned,
     Verdict,
 )
-from agent.record.repeats import Noise, Repeats
+from agent.record.repeats import Repeats
 from agent.record.usage import Spend, WorkingTime
 from agent.settings import Direction, Settings
 from sandbox.contract.errors import UsageError
@@ -83,9 +83,8 @@ class History:
     smokes: list[Smoke] = field(default_factory=list)
     trials: dict[TrialKey, TrialRecord] = field(default_factory=dict)
     """Every training with its scoring, whatever it was for."""
-    meanwhile: dict[TrialKey, int] = field(default_factory=dict)
-    """Trials of other attempts that the open one asked for, each with the number of seeds at which
-    the open attempt had a score then: a close call measures the best again."""
+    meanwhile: list[TrialKey] = field(default_factory=list)
+    """Trials of the best that the open attempt asked for: a test measures both sides."""
     repeats: Repeats = field(default_factory=Repeats)
     time: WorkingTime = field(default_factory=WorkingTime)
     spend: Spend = field(default_factory=Spend)
@@ -106,7 +105,7 @@ class History:
             case AttemptStarted():
                 cost_usd = self.spend.take_since_attempt_usd()
                 self.attempts.append(Attempt(event, entry.at, cost_usd=cost_usd))
-                self.meanwhile = {}
+                self.meanwhile = []
             case LiteralsRead() | SmokeStarted() | SmokeFinished():
                 self._look_at(event)
             case AttemptFinished():
@@ -207,10 +206,6 @@ class History:
         judged = (attempt for attempt in self.attempts if attempt.is_judged)
         return next((attempt for attempt in judged if attempt.started.files == files), None)
 
-    def noise_beside(self, number: int) -> Noise | None:
-        """What noise an attempt is judged by; see `Repeats.noise_beside`."""
-        return self.repeats.noise_beside(number, self.baseline.number if self.baseline else None)
-
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
         return sum(attempt.standing == verdict.value for attempt in self.completed)
@@ -242,7 +237,7 @@ class History:
         self, attempt: Attempt, key: TrialKey, event: RunStarted | RunFinished | Scored
     ) -> None:
         if attempt is not self.attempts[-1] and self.attempts[-1].open:
-            self.meanwhile.setdefault(key, len(self.attempts[-1].values()))
+            self.meanwhile += [] if key in self.meanwhile else [key]
         if isinstance(event, RunFinished):
             attempt.runs.append(event)
         elif isinstance(event, Scored):
@@ -262,7 +257,7 @@ class History:
     def _interrupt(self, event: AttemptInterrupted) -> None:
         """Forget what the attempt measured, so that its next try is judged as if it were the first.
 
-        A close call also measures the best again; one score more would change the arithmetic.
+        A test also measures the best again; one score more would change the arithmetic.
         """
         attempt = self.attempt(event.attempt)
         attempt.interrupted = event
@@ -272,7 +267,7 @@ class History:
             other = self.attempt(key.attempt)
             other.scores = [score for score in other.scores if all(score is not g for g in gone)]
             self.repeats.update(other)
-        self.meanwhile = {}
+        self.meanwhile = []
 
     def _finish(self, event: AttemptFinished) -> None:
         attempt = self.attempt(event.attempt)
@@ -304,9 +299,11 @@ class History:
         self.trials = {k: v for k, v in self.trials.items() if not k.purpose.startswith(DRIFT)}
 
     def _drift(self, event: DriftChecked) -> None:
+        since = self.drift.judged_since_result
         self.drift.checked(event)
         if event.changed:
             best = self.attempt(event.attempt)
+            self.repeats.shift(best, [a.number for a in self.completed[-since:]] if since else ())
             best.remeasured = {event.seed: fmean(event.today)}
             best.counted_from, best.curves_from = len(best.scores), len(best.runs)
             self.repeats.update(best)

@@ -79,8 +79,14 @@ def _in_words(numbers: Arithmetic) -> str:
         f"{_mean(numbers.best_mean, numbers.best_values)} of the best so far: "
         f"{abs(numbers.gain):.4f} {direction}{_in_noise(numbers)}. "
         f"To be kept it had to be better by more than {numbers.required_gain:.4f}: "
-        f"noise {numbers.noise:.4f} with {numbers.degrees_of_freedom} degrees of freedom, "
-        f"at {numbers.confidence:.0%} confidence."
+        f"noise {numbers.noise:.4f} with {numbers.degrees_of_freedom} degrees of freedom; "
+        f"{_own(numbers)}one look takes luck for a gain in {numbers.doubt_of_a_look:.1%} of cases."
+    )
+
+
+def _own(numbers: Arithmetic) -> str:
+    return (
+        "" if numbers.own_noise is None else f"its own scores spread by {numbers.own_noise:.4f}; "
     )
 
 

@@ -199,6 +199,8 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
         score += " self-reported"
     hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
     cost = f"  ${attempt.cost_usd:.3f}" if attempt.cost_usd else ""
+    if attempt.kept and attempt.tested:
+        cost += f"  {attempt.confirmation}"
     return (
         f"#{attempt.number:<4} {finished.verdict.value:<9} {score} "
         f"{finished.seconds:>5.0f} s{cost}  {hypothesis}"

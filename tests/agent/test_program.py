@@ -106,7 +106,7 @@ def test_without_usd_there_is_no_money_limit() -> None:
         ('editable = ["train.py"]', 'editable = ["evaluate.py"]', "stays fixed"),
         ('editable = ["train.py"]', "editable = []", "at least 1"),
         ('name = "auto"', 'name = "gpt"', "'auto', 'claude', 'tpe' or 'random'"),
-        ("confidence = 0.95", "confidence = 1.0", "less than 1"),
+        ("false_keep_rate_per_night = 0.05", "false_keep_rate_per_night = 0.5", "less than 0.5"),
         ("vocab_size = 1024", "vocab_size = 100000", "65536"),
     ],
 )

@@ -97,6 +97,7 @@ class Bench:
                 files={name: put(content) for name, content in files.items()},
                 diff=None,
                 parent=None,
+                seeds=(),
             )
         )
         splits: tuple[Split, ...] = ("val",) if scored else ()

@@ -104,6 +104,7 @@ def whole(bench: Bench, files: Files) -> str:
             files={name: lab.ledger.put_blob(content) for name, content in files.items()},
             diff=None,
             parent=None,
+            seeds=(),
         )
     )
     trial = lab.trial(ATTEMPT, number, lab.seeds[0], files)

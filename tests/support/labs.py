@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +56,15 @@ def quiet_lab(
         return Sample(0.0, 0.0, at=clock.seconds, speed=SPEED, state=read_machine())
 
     lab = open_lab(ledger, settings, runtime, Quiet(), sleep=sleep or clock.advance)
-    return replace(lab, worker=replace(lab.worker, read_load=read_load))
+    # Seeds follow from the session's, so that a night in a test is the same each time.
+    chance = random.Random(0)
+
+    def draw_seeds(count: int, used: Collection[int]) -> tuple[int, ...]:
+        drawn = chance.sample(range(1, 2**31), count + len(used))
+        return tuple(seed for seed in drawn if seed not in used)[:count]
+
+    worker = replace(lab.worker, read_load=read_load, draw_seeds=draw_seeds)
+    return replace(lab, worker=worker)
 
 
 def scoring_lab(directory: Path, settings: Settings, executor: Executor, **given: Any) -> Lab:

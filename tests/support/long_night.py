@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from agent.attempt.decide import Decision, Measure, next_step
+from agent.attempt.decide import Decision, Step, next_step
 from agent.candidate.diffs import unified_diff
 from agent.record.chain import request_sha
 from agent.record.events import (
@@ -71,6 +71,7 @@ class LongNight:
                     unified_diff({"train.py": self.best_source}, {"train.py": self.source})
                 ),
                 parent=self.best,
+                seeds=(1, *range(100 * number, 100 * number + 8)),
             )
         )
         self._judge(number)
@@ -80,7 +81,7 @@ class LongNight:
         assert best is not None
         mean = fmean(best.values().values())
         aim = mean + self.chance.choice([-0.002, 0.0, 0.01, 0.03])
-        while isinstance(step := self._next(number), Measure):
+        while not isinstance(step := self._next(number), Decision):
             center = aim if step.attempt == number else mean
             value = round(center + self.chance.gauss(0, histories.NOISE), 6)
             histories.boxes(self.made, attempt=step.attempt, seed=step.seed)
@@ -91,7 +92,7 @@ class LongNight:
             self.best, self.best_source = number, self.source
         self.source = self.best_source
 
-    def _next(self, number: int) -> Measure | Decision:
+    def _next(self, number: int) -> Step | Decision:
         return next_step(self.made.history, number, self.made.get_blob)
 
     def _open_conversation(self) -> None:

@@ -373,8 +373,10 @@ def test_the_audit_decides_it_again(tmp_path: Path, holdout: Place) -> None:
     shutil.copytree(holdout.directory, copy)
 
     def pass_it(lines: sessions.Lines) -> None:
-        score = sessions.only(lines, "scored", attempt=event.attempt, split="holdout")
-        score.update(value=0.1, reason=None, explanation="")
+        for line in lines:
+            score = line["event"]
+            if score["type"] == "scored" and score["attempt"] == event.attempt and score["reason"]:
+                score.update(value=0.1, reason=None, explanation="")
 
     sessions.forge(copy, pass_it)
     assert [what for what in sessions.found(copy) if "while it was the best" in what]

@@ -61,7 +61,7 @@ def test_the_machine_changed_when_two_looks_say_so(today: list[float], expected:
 
 
 def test_two_scores_of_the_same_files_differ_by_the_noise_of_both() -> None:
-    assert drift_tolerance(Noise(0.01, 10_000), 0.95) == pytest.approx(0.01 * 2**0.5 * 1.645, 1e-3)
+    assert drift_tolerance(Noise(0.01, 10_000)) == pytest.approx(0.01 * 2**0.5 * 1.645, 1e-3)
 
 
 # --- the machine's state ----------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_a_run_is_held_back_when_heat_was_counted_meanwhile() -> None:
 def night(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(
         tmp_path_factory.mktemp("slowing"),
-        changes={"session": {"attempts": 12}, "noise": {"check_best_every": 3}},
+        changes={"session": {"attempts": 12, "hours": 6.0}, "noise": {"check_best_every": 3}},
     )
 
     def slower(noise: float) -> float:

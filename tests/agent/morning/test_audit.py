@@ -165,6 +165,7 @@ def test_a_keep_without_arithmetic_is_found(tmp_path: Path) -> None:
             files=made.history.attempts[0].started.files,
             diff=made.put_blob(b""),
             parent=0,
+            seeds=made.history.session.seeds if made.history.session else (),
         )
     )
     entry = made.add(
@@ -314,7 +315,7 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "a better score": (
         lambda ls: only(ls, "scored", purpose="attempt", split="val").update(value=0.1),
-        "its arithmetic is not what the record comes to: candidate_mean",
+        "was still to be measured at seed",
     ),
     "a score without boxes of its own": (
         lambda ls: again(ls, only(ls, "scored", purpose="attempt", split="val"), value=0.1),
@@ -387,7 +388,7 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "tool finish answers a call that is not on record",
     ),
     "a resume that changes what a verdict means": (
-        lambda ls: resumed(ls, "noise", confidence=0.51),
+        lambda ls: resumed(ls, "noise", false_keep_rate_per_night=0.3),
         "the resume changed [noise]",
     ),
     "a better score in the review": (
@@ -425,7 +426,7 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
         "its files are not those of best",
     ),
     "an approval of another attempt": (
-        lambda ls: only(ls, "human_decided").update(attempt=0),
+        lambda ls: only(ls, "human_decided").update(attempt=1),
         "which was not the best",
     ),
     "an approval with a patch that is gone": (
@@ -488,7 +489,7 @@ PLANTS: dict[str, tuple[Callable[[Lines], object], str]] = {
     ),
     "a baseline whose seeds are one": (
         lambda ls: ls[0]["event"].update(seeds=[ls[0]["event"]["seeds"][0]] * 3),
-        "seed ",
+        "the baseline's seeds are not the session's",
     ),
     "a best without a score": (
         lambda ls: [line["event"].update(value=None, reason="x") for line in ls if is_val(line)],
@@ -534,8 +535,9 @@ def test_the_command_names_what_no_history_can_be_folded_from(plant: str, copy: 
     ("change", "words"),
     [
         (
-            lambda ls: ls[0]["event"]["settings"]["noise"].update(confidence=2.0),
-            "cannot read its session_started: event.session_started.settings.noise.confidence",
+            lambda ls: ls[0]["event"]["settings"]["noise"].update(false_keep_rate_per_night=2.0),
+            "cannot read its session_started: event.session_started.settings.noise."
+            "false_keep_rate_per_night",
         ),
         (
             lambda ls: only(ls, "run_started", purpose="attempt")["spec"].pop("limits"),

@@ -20,6 +20,7 @@ from agent.record.chain import LedgerError, read_blob, read_ledger, request_sha
 from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
+    AttemptStarted,
     ConversationOpened,
     Event,
     FileChanged,
@@ -246,7 +247,8 @@ def test_the_containers_settings_are_a_blob_and_the_evidence_stays_in_the_line(
 def test_each_run_names_its_box_its_seed_and_its_limits(tmp_path: Path) -> None:
     place = sampled(tmp_path)
     night = Asked(place)
-    announced = {*night.events(SessionStarted)[0].seeds, *night.events(ReviewStarted)[0].seeds}
+    announcing = (*night.events(AttemptStarted), *night.events(ReviewStarted))
+    announced = {seed for event in announcing for seed in event.seeds}
     started = night.events(RunStarted)
     assert {"train", "model", "scorer"} == {run.box for run in started}
     assert announced >= {run.seed for run in started}

@@ -528,12 +528,12 @@ def test_a_study_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crash_at_any_event_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    scene = Scene(tmp_path, session={"attempts": 4})
+    scene = Scene(tmp_path, session={"attempts": 4, "hours": 24.0})
     lab = scene.place.begin("claude")
     at, crashes = 2, 0
     with MessagesServer(scene.then(), endless=True) as server:
         while True:
-            at = len(lab.ledger.entries) + chance.randint(1, 40)
+            at = len(lab.ledger.entries) + chance.randint(1, 150)
             assert isinstance(lab.ledger, CrashingLedger)
             lab.ledger.crash_at = at
             lab.ledger.crash_after_writing = chance.random() < 0.5

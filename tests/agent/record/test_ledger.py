@@ -53,7 +53,14 @@ LINES = WRITTEN.splitlines(keepends=True)
 INTERRUPTIBLE = ("ledger.py", "history.py", "replacing.py")
 
 BEGUN = AttemptStarted(
-    attempt=1, kind="baseline", hypothesis="", researcher="tpe", files={}, diff=None, parent=None
+    attempt=1,
+    kind="baseline",
+    hypothesis="",
+    researcher="tpe",
+    files={},
+    diff=None,
+    parent=None,
+    seeds=(),
 )
 
 

@@ -627,6 +627,7 @@ def begin(made: histories.Night, number: int, kind: str) -> None:
             files={},
             diff=None,
             parent=None,
+            seeds=(),
         )
     )
 

@@ -101,6 +101,7 @@ def failed_attempt(
         files={},
         diff=None,
         parent=0,
+        seeds=(),
     )
     attempt = Attempt(started, "2026-03-07T22:00:00+00:00")
     attempt.finished = AttemptFinished(
@@ -171,9 +172,10 @@ def test_a_run_answer_is_at_most_2_kb_and_valid_json(
         gain=numbers[2],
         noise=numbers[3],
         degrees_of_freedom=2,
-        confidence=0.95,
+        own_noise=None,
+        false_keep_rate_per_night=0.05,
         required_gain=numbers[4],
-        confidence_of_a_look=0.97,
+        doubt_of_a_look=0.03,
     )
     changes = {"arithmetic": arithmetic, "value": numbers[5]}
     attempt.finished = attempt.finished.model_copy(update=changes)
