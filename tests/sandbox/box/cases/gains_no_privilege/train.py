@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-gained = []
+before, gained = os.getresuid() + os.getresgid(), []
 for program in ("/bin/su", "/usr/bin/passwd", "/bin/mount", "/usr/bin/newgrp"):
     if os.path.exists(program):
         subprocess.run([program, "--help"], capture_output=True, timeout=2)
@@ -15,5 +15,5 @@ for attempt in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups
         gained.append("yes")
     except OSError:
         pass
-print(gained, os.getresuid(), os.getresgid())
+print(gained, before == os.getresuid() + os.getresgid(), 0 in before)
 raise SystemExit(len(gained))
