@@ -7,7 +7,6 @@ looked for once its box is gone.
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,9 +26,6 @@ STOP_SECONDS = 10.0
 PROC = Path("/proc")
 EndReason = Literal["gpu_memory", "gpu_fault"]
 End = Callable[[EndReason], None]
-_boxes: Counter[str] = Counter()
-"""How many boxes have each GPU now: those of one score share it, all within this process."""
-_boxes_lock = threading.Lock()
 
 
 class GpuWatch:
@@ -72,10 +68,6 @@ class GpuWatch:
         self._cgroup = ""
         self.exceeded: str = ""
         """Which GPU's limit the run exceeded, and by how much."""
-        self._is_counted = True
-        self._has_siblings = False
-        with _boxes_lock:
-            _boxes.update(gpu.id for gpu in gpus)
 
     def _opened(self, gpu: Gpu) -> Account:
         first = self._driver.sample(gpu)
@@ -120,16 +112,11 @@ class GpuWatch:
     def close(self) -> None:
         """Stop, and let go of the driver."""
         self.stop()
-        self._leave()
         if not self._hangs:  # or this call would hang as well
             self._xids.close()
 
     def look_back(self) -> None:
-        """Look, once the box is gone, whether the GPUs look as healthy ones do now.
-
-        What is left on a GPU that boxes share is looked for by the last of them.
-        """
-        self._leave()
+        """Look, once the box is gone, whether the GPUs look as healthy ones do now."""
         if self._hangs:
             return
         self._hear()
@@ -158,11 +145,9 @@ class GpuWatch:
     def _left(self, account: Account) -> int:
         """Return how much more memory is taken by no living process than before the run.
 
-        Other work may come and go beside a run. In doubt nothing is left: while another box has
-        the GPU, or while the driver does not say how much one of its processes takes.
+        Other work may come and go beside a run. In doubt nothing is left: while the driver does not
+        say how much one of the GPU's processes takes.
         """
-        if _boxes_on(account.gpu):
-            return 0
         try:
             sample = self._driver.sample(account.gpu)
             now = _unaccounted(sample, self._driver.processes(account.gpu))
@@ -170,13 +155,6 @@ class GpuWatch:
             account.fail(fault.event)
             return 0
         return 0 if now is None else now - account.first_unaccounted_bytes
-
-    def _leave(self) -> None:
-        """Count the box no longer among those that have its GPUs; may be called again."""
-        if self._is_counted:
-            self._is_counted = False
-            with _boxes_lock:
-                _boxes.subtract(account.gpu.id for account in self.accounts)
 
     def _watch(self) -> None:
         try:
@@ -227,13 +205,9 @@ class GpuWatch:
     def _used(self, account: Account, sample: GpuSample) -> int | None:
         """Return the run's memory on a GPU: its processes' where the driver tells, else the growth.
 
-        The growth of a GPU that boxes share or shared is nobody's: a box does not pay for its
-        sibling, whose memory may come back late.
-
         Raises:
             DriverFault: the GPU does not answer.
         """
-        self._has_siblings = self._has_siblings or _boxes_on(account.gpu) > 1
         processes = self._driver.processes(account.gpu)
         seen = processes if self._cgroup else ()
         groups = {pid: text_of(self._proc / str(pid) / "cgroup") for pid in seen}
@@ -246,7 +220,7 @@ class GpuWatch:
             return sum(own)
         if groups and all(group not in ("", self._cgroup) for group in groups.values()):
             return 0  # every one is somebody else's
-        if sample.memory_used_bytes is None or self._has_siblings:
+        if sample.memory_used_bytes is None:
             return None
         return max(0, sample.memory_used_bytes - (account.first.memory_used_bytes or 0))
 
@@ -270,8 +244,3 @@ def _unaccounted(sample: GpuSample, processes: Mapping[int, int | None]) -> int 
     if sample.memory_used_bytes is None or None in processes.values():
         return None
     return max(0, sample.memory_used_bytes - sum(memory or 0 for memory in processes.values()))
-
-
-def _boxes_on(gpu: Gpu) -> int:
-    with _boxes_lock:
-        return _boxes[gpu.id]

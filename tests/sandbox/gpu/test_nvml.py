@@ -450,8 +450,8 @@ def of_the_box(proc: Path, group: str, *pids: int) -> None:
         (proc / str(pid) / "cgroup").write_text(group)
 
 
-def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[GpuWatch], Ended]:
-    """Return the watches of two boxes of one score, with PID 1 as 41 and 51, begun side by side."""
+def side_by_side(driver: Driver, proc: Path, limit: int) -> tuple[list[GpuWatch], Ended]:
+    """Return the watches of two boxes, with PID 1 as 41 and 51."""
     of_the_box(proc, "0::/docker/one\n", 41, 42)
     of_the_box(proc, "0::/docker/other\n", 51, 52)
     first = gpu(driver, GPU_0)
@@ -462,45 +462,10 @@ def siblings(driver: Driver, proc: Path, limit: int) -> tuple[list[GpuWatch], En
     return watches, ended
 
 
-@pytest.mark.parametrize("listed", ["52", "99", None])
-def test_a_box_that_ends_before_its_sibling_does_not_answer_for_the_sibling_s_memory(
-    cards: Cards, driver: Driver, tmp_path: Path, listed: str | None
-) -> None:
-    """Also where the driver names processes as another pid namespace knows them, or not at all."""
-    (one, other), ended = siblings(driver, tmp_path, GIBIBYTE)
-    cards.set("0/processes", f"{listed} {900 * 2**20}" if listed else "")
-    cards.set("0/memory_used", GIBIBYTE // 2 + 6 * GIBIBYTE)
-    seen = [watch.accounts[0].samples for watch in (one, other)]
-    assert wait_until(lambda: one.accounts[0].samples > seen[0] + 1)
-    assert wait_until(lambda: other.accounts[0].samples > seen[1] + 1)
-    one.stop()
-    one.look_back()
-    one.close()
-    assert ([], []) == (ended.why, one.accounts[0].events)
-    cards.set("0/processes", "")
-    cards.set("0/memory_used", GIBIBYTE // 2)
-    other.stop()
-    other.look_back()
-    other.close()
-    assert [] == other.accounts[0].events
-
-
-def test_the_last_of_the_boxes_that_share_a_gpu_answers_for_what_is_left_on_it(
-    cards: Cards, driver: Driver, tmp_path: Path
-) -> None:
-    watches, _ = siblings(driver, tmp_path, 80 * GIBIBYTE)
-    cards.set("0/memory_used", 3 * GIBIBYTE)
-    for watch in watches:
-        watch.stop()
-        watch.look_back()
-        watch.close()
-    assert [[], ["memory_left"]] == [[e.kind for e in w.accounts[0].events] for w in watches]
-
-
 def test_a_box_over_its_limit_is_ended_for_its_own_memory_alone(
     cards: Cards, driver: Driver, tmp_path: Path
 ) -> None:
-    (one, other), ended = siblings(driver, tmp_path, GIBIBYTE)
+    (one, other), ended = side_by_side(driver, tmp_path, GIBIBYTE)
     cards.set("0/processes", f"42 {GIBIBYTE // 2}\n52 {2 * GIBIBYTE}")
     assert wait_until(lambda: ended.why == ["gpu_memory"])
     for watch in (one, other):
