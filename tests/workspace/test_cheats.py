@@ -202,7 +202,7 @@ def scored(
     bounded = [spec.model_copy(update={"limits": small}) for spec in models]
     measurement = score_in_boxes(executor.run, bounded, hasty, output)
     assert [] == list((folder / "runs").iterdir())
-    seconds = expectation(name).free_seconds
+    seconds = expected.free_seconds
     free = None if seconds is None else Pace(loading=seconds, in_all=seconds)
     key = TrialKey("attempt", 1, 7)
     return scored_by_boxes(key, "val", measurement.sheet, measurement.models, None, free, 0.0)
