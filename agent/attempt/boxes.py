@@ -12,14 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.attempt.lab import Trial, Worker, box_label, fresh_directory
+from agent.attempt.lab import (
+    CHECKPOINT,
+    DATA,
+    EVALUATE,
+    Trial,
+    Worker,
+    box_label,
+    fresh_directory,
+)
 from agent.record.events import SMOKE, Purpose, SessionStarted, Split
 from agent.settings import Settings
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import Box, Limits, Mount, RunSpec
 
-WORKSPACE, DATA, CHECKPOINT = "/workspace", "/data", "/checkpoint"
-EVALUATE, OUTPUT = "/evaluate", "/out"
+WORKSPACE, OUTPUT = "/workspace", "/out"
 CHECK_RUN = re.compile(r"-check-[0-9]+$")
 """How the name of a model box ends whose answers are compared and not scored."""
 

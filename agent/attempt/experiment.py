@@ -161,7 +161,7 @@ def dethrone(lab: Lab) -> bool:
 def drop(lab: Lab, number: int) -> None:
     """Put the best's files back into the workspace and forget the attempt's checkpoints."""
     lab.forget_checkpoints(number)
-    best = lab.history.best
+    best = lab.history.best or lab.history.baseline
     if best is not None:
         lab.workspace.restore(lab.stored_files(best))
 
@@ -177,7 +177,7 @@ def score_on_holdout(lab: Lab, attempt: Attempt) -> None:
     """
     scored = {score.seed for score in attempt.scores if score.split == "holdout"}
     seeds, files = sorted(attempt.values().keys() - scored), lab.stored_files(attempt)
-    left = {seed: path for seed in seeds if (path := lab.checkpoint(attempt.number, seed)).is_dir()}
+    left = {seed: path for seed in seeds if (path := lab.kept_checkpoint(attempt.number, seed))}
     for seed in left or ([] if scored else seeds[:1]):
         trial = lab.trial(ATTEMPT, attempt.number, seed, files, splits=("holdout",))
         steps = score_again(lab.worker, trial, left[seed]) if left else run_trial(lab.worker, trial)

@@ -29,6 +29,7 @@ from agent.record.events import (
     Dethroned,
     Disturbance,
     DriftChecked,
+    Noticed,
     Purpose,
     RunFinished,
     RunStarted,
@@ -36,12 +37,16 @@ from agent.record.events import (
     Split,
     StopReason,
 )
+from agent.record.files import FileHashes
 from agent.record.history import History
 from agent.record.ledger import Ledger
 from agent.settings import Budget, Settings
-from sandbox.contract.errors import BoxLost, NightlabError
+from sandbox.contract.errors import BoxLost, NightlabError, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
 from sandbox.contract.run import Box, Executor, Limits, RunResult, RunSpec
+
+DATA, CHECKPOINT, EVALUATE = "/data", "/checkpoint", "/evaluate"
+"""Where boxes see what is on record by its hash."""
 
 
 class SessionOver(NightlabError):
@@ -198,6 +203,7 @@ class Lab:
     ledger: Ledger
     workspace: Workspace
     observer: Observer
+    hashes: FileHashes = field(default_factory=FileHashes)
 
     @property
     def session(self) -> str:
@@ -261,14 +267,54 @@ class Lab:
 
         Raises:
             BoxLost: somebody else ended a box.
-            SandboxError: nightlab or the engine failed.
+            SandboxError: nightlab or the engine failed, or a box would see other files than those
+                on record.
         """
         with closing(steps):
             for event, blobs in steps:
+                if isinstance(event, RunStarted):
+                    self._refuse_changed(event)
                 for blob in blobs:
                     self.ledger.put_blob(blob)
                 self.ledger.append(event)
                 self._show(event)
+
+    def _refuse_changed(self, event: RunStarted) -> None:
+        """Compare what a box is about to see with the record: scorer, data, checkpoint.
+
+        The candidate's files were written for it a moment ago, from the record's own blobs.
+        """
+        session = self.history.session
+        assert session is not None
+        training = self.history.trial(TrialKey(event.purpose, event.attempt, event.seed)).training
+        left = () if training is None else training.result.output
+        data: dict[str, dict[str, str]] = session.data.get("files") or {}
+        for mount in event.spec.mounts:
+            due = {
+                EVALUATE: session.fixed_files,
+                CHECKPOINT: {file.name: file.sha256 for file in left},
+                DATA: data.get(mount.source.name),
+            }.get(mount.target)
+            if due and (found := "; ".join(self.hashes.differences(mount.source, due))):
+                message = (
+                    f"a {event.box} box was to see {mount.target} as it is not on record: {found}"
+                )
+                raise SandboxError(
+                    message, "see who changes the session's files, and nightlab audit"
+                )
+
+    def kept_checkpoint(self, attempt: int, seed: int) -> Path | None:
+        """An attempt's checkpoint as its training left it; None where it is gone or another one."""
+        path = self.checkpoint(attempt, seed)
+        training = self.history.trial(TrialKey(ATTEMPT, attempt, seed)).training
+        if not path.is_dir() or training is None:
+            return None
+        due = {file.name: file.sha256 for file in training.result.output}
+        if not (found := "; ".join(self.hashes.differences(path, due))):
+            return path
+        text = f"the checkpoint of attempt {attempt} at seed {seed} is not what it left: {found}"
+        self.ledger.append(Noticed(kind="checkpoint_changed", explanation=text))
+        return None
 
     def _show(self, event: RunStarted | RunFinished | Scored) -> None:
         if isinstance(event, RunFinished):

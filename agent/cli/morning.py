@@ -26,7 +26,7 @@ from agent.cli.shared import (
     sweep_now,
     warn,
 )
-from agent.machine.runtime import recorded_runtime
+from agent.machine.runtime import data_on_this_machine, recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
@@ -41,7 +41,7 @@ from agent.record.events import SessionResumed, SessionStarted
 from agent.record.history import fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
-from agent.report.report import REPORT_NAME, write_report
+from agent.report.report import REPORT_NAME, report_differences, write_report
 from agent.report.summary import summary
 from agent.settings import Settings
 from agent.text import for_terminal
@@ -118,7 +118,11 @@ def audit(
     check_hash(head)
     place = anchor or _anchor_on_record(directory, settings)
     heads = compare_heads(directory, entries, noted=head, anchor=place)
-    found = find_differences(directory, entries, heads.differences)
+    beside = [
+        *report_differences(directory, entries, lambda sha: read_blob(directory, sha)),
+        *data_on_this_machine(history, directory, os.environ),
+    ]
+    found = find_differences(directory, entries, [*beside, *heads.differences])
     rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
     for row in rows if chosen else ():
         print_line(row)

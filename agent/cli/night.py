@@ -131,7 +131,9 @@ def resume(
         settings = ledger.history.in_force.with_overrides(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
-        content = parse_program((directory / "program.md").read_bytes(), "program.md")
+        assert ledger.history.session is not None
+        # Not the file beside the ledger: who edits that would steer a night without a trace.
+        content = parse_program(ledger.get_blob(ledger.history.session.program), "program.md")
         name = ledger.history.researcher
         if researcher is None:
             _require_credentials(name, settings)

@@ -14,7 +14,7 @@ from rich.console import Console
 from agent.attempt.lab import Observer
 from agent.cli import flags
 from agent.machine.setup import template
-from agent.morning.anchor import Anchor, anchor_path
+from agent.morning.anchor import Anchor, anchor_path, name_on_record
 from agent.night.session import has_begun
 from agent.program import Program, load_program
 from agent.record.chain import LEDGER_NAME, LedgerError
@@ -101,7 +101,7 @@ def session_directory(runs: Path, session: str) -> Path:
 def anchor_of(ledger: Ledger) -> Anchor | None:
     """Where the settings want the ledger's head written a second time; none for nowhere."""
     path = anchor_path(ledger.history.in_force.record.anchor, ledger.directory)
-    return None if path is None else Anchor(path, ledger.directory.name)
+    return None if path is None else Anchor(path, name_on_record(ledger.directory, ledger.entries))
 
 
 def keep_head(ledger: Ledger, anchor: Anchor | None) -> None:

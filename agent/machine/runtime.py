@@ -20,6 +20,8 @@ from agent.machine.setup import (
     own_workspace,
 )
 from agent.night.session import Runtime
+from agent.record.files import FileHashes
+from agent.record.history import History
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import ImageMissing, UsageError
@@ -27,7 +29,15 @@ from sandbox.engine.find import Engine
 from sandbox.engine.versions import installed
 from sandbox.image.copies import forget_pages
 from sandbox.image.image import find_image, has_image
-from sandbox.machine import box_environment, engine_and_state, executor, gpu_source
+from sandbox.machine import (
+    box_environment,
+    engine_and_state,
+    executor,
+    gpu_source,
+    state_directory,
+)
+
+SPLITS = ("train", "val", "holdout")
 
 
 def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str], say: Say) -> Runtime:
@@ -88,7 +98,43 @@ def recorded_runtime(ledger: Ledger, settings: Settings, environ: Mapping[str, s
             f"the data in {data_dir} is not what session {session.session} was scored on",
             "copy the data directory of that time to this place, or set up again where it ran",
         )
+    if changed := data_differences(session.data, data):
+        raise UsageError(
+            f"the data in {data_dir} was changed since the session began: {'; '.join(changed)}",
+            f"remove it and make it again: nightlab setup --program {place / 'program.md'}",
+        )
     return _runtime(engine, session.image, settings, (data_dir, data), state_dir, environ)
+
+
+def data_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Which files of prepared data are other ones than those on record."""
+    then, now = recorded.get("files") or {}, found.get("files") or {}
+    return [
+        f"{split}/{name}"
+        for split in sorted(then)
+        for name in sorted(then[split].keys() | now.get(split, {}).keys())
+        if then[split].get(name) != now.get(split, {}).get(name)
+    ]
+
+
+def data_on_this_machine(history: History, place: Path, environ: Mapping[str, str]) -> list[str]:
+    """What of a session's prepared data is not as it was, where it lies on this machine.
+
+    Args:
+        history: of the session.
+        place: its directory.
+        environ: tells where nightlab keeps its state.
+    """
+    settings, session = history.settings, history.session
+    if settings is None or session is None or "manifest_sha256" not in session.data:
+        return []
+    try:
+        _, data = _data(settings, place / SHIPPED_WORKSPACE, state_directory(environ))
+    except (UsageError, OSError, ValueError):
+        return []  # elsewhere, or gone: a resume says so
+    if data.get("manifest_sha256") != session.data.get("manifest_sha256"):
+        return ["the data's manifest.json is another one"]
+    return [f"the data's {name} is another one" for name in data_differences(session.data, data)]
 
 
 def calibration_path(state_dir: Path, image: Mapping[str, Any], settings: Settings) -> Path:
@@ -113,7 +159,7 @@ def _data(
         return None, {}
     if settings.goal.is_reported:
         return data_dir, folder_facts(data_dir)
-    manifest = data_dir / "manifest.json"
+    manifest, hashes = data_dir / "manifest.json", FileHashes()
     if not manifest.is_file():
         raise UsageError(f"there is no data for {settings.data.source}", "run `nightlab setup`")
     content = manifest.read_bytes()
@@ -123,6 +169,7 @@ def _data(
         "manifest_sha256": hashlib.sha256(content).hexdigest(),
         "source": made.get("source"),
         "splits": made.get("splits"),
+        "files": {split: hashes.below(data_dir / split) for split in SPLITS},
     }
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from agent.record.chain import Clock, LedgerError, canonical, utc_now
-from agent.record.events import Entry
+from agent.record.events import Entry, SessionStarted
 from agent.text import one_line
 from sandbox.contract.record import Record
 
@@ -119,14 +119,30 @@ def compare_heads(
         else:
             notes.append(f"{noted[:SHORT_HASH]} is in the chain: {_position(seq, entries)}")
     if anchor is not None:
-        heads = anchored(anchor, directory.name)
+        heads = anchored(anchor, name_on_record(directory, entries))
         lost = [what for head in heads if (what := _lost(head, entries))]
         differences += [f"{anchor} has {what}" for what in lost]
         if heads and not lost:
             notes.append(f"{anchor} agrees: {_position(heads[-1].seq, entries)}")
         elif not heads:
-            notes.append(f"{anchor} holds no head of this session")
+            # From the first minute of a session on a file that its settings name holds its heads.
+            is_due = anchor == _anchor_in(entries)
+            what = f"{anchor} holds no head of this session"
+            (differences if is_due else notes).append(what)
     return HeadCheck(differences, notes)
+
+
+def name_on_record(directory: Path, entries: Sequence[Entry]) -> str:
+    """The session's name as it began with it: its directory may be called anything by now."""
+    first = entries[0].event if entries else None
+    return first.session if isinstance(first, SessionStarted) else directory.name
+
+
+def _anchor_in(entries: Sequence[Entry]) -> Path | None:
+    """The anchor that the settings of the beginning name."""
+    first = entries[0].event if entries else None
+    setting = first.settings.record.anchor if isinstance(first, SessionStarted) else None
+    return None if setting is None else Path(setting).expanduser()
 
 
 def _lost(head: Head, entries: Sequence[Entry]) -> str:

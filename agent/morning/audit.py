@@ -15,6 +15,7 @@ from agent.candidate.merge import Files
 from agent.candidate.workspace import may_be_written
 from agent.morning.blob_checks import BlobChecks
 from agent.morning.derive import Decided, derive, differences, is_same
+from agent.morning.file_checks import file_differences
 from agent.morning.run_checks import RunChecks
 from agent.morning.talk_checks import TalkChecks
 from agent.night.budget import money_is_out, work_is_done
@@ -302,6 +303,8 @@ def audit(directory: Path, entries: Sequence[Entry], heard: Sequence[str] = ()) 
         Difference(seq=entry.seq, what=what) for entry in entries for what in auditor.check(entry)
     ]
     found += auditor.at_the_end()
+    beside = file_differences(directory, auditor.history, entries)
+    heard = [*beside, *heard]
     if not entries:
         found.append(Difference(seq=None, what="the ledger is empty"))
     if torn := torn_bytes(directory):

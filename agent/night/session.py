@@ -136,7 +136,7 @@ def _start(
 ) -> None:
     directory, scorers = ledger.directory, _scorers(settings)
     _lay_out(directory, program, source, scorers)
-    candidate = _first_candidate(_workspace(directory, settings))
+    candidate = _first_candidate(workspace_of(directory, settings))
     data_dir = None if settings.goal.is_reported else runtime.data_dir
     index = None if data_dir is None else index_of(data_dir)
     ledger.append(
@@ -200,7 +200,7 @@ def open_lab(
         sleep=sleep,
         on_log=observer.log,
     )
-    return Lab(worker, ledger, _workspace(directory, settings), observer)
+    return Lab(worker, ledger, workspace_of(directory, settings), observer)
 
 
 def recover(
@@ -242,10 +242,9 @@ def recover(
             )
         )
     _remove_half_made_files(lab.worker.directory)
-    if history.best is not None:
-        advance(lab)
-        if is_dethroned or not _holds_untried_edits(lab.ledger):
-            lab.workspace.restore(lab.stored_files(history.best))
+    advance(lab)
+    if history.best is not None and (is_dethroned or not _holds_untried_edits(lab.ledger)):
+        lab.workspace.restore(lab.stored_files(history.best))
 
 
 def machine() -> dict[str, Any]:
@@ -282,7 +281,7 @@ def _scorers(settings: Settings) -> tuple[str, ...]:
     return () if settings.goal.is_reported else SCORERS
 
 
-def _workspace(directory: Path, settings: Settings) -> Workspace:
+def workspace_of(directory: Path, settings: Settings) -> Workspace:
     """The session's files; a program that reports its own score has them all in its box."""
     left_out = () if settings.goal.is_reported else FIXED_FILES
     return Workspace(directory / "workspace", settings.workspace.editable, left_out=left_out)

@@ -5,7 +5,8 @@ run wrote is bounded, made visible and escaped on its way into a report.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,39 @@ _FACTS = (
     *("data", "settings", "files", "fixed_files"),
 )
 """What a session's first event says, the most important first: a long list is cut at its end."""
+_HEAD = re.compile(r"head hash (?:<code>|`)([0-9a-f]{64})")
 _PARTS = ("header", "first", "chart", "chain", "tables")
 
 
 def write_report(directory: Path, entries: Sequence[Entry], get_blob: GetBlob) -> None:
     """Write the four files of a session's report; see `Report.write`."""
     Report(get_blob).write(directory, fold(entries), entries)
+
+
+def report_differences(
+    directory: Path, entries: Sequence[Entry], get_blob: GetBlob
+) -> Iterator[str]:
+    """Which of a session's report files are not what the record came to when they were written.
+
+    Each page names the head of that moment, so it can be made again. The picture is not compared:
+    another version of what draws it draws other bytes.
+    """
+    places = {entry.hash: number for number, entry in enumerate(entries, 1)}
+    made: dict[str, Callable[[Sequence[Entry]], str]] = {
+        REPORT_NAME: lambda told: Report(get_blob).html(fold(told), told),
+        MARKDOWN_NAME: lambda told: Report(get_blob).markdown(fold(told), told),
+        RESULTS_NAME: lambda told: results_tsv(fold(told)),
+    }
+    told: Sequence[Entry] = ()
+    for name, render in made.items():
+        if not (path := directory / name).is_file():
+            continue
+        text = path.read_text("utf-8", errors="replace")
+        # A table names no head: it was written together with the pages.
+        if head := _HEAD.search(text):
+            told = entries[: places.get(head[1], 0)]
+        if not told or text != render(told):
+            yield f"{name} is not what the record came to; nightlab report writes it anew"
 
 
 def results_tsv(history: History) -> str:

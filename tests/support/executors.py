@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 import random
@@ -201,7 +202,8 @@ def _result(
     finished_at: datetime,
 ) -> RunResult:
     killed = outcome in (Outcome.OUT_OF_MEMORY, Outcome.STOPPED)
-    names = [] if output_dir is None else sorted(path.name for path in output_dir.iterdir())
+    written = [] if output_dir is None else sorted(output_dir.iterdir())
+    output = [(p.name, body, hashlib.sha256(body)) for p in written for body in (p.read_bytes(),)]
     return RunResult(
         run_id=spec.run_id,
         box=spec.box,
@@ -216,7 +218,7 @@ def _result(
         gpus=spec.gpus,
         gpu=tuple(_use(gpu) for gpu in spec.gpus),
         log=Log(head="", tail="Killed\n" if killed else "done\n", omitted_bytes=0),
-        output=tuple(OutputFile(name=name, bytes=1, sha256="0" * 64) for name in names),
+        output=tuple(OutputFile(name=n, bytes=len(b), sha256=s.hexdigest()) for n, b, s in output),
         image_digest=spec.image,
         started_at=started_at,
         finished_at=finished_at,

@@ -11,6 +11,7 @@ from agent.attempt.lab import Lab
 from agent.night.session import Runtime, begin, recover
 from agent.program import Program, load_program
 from agent.record.events import Entry, Event
+from agent.record.files import FileHashes
 from agent.record.ledger import Ledger
 from tests.support.clock import Clock
 from tests.support.executors import TRAINING_SECONDS, FakeExecutor
@@ -77,8 +78,9 @@ class Place:
 
     @property
     def runtime(self) -> Runtime:
-        for split in ("train", "val", "holdout"):
-            (self.root / "data" / split).mkdir(parents=True, exist_ok=True)
+        splits = [self.root / "data" / name for name in ("train", "val", "holdout")]
+        for split in splits:
+            split.mkdir(parents=True, exist_ok=True)
         return Runtime(
             executor=self.boxes,
             engine={},
@@ -87,7 +89,7 @@ class Place:
             device="cpu",
             environment={},
             data_dir=None if self.program.settings.data is None else self.root / "data",
-            data={},
+            data={"files": {split.name: FileHashes().below(split) for split in splits}},
         )
 
     def begin(self, researcher: str) -> Lab:

@@ -103,6 +103,7 @@ def test_a_night_broken_off_inside_a_run_and_resumed_has_no_differences(
         del lines[next(n for n, line in enumerate(lines) if is_run(line["event"], "model")) + 1 :]
 
     forge(place.directory, cut)
+    shutil.rmtree(place.directory / "approved")  # of a later time than the cut
     place.resume().ledger.close()
     events = [entry.event.type for entry in read_ledger(place.directory)]
     assert "run_started" == events[-3]
