@@ -135,10 +135,7 @@ def advance(lab: Lab) -> None:
     A best may be dethroned, and then the one before it is scored on holdout.
     """
     standing = [attempt.number for attempt in lab.history.attempts if attempt.kept]
-    keep = {*standing[:1], *standing[-CHECKPOINTS_KEPT:]}
-    for attempt in lab.history.attempts:
-        if attempt.number not in keep:
-            lab.forget_checkpoints(attempt.number)
+    lab.forget_checkpoints_but({*standing[:1], *standing[-CHECKPOINTS_KEPT:]})
 
 
 def dethrone(lab: Lab) -> bool:

@@ -334,11 +334,21 @@ class Lab:
 
     def checkpoint(self, attempt: int, seed: int) -> Path:
         """Where an attempt's checkpoint lies as long as it is kept."""
-        return self.worker.directory / "checkpoints" / f"{attempt}-{seed}"
+        return self._checkpoints / f"{attempt}-{seed}"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.worker.directory / "checkpoints"
 
     def forget_checkpoints(self, attempt: int) -> None:
-        for path in (self.worker.directory / "checkpoints").glob(f"{attempt}-*"):
+        for path in self._checkpoints.glob(f"{attempt}-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+    def forget_checkpoints_but(self, kept: Collection[int]) -> None:
+        """Forget those of all other attempts, and what else lies there."""
+        for path in self._checkpoints.glob("*"):
+            if path.name.partition("-")[0] not in map(str, kept):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def budget_of(settings: Settings, purpose: Purpose) -> Budget:

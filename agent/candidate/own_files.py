@@ -23,7 +23,7 @@ def copy_workspace(source: Path, target: Path, runs: Path) -> None:
     target.mkdir()
     for name in sorted(_tracked(source) or _all(source)):
         path, place = source / name, target / name
-        if path.is_file() and _is_wanted(Path(name)) and not path.resolve().is_relative_to(runs):
+        if path.is_file() and is_wanted(Path(name)) and not path.resolve().is_relative_to(runs):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
             shutil.copymode(path, place)
@@ -75,7 +75,8 @@ def _all(folder: Path) -> Iterator[str]:
                 yield str(path.relative_to(folder))
 
 
-def _is_wanted(path: Path) -> bool:
+def is_wanted(path: Path) -> bool:
+    """Whether a file of the workspace is copied into a session."""
     return path.suffix != ".pyc" and not any(
         part.startswith(".") or part in NEVER_COPIED for part in path.parts
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
+from agent.candidate.git import Git
 from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
@@ -30,8 +31,16 @@ from agent.machine.runtime import data_on_this_machine, recorded_runtime
 from agent.morning import export
 from agent.morning.ablation import ReviewTable, ablation, reviews
 from agent.morning.anchor import anchor_path, compare_heads
+from agent.morning.audit import Difference
 from agent.morning.audit import audit as find_differences
-from agent.morning.export import APPROVED, PATCH_NAME, Git, find_person, refuse_inside, result_diff
+from agent.morning.export import (
+    APPROVED,
+    PATCH_NAME,
+    branch_notes,
+    find_person,
+    refuse_inside,
+    result_diff,
+)
 from agent.morning.listing import asked_for, check_hash, sentence, table
 from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
@@ -118,11 +127,13 @@ def audit(
     check_hash(head)
     place = anchor or _anchor_on_record(directory, settings)
     heads = compare_heads(directory, entries, noted=head, anchor=place)
-    beside = [
-        *report_differences(directory, entries, lambda sha: read_blob(directory, sha)),
-        *data_on_this_machine(history, directory, os.environ),
-    ]
-    found = find_differences(directory, entries, [*beside, *heads.differences])
+    first = entries[0].event if entries else None
+    start = first if isinstance(first, SessionStarted) else None
+    data = data_on_this_machine(start, directory, os.environ) if start else []
+    found = find_differences(directory, entries, [*data, *heads.differences])
+    if start and not found:  # what a record that contradicts itself comes to says nothing
+        told = report_differences(directory, entries, lambda sha: read_blob(directory, sha))
+        found = [Difference(seq=None, what=what) for what in told]
     rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
     for row in rows if chosen else ():
         print_line(row)
@@ -224,6 +235,8 @@ def approve(
     say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
     if decided.commit is not None:
         say(f"branch {branch} is {decided.commit}")
+        for line in branch_notes(ledger.history, decided):
+            say(line)
 
 
 def reject(

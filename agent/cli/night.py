@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from agent.attempt.lab import Lab
+from agent.candidate.git import Git
 from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
@@ -92,14 +93,16 @@ def run(
     sweep_now()  # what a dead session left may hold the GPU that this one needs
     directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made
+    source = own_workspace(settings, program.parent)
     ledger = begin(
         directory.absolute(),
         content,
         settings,
-        own_workspace(settings, program.parent),
+        source,
         runtime,
         researcher=name,
         seed=secrets.randbits(31) if seed is None else seed,
+        git=Git(source, os.environ),
     )
     with (
         ledger,

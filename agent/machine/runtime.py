@@ -20,8 +20,8 @@ from agent.machine.setup import (
     own_workspace,
 )
 from agent.night.session import Runtime
+from agent.record.events import SessionStarted
 from agent.record.files import FileHashes
-from agent.record.history import History
 from agent.record.ledger import Ledger
 from agent.settings import Settings
 from sandbox.contract.errors import ImageMissing, UsageError
@@ -117,19 +117,20 @@ def data_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> l
     ]
 
 
-def data_on_this_machine(history: History, place: Path, environ: Mapping[str, str]) -> list[str]:
+def data_on_this_machine(
+    session: SessionStarted, place: Path, environ: Mapping[str, str]
+) -> list[str]:
     """What of a session's prepared data is not as it was, where it lies on this machine.
 
     Args:
-        history: of the session.
+        session: as it began.
         place: its directory.
         environ: tells where nightlab keeps its state.
     """
-    settings, session = history.settings, history.session
-    if settings is None or session is None or "manifest_sha256" not in session.data:
+    if "manifest_sha256" not in session.data:
         return []
     try:
-        _, data = _data(settings, place / SHIPPED_WORKSPACE, state_directory(environ))
+        _, data = _data(session.settings, place / SHIPPED_WORKSPACE, state_directory(environ))
     except (UsageError, OSError, ValueError):
         return []  # elsewhere, or gone: a resume says so
     if data.get("manifest_sha256") != session.data.get("manifest_sha256"):

@@ -275,7 +275,9 @@ class _Auditor:
         """It is about what stands, and its patch is what changed since the session began."""
         best, taken = self.history.best, self.history.attempt(event.attempt)
         refusal = self.history.refusals.of(event.attempt)
-        if taken is not best and (event.decision == "reject" or not taken.kept):
+        if taken is not best and (
+            event.decision == "reject" or not taken.kept or taken is self.history.baseline
+        ):
             yield f"it is about attempt {event.attempt}, which was not the best"
             return
         if event.decision == "approve" and refusal is not None:

@@ -4,37 +4,31 @@ The person's repository is worked on with git's plumbing alone: neither work tre
 touched, and nothing in the repository can run code (decision 0005).
 """
 
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.attempt.lab import fresh_directory
 from agent.candidate.diffs import WORKSPACE, beneath, patch
+from agent.candidate.git import EXECUTABLE, PLAIN, Git
 from agent.candidate.merge import Conflict, merge_files
+from agent.candidate.own_files import is_wanted
 from agent.morning.ablation import BEST, SMALLER, ablation, kept_chain, reviews
 from agent.record.attempts import Attempt
 from agent.record.chain import read_files
 from agent.record.events import Entry, HumanDecided
 from agent.record.history import History, fold
 from agent.record.ledger import Ledger
+from agent.settings import FIXED_FILES
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
 
 APPROVED, PATCH_NAME = "approved", "nightlab.patch"
-GIT_SECONDS = 60
-PLAIN, EXECUTABLE = "100644", "100755"
-HARMLESS = (
-    *("-c", "core.hooksPath=/dev/null"),
-    *("-c", "core.fsmonitor=false"),
-    *("-c", "commit.gpgSign=false"),
-)
-"""Whatever a repository's configuration says, git runs no program of its choice here."""
-# Set in the person's shell, or by a hook that we are called from, they lead to another repository.
-_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
-
+MOST_NAMES = 8
+GONE = f"0 {'0' * 40}"
+"""An entry for git's index that takes a file out."""
 Files = dict[str, bytes]
 
 
@@ -44,47 +38,6 @@ class Person:
 
     name: str
     email: str
-
-
-@dataclass(frozen=True)
-class Git:
-    """git in the person's own repository, with nothing in it able to run code."""
-
-    place: Path
-    """Where it is started; never in a tree that an agent writes."""
-    environ: Mapping[str, str]
-
-    def __call__(self, *arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
-        """What git writes.
-
-        Raises:
-            UsageError: git is not there, took too long, or failed.
-        """
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(self.place), *HARMLESS, *arguments],
-                input=stdin,
-                env=self._environment() | variables,
-                capture_output=True,
-                timeout=GIT_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            hint = "install git; a decision is recorded with the name that git knows"
-            raise UsageError(f"git did not work: {error}", hint) from None
-        if done.returncode != 0:
-            problem = one_line(done.stderr.decode(errors="replace"), 300)
-            hint = "look at --repo and --branch; without --branch git only tells who you are"
-            raise UsageError(f"git {arguments[0]} failed in {self.place}: {problem}", hint)
-        return done.stdout
-
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in self.environ.items() if name not in _POINTERS}
-        return kept | {
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_OPTIONAL_LOCKS": "0",
-            "GIT_NO_LAZY_FETCH": "1",
-        }
 
 
 def find_person(git: Git) -> Person:
@@ -159,48 +112,145 @@ def _write_approved(directory: Path, files: Files, difference: bytes) -> None:
 
 
 def _make_branch(
-    git: Git,
-    name: str,
-    old: Files,
-    new: Files,
-    person: Person,
-    message: str,
-    folder: str = WORKSPACE,
-) -> str:
+    git: Git, name: str, ledger: Ledger, new: Files, person: Person, message: str
+) -> tuple[str, tuple[str, ...]]:
     """A new branch on top of HEAD that has the result; neither work tree nor index is touched.
 
-    What the person committed since the session began is kept: the change is merged into it.
+    It holds the files that were measured, edits among them that were not committed when the session
+    began. What the person committed since is kept: then the result is merged into it.
 
     Returns:
-        The commit.
+        The commit, and the files of it that are not those that were measured.
 
     Raises:
         UsageError: the branch exists, or the person changed the same lines meanwhile.
     """
     git("check-ref-format", "--branch", name)
-    head = git("rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-    prefix = git("rev-parse", "--show-prefix").decode().rstrip("\n")
-    changed = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
-    paths = {name: prefix + beneath(folder, name) for name in changed}
-    theirs, modes = _committed(git, head, paths)
-    if missing := sorted(_only(old, changed).keys() - theirs.keys()):
-        raise UsageError(
-            f"HEAD has no {beneath(folder, missing[0])}",
-            "name the directory that program.md lies in with --repo, and commit its files first",
-        )
-    merged = _merged(_only(old, changed), theirs, _only(new, changed))
+    head = git.line("rev-parse", "--verify", "HEAD^{commit}")
+    sides = _sides(git, head, ledger, new)
+    merged = {path: blob for path in sides.paths if (blob := _merged(git, sides, path)) is not None}
     with tempfile.TemporaryDirectory(prefix="nightlab-") as scratch:
         index = f"{scratch}/index"
         git("read-tree", head, GIT_INDEX_FILE=index)
-        for path in changed:
-            _stage(git, paths[path], merged.get(path), modes.get(path, PLAIN), index)
+        for path in sides.paths:
+            if merged.get(path) != sides.theirs.get(path):
+                entry = f"{sides.modes.get(path, PLAIN)} {merged[path]}" if path in merged else GONE
+                line = f"{entry}\t{sides.prefix}{path}\0".encode(errors="surrogateescape")
+                git("update-index", "-z", "--index-info", stdin=line, GIT_INDEX_FILE=index)
         tree = git("write-tree", GIT_INDEX_FILE=index).decode().strip()
     commit = git(
         "commit-tree", tree, "-p", head, stdin=message.encode(), **_signature(person)
     ).decode().strip()  # fmt: skip
     # Against zeros: only if there is no such branch, whoever makes one in the same moment.
     git("update-ref", "-m", "nightlab approve", f"refs/heads/{name}", commit, "0" * len(commit))
-    return commit
+    return commit, sides.unmeasured(merged)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Blobs of a workspace's files in several versions, by path from where git is started.
+
+    As git would store them: a file whose line ends git turns round when it checks it out differs
+    from itself in nothing.
+    """
+
+    prefix: str
+    """From the top of the repository to where git is started."""
+    base: dict[str, str] | None
+    """At the commit that the session began at; None where that is not known here."""
+    old: dict[str, str]
+    """As the session began with them, committed or not."""
+    new: dict[str, str]
+    """The result: those that were measured."""
+    scorers: dict[str, str]
+    """The fixed files that measured them."""
+    theirs: dict[str, str]
+    """At HEAD now, whatever else lies there."""
+    modes: dict[str, str]
+
+    @property
+    def paths(self) -> list[str]:
+        return sorted(self.old.keys() | self.new.keys())
+
+    def unmeasured(self, merged: Mapping[str, str]) -> tuple[str, ...]:
+        """Files of the branch's workspace that were not measured so, or not measured with."""
+        branch = {p: blob for p, blob in self.theirs.items() if p not in self.paths} | dict(merged)
+        due = self.new | self.scorers
+        others = (path for path in branch if Path(path).name not in FIXED_FILES)
+        looked_at = due.keys() | {path for path in others if is_wanted(Path(path))}
+        return tuple(sorted(path for path in looked_at if branch.get(path) != due.get(path)))
+
+
+def _sides(git: Git, head: str, ledger: Ledger, new: Files) -> _Sides:
+    session, folder = ledger.history.session, ledger.history.in_force.workspace.path
+    assert session is not None
+    prefix = git.line("rev-parse", "--show-prefix")
+    where = (prefix + ("" if folder == "." else folder)).rstrip("/")
+    began = git.commit(session.repository.head) if session.repository else None
+
+    def stored(files: Files) -> dict[str, str]:
+        below = {beneath(folder, name): content for name, content in files.items()}
+        return git.cleaned(below, is_kept=True)
+
+    def at(commit: str) -> dict[str, tuple[str, str]]:
+        listed = git.listed(commit, where).items()
+        return {path.removeprefix(prefix): found for path, found in listed}
+
+    theirs = at(head)
+    return _Sides(
+        prefix=prefix,
+        base=None if began is None else {path: blob for path, (_, blob) in at(began).items()},
+        old=stored(read_files(ledger.directory, session.files)),
+        new=stored(new),
+        scorers=stored(read_files(ledger.directory, session.fixed_files)),
+        theirs={path: blob for path, (_, blob) in theirs.items()},
+        modes={path: mode for path, (mode, _) in theirs.items()},
+    )
+
+
+def _merged(git: Git, sides: _Sides, path: str) -> str | None:
+    """The blob of a file in the branch: HEAD's, with what the session changed in it.
+
+    Raises:
+        UsageError: HEAD lacks a file that it needs, or has changed at the same place.
+    """
+    old, new, theirs = sides.old.get(path), sides.new.get(path), sides.theirs.get(path)
+    base = old if sides.base is None else sides.base.get(path)
+    if sides.base is None and old == new:
+        return theirs  # without a common commit only what the session changed is taken over
+    if sides.base is None and old is not None and theirs is None:
+        hint = "name the directory that program.md lies in with --repo, and commit its files first"
+        raise UsageError(f"HEAD has no {path}", hint)
+    if sides.modes.get(path, PLAIN) not in (PLAIN, EXECUTABLE):
+        raise UsageError(f"{path} is not a plain file in the repository", "take the patch")
+    # Nobody touched it since, or what was not committed then is committed now.
+    if theirs in (base, old):
+        return new
+    blobs = (base, theirs, new)
+    versions = ({path: git("cat-file", "blob", blob)} if blob else {} for blob in blobs)
+    try:
+        content = merge_files(*versions).get(path)
+    except Conflict as conflict:
+        raise UsageError(
+            f"the repository changed since the session began, at the same place: {conflict}",
+            "take the patch over by hand; approve without --branch writes it",
+        ) from None
+    if content is None:
+        return None
+    # It is made of what git has cleaned already.
+    return git("hash-object", "-w", "--no-filters", "--stdin", stdin=content).decode().strip()
+
+
+def branch_notes(history: History, decided: HumanDecided) -> Iterator[str]:
+    """What a person should know of a branch: what nobody measured, what was not committed."""
+    begun = history.session.repository if history.session else None
+    if decided.unmeasured:
+        names = ", ".join(one_line(name, 100) for name in decided.unmeasured[:MOST_NAMES])
+        more = len(decided.unmeasured) - MOST_NAMES
+        yield f"merged, not measured: {names}" + (f" and {more} more" if more > 0 else "")
+    if begun is not None and begun.changed:
+        names = ", ".join(one_line(name, 100) for name in begun.changed[:MOST_NAMES])
+        yield f"not committed when the session began, and measured as it was: {names}"
 
 
 def refuse_inside(place: Path, runs: Path) -> None:
@@ -235,10 +285,12 @@ def approve(
     files = _result_files(ledger, taken, smaller=smaller)
     old = read_files(ledger.directory, ledger.history.session.files)
     folder = ledger.history.in_force.workspace.path
-    difference, commit = patch(old, files, folder), None
+    difference = patch(old, files, folder)
+    commit: str | None = None
+    unmeasured: tuple[str, ...] = ()
     if branch is not None:
         message = f"{ledger.directory.name}: {reason}"
-        commit = _make_branch(git, branch, old, files, person, message, folder)
+        commit, unmeasured = _make_branch(git, branch, ledger, files, person, message)
     _write_approved(ledger.directory, files, difference)
     decided = _decision(
         person,
@@ -250,6 +302,7 @@ def approve(
         patch=ledger.put_blob(difference),
         branch=branch,
         commit=commit,
+        unmeasured=unmeasured,
     )
     ledger.append(decided)
     return decided
@@ -261,7 +314,7 @@ def reject(ledger: Ledger, person: Person, reason: str) -> None:
     if best is None:
         raise UsageError("this session has no result yet", "wait for its baseline")
     files = {"attempt": best.number, "variant": BEST, "files": best.started.files}
-    nothing = {"patch": None, "branch": None, "commit": None}
+    nothing = {"patch": None, "branch": None, "commit": None, "unmeasured": ()}
     ledger.append(_decision(person, reason, decision="reject", **files, **nothing))
 
 
@@ -279,45 +332,6 @@ def _smaller_files(ledger: Ledger) -> dict[str, str]:
     if files is None or not table.smaller.is_equal:
         raise UsageError("the smaller model is not equal to the best", "approve without --smaller")
     return files
-
-
-def _only(files: Files, names: list[str]) -> Files:
-    return {name: files[name] for name in names if name in files}
-
-
-def _committed(git: Git, head: str, paths: Mapping[str, str]) -> tuple[Files, dict[str, str]]:
-    """The person's own version of the files, and their modes; what HEAD lacks is left out."""
-    found: Files = {}
-    modes: dict[str, str] = {}
-    for name, path in paths.items():
-        listed = git("ls-tree", "--full-tree", head, "--", path).decode(errors="surrogateescape")
-        if not listed:
-            continue
-        modes[name], _, sha = listed.split("\t", 1)[0].split(" ")
-        if modes[name] not in (PLAIN, EXECUTABLE):
-            raise UsageError(f"{path} is not a plain file in the repository", "take the patch")
-        found[name] = git("cat-file", "blob", sha)
-    return found, modes
-
-
-def _merged(old: Files, theirs: Files, new: Files) -> Files:
-    try:
-        return merge_files(old, theirs, new)
-    except Conflict as conflict:
-        raise UsageError(
-            f"the repository changed since the session began, at the same place: {conflict}",
-            "take the patch over by hand; approve without --branch writes it",
-        ) from None
-
-
-def _stage(git: Git, path: str, content: bytes | None, mode: str, index: str) -> None:
-    if content is None:
-        entry = f"0 {'0' * 40}\t{path}"
-    else:
-        # A filter is a program of the repository's choice.
-        blob = git("hash-object", "-w", "--no-filters", "--stdin", stdin=content).decode().strip()
-        entry = f"{mode} {blob}\t{path}"
-    git("update-index", "-z", "--index-info", stdin=f"{entry}\0".encode(), GIT_INDEX_FILE=index)
 
 
 def _signature(person: Person) -> dict[str, str]:

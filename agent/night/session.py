@@ -16,6 +16,7 @@ from typing import Any
 from agent.attempt.disturbance import machine_state
 from agent.attempt.experiment import advance, dethrone
 from agent.attempt.lab import Lab, Observer, Worker
+from agent.candidate.git import Git, repository_of
 from agent.candidate.held_out import index_of
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace, WorkspaceError
@@ -77,6 +78,7 @@ def begin(
     *,
     researcher: str,
     seed: int,
+    git: Git | None = None,
     now: Clock = utc_now,
 ) -> Ledger:
     """Make the session's directory, with its own copy of the workspace, and open its ledger.
@@ -86,6 +88,7 @@ def begin(
         settings: the program's settings with the flags' overrides.
         source: the person's workspace.
         seed: what the seeds of all runs are drawn from.
+        git: started in the person's workspace; None where nobody asks what is committed there.
 
     Raises:
         UsageError: the session exists, or the workspace lacks a file or holds too much.
@@ -107,7 +110,7 @@ def begin(
         # What cannot be filled goes again, so that its name stays free.
         undone.callback(shutil.rmtree, directory, ignore_errors=True)
         ledger = undone.enter_context(Ledger.create(directory, now))
-        _start(ledger, program, settings, source, runtime, researcher, seed)
+        _start(ledger, program, settings, source, runtime, researcher, seed, git)
         undone.pop_all()
     return ledger
 
@@ -133,10 +136,12 @@ def _start(
     runtime: Runtime,
     researcher: str,
     seed: int,
+    git: Git | None,
 ) -> None:
     directory, scorers = ledger.directory, _scorers(settings)
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(workspace_of(directory, settings))
+    fixed = {name: (source / name).read_bytes() for name in scorers}
     data_dir = None if settings.goal.is_reported else runtime.data_dir
     index = None if data_dir is None else index_of(data_dir)
     ledger.append(
@@ -151,7 +156,8 @@ def _start(
             data=runtime.data,
             machine=machine(),
             files={name: ledger.put_blob(content) for name, content in candidate.items()},
-            fixed_files={name: ledger.put_blob((source / name).read_bytes()) for name in scorers},
+            fixed_files={name: ledger.put_blob(content) for name, content in fixed.items()},
+            repository=None if git is None else repository_of(git, candidate | fixed),
             held_out_index=ledger.put_blob(index) if index else None,
             seeds=tuple(
                 random.Random(seed).sample(range(1, 2**31), settings.noise.baseline_repeats)

@@ -180,6 +180,15 @@ class Reserve(Record):
     """The same tokens by kind; None where nothing is asked."""
 
 
+class Repository(Record):
+    """The person's git repository when the session began, as far as its workspace goes."""
+
+    head: str
+    """The commit that it stood at."""
+    changed: tuple[str, ...]
+    """Files of the workspace that were otherwise than there, were not there, or were gone."""
+
+
 class SessionStarted(Record):
     """Everything that a session begins with: program, settings, image, engine, machine, files."""
 
@@ -198,6 +207,8 @@ class SessionStarted(Record):
     """The baseline's files by path."""
     fixed_files: dict[str, Sha256]
     """The person's own files that score a run, by path."""
+    repository: Repository | None
+    """None where the workspace lay in no git repository."""
     seeds: tuple[int, ...]
     """The baseline's; the first also serves the first run of each candidate."""
     held_out_index: Sha256 | None = None
@@ -632,6 +643,8 @@ class HumanDecided(Record):
     patch: Sha256 | None
     branch: str | None
     commit: str | None
+    unmeasured: tuple[str, ...]
+    """Files of the branch's workspace that are not those that were measured."""
 
 
 Event = Annotated[

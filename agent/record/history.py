@@ -158,8 +158,7 @@ class History:
     @property
     def baseline(self) -> Attempt | None:
         """The measured baseline, if there is one."""
-        kept = (attempt for attempt in self.attempts if attempt.was_kept)
-        return next((attempt for attempt in kept if attempt.started.kind == "baseline"), None)
+        return next((a for a in self.attempts if a.was_kept and a.started.kind == "baseline"), None)
 
     @property
     def is_self_reported(self) -> bool:

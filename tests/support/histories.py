@@ -188,6 +188,7 @@ def start(made: Night, **changes: Any) -> Entry:
         machine={"cpu": "EPYC 7B13", "cores": 2, "memory_bytes": 8 * 2**30},
         files={"train.py": train},
         fixed_files={"evaluate.py": made.put_blob(b"# fixed\n")},
+        repository=None,
         seeds=(1, 2, 3),
     )
     return made.add(event.model_copy(update=changes))

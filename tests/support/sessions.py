@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agent.candidate.git import Git
 from agent.morning.audit import audit
-from agent.morning.export import Git, Person, approve
+from agent.morning.export import Person, approve
 from agent.morning.replay import replay
 from agent.morning.review import review
 from agent.record.chain import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash, read_ledger

@@ -30,8 +30,9 @@ from typing import Any
 import pytest
 
 from agent.attempt.lab import Lab
+from agent.candidate.git import Git
 from agent.morning.audit import audit
-from agent.morning.export import Git, Person, approve
+from agent.morning.export import Person, approve
 from agent.morning.replay import replay
 from agent.morning.review import review
 from agent.night.waiting import ask_to_continue, ask_to_pause

@@ -13,8 +13,9 @@ from agent.attempt import experiment
 from agent.attempt.decide import PARENT_DETHRONED
 from agent.attempt.experiment import CHECKPOINTS_KEPT, score_on_holdout
 from agent.attempt.lab import Lab
+from agent.candidate.git import Git
 from agent.morning.audit import audit
-from agent.morning.export import Git, Person, approve
+from agent.morning.export import Person, approve
 from agent.morning.review import review
 from agent.record.chain import read_ledger
 from agent.record.events import (

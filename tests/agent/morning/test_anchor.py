@@ -37,6 +37,7 @@ def copy(tmp_path: Path, night: Place) -> Path:
 def cut(directory: Path, lines: int) -> None:
     path = directory / LEDGER_NAME
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
+    shutil.rmtree(directory / "approved", ignore_errors=True)  # which the last line is about
 
 
 def rewrite(directory: Path) -> None:

@@ -286,14 +286,13 @@ def test_prepared_data_that_was_changed_is_named(tmp_path: Path, copy: Path) -> 
     assert ["val/more", "val/tokens.bin"] == data_differences(then, now)
     environ = {"XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
     history = fold(read_ledger(copy))
-    assert [] == data_on_this_machine(history, copy, environ)  # it is not here
     assert history.session is not None
+    assert [] == data_on_this_machine(history.session, copy, environ)  # it is not here
     place = made_data(history, copy, environ)
-    assert [] == data_on_this_machine(history, copy, environ)
+    assert [] == data_on_this_machine(history.session, copy, environ)
     (place / "val" / "tokens.bin").write_bytes(b"other")
-    assert ["the data's val/tokens.bin is another one"] == data_on_this_machine(
-        history, copy, environ
-    )
+    changed = data_on_this_machine(history.session, copy, environ)
+    assert ["the data's val/tokens.bin is another one"] == changed
 
 
 def made_data(history: History, place: Path, environ: dict[str, str]) -> Path:

@@ -293,6 +293,7 @@ def _about(attempt: int) -> list[Event]:
             patch=None,
             branch=None,
             commit=None,
+            unmeasured=(),
             **later,
         ),
     ]
