@@ -36,6 +36,7 @@ from agent.attempt.sheet import (
 )
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.candidate.held_out import read_literals
+from agent.candidate.seeds import pins_its_seed
 from agent.candidate.workspace import may_be_written
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.chain import GetBlob
@@ -57,6 +58,7 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
+from agent.record.repeats import FIVE_DIGITS
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
@@ -64,6 +66,10 @@ DID_NOT_HOLD = "did_not_hold"
 """Why a gain was not kept that the best's scores of the same hour do not show."""
 MOST_CHECKS = 8
 """Of a score: what could still be hidden then is added to the gain that is needed."""
+UNKNOWN_NOISE = (
+    "the program does not heed NIGHTLAB_SEED; draw its seed from there, or say in program.md what "
+    "a gain must be worth: [noise] smallest_gain"
+)
 PARENT_DETHRONED = "parent_dethroned"
 LIKELY = {
     "answers_change": "; likely a scale or mean over the batch (fp8 by tensor, batch norm that "
@@ -209,6 +215,9 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
     if noise is None:
         raise ValueError("a baseline without repeats says nothing of noise")
     text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
+    files = {name: get_blob(sha) for name, sha in attempt.started.files.items()}
+    if noise.sigma < FIVE_DIGITS or pins_its_seed(files):
+        text = f"baseline {fmean(values):.4f}; {UNKNOWN_NOISE}"
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
 
@@ -225,6 +234,9 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
     if not own:
         return Measure(attempt.number, seeds[0])
     assert history.best is not None
+    if not is_noise_known(history, get_blob) and history.in_force.noise.smallest_gain is None:
+        text = f"scored {own[0]:.4f}, but what luck does is not known: {UNKNOWN_NOISE}"
+        return Decision(Verdict.DISCARDED, "noise_unknown", text, value=own[0])
     if len(own) > 1 and lacks_scores(len(history.best.values()), len(own) - 1):
         asked = _next_beside(history, attempt)
         if asked is not None:
@@ -235,6 +247,15 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
     if judgement.ruling is Ruling.KEEP:
         return _next_of_keep(history, attempt, own, judgement)
     return _decided(Verdict.DISCARDED, judgement)
+
+
+def is_noise_known(history: History, get_blob: GetBlob) -> bool:
+    """Whether repeats showed what a seed does: not those of a program that pins its own."""
+    baseline, noise = history.baseline, history.repeats.noise()
+    if baseline is None or noise is None:
+        return False
+    files = {name: get_blob(sha) for name, sha in baseline.started.files.items()}
+    return noise.sigma >= FIVE_DIGITS and not pins_its_seed(files)
 
 
 def judgement_of(

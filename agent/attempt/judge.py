@@ -173,7 +173,7 @@ def judge(
     provable = max(_by_noise(noise, most, max(most, of_best), level), terms.smallest_gain)
     # More scores of a file that pins its seed are the same score: repeating it proves nothing.
     may_repeat = len(candidate) < terms.max_repeats and (
-        len(candidate) == 1 or are_moved(candidate)
+        len(candidate) < MIN_SCORES or are_moved(candidate)
     )
     if improvement > WORTH_REPEATING * provable and may_repeat:
         return Judgement(Ruling.REPEAT, "close_call", f"too close to call: {numbers}", arithmetic)

@@ -323,7 +323,8 @@ def _about_the_result(history: History) -> Iterator[Attention]:
     if len(first) > 1 and len(set(first)) == 1:
         text = (
             "Every repeat of the baseline had the same score, so the noise is not known: does "
-            "the program use NIGHTLAB_SEED? A change may be kept for its luck."
+            "the program use NIGHTLAB_SEED? Nothing is kept then, unless [noise] smallest_gain "
+            "says what counts."
         )
         yield Attention(kind="no_noise", text=text)
     share = survived_share(history)

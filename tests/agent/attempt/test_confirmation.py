@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.attempt.decide import DID_NOT_HOLD, Decision, Measure, Rescore, checks_due, next_step
 from agent.attempt.lab import fresh_seeds
+from agent.morning.audit import audit
+from agent.record.chain import read_ledger
 from agent.record.events import AttemptStarted, Scored, Verdict
+from agent.record.history import fold
 from tests.support import histories
 from tests.support.histories import Night
+from tests.support.labs import work
+from tests.support.nights import Place
 
 FRESH = tuple(range(11, 19))
 HIDDEN = [0.05, 0.02, 0.01, 0.004, 0.003, 0.002, 0.0015, 0.001]
@@ -147,3 +154,29 @@ def test_fresh_seeds_are_none_that_were_used_and_never_the_same_twice(
 
     assert 160 == len({seed for seeds in drawn for seed in seeds} - {*used})
     assert all(0 < seed < 2**31 for seeds in drawn for seed in seeds)
+
+
+def played(directory: Path, **noise: Any) -> Place:
+    """A night of a program whose seed changes nothing."""
+    place = Place(directory, changes={"session": {"attempts": 6}, "noise": noise})
+    place.boxes.luck = lambda _: 0.0
+    work(place.begin("tpe"), place.program)
+    assert [] == audit(place.directory, read_ledger(place.directory))
+    return place
+
+
+def test_nothing_is_kept_where_repeats_do_not_show_what_luck_does(tmp_path: Path) -> None:
+    history = fold(read_ledger(played(tmp_path).directory))
+    reasons = {a.finished.reason for a in history.completed if a.finished and a.values()}
+
+    assert {"noise_unknown"} == reasons
+    assert history.best is history.baseline
+    assert history.baseline is not None
+    assert history.baseline.finished is not None
+    assert "does not heed NIGHTLAB_SEED" in history.baseline.finished.explanation
+
+
+def test_there_a_gain_as_large_as_the_person_says_is_kept(tmp_path: Path) -> None:
+    history = fold(read_ledger(played(tmp_path, smallest_gain=0.05).directory))
+
+    assert history.best is not history.baseline
