@@ -3,7 +3,7 @@
 The index holds a hash of each block of val and holdout that train lacks, and lies on record: with
 it the audit searches again, and nobody reads a text out of it. Letters are compared without case,
 blanks and signs, so that cutting and quoting a text changes nothing. docs/score.md says how often
-honest files meet a block, and what is not found.
+honest files meet a block, and what is not found; docs/decisions/0025 why it is so.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def test_what_is_said_beyond_the_budget_is_shown(
         run_with_retries(lab, "baseline", "the files as they are", "nightlab")
         place.boxes.log_line = counting(said)
         text = lab.workspace.read_text("train.py")
-        lab.workspace.write_text("train.py", text.replace("X = 1.0", "X = 2.0"))
-        run_with_retries(lab, "candidate", "more of it", "claude")
+        lab.workspace.write_text("train.py", text.replace("X = 1.0", "X = 0.5"))
+        run_with_retries(lab, "candidate", "worse, so that it is trained once", "claude")
     entries = lab.ledger.entries
     shown = {one.kind: one.attempts for one in summary(entries).attention}
     assert kinds == {kind for kind in shown if kind.startswith("token")}
