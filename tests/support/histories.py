@@ -15,7 +15,7 @@ from typing import Any
 from agent.attempt.decide import Decision, next_step
 from agent.program import load_program
 from agent.record.chain import FIRST_PREVIOUS, LEDGER_NAME, canonical, entry_hash
-from agent.record.curves import curve_of, packed
+from agent.record.curves import curve_of, packed, said_tokens, unpacked
 from agent.record.events import (
     ATTEMPT,
     Arithmetic,
@@ -224,9 +224,10 @@ def boxes(made: Night, *, attempt: int, seed: int, disturbed: bool = False, log:
     log = log or progress_log(seed, 60)
     train = run_result(f"a{attempt}-s{seed}-train", "train", log=log)
     run = run_finished(attempt, seed, train, disturbed, made.put_blob)
-    curve = made.put_blob(packed(curve_of(log)))
+    points = packed(curve_of(log))
+    said = {"curve": made.put_blob(points), "said_tokens": said_tokens(unpacked(points))}
     made.add(run_started(attempt, seed, train), 0.0)
-    made.add(run.model_copy(update={"curve": curve}), BUDGET_SECONDS)
+    made.add(run.model_copy(update=said), BUDGET_SECONDS)
     scoring: dict[str, Box] = {"scorer": "scorer", "model": "model", "check-1": "model"}
     scorer, *models = (
         run_result(f"a{attempt}-s{seed}-{name}", box, log="", wall_seconds=4.5)
