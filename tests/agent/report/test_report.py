@@ -482,7 +482,8 @@ def test_time_money_repeats_and_machine_add_up() -> None:
     assert sum(count for _, count, _ in outcomes) == len(history.candidates)
     assert sum(usd for _, _, usd in outcomes) == pytest.approx(history.spend.usd)
     assert findings.repeats(history)[0].attempt == 0
-    assert len(findings.repeats(history)) == len(history.repeats.spreads)
+    # Two scores of a candidate are shown, but say too little of noise to be pooled.
+    assert len(findings.repeats(history)) >= len(history.repeats.spreads)
     state = dict(findings.machine_state(history))
     assert state["trainings disturbed"] == "1 of 54"
 
@@ -627,7 +628,7 @@ def begin(made: histories.Night, number: int, kind: str) -> None:
             files={},
             diff=None,
             parent=None,
-            seeds=(),
+            seeds=(0, 1, 2, 3),
         )
     )
 
