@@ -43,7 +43,7 @@ from tests.support.messages_server import (
 from tests.support.minds import DETAILS, Mind, work_with_claude
 from tests.support.nights import Crash, CrashingLedger, Place
 
-ATTEMPTS = 105
+ATTEMPTS = 112
 OUTAGE_SECONDS = 90 * 60.0
 CALL_SECONDS = 15.0
 CUTS = ("error", "reset", "fin", "end", "bad_json")

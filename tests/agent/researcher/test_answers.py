@@ -101,7 +101,7 @@ def failed_attempt(
         files={},
         diff=None,
         parent=0,
-        seeds=(),
+        seeds=(0, 1, 2, 3),
     )
     attempt = Attempt(started, "2026-03-07T22:00:00+00:00")
     attempt.finished = AttemptFinished(
