@@ -196,9 +196,10 @@ class Attempt:
         if self.interrupted is not None:
             return {}
         begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
-        scores = self.scores[begin:]
-        found = {s.seed: s.value for s in scores if s.split == split and s.value is not None}
-        counted = known | found
+        # The newest score of a seed counts, also where it takes back an older one's value.
+        found = {s.seed: s.value for s in self.scores[begin:] if s.split == split}
+        newest: dict[int, float | None] = {**known, **found}
+        counted = {seed: value for seed, value in newest.items() if value is not None}
         if self.started.kind == "candidate" and len(counted) > 1:
             counted.pop(self.started.seeds[0], None)
         return counted
