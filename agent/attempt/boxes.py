@@ -29,6 +29,8 @@ from sandbox.contract.run import Box, Limits, Mount, RunSpec
 WORKSPACE, OUTPUT = "/workspace", "/out"
 CHECK_RUN = re.compile(r"-check-[0-9]+$")
 """How the name of a model box ends whose answers are compared and not scored."""
+MODEL_RUN = re.compile(r"(.*)-(?:model|check-[0-9]+)")
+"""The name of a model box, and of the score that it belongs to."""
 
 
 @dataclass(frozen=True)

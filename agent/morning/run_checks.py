@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import get_args
 
-from agent.attempt.boxes import Terms, terms_of
+from agent.attempt.boxes import MODEL_RUN, Terms, terms_of
 from agent.record.attempts import TrialKey
 from agent.record.events import SMOKE, RunFinished, RunStarted, Scored
 from agent.record.history import History
@@ -50,7 +50,10 @@ class RunChecks:
         if event.run_id in self._run_ids:
             yield f"run {event.run_id} starts for the second time"
         self._run_ids.add(event.run_id)
-        if event.box == "model" and any(run.box == "model" for run in self._open.values()):
+        # Of one score: what a kill cut off elsewhere has no end on record, and is long gone.
+        score = MODEL_RUN.fullmatch(event.run_id)
+        alive = (MODEL_RUN.fullmatch(run_id) for run_id in self._open)
+        if score and any(other and other[1] == score[1] for other in alive):
             yield "it starts while another model box is alive: the two could speak to each other"
         self._open[event.run_id] = event
         if event.seed not in self.seeds:

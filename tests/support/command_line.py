@@ -60,7 +60,9 @@ class CommandLine:
     def containers(self, name: str) -> list[str]:
         """Ids of a session's boxes: other checkouts on this engine may have sessions so named."""
         place = f"{self.session(name)}/"
-        return self._boxes(lambda box: any(m.get("Source", "").startswith(place) for m in box["Mounts"]))
+        return self._boxes(
+            lambda box: any(m.get("Source", "").startswith(place) for m in box["Mounts"])
+        )
 
     def boxes_of(self, pid: int, *, running: bool = False) -> list[str]:
         return self._boxes(
