@@ -65,7 +65,10 @@ def replayed(history: History, number: int, get_blob: GetBlob) -> ReplayFinished
     if attempt.finished is None:
         raise ValueError("it replays an attempt without a verdict")
     was = attempt.finished.reason if attempt.finished.value is None else MEASURED
-    now, recorded, keys = MEASURED, attempt.values(), _keys(attempt)
+    now, keys = MEASURED, _keys(attempt)
+    # A candidate's first score too, which chose it for a test and counts for nothing else.
+    scores = (s for s in attempt.scores[attempt.counted_from :] if s.split == "val")
+    recorded = {s.seed: s.value for s in scores if s.value is not None} | attempt.values()
     today: dict[int, float] = {}
     for key in keys:
         outcome = outcome_of(history, key, get_blob)

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,20 @@ from tests.support.nights import TOY
 pytestmark = [pytest.mark.docker]
 
 SEED = 5
-NIGHT_SEEDS = random.Random(SEED).sample(range(1, 2**31), 2)
+CHANCE = random.Random(SEED)
+NIGHT_SEEDS = [
+    *random.Random(SEED).sample(range(1, 2**31), 8),
+    *(CHANCE.randrange(2**31 - 1) + 1 for _ in range(64)),
+]
+"""All seeds of a night whose fresh ones are foretold, which no program in a real night can know."""
+FORETOLD = f"""
+import random
+import agent.attempt.lab, agent.cli.app
+class Foretold:
+    randbelow = staticmethod(random.Random({SEED}).randrange)
+agent.attempt.lab.secrets = Foretold
+agent.cli.app.main()
+"""
 GUARD = 'if __name__ == "__main__":'
 REAL = ("X = 1.0", "X = 3.0", "nearer in X")
 LUCKY = (
@@ -62,10 +76,16 @@ Change = tuple[str, str, str]
 def night_of(place: CommandLine, name: str, *changes: Change) -> None:
     """A session whose researcher makes exactly these changes."""
     with MessagesServer([*(_turn(*change) for change in changes), _finish()]) as server:
-        done = place.nightlab(
-            "run", "--researcher", "claude", "--session", name, "--seed", str(SEED),
-            ANTHROPIC_API_KEY="k", ANTHROPIC_BASE_URL=server.url,
-        )  # fmt: skip
+        words = ["run", "--researcher", "claude", "--session", name, "--seed", str(SEED)]
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", FORETOLD, *words],
+            cwd=place.root,
+            env=place.environ | {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_BASE_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
 
 
