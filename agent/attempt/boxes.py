@@ -132,17 +132,25 @@ def with_own_copies(spec: RunSpec, folder: Path) -> Iterator[RunSpec]:
         copies = []
         for number, mount in enumerate(spec.mounts):
             source = folder / str(number)
-            shutil.copytree(mount.source, source, copy_function=_clone)
+            _copy(mount.source, source)
             copies.append(Mount(source=source.absolute(), target=mount.target))
         yield spec.model_copy(update={"mounts": tuple(copies)})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clone(source: str, target: str) -> None:
+def _copy(source: Path, target: Path) -> None:
+    """Copy a directory; not by `shutil.copytree`, whose error does not tell a full disk."""
+    target.mkdir()
+    for path in source.iterdir():
+        (_copy if path.is_dir() else _clone)(path, target / path.name)
+    shutil.copymode(source, target)
+
+
+def _clone(source: Path, target: Path) -> None:
     """Copy a file as the kernel does best: blocks of the disk are shared where it can."""
     try:
-        with Path(source).open("rb") as old, Path(target).open("wb") as new:
+        with source.open("rb") as old, target.open("wb") as new:
             while os.copy_file_range(old.fileno(), new.fileno(), 2**30):
                 pass
     except OSError:  # between some file systems it cannot

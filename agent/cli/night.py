@@ -68,7 +68,9 @@ def run(
     base_image: flags.BaseImage = None,
     gpus: flags.Gpus = None,
     session: Annotated[str | None, typer.Option(help="name of the session")] = None,
-    seed: Annotated[int | None, typer.Option(help="what all seeds are drawn from")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="what the session's seeds are drawn from")
+    ] = None,
     track: flags.Track = None,
     track_dir: flags.TrackDir = None,
     runs: flags.Runs = flags.RUNS,

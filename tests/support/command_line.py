@@ -17,6 +17,16 @@ from sandbox.box.hardening import LABEL_OWNER, LABEL_RUN
 from sandbox.engine.find import Engine, connect
 
 NIGHTLAB = [sys.executable, "-P", "-m", "agent.cli"]
+FORETOLD = """
+import random
+import agent.attempt.experiment as experiment, agent.cli.app
+def seeds(lab):
+    chance = random.Random(len(lab.history.completed))
+    return tuple(chance.sample(range(1, 2**31), lab.settings.noise.max_repeats))
+experiment._fresh_seeds = seeds
+agent.cli.app.main()
+"""
+"""nightlab whose fresh seeds follow from the attempts before: nights of one seed are then equal."""
 
 
 class CommandLine:
@@ -25,11 +35,16 @@ class CommandLine:
     def __init__(self, root: Path, engine: Engine) -> None:
         self.root = root
         self.engine = engine
+        self.command = NIGHTLAB
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC_")}
+
+    def foretell_seeds(self) -> None:
+        """From now on, see `FORETOLD`."""
+        self.command = [sys.executable, "-P", "-c", FORETOLD]
 
     def nightlab(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*NIGHTLAB, *arguments],
+            [*self.command, *arguments],
             cwd=self.root,
             env=self.environ | environ,
             capture_output=True,
@@ -40,7 +55,7 @@ class CommandLine:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*NIGHTLAB, *arguments],
+            [*self.command, *arguments],
             cwd=self.root,
             env=self.environ,
             stdout=subprocess.PIPE,

@@ -414,6 +414,7 @@ def test_a_command_whose_disk_is_full_says_what_to_do_and_goes_on_later(
 def test_a_process_killed_six_times_ends_with_the_result_of_one_that_was_not(
     place: CommandLine,
 ) -> None:
+    place.foretell_seeds()
     words = ["--researcher", "tpe", "--seed", "11", "--attempts", "3"]
     unbroken = place.nightlab("run", *words, "--session", "twin")
     assert 0 == unbroken.returncode, unbroken.stderr

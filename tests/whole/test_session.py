@@ -59,6 +59,7 @@ def test_a_session_finds_something_better_and_leaves_nothing_behind(place: Comma
 
 
 def test_equal_seeds_make_equal_nights(place: CommandLine) -> None:
+    place.foretell_seeds()
     verdicts = []
     for name in ("left", "right"):
         place.nightlab("run", "--researcher", "tpe", "--session", name, "--seed", "11")
@@ -307,6 +308,7 @@ def image_on(engine: Engine, base: str, name: str, *lines: str) -> Iterator[str]
 def test_the_same_program_runs_on_two_bases_and_on_an_image_of_ones_own(
     place: CommandLine, engine: Engine, image: ImageRecord
 ) -> None:
+    place.foretell_seeds()
     program = (place.root / "program.md").read_text().rstrip().removesuffix("```")
     greedy = ("ENV NVIDIA_VISIBLE_DEVICES=all", 'ENTRYPOINT ["/bin/false"]')
     base = f"nightlab-base:{image.base.image_id.removeprefix('sha256:')[:16]}"
