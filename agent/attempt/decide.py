@@ -58,7 +58,7 @@ from agent.record.events import (
     Verdict,
 )
 from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
-from agent.record.repeats import FIVE_DIGITS
+from agent.record.repeats import FIVE_DIGITS, Noise
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
@@ -215,8 +215,7 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
     if noise is None:
         raise ValueError("a baseline without repeats says nothing of noise")
     text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
-    files = {name: get_blob(sha) for name, sha in attempt.started.files.items()}
-    if noise.sigma < FIVE_DIGITS or pins_its_seed(files):
+    if not _shows_luck(attempt, noise, get_blob):
         text = f"baseline {fmean(values):.4f}; {UNKNOWN_NOISE}"
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
@@ -250,12 +249,17 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
 
 
 def is_noise_known(history: History, get_blob: GetBlob) -> bool:
-    """Whether repeats showed what a seed does: not those of a program that pins its own."""
+    """Whether the baseline's repeats showed what a seed does."""
     baseline, noise = history.baseline, history.repeats.noise()
-    if baseline is None or noise is None:
+    return baseline is not None and noise is not None and _shows_luck(baseline, noise, get_blob)
+
+
+def _shows_luck(baseline: Attempt, noise: Noise, get_blob: GetBlob) -> bool:
+    """Whether noise is what seeds do: not that of a program which pins its own."""
+    if noise.sigma < FIVE_DIGITS:
         return False
     files = {name: get_blob(sha) for name, sha in baseline.started.files.items()}
-    return noise.sigma >= FIVE_DIGITS and not pins_its_seed(files)
+    return not pins_its_seed(files)
 
 
 def judgement_of(
