@@ -27,13 +27,12 @@ from sandbox.box.container import Container
 from sandbox.box.files import OutputReceiver
 from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
 from sandbox.box.hardening import Lease, Settings, container_settings
-from sandbox.box.link import LinkEnded, Listener
+from sandbox.box.link import Listener
 from sandbox.box.reaper import OWNER_FILE, process_owner
 from sandbox.box.supervisor import counters_of_parts
 from sandbox.box.users import held_user, users_of
 from sandbox.box.watchdog import MAY_COME_LATE, RUN_IS_OVER
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, SandboxError, host_faults
-from sandbox.contract.log import log
 from sandbox.contract.run import Limits, RunResult, RunSpec
 from sandbox.engine.find import EngineClient
 from sandbox.gpu.run import Attendance, attended
@@ -105,21 +104,6 @@ class DockerExecutor:
         should_stop: Callable[[], bool] | None = None,
     ) -> RunResult:
         """Run `spec` to its end; see `contract.Executor.run`."""
-        how = (output_dir, channel, on_log, should_stop)
-        try:
-            return self._run_once(spec, *how)
-        except LinkEnded as error:  # nothing of the program ran, so it may simply begin again
-            log.warning("engine_call_retried", call="run", container=spec.run_id, error=str(error))
-            return self._run_once(spec, *how)
-
-    def _run_once(
-        self,
-        spec: RunSpec,
-        output_dir: Path | None,
-        channel: socket.socket | None,
-        on_log: Callable[[bytes], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> RunResult:
         # From the outside in: what stands further up is needed to clear away what stands below.
         with (
             host_faults(),

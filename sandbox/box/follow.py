@@ -132,11 +132,7 @@ class BoxRun:
         """
         assert self._link is not None
         started_at, started = datetime.now(UTC), time.monotonic()
-        try:
-            self._link.send_go(self._go(environment), self._ends.channel)
-        except LinkEnded as error:
-            printed = self._container.last_lines()
-            raise LinkEnded(f"{error.message}; its last words: {printed}") from error
+        self._link.send_go(self._go(environment), self._ends.channel)
         report, killed_by_host = None, False
         try:
             report = self._await_report(started + self._spec.limits.wall_seconds)

@@ -151,11 +151,11 @@ class Link:
         frame = b"G" + struct.pack(">I", len(payload)) + payload
         # PID 1 waits for this; the host must not wait for one that somebody stopped.
         self._connection.settimeout(10)
-        sent = 0
         try:
             if channel is not None:
-                sent = socket.send_fds(self._connection, [frame], [channel.fileno()])
-            self._connection.sendall(frame[sent:])
+                frame = frame[socket.send_fds(self._connection, [frame], [channel.fileno()]) :]
+            if frame:  # a box may be over by now, and even nothing cannot be sent to one that is
+                self._connection.sendall(frame)
         except OSError as error:
             raise LinkEnded(f"PID 1 of the box was lost before its program: {error}") from error
 

@@ -746,24 +746,3 @@ def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
         for box in boxes_of(client, session):
             client.remove_container(box["Id"], force=True)
     gc.collect()
-
-
-@pytest.mark.docker
-def test_a_box_that_is_lost_before_its_program_began_is_begun_again(
-    engine: Any, image: Any, client: docker.APIClient, tmp_path: Path
-) -> None:
-    spec = in_session(python_spec("print('ran')", image=image.image_id), f"again-{os.getpid()}")
-    seen: list[str] = []
-
-    def kill_the_first(step: str) -> None:
-        seen.append(step)
-        if step == "compared" and seen.count(step) == 1:
-            client.kill(boxes_of(client, spec.session)[0]["Id"])
-            assert wait_until(lambda: running(client, spec.session) == [])
-
-    runs = tmp_path / "runs"
-    killing = DockerExecutor(engine.base_url, engine.api_version, runs, on_step=kill_the_first)
-    result = killing.run(spec)
-    assert (Outcome.OK, "ran\n") == (result.outcome, result.log.head)
-    assert 2 == seen.count("compared")
-    assert [] == boxes_of(client, spec.session)

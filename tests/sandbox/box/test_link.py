@@ -300,6 +300,25 @@ def test_go_carries_the_channel(ends: tuple[Link, socket.socket]) -> None:
     assert 1 == len(passed)
 
 
+def test_a_box_that_is_over_before_the_host_looks_again_was_not_lost(
+    ends: tuple[Link, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, theirs = ends
+    send_fds = socket.send_fds
+
+    def send_and_sleep_through_the_run(*arguments: Any) -> int:
+        sent = send_fds(*arguments)
+        _, passed, _, _ = socket.recv_fds(theirs, 4096, 1)
+        os.close(passed[0])
+        theirs.close()
+        return sent
+
+    monkeypatch.setattr(socket, "send_fds", send_and_sleep_through_the_run)
+    near, far = socket.socketpair()
+    with near, far:
+        link.send_go(GO.model_copy(update={"channel": True}), far)
+
+
 def test_a_listener_works_however_deep_its_directory_is(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["directory"] * 15)
     deep.mkdir(parents=True)

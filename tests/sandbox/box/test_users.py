@@ -47,7 +47,8 @@ class Listing:
 
 
 # Far from those that boxes get, so that tests beside a night take nothing from it.
-FREE = range(1_900_000_000 + 16 * os.getpid(), 1_900_000_000 + 16 * os.getpid() + 3)
+FIRST = 1_900_000_000 + 16 * os.getpid()
+FREE, KEPT = range(FIRST, FIRST + 3), range(FIRST + 3, FIRST + 4)
 
 
 def test_an_engine_that_maps_users_gets_numbers_that_it_can_map() -> None:
@@ -104,9 +105,9 @@ def test_a_user_whose_box_still_lies_on_the_engine_is_passed_over() -> None:
 
 
 def test_a_box_that_would_not_go_keeps_its_user() -> None:
-    with held(FREE[2:], is_left=True):
+    with held(KEPT, is_left=True):
         pass
-    with pytest.raises(SandboxError, match="taken"), held(FREE[2:]):
+    with pytest.raises(SandboxError, match="taken"), held(KEPT):
         pass
 
 
