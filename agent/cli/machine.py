@@ -17,7 +17,7 @@ from agent.cli.shared import load, out, print_line, say
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.settings import parse_size
 from agent.text import one_line
-from sandbox.check.self_check import CheckResult, try_walls
+from sandbox.check.self_check import CheckResult, machine_notes, try_walls
 from sandbox.contract.errors import UsageError
 from sandbox.engine.own import stop_own_engine
 from sandbox.engine.versions import installed
@@ -33,6 +33,9 @@ from sandbox.machine import (
     run_box,
     state_directory,
 )
+
+NOTED = ("core_pattern", "osrelease", "modprobe")
+"""Settings of this kernel by which a box could start programs of the host's."""
 
 
 def init(
@@ -94,6 +97,7 @@ def check(
     found = CheckResult(
         walls=try_walls(boxes, image.image_id, run_root, os.environ, source),
         components=installed(engine, os.environ),
+        notes=machine_notes(*(_kernel_setting(name) for name in NOTED)),
         gpus=gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).status()),
         seconds=time.monotonic() - began,
     )
@@ -204,10 +208,20 @@ def show_check(console: Console, found: CheckResult) -> None:
     for part in found.components:
         table.add_row(part.name, Text(one_line(part.version, 60)), Text(one_line(part.package, 60)))
     console.print(table)
+    for note in found.notes:
+        console.print(f"\nnote: {one_line(note, 300)}", markup=False, highlight=False)
     statuses = [wall.status for wall in found.walls]
     counts = [f"{statuses.count('held')} of {len(statuses)} attempts held"]
     counts += [f"{n} {s}" for s in ("gave way", "not tried") if (n := statuses.count(s))]
     console.print(f"\n{', '.join(counts)} in {found.seconds:.0f} s", highlight=False)
+
+
+def _kernel_setting(name: str) -> str:
+    """Return one of the kernel's settings; nothing where this kernel has it not."""
+    try:
+        return Path("/proc/sys/kernel", name).read_text("utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _size(flag: str, text: str | None) -> int | None:

@@ -75,8 +75,12 @@ def file_size_limit(limits: Limits) -> int:
 
 
 def rlimits(limits: Limits) -> dict[str, int]:
-    """Return the bounds of each process."""
-    return {"core": 0, "fsize": file_size_limit(limits), "nofile": limits.open_files}
+    """Return the bounds of each process.
+
+    A core dump is bounded to one byte, which the kernel never writes and knows as "start nothing":
+    at none it still starts the host's handler, as root, where `core_pattern` is a pipe.
+    """
+    return {"core": 1, "fsize": file_size_limit(limits), "nofile": limits.open_files}
 
 
 def output_inodes(limits: Limits) -> int:

@@ -447,9 +447,12 @@ PROBES: dict[tuple[str, str], Attempt] = {
         opening(os.O_WRONLY, "/proc/1/oom_score_adj"),
     ),
     ("processes", "see processes of somebody else"): others,
-    ("processes", "leave a core dump"): lambda _: [
-        "limit " + str(limit) for limit in resource.getrlimit(resource.RLIMIT_CORE) if limit != 0
-    ],
+    ("processes", "leave a core dump, or start the host's handler of one"): all_of(
+        lambda _: ["limit " + str(n) for n in resource.getrlimit(resource.RLIMIT_CORE) if n != 1],
+        # At 0 a pipe in `core_pattern` is started all the same; at 1 the kernel gives up.
+        doing("limit 0", resource.setrlimit, resource.RLIMIT_CORE, (0, 1)),
+        doing("limit 0", resource.prlimit, 0, resource.RLIMIT_CORE, (0, 1)),
+    ),
     ("processes", "open more files than allowed"): open_files,
     ("processes", "a box without a bound on processes"): cgroup_bound(
         "pids", "pids.max", "pids/pids.max"

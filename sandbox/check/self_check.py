@@ -5,6 +5,7 @@ what gave way is told apart from what was never tried: silence is no wall.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ FAMILIES = (
     *("devices", "identity", "secrets", "record"),
 )
 MEBIBYTE = 2**20
+MODPROBE_ENDS = [6, 14]
+"""The first Linux that loads no module for a file that somebody executes."""
 CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
 ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
 CANDIDATE = "pass\n"
@@ -67,6 +70,8 @@ class CheckResult(Record):
 
     walls: tuple[WallCheck, ...]
     components: tuple[Component, ...]
+    notes: tuple[str, ...]
+    """What of this machine no wall changes; see `machine_notes`."""
     gpus: tuple[GpuRow, ...]
     """Those of the profile's kind on this machine."""
     seconds: float
@@ -75,6 +80,30 @@ class CheckResult(Record):
     def gave_way(self) -> bool:
         """Tell whether a wall is down, or was never tried."""
         return any(wall.status != "held" for wall in self.walls)
+
+
+def machine_notes(core_pattern: str, release: str, modprobe: str) -> tuple[str, ...]:
+    """Return, in sentences, which programs the kernel starts on the host for what a box does.
+
+    Args:
+        core_pattern: what becomes of core dumps, as the kernel has it.
+        release: the kernel's.
+        modprobe: the program by which it loads modules; empty for none.
+    """
+    notes = []
+    if core_pattern.startswith("|"):
+        notes.append(
+            f"a crash starts `{core_pattern[1:].split(' ')[0][:60]}` as root here; one in a box "
+            "does not, as long as its limit on core dumps holds"
+        )
+    numbers = [int(number) for number in re.findall(r"\d+", release)[:2]]
+    if modprobe and numbers < MODPROBE_ENDS:
+        notes.append(
+            f"Linux {release[:60]} starts `{modprobe[:60]}` as root, outside the box, when a box "
+            "executes a file of no known form; no filter stops that, Linux 6.14 or "
+            "`sysctl kernel.modprobe=''` does"
+        )
+    return tuple(notes)
 
 
 class _ProbeAnswer(Record):

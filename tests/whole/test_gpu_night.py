@@ -210,5 +210,5 @@ def test_a_person_sees_who_has_a_gpu_and_how_one_comes_back_into_use() -> None:
 
 
 def test_the_check_shows_the_gpus_as_well() -> None:
-    found = CheckResult(walls=(), components=(), gpus=ROWS, seconds=1.0)
+    found = CheckResult(walls=(), components=(), notes=(), gpus=ROWS, seconds=1.0)
     assert "out of use: Xid 79" in shown(lambda console: show_check(console, found))

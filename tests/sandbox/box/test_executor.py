@@ -294,6 +294,11 @@ def without(name: str) -> Callable[[list[Settings]], list[Settings]]:
     return lambda limits: [limit for limit in limits if limit["Name"] != name]
 
 
+def no_core_at_all(limits: list[Settings]) -> list[Settings]:
+    """Return limits of none, at which a pipe in `core_pattern` is started all the same."""
+    return [*without("core")(limits), {"Name": "core", "Soft": 0, "Hard": 0}]
+
+
 def writable(mounts: list[Settings]) -> list[Settings]:
     """Return mounts that a box may write to."""
     return [mount | {"ReadOnly": False} for mount in mounts]
@@ -321,6 +326,7 @@ WEAKENED = [
     ("cpus", weakened(NanoCpus=0)),
     ("core", weakened(Ulimits=[])),
     ("core", weakened(Ulimits=without("core"))),
+    ("core", weakened(Ulimits=no_core_at_all)),
     ("fsize", weakened(Ulimits=without("fsize"))),
     ("nofile", weakened(Ulimits=without("nofile"))),
     ("/: ", weakened(ReadonlyRootfs=False)),

@@ -183,6 +183,7 @@ def test_no_dangerous_call_is_named(call: str) -> None:
     "call",
     [
         *("clone", "socket", "socketpair", "prlimit64", "personality", "setpriority"),
+        "setrlimit",
         *("mmap", "memfd_create", "shmget", "preadv2", "pwritev2"),
     ],
 )

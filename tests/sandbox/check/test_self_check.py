@@ -25,6 +25,7 @@ from sandbox.check.self_check import (
     WallCheck,
     _canary_is_whole,
     lay_out,
+    machine_notes,
     try_family,
     try_stress_test,
     try_users,
@@ -289,3 +290,21 @@ def test_an_engine_that_drops_a_limit_makes_check_exit_1(
     assert 1 == done.returncode
     assert {"gave way"} == {f.status for f in walls if f.tried.startswith("four times")}
     assert any("pids: asked 48" in wall.seen for wall in walls)
+
+
+@pytest.mark.parametrize(
+    ("core_pattern", "release", "modprobe", "programs"),
+    [
+        ("core", "6.14.0", "/sbin/modprobe", []),
+        ("core", "6.13.9", "", []),
+        ("core", "6.13.9-1-amd64", "/sbin/modprobe", ["/sbin/modprobe"]),
+        ("core", "5.15.167.4-microsoft-standard-WSL2", "/sbin/modprobe", ["/sbin/modprobe"]),
+        ("|/usr/share/apport/apport -p%p", "7.0", "/sbin/modprobe", ["/usr/share/apport/apport"]),
+    ],
+)
+def test_what_a_kernel_starts_on_the_host_for_a_box_is_said(
+    core_pattern: str, release: str, modprobe: str, programs: list[str]
+) -> None:
+    notes = machine_notes(core_pattern, release, modprobe)
+
+    assert programs == [note.split("`")[1] for note in notes]
