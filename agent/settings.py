@@ -81,6 +81,62 @@ class Goal(Section):
     direction: Direction = "minimize"
     source: Source = "scored"
     """`scored`: by evaluate.py in boxes of its own; `reported`: its own word (decision 0009)."""
+    pattern: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        None, examples=[r"val loss ([\d.]+)"]
+    )
+    """Read from the log; its first group is the number. None for a line `metric: number`."""
+    file: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, examples=["metrics.json"]
+    )
+    """Read from this file that a training writes, instead of its log."""
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, examples=["eval/acc"]
+    )
+    """In that file; None for the metric's name."""
+    take: Literal["last", "best"] = "last"
+    """Which of several counts: the last, or the best that the training ever had."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if not groups:
+            raise ValueError("has no group: put round brackets around the number")
+        return pattern
+
+    @field_validator("file")
+    @classmethod
+    def _file_that_is_read(cls, file: str | None) -> str | None:
+        if file is not None and not _is_plain(file):
+            raise ValueError("is no plain relative path below $NIGHTLAB_OUTPUT")
+        if file is not None and not file.endswith((".json", ".jsonl", ".ndjson", ".csv", ".tsv")):
+            raise ValueError("is none of .json, .jsonl, .ndjson, .csv, .tsv")
+        return file
+
+    @model_validator(mode="after")
+    def _read_in_one_way(self) -> Self:
+        given = [name for name in ("pattern", "file", "key") if getattr(self, name) is not None]
+        if self.take == "best":
+            given.append("take")
+        if given and not self.is_reported:
+            raise ValueError(f'has {given[0]}, which only source = "reported" reads')
+        if "pattern" in given and "file" in given:
+            raise ValueError("has both a pattern and a file; the metric is read from one")
+        if "key" in given and "file" not in given:
+            raise ValueError("has a key and no file that it stands in")
+        return self
+
+    @property
+    def expected(self) -> str:
+        """What must be there for a score, in words."""
+        if self.file is not None:
+            return f"`{self.key or self.metric}` in the file {self.file}"
+        if self.pattern is not None:
+            return f"a match of the pattern `{self.pattern}`"
+        return f"a line `{self.metric}: number`"
 
     @property
     def is_reported(self) -> bool:

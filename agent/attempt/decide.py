@@ -25,15 +25,7 @@ from agent.attempt.judge import (
     lacks_scores,
 )
 from agent.attempt.lab import evidence_of, sha_of
-from agent.attempt.sheet import (
-    MODEL_BOX,
-    Pace,
-    Reading,
-    over_pace,
-    parse_sheet,
-    read_reported,
-    read_score,
-)
+from agent.attempt.sheet import MODEL_BOX, Pace, over_pace, parse_sheet, read_score
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.candidate.held_out import read_literals
 from agent.candidate.seeds import pins_its_seed
@@ -59,7 +51,8 @@ from agent.record.events import (
 )
 from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
 from agent.record.repeats import FIVE_DIGITS, Noise
-from agent.settings import Budget, Settings
+from agent.record.reported import Reading, read_reported
+from agent.settings import Budget, Goal, Settings
 from sandbox.contract.run import Log, Outcome, RunResult
 
 DID_NOT_HOLD = "did_not_hold"
@@ -517,9 +510,9 @@ def scored_by_boxes(
     )
 
 
-def scored_by_log(key: TrialKey, log: Log, metric: str) -> Scored:
-    """The score that a training printed of itself, or why there is none; see 0009."""
-    found = read_reported(log, metric)
+def scored_by_itself(key: TrialKey, log: Log, goal: Goal, content: bytes | None) -> Scored:
+    """The score that a training printed or wrote of itself, or why there is none; see 0009."""
+    found = read_reported(log, goal, content)
     return Scored(
         **key._asdict(),
         split="val",
@@ -529,7 +522,7 @@ def scored_by_log(key: TrialKey, log: Log, metric: str) -> Scored:
         details=found.details,
         checks=0,
         source="reported",
-        sheet=None,
+        sheet=None if content is None else sha_of(content),
     )
 
 

@@ -1,22 +1,9 @@
-"""Reads a score: the scorer's sheet, or the program's word.
+"""Reads a score: the sheet that the scorer wrote.
 
-A sheet is what the scorer box wrote, and nothing else decides. With `[goal] source = "reported"` a
-score is the last complete line `name: number` of the training's log. The log is hostile text and
-may have lost its middle, so only what was received for certain counts:
-
-- a line ends with a newline (a carriage return begins it anew, as progress bars do), and nothing
-  stands before the name but blanks;
-- where the middle was dropped, the last of several could be in it: then only a line of the tail
-  counts, and not the tail's first one, whose beginning is missing;
-- the last line that names the metric decides. Is its value no finite number, there is no score: an
-  earlier line does not stand in for it.
-
-See docs/decisions/0009 and 0015.
+What a program says of itself is read in `agent/record/reported.py`. See docs/decisions/0015.
 """
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +15,18 @@ from pydantic import Field, ValidationError, model_validator
 from agent.record.curves import is_storable
 from agent.record.events import RunFinished
 from agent.record.history import History
+from agent.record.reported import Reading
 from agent.settings import Budget
-from agent.text import one_line
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.contract.run import Log, Outcome
+from sandbox.contract.run import Outcome
 
 SHEET_NAME = "score.json"
 MAX_SHEET_BYTES = 256 * 1024
-MAX_NUMBER_CHARACTERS = 64
-MISSING, UNCERTAIN = "not_reported", "report_lost"
-NOT_A_NUMBER, NOT_FINITE = "reported_no_number", "reported_not_finite"
 MODEL_BOX = "model_box_"
 """How a reason begins that a model box is to blame for; the rest is its outcome."""
 FREE_SECONDS, FREE_TIMES = 10.0, 3.0
 """What a model box may take for nothing: so many seconds, or so many times the baseline's."""
-
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
-_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-_BLANKS = " \t"
 
 
 class ScoreSheet(Record):
@@ -64,16 +44,6 @@ class ScoreSheet(Record):
         if self.valid != (self.value is not None) or self.valid != (self.reason is None):
             raise ValueError("a valid score has a value and no reason, an invalid one the reverse")
         return self
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a sheet or a log comes to: a value, or the reason why there is none."""
-
-    value: float | None
-    reason: str | None
-    explanation: str
-    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -184,47 +154,3 @@ def parse_sheet(raw: bytes) -> ScoreSheet:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-def read_reported(log: Log, metric: str) -> Reading:
-    """The metric as the log's last complete line about it says; see the module.
-
-    The log is what the box kept, not the excerpt of it that stands in the ledger's line.
-    """
-    # A log whose middle was dropped counts from its tail's first complete line.
-    complete = (
-        log.tail.split("\n")[1:-1] if log.omitted_bytes else (log.head + log.tail).split("\n")[:-1]
-    )
-    values = []
-    for line in complete:
-        # What a carriage return wiped out is no part of the line.
-        name, colon, value = line.rstrip("\r").rpartition("\r")[2].partition(":")
-        if colon and name.strip(_BLANKS) == metric:
-            values.append(value.strip(_BLANKS))
-    return _read(values[-1], len(values)) if values else _missing(log, metric)
-
-
-def _read(text: str, times: int) -> Reading:
-    shown = one_line(text, MAX_NUMBER_CHARACTERS) or "nothing"
-    details = {"said": shown, "times": times}
-    if _NOT_FINITE.fullmatch(text):
-        return Reading(None, NOT_FINITE, f"the program reported {shown}", details)
-    if len(text) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(text):
-        problem = f"the program reported {shown}, which is not a plain decimal number"
-        return Reading(None, NOT_A_NUMBER, problem, details)
-    value = float(text)
-    if not math.isfinite(value):
-        return Reading(None, NOT_FINITE, f"the program reported {shown}: out of range", details)
-    return Reading(value, None, "", details)
-
-
-def _missing(log: Log, metric: str) -> Reading:
-    if log.omitted_bytes:
-        text = (
-            f"no complete line `{metric}: number` among the last of the log, whose middle "
-            f"({log.omitted_bytes:,} bytes) was dropped: print it last, print less, or raise "
-            "[limits] log"
-        )
-        return Reading(None, UNCERTAIN, text, {"times": 0})
-    text = f"the program printed no complete line `{metric}: number`"
-    return Reading(None, MISSING, text, {"times": 0})

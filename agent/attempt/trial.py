@@ -27,7 +27,7 @@ from agent.attempt.decide import (
     failure_of_training,
     over_budget_seconds,
     scored_by_boxes,
-    scored_by_log,
+    scored_by_itself,
 )
 from agent.attempt.disturbance import Sample, disturbance, idle_cores, is_crowded, was_disturbed
 from agent.attempt.lab import (
@@ -49,6 +49,7 @@ from agent.record.chain import canonical
 from agent.record.curves import Curve, CurveCollector, mfu_of, packed, said_tokens, unpacked
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
 from agent.record.logs import excerpt, packed_log
+from agent.record.reported import reported_file
 from sandbox.contract.errors import host_faults
 from sandbox.contract.log import log
 from sandbox.contract.run import Log, Outcome, RunResult, RunSpec
@@ -75,7 +76,9 @@ def run_trial(worker: Worker, trial: Trial) -> Steps:
         if failure_of_training([run], settings, trial.counts_when_disturbed) is not None:
             return
         if settings.goal.is_reported:
-            yield Step(scored_by_log(trial.key, output, settings.goal.metric))
+            content = reported_file(checkpoint, settings.goal)
+            scored = scored_by_itself(trial.key, output, settings.goal, content)
+            yield Step(scored, () if content is None else (content,))
             return
         trained = replace(trial, left_seconds=left_seconds_of(run, trial.budget))
         for split in trial.splits:

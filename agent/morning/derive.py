@@ -19,7 +19,7 @@ from agent.attempt.decide import (
     next_step,
     over_budget_seconds,
     scored_by_boxes,
-    scored_by_log,
+    scored_by_itself,
     smoke_finished,
 )
 from agent.attempt.disturbance import decided, idle_cores, usual_of
@@ -142,7 +142,11 @@ def _score(history: History, event: Scored, get_blob: GetBlob) -> Scored:
     if goal.is_reported:
         if trial.training is None:
             raise ValueError("it was reported without a training")
-        return scored_by_log(key, unpacked_log(get_blob(trial.training.log)), goal.metric)
+        content = None if event.sheet is None else get_blob(event.sheet)
+        left = {(file.name, file.sha256) for file in trial.training.result.output}
+        if content is not None and (goal.file, event.sheet) not in left:
+            raise ValueError("the file that it was read from is none that its training left")
+        return scored_by_itself(key, unpacked_log(get_blob(trial.training.log)), goal, content)
     sheet = None if event.sheet is None else get_blob(event.sheet)
     models = [run.result for run in trial.boxes_of_score if run.result.box == "model"]
     try:

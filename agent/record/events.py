@@ -358,9 +358,10 @@ class Scored(Record):
     """How many check boxes answered beside the one whose answers are the score; see docs/score.md.
     The newest score of a trial and split is the one that counts."""
     source: Source
-    """`reported`: read from the log of the training itself, as `agent/attempt/sheet.py` says."""
+    """`reported`: what the training itself said, as `agent/record/reported.py` reads it."""
     sheet: Sha256 | None = None
-    """What the scorer wrote, byte for byte; None when it wrote nothing."""
+    """What the scorer wrote, byte for byte, or the training into the file of its metric; None when
+    it wrote nothing."""
 
 
 class AttemptFinished(Record):

@@ -74,7 +74,7 @@ SCORED = (
 )
 REPORTED = (
     "and the score is what the program prints of itself",
-    "The score is self-reported: the last line `{metric}: NUMBER` that the program prints decides. "
+    "The score is self-reported: {expected} decides, the {take} of them. "
     "Nobody checks it, so a number that training did not earn makes the night worthless. Leave the "
     "code that measures and prints it as it is.",
 )
@@ -105,7 +105,9 @@ def system_prompt(prose: str, settings: Settings) -> str:
     return SYSTEM.format(
         scoring=scoring,
         source=source.format(
-            metric=settings.goal.metric, refused=settings.session.max_refused_scores
+            expected=settings.goal.expected,
+            take=settings.goal.take,
+            refused=settings.session.max_refused_scores,
         ),
         editable=", ".join(settings.workspace.editable),
         goal=_goal(settings),

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from agent.attempt.sheet import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, read_reported
 from agent.morning.ablation import ablation, reviews
 from agent.morning.replay import replay
 from agent.morning.review import review
@@ -24,6 +23,7 @@ from agent.record.chain import Follower, read_blob, read_ledger
 from agent.record.events import ReplayFinished, Scored, Verdict
 from agent.record.history import History, fold
 from agent.record.logs import packed_log
+from agent.record.reported import MISSING, NOT_A_NUMBER, NOT_FINITE, UNCERTAIN, read_reported
 from agent.report.ablation_table import replay_lines, result_lines
 from agent.report.console import attempt_line, closing_lines
 from agent.report.report import results_tsv
@@ -32,7 +32,7 @@ from agent.report.tui import screen
 from agent.researcher.answers import history_answer, run_answer
 from agent.researcher.arguments import ShowHistory
 from agent.researcher.prompt import brief, system_prompt
-from agent.settings import ProgramError, Settings
+from agent.settings import Goal, ProgramError, Settings
 from agent.trackers.attempts import tracked_runs
 from sandbox.contract.run import Log, RunResult, RunSpec
 from sandbox.engine.find import Engine
@@ -54,7 +54,8 @@ training_seconds: 300.1
 
 
 def read(text: str, tail: str = "", omitted: int = 0, metric: str = "val_bpb") -> object:
-    said = read_reported(Log(head=text, tail=tail, omitted_bytes=omitted), metric)
+    goal = Goal(metric=metric, source="reported")
+    said = read_reported(Log(head=text, tail=tail, omitted_bytes=omitted), goal)
     return said.reason if said.value is None else said.value
 
 
@@ -71,7 +72,9 @@ def read(text: str, tail: str = "", omitted: int = 0, metric: str = "val_bpb") -
         ("val_bpb: 2\nval_bpb: 1\nloss: 7\n", 1.0),
         ("old\rval_bpb: 4\rval_bpb: 5\n", 5.0),
         ("", MISSING),
-        ("val_bpb: 1", MISSING),  # not complete: the program may have meant to go on
+        ("val_bpb: 1", 1.0),  # whoever ends well without a newline has said all
+        ("\x1b[1mval_bpb:\x1b[0m \x1b[32m1\x1b[0m\n", 1.0),
+        ("val_bpb: 1,234.5\n", 1234.5),
         ("final val_bpb: 1\n", MISSING),
         ("val_bpb_ema: 1\nVAL_BPB: 1\nval_bpb = 1\n", MISSING),
         ("val_bpb: nan\n", NOT_FINITE),
@@ -85,7 +88,7 @@ def read(text: str, tail: str = "", omitted: int = 0, metric: str = "val_bpb") -
         ("val_bpb: 0x10\n", NOT_A_NUMBER),
         ("val_bpb: 97%\n", NOT_A_NUMBER),
         ("val_bpb: \u0661\n", NOT_A_NUMBER),  # a digit, though not one of these ten
-        ("val_bpb: 1\x1b[2K\n", NOT_A_NUMBER),
+        ("val_bpb: 1\x1b[2K\n", MISSING),  # the terminal wiped it out
         ("val_bpb: " + "1" * 100_000 + "\n", NOT_A_NUMBER),
     ],
 )
@@ -104,7 +107,8 @@ def test_a_log_without_its_middle_counts_from_the_first_whole_line_of_its_end() 
 
 
 def test_what_is_reported_is_bounded_and_visible() -> None:
-    said = read_reported(Log(head="m: \x1b[31m" + "A" * 9000 + "\n", tail="", omitted_bytes=0), "m")
+    log = Log(head="m: \x1b[31m\x07" + "A" * 9000 + "\n", tail="", omitted_bytes=0)
+    said = read_reported(log, Goal(metric="m", source="reported"))
 
     assert len(said.explanation) < 200
     assert "\x1b" not in said.explanation + json.dumps(said.details)
@@ -117,7 +121,8 @@ def test_whatever_stands_before_the_last_line_does_not_matter(before: str, value
 
 @given(head=st.text(), tail=st.text(), omitted=st.integers(0, 5))
 def test_no_log_breaks_the_reader(head: str, tail: str, omitted: int) -> None:
-    said = read_reported(Log(head=head, tail=tail, omitted_bytes=omitted), "a")
+    log = Log(head=head, tail=tail, omitted_bytes=omitted)
+    said = read_reported(log, Goal(metric="a", source="reported"))
 
     assert (said.value is None) != (said.reason is None)
 
@@ -323,6 +328,47 @@ def _store(directory: Path, content: bytes) -> str:
     return sha
 
 
+# --- a metric in a file -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def night_of_files(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Attempts of a program that writes its metric into a file among its output."""
+    goal = {"source": "reported", "file": "point.json", "key": "x", "direction": "maximize"}
+    place = Place(
+        tmp_path_factory.mktemp("files"),
+        changes={"goal": goal, "scoring": None, "data": None, "session": {"attempts": 2}},
+    )
+    place.boxes.outcome = reporting
+    lab = place.begin("tpe")
+    with lab.ledger:
+        play(lab, place.program)
+    return place
+
+
+def test_a_metric_in_a_file_is_on_record_with_the_file(night_of_files: Place) -> None:
+    history = fold(read_ledger(night_of_files.directory))
+
+    assert history.baseline is not None
+    score = history.baseline.scores[0]
+    assert score.sheet is not None
+    assert score.value == json.loads(read_blob(night_of_files.directory, score.sheet))["x"]
+    assert sessions.found(night_of_files.directory) == []
+
+
+def test_a_file_that_no_training_left_is_found(night_of_files: Place) -> None:
+    def forge(lines: sessions.Lines) -> None:
+        score = sessions.only(lines, "scored", attempt=0)
+        content = json.dumps({"x": 7.0}).encode()
+        score |= {"sheet": _store(night_of_files.directory, content), "value": 7.0}
+
+    with sessions.restored(night_of_files.directory / "ledger.jsonl"):
+        sessions.forge(night_of_files.directory, forge)
+        found = sessions.found(night_of_files.directory)
+
+    assert any("is none that its training left" in what for what in found)
+
+
 # --- the manual's repository, on the real engine ----------------------------------------------
 
 TRAIN = '''\
@@ -394,7 +440,7 @@ def test_a_program_that_prints_no_score_is_told_so_before_the_night(
     baseline = place.history("n").attempts[0]
     assert baseline.finished is not None
     assert (baseline.finished.verdict, baseline.finished.reason) == (Verdict.INVALID, MISSING)
-    assert "no complete line `val_bpb: number`" in done.stdout
+    assert "a line `val_bpb: number` was not there" in done.stdout
 
 
 QUIET_ENOUGH = "[disturbance]\nmax_other_cores = 64\nmin_speed = 0\nmax_repeats = 0\n\n[session]"
