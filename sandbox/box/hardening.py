@@ -6,6 +6,7 @@ it is read back: what it recorded here, what holds inside in `proof`.
 """
 
 import json
+import math
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,8 @@ RESERVED_TARGETS = (LINK_DIRECTORY, "/out", "/tmp", "/dev", "/proc", "/sys", "/e
 TMP_INODES = 65536
 OUTPUT_DIRECTORIES = 32
 """Inodes of the output's file system beyond its files, for directories."""
+LOG_OPTIONS = {"max-size": "64k", "max-file": "1", "compress": "false"}
+"""The last one since an engine adds its own `log-opts`, and one file cannot be compressed."""
 LABEL_RUN = "nightlab.run"
 LABEL_SESSION = "nightlab.session"
 LABEL_OWNER = "nightlab.owner"
@@ -78,9 +81,17 @@ def rlimits(limits: Limits) -> dict[str, int]:
     """Return the bounds of each process.
 
     A core dump is bounded to one byte, which the kernel never writes and knows as "start nothing":
-    at none it still starts the host's handler, as root, where `core_pattern` is a pipe.
+    at none it still starts the host's handler, as root, where `core_pattern` is a pipe. The last
+    two are named lest an engine's `default-ulimits` give a box a better priority than others'.
     """
-    return {"core": 1, "fsize": file_size_limit(limits), "nofile": limits.open_files}
+    bounds = {"core": 1, "fsize": file_size_limit(limits), "nofile": limits.open_files}
+    return bounds | {"nice": 0, "rtprio": 0}
+
+
+def least_rlimits(limits: Limits) -> dict[str, int]:
+    """Return what an engine's `default-ulimits` must leave: its bound is no fault of a program."""
+    cpu_seconds = math.ceil(limits.wall_seconds * limits.cpus)
+    return {"cpu": cpu_seconds, "data": limits.memory_bytes, "nproc": limits.pids}
 
 
 def output_inodes(limits: Limits) -> int:
@@ -138,7 +149,7 @@ def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
         "ShmSize": limits.shm_bytes,
         "Tmpfs": _writable_places(limits, lease.user),
         "Mounts": _read_only_mounts(spec, lease),
-        "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
+        "LogConfig": {"Type": "json-file", "Config": LOG_OPTIONS},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,  # it races with everything that asks how the run ended
         "Init": False,  # PID 1 is ours
@@ -203,6 +214,9 @@ def engine_differences(asked: Settings, recorded: Settings) -> list[str]:
     walls: Settings = asked["HostConfig"]
     seen: Settings = recorded["HostConfig"]
     wrong = [name for name, value in walls.items() if not _same(value, seen.get(name))]
+    # An engine adds its `default-ulimits`; what they come to is read back inside.
+    if "Ulimits" in wrong and _among(walls["Ulimits"], seen.get("Ulimits") or []):
+        wrong.remove("Ulimits")
     config = recorded["Config"]
     wrong += [n for n in ("User", "Entrypoint", "Labels") if not _holds(asked[n], config.get(n))]
     wrong += ["Env"] if not set(asked["Env"]) <= set(config.get("Env") or ()) else []
@@ -216,10 +230,12 @@ def _same(asked: object, recorded: object) -> bool:
     if not asked and not recorded:
         return True
     if isinstance(asked, list) and isinstance(recorded, list):
-        return len(asked) == len(recorded) and all(
-            any(_same(one, other) for other in recorded) for one in asked
-        )
+        return len(asked) == len(recorded) and _among(asked, recorded)
     return _holds(asked, recorded)
+
+
+def _among(asked: list[Any], recorded: list[Any]) -> bool:
+    return all(any(_same(one, other) for other in recorded) for one in asked)
 
 
 def _holds(asked: object, recorded: object) -> bool:

@@ -15,6 +15,7 @@ from sandbox.box.hardening import (
     TMP_INODES,
     Lease,
     is_within,
+    least_rlimits,
     output_inodes,
     rlimits,
 )
@@ -137,6 +138,11 @@ def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
         *_unequal("pids", limits.pids, proof.pids),
         *_unequal("cpus", cpus, proof.cpus),
         *[d for n, b in rlimits(limits).items() for d in _unequal(n, (b, b), proof.rlimits.get(n))],
+        *[
+            f"{name}: the box needs {least}, the engine's default-ulimits leave {soft}"
+            for name, least in least_rlimits(limits).items()
+            if 0 <= (soft := proof.rlimits.get(name, (0, 0))[0]) < least  # -1 is no bound
+        ],
     ]
 
 

@@ -69,6 +69,7 @@ COUNTED_BELOW = (
     ("/sys/dev/block", ("stat", "inflight")),
 )
 """More of these in each directory there, named by what a machine has."""
+RLIMITS = ("core", "fsize", "nofile", "nice", "rtprio", "cpu", "data", "nproc")
 GPU_NAMES = ("nvidia", "dri", "kfd")
 GPU_DRIVER_PATH = "/proc/driver/nvidia/gpus"
 MOST_GPU_NODES = 256
@@ -266,13 +267,14 @@ def shows_something(path: str) -> bool:
 
 def proof() -> dict[str, object]:
     """Return everything by which the host can tell that the walls stand."""
-    limits = {"core": resource.RLIMIT_CORE, "fsize": resource.RLIMIT_FSIZE}
-    limits["nofile"] = resource.RLIMIT_NOFILE
     rooms = {path: os.statvfs(path) for path in BOUNDED_PATHS}
     seen = identity()
     seen.update(Cgroup(CGROUP_PATH).limits())
     seen.update(
-        rlimits={name: list(resource.getrlimit(limit)) for name, limit in limits.items()},
+        rlimits={
+            name: list(resource.getrlimit(getattr(resource, "RLIMIT_" + name.upper())))
+            for name in RLIMITS
+        },
         mounts=mounts(),
         not_hidden=[p for p in (*HIDDEN_PATHS, *counters_of_parts()) if shows_something(p)],
         capacities={

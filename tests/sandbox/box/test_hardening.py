@@ -119,6 +119,15 @@ def test_each_wall_that_the_engine_recorded_otherwise_is_named(wall: str) -> Non
     assert [wall] == engine_differences(asked, answer)
 
 
+def test_limits_that_an_engine_adds_are_no_difference_and_a_changed_one_is() -> None:
+    asked = container_settings(example_spec(), GPU_LEASE)
+    answer = recorded(asked)
+    answer["HostConfig"]["Ulimits"].insert(0, {"Name": "memlock", "Soft": 1, "Hard": 1})
+    assert [] == engine_differences(asked, answer)
+    answer["HostConfig"]["Ulimits"][1]["Soft"] += 1
+    assert ["Ulimits"] == engine_differences(asked, answer)
+
+
 def opposite(value: Any) -> Any:
     """Return something else of the same kind."""
     match value:

@@ -86,6 +86,8 @@ def good_proof(**changes: Any) -> Proof:
             "core": (1, 1),
             "fsize": (file_size_limit(limits),) * 2,
             "nofile": (limits.open_files,) * 2,
+            **dict.fromkeys(("nice", "rtprio"), (0, 0)),
+            **dict.fromkeys(("cpu", "data", "nproc"), (-1, -1)),
         },
         "mounts": (
             *map(read_only, ("/", "/sys", "/proc/sys", "/nightlab", "/data")),
@@ -130,6 +132,11 @@ def test_walls_as_asked_show_no_difference() -> None:
     assert [] == differences(SPEC, LEASE, good_proof())
 
 
+def test_bounds_of_the_engine_s_own_that_leave_enough_pass() -> None:
+    enough = rlimits_with(cpu=(86400, 86400), data=(2**40, -1), nproc=(4096, 8192))
+    assert [] == differences(SPEC, LEASE, good_proof(rlimits=enough))
+
+
 BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
     ("pid", {"pid": 7}),
     ("uids", {"uids": (USER, 0, USER, USER)}),
@@ -152,6 +159,11 @@ BROKEN_WALLS: list[tuple[str, dict[str, Any]]] = [
     ("fsize", {"rlimits": rlimits_with(fsize=(1, 2**62))}),
     ("nofile", {"rlimits": rlimits_with(nofile=(1024, 1048576))}),
     ("nofile", {"rlimits": {"core": (1, 1), "fsize": (file_size_limit(SPEC.limits),) * 2}}),
+    ("nice", {"rlimits": rlimits_with(nice=(0, 40))}),
+    ("rtprio", {"rlimits": rlimits_with(rtprio=(99, 99))}),
+    ("cpu", {"rlimits": rlimits_with(cpu=(2, 60))}),
+    ("data", {"rlimits": rlimits_with(data=(2**20, -1))}),
+    ("nproc", {"rlimits": rlimits_with(nproc=(8, 8))}),
     ("/tmp bytes", {"capacities": capacities_with("/tmp", bytes=2**40)}),
     ("/tmp inodes", {"capacities": capacities_with("/tmp", inodes=0)}),
     ("/out bytes", {"capacities": capacities_with("/out", bytes=2**40)}),
