@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.settings import ProgramError, Settings, reason_refused
+from sandbox.contract.reading import MAX_TEXT_BYTES, read_named
 
-MAX_PROGRAM_BYTES = 256 * 1024
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*?)[ \t]*$")
 TOML_HEADER = re.compile(r"^\s*\[([^\[\]]+)\]\s*(?:#.*)?$")
 TOML_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"' -]+?)\s*=")
@@ -53,9 +53,9 @@ def load_program(path: Path) -> Program:
         ProgramError: the file is missing, or a setting is; the message names file and line.
     """
     try:
-        source = path.read_bytes()
+        source = read_named(path)
     except OSError as error:
-        hint = "copy the program.md that nightlab ships, or name another with --program"
+        hint = "`nightlab init` puts one here to start from; --program names another"
         raise ProgramError(f"{path}: {error.strerror or 'cannot be read'}", hint) from None
     return parse_program(source, path.name)
 
@@ -66,7 +66,7 @@ def parse_program(source: bytes, name: str) -> Program:
     Raises:
         ProgramError: as `load_program`.
     """
-    if len(source) > MAX_PROGRAM_BYTES:
+    if len(source) > MAX_TEXT_BYTES:
         raise ProgramError(f"{name}: larger than 256 KiB", "keep to a few pages of prose")
     try:
         text = source.decode("utf-8-sig")  # some editors begin a file with a byte order mark

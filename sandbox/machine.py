@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sandbox.box.executor import DockerExecutor
 from sandbox.box.reaper import living_gpus, process_owner, sweep, sweep_run_directories
-from sandbox.contract.errors import SandboxError
+from sandbox.contract.errors import SandboxError, UsageError, first_problem
 from sandbox.contract.gpu import Devices, GpuMemory, GpuSource, NoGpus
 from sandbox.contract.run import Limits, Mount, RunResult, RunSpec
 from sandbox.engine.find import Engine, connect, find_engine
@@ -42,13 +42,13 @@ def run_box(
     argv: Sequence[str],
     limits: Limits | str,
     *,
-    mounts: Mapping[Path, str] | None = None,
-    output_dir: Path | None = None,
+    mounts: Mapping[Path | str, str] | None = None,
+    output_dir: Path | str | None = None,
     on_log: Callable[[bytes], None] | None = None,
     recipe: Recipe | None = None,
     gpus: Sequence[str] = (),
     gpu_memory: GpuMemory | None = None,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     **changed_limits: float,
 ) -> RunResult:
     """Run one command in a train box and return what became of it.
@@ -63,13 +63,15 @@ def run_box(
         gpus: those that the box gets, by index or id; where the profile has GPUs and none is
             named, it gets the first that is free.
         gpu_memory: how much of each it may use; None for all.
-        environ: where engine and state directory are named; the box sees nothing of it.
+        environ: names engine and state directory; the process's own if left out. No box sees it.
         changed_limits: single limits of the set, by their names in `Limits`.
 
     Raises:
-        SandboxError: nightlab or the engine failed; `hint` says what to do. A command that fails
-            is a result.
+        SandboxError: nightlab or the engine failed. A command that fails is a result.
+        UsageError: the arguments are not of this form.
     """
+    command, seen = _command(argv), _mounts(mounts or {})
+    environ = os.environ if environ is None else environ
     bounds = named_limits(limits, changed_limits)
     engine, state_dir = engine_and_state(environ)
     recipe = recipe or shipped_recipe()
@@ -84,18 +86,34 @@ def run_box(
             session=name,
             box="train",
             image=find_image(engine, recipe, state_dir=state_dir).image_id,
-            argv=tuple(argv),
+            argv=command,
             working_directory="/",
             environment=box_environment(recipe.profile.variables, bounds.cpus),
-            mounts=tuple(Mount(source=h.absolute(), target=b) for h, b in (mounts or {}).items()),
+            mounts=seen,
             devices=devices,
             gpus=granted,
             gpu_memory=gpu_memory if granted else None,
             limits=bounds,
         )
         if output_dir is not None:
-            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir := Path(output_dir)).mkdir(parents=True, exist_ok=True)
         return executor(engine, state_dir).run(spec, output_dir=output_dir, on_log=on_log)
+
+
+def _command(argv: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(argv, str | bytes):  # it would be taken letter by letter
+        hint = """write ["python3", "-c", "print('hi')"], or ["sh", "-c", "echo hi"] for a shell"""
+        raise UsageError("argv is a text, not a command and its arguments", hint)
+    return tuple(argv)
+
+
+def _mounts(mounts: Mapping[Path | str, str]) -> tuple[Mount, ...]:
+    try:
+        return tuple(Mount(source=Path(h).absolute(), target=b) for h, b in mounts.items())
+    except (AttributeError, TypeError, ValidationError) as error:
+        said = first_problem(error) if isinstance(error, ValidationError) else "no mapping of paths"
+        hint = 'write mounts={"data": "/data"}: a path here, and its place in the box'
+        raise UsageError(f"these mounts cannot be: {said}", hint) from error
 
 
 def named_limits(limits: Limits | str, changed: Mapping[str, float]) -> Limits:
@@ -104,6 +122,8 @@ def named_limits(limits: Limits | str, changed: Mapping[str, float]) -> Limits:
     Raises:
         SandboxError: there is no such set or limit, or a limit cannot have this value.
     """
+    if not isinstance(limits, str | Limits):
+        raise SandboxError("limits are neither a set's name nor Limits", "such as `small`")
     chosen = _limit_set(limits) if isinstance(limits, str) else limits.model_dump()
     try:
         return Limits.model_validate({**chosen, **changed})

@@ -13,15 +13,17 @@ from agent.attempt.lab import hashes_of, sha_of
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.logs import operational_log
-from agent.cli.shared import err, load, open_observer, out, print_event, progress, say, sweep_now
+from agent.cli.shared import err, open_observer, out, print_event, progress, say, sweep_now
 from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
 from agent.machine.runtime import calibration_path, find_runtime
 from agent.machine.setup import own_workspace
 from agent.night.session import Runtime
+from agent.program import load_program
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
+from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.engine.host import exclusive
 from sandbox.machine import state_directory
 
@@ -44,7 +46,7 @@ def calibrate_(
 
     Ctrl-C loses nothing: the same command goes on with what is not measured yet.
     """
-    content = load(program)
+    content = load_program(program)
     settings = content.settings.with_overrides(base_image=base_image)
     wanted = _budgets(budgets)
     runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
@@ -85,7 +87,7 @@ def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
     """Of what is trained and scored: another baseline, scorer or data is measured anew."""
     files = hashes_of(Workspace(source, settings.workspace.editable).candidate())
     scorer = source / "evaluate.py"
-    fixed = sha_of(scorer.read_bytes()) if scorer.is_file() else None
+    fixed = sha_of(read_named(scorer, MAX_SCRIPT_BYTES)) if scorer.is_file() else None
     facts = [files, runtime.data, settings.workspace.model_dump(), fixed]
     return sha_of(json.dumps(facts, sort_keys=True).encode())[:16]
 

@@ -6,8 +6,9 @@ import os
 from rich.table import Table
 
 from agent.cli import flags
-from agent.cli.shared import load, out, print_line, say
+from agent.cli.shared import out, print_line, say
 from agent.machine.setup import image_recipe
+from agent.program import load_program
 from sandbox.image.image import ImageRecord, find_image, known_images
 from sandbox.image.profiles import known_profiles
 from sandbox.machine import engine_and_state
@@ -40,7 +41,7 @@ def show(
     as_json: flags.Json = False,
 ) -> None:
     """Show the image of a program: what it is made of, by digest."""
-    settings = load(program).settings.with_overrides(base_image=base_image)
+    settings = load_program(program).settings.with_overrides(base_image=base_image)
     engine, state_dir = engine_and_state(os.environ)
     image = find_image(engine, image_recipe(settings, program.parent), state_dir=state_dir)
     if as_json:

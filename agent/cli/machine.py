@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli import flags
-from agent.cli.shared import load, out, print_line, say
+from agent.cli.shared import out, print_line, say
 from agent.machine.setup import copy_template, image_recipe, set_up
+from agent.program import load_program
 from agent.settings import parse_size
 from agent.text import one_line
 from sandbox.check.self_check import CheckResult, machine_notes, try_walls
@@ -68,7 +69,7 @@ def setup(
         out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
         return
     set_up(
-        load(program).settings.with_overrides(base_image=base_image),
+        load_program(program).settings.with_overrides(base_image=base_image),
         program.parent,
         os.environ,
         torch_index=torch_index,
@@ -86,7 +87,7 @@ def check(
     as_json: flags.Json = False,
 ) -> None:
     """Try to break every wall here; exit 1 if one gave way."""
-    settings = load(program).settings.with_overrides(base_image=base_image)
+    settings = load_program(program).settings.with_overrides(base_image=base_image)
     engine, state_dir = engine_and_state(os.environ)
     recipe = image_recipe(settings, program.parent)
     image = find_image(engine, recipe, state_dir=state_dir)
@@ -130,7 +131,7 @@ def box(
 
     Limits that are not given come from the [limits] of program.md. With --gpus it gets all those.
     """
-    settings = load(program).settings.with_overrides(base_image=base_image, gpus=gpus)
+    settings = load_program(program).settings.with_overrides(base_image=base_image, gpus=gpus)
     given = {
         "wall_seconds": wall_seconds,
         "memory_bytes": _size("--memory", memory),
@@ -160,13 +161,13 @@ def gpus(
     as_json: flags.Json = False,
 ) -> None:
     """Show the GPUs for runs, who has them, which are out of use."""
-    leases = gpu_leases(*engine_and_state(os.environ))
     if lift is not None:
-        if not leases.lift(lift):
+        if not gpu_leases(*engine_and_state(os.environ)).lift(lift):
             raise UsageError(f"GPU {lift[:60]} is not out of use", "see `nightlab gpus`")
         say(f"{lift} is back in use")
         return
-    devices = image_recipe(load(program).settings, program.parent).profile.devices
+    devices = image_recipe(load_program(program).settings, program.parent).profile.devices
+    leases = gpu_leases(*engine_and_state(os.environ))
     rows = gpu_rows(find_gpus(devices), leases.status())
     if as_json:
         print_line(json.dumps([row.model_dump() for row in rows]))

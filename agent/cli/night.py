@@ -17,7 +17,6 @@ from agent.cli.shared import (
     anchor_of,
     err,
     keep_head,
-    load,
     open_observer,
     out,
     print_event,
@@ -34,7 +33,7 @@ from agent.night.assemble import assemble, check_models, open_models
 from agent.night.loop import run_session
 from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
-from agent.program import Program, parse_program
+from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
 from agent.record.events import PLANNED_STOPS, Noticed
 from agent.record.history import fold
@@ -78,7 +77,7 @@ def run(
     verbose: flags.Verbose = False,
 ) -> None:
     """Run a session: baseline, then attempt after attempt."""
-    content = load(program)
+    content = load_program(program)
     settings = content.settings.with_overrides(
         attempts=attempts,
         hours=hours,
@@ -91,11 +90,11 @@ def run(
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)  # refused, like all below, before a build or a download takes its time
     name, export = _researcher(settings), exporter(track, track_dir, runs, os.environ)
+    source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     sweep_now()  # what a dead session left may hold the GPU that this one needs
     directory = runs / session
     anchor_path(settings.record.anchor, directory)  # refused before anything is made
-    source = own_workspace(settings, program.parent)
     ledger = begin(
         directory.absolute(),
         content,

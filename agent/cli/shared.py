@@ -12,11 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from agent.attempt.lab import Observer
-from agent.cli import flags
-from agent.machine.setup import template
 from agent.morning.anchor import Anchor, anchor_path, name_on_record
 from agent.night.session import has_begun
-from agent.program import Program, load_program
 from agent.record.chain import LEDGER_NAME, LedgerError
 from agent.record.events import Noticed
 from agent.record.ledger import Ledger
@@ -59,12 +56,6 @@ def say(line: str) -> None:
 def warn(line: str, style: str = "yellow") -> None:
     """The same, for what a person should notice, beside the output."""
     err.print(line, style=style, markup=False, soft_wrap=True)
-
-
-def load(program: Path) -> Program:
-    """The person's program; the shipped one where they have none and named none."""
-    is_named = program != flags.PROGRAM
-    return load_program(program if is_named else template(program.name, program.parent))
 
 
 def sweep_now() -> tuple[str, ...]:

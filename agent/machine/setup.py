@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.machine.cost import cost_of_data
 from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
+from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.engine.find import Engine, find_engine
 from sandbox.engine.own import install_and_start
 from sandbox.image.copies import ensure_copies
@@ -86,18 +87,18 @@ def template(name: str, beside: Path) -> Path:
 
 
 def own_workspace(settings: Settings, place: Path) -> Path:
-    """The files that an experiment is made of: the person's own, else the shipped ones.
+    """The files that an experiment is made of.
 
     Raises:
-        UsageError: there are none, and the shipped ones are not what is meant.
+        UsageError: there are none: somebody else's task is never run in their place.
     """
     own = place / settings.workspace.path
     if own.is_dir():
         return own
-    if settings.goal.is_reported or settings.workspace.path != SHIPPED_WORKSPACE:
-        hint = 'name the directory under [workspace], such as path = "." for this one'
-        raise UsageError(f"{own} is no directory", hint)
-    return TEMPLATE / SHIPPED_WORKSPACE
+    hint = 'name the directory under [workspace], such as path = "." for this one'
+    if not settings.goal.is_reported and settings.workspace.path == SHIPPED_WORKSPACE:
+        hint += "; `nightlab init` puts the shipped task there"
+    raise UsageError(f"{own} is no directory", hint)
 
 
 def image_recipe(settings: Settings, place: Path) -> Recipe:
@@ -108,7 +109,7 @@ def image_recipe(settings: Settings, place: Path) -> Recipe:
     """
     dockerfile = template("Dockerfile.train", place)
     try:
-        text = dockerfile.read_text(encoding="utf-8")
+        text = read_named(dockerfile).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SandboxError(f"{dockerfile.name} cannot be read: {error}", "mend it") from error
     hardware = settings.hardware
@@ -134,7 +135,7 @@ def data_directory(settings: Settings, workspace: Path, state_dir: Path) -> Path
         return folder
     content = json.dumps(settings.data.model_dump(), sort_keys=True).encode()
     # Of the script too: a person who changes how data is made gets it made again.
-    script = _prepare_script(workspace).read_bytes()
+    script = read_named(_prepare_script(workspace), MAX_SCRIPT_BYTES)
     return state_dir / "data" / hashlib.sha256(script + b"\0" + content).hexdigest()[:16]
 
 

@@ -17,9 +17,11 @@ from pydantic import Field, ValidationError
 from agent.record.chain import Clock, LedgerError, canonical, utc_now
 from agent.record.events import Entry, SessionStarted
 from agent.text import one_line
+from sandbox.contract.reading import read_named
 from sandbox.contract.record import Record
 
 SHORT_HASH = 12
+MAX_ANCHOR_BYTES = 64 * 2**20
 
 
 class Head(Record):
@@ -91,7 +93,7 @@ def anchored(path: Path, session: str) -> list[Head]:
         LedgerError: the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_named(path, MAX_ANCHOR_BYTES).splitlines()
     except OSError as error:
         message = f"the anchor {path} cannot be read: {error.strerror}"
         raise LedgerError(message, "name the file with --anchor") from error

@@ -40,6 +40,7 @@ from agent.settings import FIXED_FILES, Settings
 from agent.text import one_line
 from sandbox.contract.errors import UsageError, host_faults
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
+from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.contract.run import Executor
 
 SCORERS = ("evaluate.py",)
@@ -141,7 +142,7 @@ def _start(
     directory, scorers = ledger.directory, _scorers(settings)
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(workspace_of(directory, settings))
-    fixed = {name: (source / name).read_bytes() for name in scorers}
+    fixed = {name: read_named(source / name, MAX_SCRIPT_BYTES) for name in scorers}
     data_dir = None if settings.goal.is_reported else runtime.data_dir
     index = None if data_dir is None else index_of(data_dir)
     ledger.append(

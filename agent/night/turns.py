@@ -186,7 +186,8 @@ class Turns:
     def _guidance(self) -> str:
         path = self.lab.worker.directory / "guidance.md"
         try:
-            return path.read_bytes()[:MAX_GUIDANCE_BYTES].decode(errors="replace").strip()
+            with path.open("rb") as file:
+                return file.read(MAX_GUIDANCE_BYTES).decode(errors="replace").strip()
         except OSError:  # the person deleted it, or it is a directory: that ends no night
             return ""
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from sandbox.contract.errors import SandboxError, first_problem
 from sandbox.contract.gpu import Devices
+from sandbox.contract.reading import read_named
 from sandbox.contract.record import Record
 
 OWN_PROFILES = "profiles.toml"
@@ -165,7 +166,7 @@ def _inherited(name: str, tables: Mapping[str, Any], heirs: tuple[str, ...]) -> 
 
 def _own_tables(path: Path) -> dict[str, Any]:
     try:
-        return _tables(path.read_text(encoding="utf-8"), path.name)
+        return _tables(read_named(path).decode(), path.name)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:

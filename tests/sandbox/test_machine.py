@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import agent
+import sandbox
 from sandbox import Limits, RunResult, SandboxError, run_box
+from sandbox.contract.errors import NightlabError
 from sandbox.machine import named_limits, state_directory
 from tests.support.boxes import SMALL_LIMITS
 
@@ -94,12 +101,65 @@ def test_limits_that_cannot_be_are_refused_before_anything_runs(
     assert "" != refusal.value.hint
 
 
+@pytest.mark.parametrize(
+    ("argv", "given", "words"),
+    [
+        ("echo hi", {}, "argv is a text"),
+        (b"true", {}, "argv is a text"),
+        (["true"], {"mounts": "data:/data"}, "mounts cannot be"),
+        (["true"], {"mounts": ["data"]}, "mounts cannot be"),
+        (["true"], {"mounts": {"data": "data"}}, "absolute path"),
+        (["true"], {"mounts": {3: "/data"}}, "mounts cannot be"),
+        (["true"], {"limits": {"pids": 3}}, "neither a set's name"),
+    ],
+)
+def test_what_has_not_the_form_of_a_command_is_refused_in_a_sentence(
+    argv: Any, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(NightlabError, match=words) as refusal:
+        run_box(argv, environ={"DOCKER_HOST": "unix:///nowhere"}, **{"limits": "small"} | given)
+    assert "" != refusal.value.hint
+
+
+def test_no_help_shows_what_the_environment_holds() -> None:
+    look = "import sandbox; help(sandbox.run_box); help(sandbox.DockerExecutor)"
+    environ = os.environ | {"SOME_API_KEY": "not-to-be-seen"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", look], env=environ, capture_output=True, text=True, check=True
+    )
+    assert "argv" in done.stdout
+    assert "not-to-be-seen" not in done.stdout
+
+
+def test_no_function_of_nightlab_s_holds_the_environment_in_a_default() -> None:
+    """Whatever is shown of a signature, in a help or a traceback's page, then shows keys."""
+    names = [m.name for p in (agent, sandbox) for m in walk_packages(p.__path__, f"{p.__name__}.")]
+    modules = [import_module(name) for name in names if ".template" not in name]
+    functions = {
+        f for m in modules for f in [*vars(m).values(), *_methods(m)] if inspect.isfunction(f)
+    }
+    held = [
+        f.__qualname__
+        for f in functions
+        for default in [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+        if default is os.environ or default == dict(os.environ)
+    ]
+    assert [] == held
+    assert len(functions) > 500
+
+
+def _methods(module: ModuleType) -> list[Any]:
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind)]
+    return [found for kind in kinds for found in vars(kind).values()]
+
+
 @pytest.mark.docker
 def test_the_command_line_runs_the_same_box(engine: Any, image: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "words").write_text("to be")
     code = "open('/out/copy', 'w').write(open('/data/words').read())"
     flags = ["--wall-seconds", "30", "--memory", "256m", "--pids", "16", "--output", "8m"]
+    flags += ["--program", str(PAGE.parents[1] / "program.md")]
     flags += ["--mount-ro", "data:/data", "--output-dir", "left"]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "agent.cli", "box", *flags, "--", "python3", "-c", code],

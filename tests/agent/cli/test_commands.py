@@ -29,6 +29,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sampled(root / "runs", attempts=2)
     (root / "prose.md").write_text(NO_TOML)
     (root / "broken.md").write_text(BROKEN_TOML)
+    (root / "alone.md").write_bytes((Path(__file__).parents[3] / "program.md").read_bytes())
+    (root / "long.md").write_bytes(b"x" * (256 * 1024 + 1))
+    os.mkfifo(root / "pipe.md")
     (root / "gitconfig").write_text("[user]\nname = Somebody\nemail = somebody@example.org\n")
     return root
 
@@ -52,19 +55,61 @@ WRONG: list[tuple[str, int, str, str]] = [
     ("report runs/night", 2, "runs/night is a path", "name it night"),
     ("report ..", 2, "there is no session '..'", "known sessions: night"),
     ("report night --runs elsewhere", 2, "no session 'night' in elsewhere", "nightlab run"),
-    ("run --session ../x", 2, "cannot be called '../x'", "letters, digits"),
-    ("run --session .hidden", 2, "cannot be called '.hidden'", "letters, digits"),
-    ("run --session a/b", 2, "cannot be called 'a/b'", "letters, digits"),
+    ("run --program alone.md --session ../x", 2, "cannot be called '../x'", "letters, digits"),
+    (
+        "run --program alone.md --session .hidden",
+        2,
+        "cannot be called '.hidden'",
+        "letters, digits",
+    ),
+    ("run --program alone.md --session a/b", 2, "cannot be called 'a/b'", "letters, digits"),
     ("run --program nowhere/program.md", 2, "nowhere/program.md: No such file", "--program"),
     ("run --program prose.md", 2, "prose.md: holds no toml block", "```toml"),
     ("run --program broken.md", 2, "broken.md:3: not toml", "name = value"),
     ("run --program runs", 2, "runs: Is a directory", "--program"),
-    ("run --attempts 0", 2, "--attempts 0: input should be greater", "--help"),
-    ("run --researcher gpt", 2, "--researcher gpt: input should be 'auto'", "--help"),
-    ("run --researcher claude", 2, "needs ANTHROPIC_API_KEY", "--researcher tpe"),
+    *(
+        (command, 2, "program.md: No such file", "nightlab init")
+        for command in (
+            *("run", "setup", "check", "gpus", "calibrate", "image show", "box -- true"),
+            "run --program ./program.md",
+        )
+    ),
+    *(
+        (f"{command} --program {path}", 2, words, "name")
+        for command in ("run", "setup", "check", "gpus", "calibrate", "image show")
+        for path, words in (
+            ("/dev/zero", "/dev/zero: not a plain file"),
+            ("pipe.md", "pipe.md: not a plain file"),
+            ("long.md", "long.md: larger than 256 KiB"),
+        )
+    ),
+    ("run --program alone.md", 2, "workspace is no directory", "nightlab init"),
+    ("run --program alone.md --attempts 0", 2, "--attempts 0: input should be greater", "--help"),
+    (
+        "run --program alone.md --researcher gpt",
+        2,
+        "--researcher gpt: input should be 'auto'",
+        "--help",
+    ),
+    (
+        "run --program alone.md --researcher claude",
+        2,
+        "needs ANTHROPIC_API_KEY",
+        "--researcher tpe",
+    ),
     ("init prose.md", 3, "prose.md: File exists", "look at that path"),
-    ("box --memory 1x -- true", 2, "--memory 1x: not a size", "write it like 512m"),
-    ("box --mount-ro data -- true", 2, "not HOST:BOX", "write it like data:/data"),
+    (
+        "box --program alone.md --memory 1x -- true",
+        2,
+        "--memory 1x: not a size",
+        "write it like 512m",
+    ),
+    (
+        "box --program alone.md --mount-ro data -- true",
+        2,
+        "not HOST:BOX",
+        "write it like data:/data",
+    ),
     ("stop night", 2, "night has ended already (attempts)", "nightlab resume night"),
     ("resume night --hours -1", 2, "--hours -1.0: input should be greater", "--help"),
     ("watch night --tui --json", 2, "exclude each other", "leave one of them out"),

@@ -388,9 +388,17 @@ def test_a_library_that_is_not_there_is_told_before_the_night(tmp_path: Path) ->
         if not entry.name.startswith("mlflow"):
             (there / entry.name).symlink_to(entry)
     (there / "mlflow").mkdir()  # a folder of that name is no library
-    command = ("run", "--researcher", "tpe", "--track", "mlflow", "--runs", str(tmp_path / "runs"))
+    program = Path(__file__).parents[3] / "program.md"
+    words = f"run --program {program} --researcher tpe --track mlflow --runs {tmp_path / 'runs'}"
     ran = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", "from agent.cli.app import main; main()", *command],
+        [
+            sys.executable,
+            "-S",
+            "-P",
+            "-c",
+            "from agent.cli.app import main; main()",
+            *words.split(),
+        ],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
         | {"PYTHONPATH": f"{Path(__file__).parents[3]}:{there}"},
         cwd=tmp_path,

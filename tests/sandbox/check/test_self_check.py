@@ -279,7 +279,16 @@ def test_an_engine_that_drops_a_limit_makes_check_exit_1(
         remember(image, engine.model_copy(update={"base_url": proxy.url}), tmp_path)
         environ = {"DOCKER_HOST": proxy.url, "NIGHTLAB_HOME": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "agent.cli", "check", "--json"],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "agent.cli",
+                "check",
+                "--json",
+                "--program",
+                str(ROOT / "program.md"),
+            ],
             cwd=tmp_path,
             env=os.environ | environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
