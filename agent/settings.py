@@ -6,6 +6,7 @@ has no default: a limit that is missing is an error and not infinity.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -111,7 +112,7 @@ class Goal(Section):
     @classmethod
     def _file_that_is_read(cls, file: str | None) -> str | None:
         if file is not None and not _is_plain(file):
-            raise ValueError("is no plain relative path below $NIGHTLAB_OUTPUT")
+            raise ValueError("is no plain relative path, as the program's own directory has it")
         if file is not None and not file.endswith((".json", ".jsonl", ".ndjson", ".csv", ".tsv")):
             raise ValueError("is none of .json, .jsonl, .ndjson, .csv, .tsv")
         return file
@@ -161,6 +162,17 @@ class WorkspaceSettings(Section):
     editable: Annotated[tuple[str, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
         ("train.py",), examples=[["train.py", "src/*.py"]]
     )
+    keep: Annotated[tuple[str, ...], Field(max_length=32, strict=False)] = Field(
+        (), examples=[["out/*.pt"]]
+    )
+    """What of a reporting program's own directory comes back; what is in its output always does."""
+
+    @field_validator("keep")
+    @classmethod
+    def _kept_inside(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_is_plain, keep)):
+            raise ValueError("holds a path that is not plain and relative")
+        return keep
 
     @field_validator("path")
     @classmethod
@@ -336,9 +348,35 @@ class Hardware(Section):
         )
 
 
+class DataFolder(Record):
+    """A folder or file of the person's that trainings see where they look for it."""
+
+    model_config = ConfigDict(strict=True, validate_by_name=True, validate_by_alias=True)
+
+    source: Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096, alias="from")]
+    at: Annotated[str, Field(pattern=r"^[^\x00:]*$", max_length=1024)] = ""
+    """In the program's own directory, below "~/" or from "/"; without it only `$NIGHTLAB_DATA`."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies on this machine."""
+        return Path(self.source).expanduser().absolute()
+
+    @field_validator("at")
+    @classmethod
+    def _without_leaving(cls, at: str) -> str:
+        if ".." in at.split("/"):
+            raise ValueError('has "..": name the place itself')
+        return at.rstrip("/")
+
+
 class DataSettings(Section):
     """What is learned from."""
 
+    folders: Annotated[tuple[DataFolder, ...], Field(max_length=32, strict=False)] = Field(
+        (), examples=[[{"from": "~/sets/mnist", "at": "data"}]]
+    )
+    """Of a program that reports its own score; each may have a table [[data]] of its own."""
     source: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]*|(folder|url|generated):.+)$")] = (
         "shakespeare"
     )
@@ -387,6 +425,11 @@ class Settings(Section):
             raise ValueError('bounds boxes that source = "reported" does not have; remove it')
         return scoring
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _several(cls, data: object) -> object:
+        return {"folders": data} if isinstance(data, list) else data
+
     @field_validator("data")
     @classmethod
     def _prepared_or_shown(
@@ -394,9 +437,19 @@ class Settings(Section):
     ) -> DataSettings | None:
         if not info.data.get("goal", Goal()).is_reported:
             return data or DataSettings()
-        if data is not None and not data.source.startswith("folder:"):
-            raise ValueError('with source = "reported" has source = "folder:PATH" or is left out')
+        if data is not None and not data.folders and not data.source.startswith("folder:"):
+            raise ValueError(
+                'with source = "reported" is [[data]] with from = "PATH" and at = "PLACE", has '
+                'source = "folder:PATH", or is left out'
+            )
         return data
+
+    @property
+    def folders(self) -> tuple[DataFolder, ...]:
+        """What a program that reports its own score sees of the person's data."""
+        if self.data is None or not self.goal.is_reported:
+            return ()
+        return self.data.folders or (DataFolder(source=self.data.source.removeprefix("folder:")),)
 
     def train_limits(self, *, is_smoke: bool = False) -> Limits:
         """Limits of a train box: the budget and its grace; a smoke run is ended in twice its time.

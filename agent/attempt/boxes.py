@@ -4,6 +4,7 @@ Who sees what stands here: candidate, data, checkpoint and scorer meet in no box
 them against the score. See docs/decisions/0015 for the number of model boxes.
 """
 
+import json
 import os
 import re
 import shutil
@@ -19,18 +20,52 @@ from agent.attempt.lab import (
     Trial,
     Worker,
     box_label,
+    budget_of,
     fresh_directory,
 )
 from agent.record.events import SMOKE, Purpose, SessionStarted, Split
-from agent.settings import Settings
+from agent.settings import Budget, Settings
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import Box, Limits, Mount, RunSpec
 
-WORKSPACE, OUTPUT = "/workspace", "/out"
+WORKSPACE, OUTPUT, HOME, COPY = "/workspace", "/out", "/tmp", "/tmp/workspace"  # noqa: S108
 CHECK_RUN = re.compile(r"-check-[0-9]+$")
 """How the name of a model box ends whose answers are compared and not scored."""
 MODEL_RUN = re.compile(r"(.*)-(?:model|check-[0-9]+)")
 """The name of a model box, and of the score that it belongs to."""
+IN_A_COPY = """
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+snapshot, copy, output, keep, links = json.loads(sys.argv[1])
+shutil.copytree(snapshot, copy, symlinks=True)
+for path in Path(copy).rglob("*"):
+    if path.is_file() and path.open("rb").read(2) == b"#!":
+        path.chmod(0o755)
+def show(there, here):
+    if not os.path.lexists(here):
+        os.makedirs(os.path.dirname(here), exist_ok=True)
+        os.symlink(there, here)
+    elif os.path.isdir(there):
+        for name in os.listdir(there):
+            show(os.path.join(there, name), os.path.join(here, name))
+for there, here in links:
+    show(there, here)
+try:
+    code = subprocess.call(sys.argv[2:], cwd=copy)
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}; is it in the image?")
+if code < 0:
+    os.kill(os.getpid(), -code)
+for pattern in keep:
+    for path in Path(copy).glob(pattern):
+        place = Path(output, path.relative_to(copy))
+        if path.is_file() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+sys.exit(code)
+"""
+"""Runs a program that reports its own score where it may write: in a copy of the snapshot, bounded
+by the box's /tmp and gone with it. Data lies where the program looks, what is kept goes out."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +113,44 @@ def terms_of(
             session.image.get("copies") or dict.fromkeys(("model", "check"), "none"),
         ),
         limits=limits,
-        argv=settings.workspace.command if is_train else None,
+        argv=training_command(settings, seed, budget_of(settings, purpose)) if is_train else None,
         seed=seed if is_train else None,
         gpus=settings.hardware.gpus_per_run if has_gpus else 0,
         gpu_memory=settings.hardware.gpu_memory("") if has_gpus else None,
     )
+
+
+def training_command(settings: Settings, seed: int, budget: Budget) -> tuple[str, ...]:
+    """What a train box runs: the person's command, in a copy where the program reports itself."""
+    given = {
+        "{seed}": str(seed),
+        "{budget}": f"{budget.seconds:g}",
+        "{output}": OUTPUT,
+        "{data}": _places(settings)[0] if _places(settings) else DATA,
+    }
+    # By name and not by a format: a command may hold brackets of its own.
+    words = (
+        re.sub("|".join(map(re.escape, given)), lambda found: given[found[0]], word)
+        for word in settings.workspace.command
+    )
+    if not settings.goal.is_reported:
+        return tuple(words)
+    keep = [*settings.workspace.keep, *([settings.goal.file] if settings.goal.file else [])]
+    links = [
+        (place, f"{HOME}/{folder.at[2:]}" if folder.at.startswith("~/") else f"{COPY}/{folder.at}")
+        for folder, place in zip(settings.folders, _places(settings), strict=True)
+        if folder.at and place != folder.at
+    ]
+    asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links])
+    return ("python3", "-I", "-S", "-c", IN_A_COPY, asked, *words)
+
+
+def _places(settings: Settings) -> list[str]:
+    """Where a train box has the person's folders mounted, in their order."""
+    return [
+        folder.at if folder.at.startswith("/") else f"{DATA}/{number}"
+        for number, folder in enumerate(settings.folders)
+    ]
 
 
 def train_spec(worker: Worker, trial: Trial, run_id: str, files: Path) -> RunSpec:
@@ -92,13 +160,16 @@ def train_spec(worker: Worker, trial: Trial, run_id: str, files: Path) -> RunSpe
         "NIGHTLAB_BUDGET_SECONDS": f"{trial.budget.seconds:g}",
         "NIGHTLAB_OUTPUT": OUTPUT,
     }
-    mounts = {files: WORKSPACE}
-    if worker.train_data is not None:
-        environment["NIGHTLAB_DATA"] = DATA
-        mounts[worker.train_data] = DATA
+    mounts, places = {files: WORKSPACE}, _places(worker.settings)
+    if worker.data_dir is not None:
+        places = [DATA]
+        mounts[worker.split("train")] = DATA
+    mounts |= {folder.path: p for folder, p in zip(worker.settings.folders, places, strict=False)}
+    if places:
+        environment["NIGHTLAB_DATA"] = places[0]
     if trial.budget.tokens is not None:
         environment["NIGHTLAB_BUDGET_TOKENS"] = str(trial.budget.tokens)
-    command = worker.settings.workspace.command
+    command = training_command(worker.settings, trial.seed, trial.budget)
     return box_spec(worker, run_id, "train", command, environment, mounts, trial.limits)
 
 

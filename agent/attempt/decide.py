@@ -208,7 +208,7 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
     if noise is None:
         raise ValueError("a baseline without repeats says nothing of noise")
     text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
-    if not _shows_luck(attempt, noise, get_blob):
+    if not _shows_luck(history, attempt, noise, get_blob):
         text = f"baseline {fmean(values):.4f}; {UNKNOWN_NOISE}"
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
@@ -244,15 +244,17 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
 def is_noise_known(history: History, get_blob: GetBlob) -> bool:
     """Whether the baseline's repeats showed what a seed does."""
     baseline, noise = history.baseline, history.repeats.noise()
-    return baseline is not None and noise is not None and _shows_luck(baseline, noise, get_blob)
+    if baseline is None or noise is None:
+        return False
+    return _shows_luck(history, baseline, noise, get_blob)
 
 
-def _shows_luck(baseline: Attempt, noise: Noise, get_blob: GetBlob) -> bool:
+def _shows_luck(history: History, baseline: Attempt, noise: Noise, get_blob: GetBlob) -> bool:
     """Whether noise is what seeds do: not that of a program which pins its own."""
     if noise.sigma < FIVE_DIGITS:
         return False
     files = {name: get_blob(sha) for name, sha in baseline.started.files.items()}
-    return not pins_its_seed(files)
+    return not pins_its_seed(files, history.in_force.workspace.command)
 
 
 def judgement_of(

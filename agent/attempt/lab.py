@@ -97,7 +97,7 @@ class Worker:
     device: str
     environment: dict[str, str]
     data_dir: Path | None
-    """None for a program that reports its own score and was given no data."""
+    """None for a program that reports its own score: it sees the folders in its settings."""
     fixed_dir: Path
     """Holds the session's own copy of evaluate.py."""
     peaks: Mapping[str, Any] = field(default_factory=dict)
@@ -119,13 +119,6 @@ class Worker:
     on_wait: Callable[[str, str], None] = lambda _kind, _text: None
     """Told the kind of a wait, and what is waited for."""
     tracer: Tracer = field(default_factory=lambda: get_tracer("nightlab"))
-
-    @property
-    def train_data(self) -> Path | None:
-        """What a training sees: its split, or the person's folder as it is."""
-        if self.data_dir is None or self.settings.goal.is_reported:
-            return self.data_dir
-        return self.split("train")
 
     def split(self, name: Literal["train", "val", "holdout"]) -> Path:
         """One split of prepared data."""

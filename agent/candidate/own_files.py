@@ -3,10 +3,13 @@
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from sandbox.contract.errors import UsageError
 
 GIT_SECONDS = 60
 END_BYTES = 2**20
@@ -29,25 +32,45 @@ def copy_workspace(source: Path, target: Path, runs: Path) -> None:
             shutil.copymode(path, place)
 
 
-def folder_facts(folder: Path) -> dict[str, Any]:
-    """What a data folder held: its files, their sizes, a hash of names, sizes, beginnings and ends.
+def folder_facts(folders: Mapping[Path, str]) -> dict[str, Any]:
+    """What data folders held: files, sizes, a hash of names, sizes, beginnings and ends.
 
     A change in the middle of a file over 2 MiB is not seen: to hash a terabyte takes a night.
+
+    Args:
+        folders: folders or files, each with the place where a program looks for it.
     """
-    total, count, digest = 0, 0, hashlib.sha256()
-    for name in sorted(_all(folder)):
-        path = folder / name
-        size = path.stat().st_size
-        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_ends(path, size))
-        total, count = total + size, count + 1
-    return {
-        "source": "folder",
-        "folder": str(folder),
-        "files": count,
-        "bytes": total,
-        "manifest_sha256": digest.hexdigest(),
-    }
+    if not folders:
+        return {}
+    digest, facts = hashlib.sha256(), []
+    for folder, at in folders.items():
+        total, names = 0, sorted(_all(folder)) or ["."]
+        for name in names:
+            size = (path := folder / name).stat().st_size
+            digest.update(f"{at}\0{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            digest.update(_ends(path, size) if path.is_file() else b"")
+            total += size
+        facts.append({"folder": str(folder), "at": at, "files": len(names), "bytes": total})
+    return {"source": "folders", "folders": facts, "manifest_sha256": digest.hexdigest()}
+
+
+def refuse_unreadable(folder: Path) -> None:
+    """Refuse data that a box could not read: its user is nobody on the host.
+
+    Raises:
+        UsageError: there is none, or a file or directory of it is closed to others.
+    """
+    if not folder.exists():
+        hint = "see [data] in program.md; a relative path begins where nightlab was started"
+        raise UsageError(f"{folder} is not there", hint)
+    for path in (folder, *folder.rglob("*")):
+        mode = 0 if path.is_symlink() and not path.exists() else path.stat().st_mode
+        needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+        if mode and mode & needed != needed:
+            raise UsageError(
+                f"{path} cannot be read by a box, whose user is nobody here",
+                f"open it to read: chmod -R o+rX {folder}",
+            )
 
 
 def _tracked(source: Path) -> list[str]:

@@ -5,7 +5,7 @@ alone, and any other number of its own looks like a gain.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 GIVEN = b"NIGHTLAB_SEED"
 """The environment variable that tells a training its seed."""
@@ -17,7 +17,8 @@ PINNED = re.compile(
 """A call or a setting that gives a number for a seed."""
 
 
-def pins_its_seed(files: Mapping[str, bytes]) -> bool:
-    """Whether files set a seed of their own, and none of them asks for the one that is given."""
+def pins_its_seed(files: Mapping[str, bytes], command: Sequence[str] = ()) -> bool:
+    """Whether files set a seed of their own, and neither they nor a command take the given one."""
     texts = list(files.values())
-    return not any(GIVEN in text for text in texts) and any(PINNED.search(t) for t in texts)
+    is_given = any("{seed}" in word for word in command) or any(GIVEN in text for text in texts)
+    return not is_given and any(PINNED.search(text) for text in texts)

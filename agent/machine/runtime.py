@@ -95,7 +95,8 @@ def recorded_runtime(ledger: Ledger, settings: Settings, environ: Mapping[str, s
         ) from error
     if data.get("manifest_sha256") != session.data.get("manifest_sha256"):
         raise UsageError(
-            f"the data in {data_dir} is not what session {session.session} was scored on",
+            f"the data{f' in {data_dir}' if data_dir else ''} is not what session "
+            f"{session.session} was scored on",
             "copy the data directory of that time to this place, or set up again where it ran",
         )
     if changed := data_differences(session.data, data):
@@ -157,9 +158,7 @@ def _data(
     """
     data_dir = data_directory(settings, workspace, state_dir)
     if settings.data is None or data_dir is None:
-        return None, {}
-    if settings.goal.is_reported:
-        return data_dir, folder_facts(data_dir)
+        return None, folder_facts({folder.path: folder.at for folder in settings.folders})
     manifest, hashes = data_dir / "manifest.json", FileHashes()
     if not manifest.is_file():
         raise UsageError(f"there is no data for {settings.data.source}", "run `nightlab setup`")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from agent.candidate.own_files import refuse_unreadable
 from agent.machine.cost import cost_of_data
 from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
@@ -61,7 +62,8 @@ def set_up(
     say(f"image: {image.reference} with torch {image.torch} on {image.base.reference}")
     copies_for(engine, image, settings, state_dir, say)
     data_dir = make_data(settings, own_workspace(settings, place), state_dir, say)
-    say(f"data: {data_dir or 'none; the program reports its own score'}")
+    shown = ", ".join(str(folder.path) for folder in settings.folders) or "none"
+    say(f"data: {data_dir or f'{shown}; the program reports its own score'}")
     if data_dir is not None and (cost := cost_of_data(settings, data_dir)):
         say(cost.words)
     clean_up(engine, state_dir)
@@ -121,19 +123,16 @@ def image_recipe(settings: Settings, place: Path) -> Recipe:
 
 
 def data_directory(settings: Settings, workspace: Path, state_dir: Path) -> Path | None:
-    """Where the data of these settings lies or would lie; None where they name none.
+    """Where prepared data lies or would lie; None for a program that reports its own score.
 
     Raises:
-        UsageError: the workspace has no prepare.py, or the folder to be shown is none.
+        UsageError: the workspace has no prepare.py, or a folder to be shown cannot be seen.
     """
-    if settings.data is None:
+    for folder in settings.folders:
+        refuse_unreadable(folder.path)
+    if settings.data is None or settings.goal.is_reported:
         return None
-    if settings.goal.is_reported:  # its trainings see the person's folder as it is
-        folder = Path(settings.data.source.removeprefix("folder:")).expanduser().absolute()
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is no directory", "see source under [data] in program.md")
-        return folder
-    content = json.dumps(settings.data.model_dump(), sort_keys=True).encode()
+    content = json.dumps(settings.data.model_dump(exclude={"folders"}), sort_keys=True).encode()
     # Of the script too: a person who changes how data is made gets it made again.
     script = read_named(_prepare_script(workspace), MAX_SCRIPT_BYTES)
     return state_dir / "data" / hashlib.sha256(script + b"\0" + content).hexdigest()[:16]
@@ -146,7 +145,7 @@ def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) ->
         UsageError: prepare.py failed; what it said was shown.
     """
     data, directory = settings.data, data_directory(settings, workspace, state_dir)
-    if data is None or directory is None or settings.goal.is_reported:
+    if data is None or directory is None:
         return directory
     # A source with a path may have changed under the same settings: prepare.py alone can tell.
     if (directory / "manifest.json").is_file() and ":" not in data.source:

@@ -143,8 +143,7 @@ def _start(
     _lay_out(directory, program, source, scorers)
     candidate = _first_candidate(workspace_of(directory, settings))
     fixed = {name: read_named(source / name, MAX_SCRIPT_BYTES) for name in scorers}
-    data_dir = None if settings.goal.is_reported else runtime.data_dir
-    index = None if data_dir is None else index_of(data_dir)
+    index = None if runtime.data_dir is None else index_of(runtime.data_dir)
     ledger.append(
         SessionStarted(
             session=directory.name,

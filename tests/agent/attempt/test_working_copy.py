@@ -1,0 +1,201 @@
+"""A reporting program runs in a copy, finds its data where it looks, keeps what is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.attempt.boxes import COPY, HOME, IN_A_COPY, training_command
+from agent.candidate.own_files import folder_facts, refuse_unreadable
+from agent.program import parse_program
+from agent.settings import Settings
+from sandbox.contract.errors import UsageError
+from sandbox.engine.find import Engine
+from sandbox.image.image import ImageRecord
+from tests.support.command_line import CommandLine
+
+MANUAL = Path(__file__).parents[3] / "docs" / "own-repository.md"
+
+
+def settings_with(**tables: Any) -> Settings:
+    """The manual's program with tables changed."""
+    text = MANUAL.read_text().split("````markdown\n")[1].split("````")[0]
+    made = parse_program(text.encode(), "program.md").settings.model_dump(mode="json")
+    for name, table in tables.items():
+        made[name] = made[name] | table if isinstance(made[name], dict) else table
+    return Settings.model_validate(made)
+
+
+def launched(place: Path, code: str, *, keep: tuple[str, ...] = (), links: Any = ()) -> Any:
+    """A program in a copy, as a box starts it, with places of this test."""
+    (place / "snapshot").mkdir(exist_ok=True)
+    (place / "snapshot" / "train.py").write_text(code)
+    (place / "out").mkdir(exist_ok=True)
+    copy = place / "copy"
+    shown = [(str(there), str(copy / here)) for there, here in links]
+    asked = json.dumps([f"{place}/snapshot", str(copy), f"{place}/out", list(keep), shown])
+    command = [sys.executable, "-I", "-S", "-c", IN_A_COPY, asked, sys.executable, "train.py"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_it_writes_beside_itself_stays_in_the_copy_but_what_is_kept(tmp_path: Path) -> None:
+    code = """
+import os, pathlib
+pathlib.Path("out/deep").mkdir(parents=True)
+pathlib.Path("out/deep/model.pt").write_text("weights")
+pathlib.Path("log.txt").write_text("noise")
+"""
+    done = launched(tmp_path, code, keep=("out/**/*.pt",))
+
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in (tmp_path / "snapshot").iterdir()] == ["train.py"]
+    kept = [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")]
+    assert kept == ["out/deep/model.pt"]
+
+
+def test_data_lies_where_the_program_looks_also_beside_files_of_its_own(tmp_path: Path) -> None:
+    tracked, data = tmp_path / "snapshot" / "data" / "set", tmp_path / "theirs"
+    tracked.mkdir(parents=True)
+    (tracked / "prepare.py").write_text("mine")
+    data.mkdir()
+    (data / "train.bin").write_text("tokens")
+    (data / "prepare.py").write_text("theirs")
+    code = "import pathlib, sys; p = pathlib.Path('data/set')\n"
+    code += "print((p / 'train.bin').read_text(), (p / 'prepare.py').read_text())"
+
+    done = launched(tmp_path, code, links=[(data, "data/set")])
+
+    assert done.stdout.split() == ["tokens", "mine"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 11)", -11)],
+)
+def test_it_ends_as_the_program_ends(tmp_path: Path, code: str, expected: int) -> None:
+    assert launched(tmp_path, code).returncode == expected
+
+
+def test_seed_budget_output_and_data_stand_where_the_command_names_them() -> None:
+    words = ["python3", "t.py", "--seed={seed}", "{budget}", "{output}/x", "{data}", "{other}{}"]
+    settings = settings_with(
+        workspace={"command": words}, data={"folders": [{"from": "/d", "at": "data"}]}
+    )
+
+    command = training_command(settings, 7, settings.budget)
+
+    assert command[6:] == ("python3", "t.py", "--seed=7", "60", "/out/x", "/data/0", "{other}{}")
+    links = json.loads(command[5])[4]
+    assert links == [["/data/0", f"{COPY}/data"]]
+
+
+def test_a_place_below_home_or_from_the_root_is_where_it_is_named() -> None:
+    folders = [{"from": "/a", "at": "~/.cache/x"}, {"from": "/b", "at": "/sets/b"}, {"from": "/c"}]
+    settings = settings_with(data={"folders": folders})
+
+    links = json.loads(training_command(settings, 1, settings.budget)[5])[4]
+
+    assert links == [["/data/0", f"{HOME}/.cache/x"]]
+
+
+def test_several_tables_of_data_are_read_and_a_place_cannot_lead_out() -> None:
+    text = MANUAL.read_text().split("````markdown\n")[1].split("````")[0]
+    several = '[[data]]\nfrom = "/a"\nat = "data"\n[[data]]\nfrom = "/b"\n[session]'
+
+    settings = parse_program(text.replace("[session]", several).encode(), "p").settings
+
+    assert [(folder.source, folder.at) for folder in settings.folders] == [
+        ("/a", "data"),
+        ("/b", ""),
+    ]
+    with pytest.raises(ValueError, match="name the place itself"):
+        settings_with(data={"folders": [{"from": "/a", "at": "../x"}]})
+
+
+def test_data_that_a_box_could_not_read_is_refused_and_facts_tell_one_set_from_another(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "sub" / "a").write_text("1")
+    before = folder_facts({data: "data"})
+    refuse_unreadable(data)
+    (data / "sub" / "a").write_text("2")
+
+    assert before["manifest_sha256"] != folder_facts({data: "data"})["manifest_sha256"]
+    (data / "sub").chmod(0o700)
+    with pytest.raises(UsageError) as caught:
+        refuse_unreadable(data)
+    assert "chmod -R o+rX" in caught.value.hint
+    with pytest.raises(UsageError, match="is not there"):
+        refuse_unreadable(tmp_path / "gone")
+
+
+TRAIN = """\
+import json, os, pathlib, random, sys
+
+random.seed(int(sys.argv[1]))
+rate = 0.3
+target = float(pathlib.Path("data/target.txt").read_text())
+cached = float(pathlib.Path("~/.cache/shift/value").expanduser().read_text())
+pathlib.Path("results").mkdir()
+pathlib.Path("results/weights.pt").write_bytes(b"w")
+loss = abs(rate - target) + cached + random.gauss(0, 0.01)
+pathlib.Path("results/metrics.json").write_text(json.dumps({"eval": {"loss": loss}}))
+"""
+SETTINGS = """
+[goal]
+metric = "loss"
+source = "reported"
+file = "results/metrics.json"
+key = "eval/loss"
+
+[workspace]
+path = "."
+command = ["python3", "train.py", "{seed}"]
+editable = ["train.py"]
+keep = ["results/*.pt"]
+
+[[data]]
+from = "DATA"
+at = "data"
+
+[[data]]
+from = "CACHE"
+at = "~/.cache/shift"
+"""
+
+
+@pytest.mark.docker
+def test_a_program_that_writes_beside_itself_gets_its_baseline_in_a_real_box(
+    tmp_path: Path, engine: Engine, image: ImageRecord
+) -> None:
+    root = tmp_path / "repo"
+    for folder, name, text in (("sets", "target.txt", "0.5"), ("cache", "value", "1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+    root.mkdir()
+    (root / "train.py").write_text(TRAIN)
+    rest = MANUAL.read_text().split("[budget]")[1].split("```")[0]
+    quiet = "[disturbance]\nmax_other_cores = 64\nmin_speed = 0\nmax_repeats = 0\n\n"
+    own = SETTINGS.replace("DATA", f"{tmp_path}/sets").replace("CACHE", f"{tmp_path}/cache")
+    text = f"Lower the loss.\n\n```toml\n{own}\n[budget]{rest}\n{quiet}```\n"
+    (root / "program.md").write_text(text)
+    place = CommandLine(root, engine)
+
+    done = place.nightlab("run", "--researcher", "tpe", "--attempts", "1", "--session", "n")
+
+    history = place.history("n")
+    assert history.baseline is not None, done.stdout + done.stderr
+    value = history.baseline.finished.value if history.baseline.finished else None
+    assert value == pytest.approx(1.2, abs=0.05)
+    assert history.repeats.noise() is not None
+    left = {file.name for file in history.baseline.runs[0].result.output}
+    assert left == {"results/metrics.json", "results/weights.pt"}
+    audited = place.nightlab("audit", "n")
+    assert (audited.returncode, audited.stderr) == (0, "")
