@@ -148,7 +148,11 @@ def state_directory(environ: Mapping[str, str]) -> Path:
         return Path(named).absolute()
     if state := environ.get("XDG_STATE_HOME"):
         return Path(state).absolute() / "nightlab"
-    return Path.home() / ".local" / "state" / "nightlab"
+    try:
+        return Path.home() / ".local" / "state" / "nightlab"
+    except RuntimeError as error:
+        problem = "this user has no home directory to keep engine, images and data in"
+        raise UsageError(problem, "set NIGHTLAB_HOME to a directory for them") from error
 
 
 def engine_and_state(environ: Mapping[str, str]) -> tuple[Engine, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.candidate.own_files import folder_facts
 from agent.machine.calibration import Calibration
+from agent.machine.readiness import require_capacity
 from agent.machine.setup import (
     SHIPPED_WORKSPACE,
     Say,
@@ -45,9 +46,10 @@ def find_runtime(settings: Settings, place: Path, environ: Mapping[str, str], sa
 
     Raises:
         SandboxError: there is no engine or no image, or its boxes would share files.
-        UsageError: there is no data.
+        UsageError: there is no data, or the machine is smaller than a limit.
     """
     engine, state_dir = engine_and_state(environ)
+    require_capacity(engine, settings)
     recipe = image_recipe(settings, place)
     # What the profile says goes on record with the image: profiles change, and are a person's own.
     found = find_image(engine, recipe, state_dir=state_dir)

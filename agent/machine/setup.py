@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.candidate.own_files import refuse_unreadable
 from agent.machine.cost import cost_of_data
+from agent.machine.readiness import require_capacity, try_a_box
 from agent.settings import Settings
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
 from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
@@ -20,7 +21,7 @@ from sandbox.engine.own import install_and_start
 from sandbox.image.copies import ensure_copies
 from sandbox.image.image import ImageRecord, Recipe, ensure_image
 from sandbox.image.profiles import find_profile
-from sandbox.machine import clean_up, state_directory
+from sandbox.machine import clean_up, executor, state_directory
 
 Say = Callable[[str], None]
 
@@ -51,6 +52,7 @@ def set_up(
     """
     state_dir = state_directory(environ)
     engine = _ready_engine(state_dir, environ, say)
+    require_capacity(engine, settings)
     image = ensure_image(
         engine,
         image_recipe(settings, place),
@@ -67,6 +69,7 @@ def set_up(
     if data_dir is not None and (cost := cost_of_data(settings, data_dir)):
         say(cost.words)
     clean_up(engine, state_dir)
+    try_a_box(executor(engine, state_dir), image.image_id, settings, data_dir)
 
 
 def copies_for(
@@ -171,7 +174,15 @@ def make_data(settings: Settings, workspace: Path, state_dir: Path, say: Say) ->
             f"{script.name} could not prepare {data.source} (exit code {done.returncode})",
             "its own message above says why; then run `nightlab setup` again",
         )
+    _let_boxes_read(directory)
     return directory
+
+
+def _let_boxes_read(directory: Path) -> None:
+    """Let every user read what a script made, whatever the umask: each box has its own."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def copy_template(target: Path, profile_name: str) -> list[str]:

@@ -24,7 +24,6 @@ from sandbox.contract.errors import (
     ContainerUnkillable,
     EngineUnavailable,
     LimitNotEnforced,
-    SandboxError,
 )
 from sandbox.contract.log import log
 from sandbox.engine.host import is_readable
@@ -33,6 +32,35 @@ from sandbox.gpu.request import TOOLKIT_HINT
 REMOVAL_PAUSES_SECONDS = (0.1, 1.0)
 FAILED_CALLS = requests.RequestException
 """The SDK's own APIError is one of them."""
+
+ANOTHER_PLACE = (
+    "the engine does not see nightlab's directory under its path. Where nightlab runs in a "
+    "container itself, mount a directory of the host at the same path there (`-v /srv/n:/srv/n`) "
+    "and name it in NIGHTLAB_HOME; `nightlab setup` tries it"
+)
+HINTS = (
+    ("executable file not found", "the image needs a `python3` on its PATH"),
+    ("could not select device driver", TOOLKIT_HINT),
+    ("Range of CPUs", "lower cpus in program.md to what this machine has"),
+    ("rlimit type 7", "lower open_files in program.md: this machine allows less (fs.nr_open)"),
+    ("bind source path does not exist", ANOTHER_PLACE),
+    ("supervisor.py': [Errno 2]", ANOTHER_PLACE),
+    (
+        "supervisor.py': [Errno 13]",
+        "boxes may not read nightlab's directory: name another in NIGHTLAB_HOME, on a local disk; "
+        "under SELinux one that containers may read (`chcon -Rt container_file_t`)",
+    ),
+    (
+        "no space left on device",
+        "the disk of the engine's own data is full: `docker system df` says of what",
+    ),
+)
+"""What to do next, by what the engine or PID 1 said when a box did not start."""
+
+
+def hint_for(words: str) -> str:
+    """Return what to do about an engine that starts no box; empty where its words are not known."""
+    return next((hint for said, hint in HINTS if said in words), "")
 
 
 class Container:
@@ -74,21 +102,8 @@ class Container:
             raise LimitNotEnforced(f"the engine warns: {created['Warnings']}"[:1000])
 
     def start(self) -> None:
-        """Start it.
-
-        Raises:
-            SandboxError: the image or the engine lacks what every box needs.
-        """
-        try:
-            self._client.start(self.name)
-        except docker.errors.APIError as error:
-            if error.status_code == 400 or "python3" in str(error):
-                hint = "the image needs a `python3` on its PATH"
-                raise SandboxError(f"the box did not start: {error.explanation}", hint) from error
-            if "could not select device driver" in str(error):
-                problem = "the engine has no way to give a box GPUs"
-                raise SandboxError(problem, TOOLKIT_HINT) from error
-            raise
+        """Start it."""
+        self._client.start(self.name)
 
     def hold(self, pid: int) -> None:
         """Take hold of PID 1, so that it can be killed without the engine.

@@ -23,7 +23,7 @@ import docker.errors
 import requests
 
 from sandbox.box.causes import conclude
-from sandbox.box.container import Container
+from sandbox.box.container import Container, hint_for
 from sandbox.box.files import OutputReceiver
 from sandbox.box.follow import OUTPUT_BYTES_PER_SECOND, BoxRun, Ends, Step
 from sandbox.box.hardening import Lease, Settings, container_settings
@@ -206,7 +206,8 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except docker.errors.APIError as error:
-        raise SandboxError(f"the engine refused: {error.explanation}"[:1000]) from error
+        words = str(error.explanation)
+        raise SandboxError(f"the engine refused: {words}"[:1000], hint_for(words)) from error
     except (requests.RequestException, docker.errors.DockerException) as error:
         hint = "see whether the engine is running: `nightlab setup`"
         raise EngineUnavailable(f"the engine does not answer: {error}", hint) from error

@@ -13,7 +13,7 @@ from typing import Literal
 
 from sandbox.box import supervisor
 from sandbox.box.causes import Observed
-from sandbox.box.container import Container
+from sandbox.box.container import Container, hint_for
 from sandbox.box.files import OutputReceiver
 from sandbox.box.hardening import Lease, Settings, container_settings, engine_differences
 from sandbox.box.link import (
@@ -111,7 +111,8 @@ class BoxRun:
             if not self._container.inspect()["State"]["Running"]:
                 break
         printed = self._container.last_lines()
-        raise SandboxError(f"PID 1 of the box never reported; its last words: {printed}")
+        problem = f"PID 1 of the box never reported; its last words: {printed}"
+        raise SandboxError(problem, hint_for(printed))
 
     def end_now(self, why: Literal["gpu_memory", "gpu_fault"]) -> None:
         """Kill the box at once, from another thread; the first reason counts."""

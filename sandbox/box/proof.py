@@ -139,7 +139,7 @@ def _resource_differences(spec: RunSpec, proof: Proof) -> list[str]:
         *_unequal("cpus", cpus, proof.cpus),
         *[d for n, b in rlimits(limits).items() for d in _unequal(n, (b, b), proof.rlimits.get(n))],
         *[
-            f"{name}: the box needs {least}, the engine's default-ulimits leave {soft}"
+            f"{name}: the box needs {least}, the engine or its default-ulimits leave {soft}"
             for name, least in least_rlimits(limits).items()
             if 0 <= (soft := proof.rlimits.get(name, (0, 0))[0]) < least  # -1 is no bound
         ],

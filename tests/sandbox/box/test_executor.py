@@ -25,6 +25,7 @@ import pytest
 
 from agent.attempt.sheet import read_score
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
+from sandbox.box.container import hint_for
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, LimitNotEnforced
@@ -752,3 +753,19 @@ def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
         for box in boxes_of(client, session):
             client.remove_container(box["Id"], force=True)
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ('OCI runtime create failed: exec: "python3": executable file not found in $PATH', "PATH"),
+        ('could not select device driver "" with capabilities: [[gpu]]', "nvidia"),
+        ("Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available", "cpus"),
+        ("error setting rlimits for ready process: error setting rlimit type 7", "open_files"),
+        ("mkdir /var/lib/docker/overlay2/x-init: no space left on device", "docker system df"),
+        ("failed to create task: OCI runtime create failed: unable to apply cgroup", ""),
+    ],
+)
+def test_a_hint_fits_what_the_engine_said(words: str, hint: str) -> None:
+    assert hint.lower() in hint_for(words).lower()
+    assert bool(hint) == bool(hint_for(words))
