@@ -72,6 +72,7 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
                 AttemptInterrupted(attempt=number, is_box_lost=is_lost, reason=reason)
             )
             drop(lab, number)
+            lab.observer.attempt_finished(lab.history.attempt(number))
             raise
         decision = end
     return _close(lab, decision.finished(number, time.monotonic() - started))

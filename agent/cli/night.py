@@ -13,6 +13,7 @@ from agent.candidate.git import Git
 from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
+    BASELINE_FAILED,
     SERVICE_FAILED,
     anchor_of,
     err,
@@ -35,13 +36,13 @@ from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
-from agent.record.events import PLANNED_STOPS, Noticed
+from agent.record.events import PLANNED_STOPS, Noticed, StopReason
 from agent.record.history import fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
 from agent.report.console import closing_lines
 from agent.report.report import Report
-from agent.report.summary import summary
+from agent.report.summary import failed_baseline, summary, way_on
 from agent.researcher.providers import (
     WITHOUT_A_KEY,
     check_credentials,
@@ -132,6 +133,10 @@ def resume(
     directory = session_directory(runs, session)
     export = exporter(track, track_dir, runs, os.environ)
     with Ledger.open(directory) as ledger:
+        if failed_baseline(ledger.history) is not None:
+            message = f"the baseline of {session} failed, and its copy of the files is as it was"
+            hint = f"see nightlab report {session}; {way_on(summary(ledger.entries))}"
+            raise UsageError(message, hint)
         settings = ledger.history.in_force.with_overrides(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
@@ -210,8 +215,15 @@ def _work(
     else:
         for line in closing_lines(numbers, ledger.directory):
             say(line)
-    if ended.reason not in PLANNED_STOPS:
-        raise typer.Exit(SERVICE_FAILED)
+    if code := exit_code(ended.reason):
+        raise typer.Exit(code)
+
+
+def exit_code(reason: StopReason) -> int:
+    """What a session's command ends with: a baseline is the person's, the rest is of our side."""
+    if reason in PLANNED_STOPS:
+        return 0
+    return BASELINE_FAILED if reason is StopReason.BASELINE_FAILED else SERVICE_FAILED
 
 
 def _refresh_report(lab: Lab, report: Report) -> None:

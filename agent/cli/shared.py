@@ -25,7 +25,7 @@ from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
 from sandbox.machine import clean_up, engine_and_state
 
-WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 2, 3, 130
+BASELINE_FAILED, WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

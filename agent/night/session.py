@@ -247,6 +247,7 @@ def recover(
                 reason="nightlab stopped during it",
             )
         )
+        lab.observer.attempt_finished(lab.history.attempt(open_attempt.number))
     _remove_half_made_files(lab.worker.directory)
     advance(lab)
     if history.best is not None and (is_dethroned or not _holds_untried_edits(lab.ledger)):

@@ -35,7 +35,8 @@ class AttemptPage:
     value: float | None
     is_self_reported: bool
     gain: float | None
-    gain_in_noise: float | None
+    needed: float | None
+    """The gain that it had to pass."""
     arithmetic: str
     dethroned: str
     """How it stopped being the best; empty where it did not."""
@@ -59,7 +60,7 @@ def attempt_page(
         value=value_of(attempt),
         is_self_reported=is_self_reported(attempt),
         gain=arithmetic.gain if arithmetic else None,
-        gain_in_noise=arithmetic.gain_in_noise if arithmetic else None,
+        needed=arithmetic.required_gain if arithmetic else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         dethroned=describe(attempt.dethroned) if attempt.dethroned else "",
         diff=_diff_lines(attempt, get_blob, limit_bytes // 2),

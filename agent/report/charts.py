@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from agent.record.attempts import Attempt
 from agent.record.curves import Curve
-from agent.record.events import Verdict
+from agent.record.events import Split, Verdict
 from agent.record.history import History, direction_of, gain, label_of
-from agent.report.summary import noise_of, value_of
+from agent.report.summary import noise_of, split_gain, value_of
 from agent.text import one_line
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _DRAWN_LAST = (
     *("running", "kept", "baseline"),
 )
 _MAX_CURVES = 5
+_MAX_LABELS = 18
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Dot:
     x: float
     y: float
     mark: str
+    score: str
+    """In words; empty where there is none."""
     is_off_scale: bool
 
 
@@ -75,6 +78,8 @@ class ProgressChart:
     dots: tuple[Dot, ...]
     best_line: str
     noise_band: str
+    needed: str
+    """What each attempt had to pass, a dash for each."""
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
 
@@ -117,6 +122,16 @@ def best_steps(history: History) -> list[tuple[int, float]]:
     ]
 
 
+def needed_scores(history: History) -> list[tuple[int, float]]:
+    """Number of each judged attempt, and the score that it had to pass to be kept or tested."""
+    sign = -1.0 if direction_of(history) == "minimize" else 1.0
+    return [
+        (attempt.number, numbers.best_mean + sign * numbers.required_gain)
+        for attempt in history.attempts
+        if attempt.finished is not None and (numbers := attempt.finished.arithmetic) is not None
+    ]
+
+
 def progress_chart(history: History, frame: Frame) -> ProgressChart | None:
     """The chart's geometry; none while nothing has been measured."""
     steps, noise = best_steps(history), noise_of(history) or 0.0
@@ -134,6 +149,11 @@ def progress_chart(history: History, frame: Frame) -> ProgressChart | None:
         dots=tuple(sorted(dots, key=lambda dot: _DRAWN_LAST.index(dot.mark))),
         best_line="M" + "L".join(_staircase(steps, last, 0.0, x, y)),
         noise_band=_band(steps, last, noise, x, y),
+        needed="".join(
+            f"M{x(n - 0.5):g} {y(value):g}H{x(n + 0.5):g}"
+            for n, value in needed_scores(history)
+            if low < value < high
+        ),
         x_ticks=tuple(Tick(x(n), str(n)) for n in _whole_numbers(min(numbers), last, frame.width)),
         y_ticks=tuple(Tick(y(value), label) for value, label in axis_ticks(low, high)),
     )
@@ -193,26 +213,41 @@ def progress_png(history: History) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(13, 6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel("attempt")
+    # Who has no score stands on a rail: on the axis it would look better or worse than others.
+    axes, rail = figure.subplots(2, sharex=True, height_ratios=(12, 1))
     is_falling = direction_of(history) == "minimize"
     axes.set_ylabel(f"{label_of(history)} ({'lower' if is_falling else 'higher'} is better)")
     axes.grid(visible=True, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    for part in (axes, rail):
+        part.spines[["top", "right"]].set_visible(False)
+    rail.set(xlabel="attempt", yticks=[0], yticklabels=["no score"], ylim=(-1, 1))
     steps, noise = best_steps(history), noise_of(history) or 0.0
     if steps:
-        low, high = _value_range(history, noise)
-        axes.set_ylim(low, high)
-        _plot_best(axes, steps, max(a.number for a in history.attempts), noise)
-        _plot_dots(axes, history, low, high)
-        axes.legend(loc="upper right" if is_falling else "lower right", frameon=False)
-    kept = history.count(Verdict.KEPT)
-    axes.set_title(f"{len(history.completed)} attempts, {kept} kept", loc="left")
+        axes.set_ylim(_value_range(history, noise))
+        _plot_best(axes, history, steps, noise)
+    if history.attempts:
+        rail.set_xlim(history.attempts[0].number - 1, history.attempts[-1].number + 1)
+        _plot_dots(axes, rail, history)
+        _plot_labels(axes, history)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    axes.set_title(title_of(history), loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": "nightlab"})
     return buffer.getvalue()
+
+
+def title_of(history: History) -> str:
+    """The session, what it gained, and what of that came back on holdout."""
+    session = one_line(history.session.session, 64) if history.session else "a session"
+    pieces = [f"{len(history.completed)} attempts, {history.count(Verdict.KEPT)} kept"]
+    names: dict[Split, str] = {"val": "gain", "holdout": "on holdout"}
+    for split, name in names.items():
+        if (found := split_gain(history, split)) and history.best is not history.baseline:
+            pieces.append(f"{name} {found.gain:+.4f}")
+    return _label(f"{session}: {', '.join(pieces)}", 200)
 
 
 _STYLES = {
@@ -222,39 +257,64 @@ _STYLES = {
     "failed": ("x", "#b3382c", 30),
     "invalid": ("D", "#a86500", 24),
     "dethroned": ("X", "#b3382c", 52),
+    "interrupted": ("|", "#6d7680", 40),
 }
 
 
-def _plot_best(axes: Axes, steps: Sequence[tuple[int, float]], last: int, noise: float) -> None:
-    numbers = [*(number for number, _ in steps), last + 0.5]
+def _plot_best(
+    axes: Axes, history: History, steps: Sequence[tuple[int, float]], noise: float
+) -> None:
+    numbers = [*(number for number, _ in steps), history.attempts[-1].number + 0.5]
     values = [*(value for _, value in steps), steps[-1][1]]
     low, high = [v - noise for v in values], [v + noise for v in values]
     style: dict[str, Any] = {"step": "post", "color": "#1a7f4b", "alpha": 0.15, "linewidth": 0}
-    axes.fill_between(numbers, low, high, **style, label=f"noise ±{noise:.4f}")
+    axes.fill_between(numbers, low, high, **style, label=f"noise of one score ±{noise:.4f}")
     axes.step(numbers, values, where="post", color="#1a7f4b", linewidth=1.8, label="best so far")
+    if needed := needed_scores(history):
+        places, to_pass = zip(*needed, strict=True)
+        left, right = [n - 0.5 for n in places], [n + 0.5 for n in places]
+        axes.hlines(to_pass, left, right, color="#c2571a", linewidth=1.2, label="had to pass this")
 
 
-def _plot_dots(axes: Axes, history: History, low: float, high: float) -> None:
+def _plot_dots(axes: Axes, rail: Axes, history: History) -> None:
+    low, high = axes.get_ylim()
     for mark, (shape, color, size) in _STYLES.items():
         attempts = [a for a in history.attempts if mark_of(a) == mark]
-        if not attempts:
-            continue
-        bottom = low + 0.02 * (high - low)  # who has no score stands there
-        shown = [bottom if (v := value_of(a)) is None else min(max(v, low), high) for a in attempts]
         style: dict[str, Any] = {"marker": shape, "color": color, "s": size, "zorder": 3}
-        label, numbers = f"{mark} ({len(attempts)})", [a.number for a in attempts]
-        axes.scatter(numbers, shown, label=label, clip_on=False, **style)
-    place: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points", "rotation": 25}
-    for attempt in history.candidates:
-        value = value_of(attempt)
-        if attempt.kept and value is not None:
-            text = _label(attempt.started.hypothesis)
-            axes.annotate(text, (attempt.number, value), fontsize=7, color="#12633a", **place)
+        shown = [
+            (a.number, min(max(value, low), high))
+            for a in attempts
+            if (value := value_of(a)) is not None
+        ]
+        bare = [(a.number, 0.0) for a in attempts if value_of(a) is None]
+        for part, points in ((axes, shown), (rail, bare)):
+            if points:
+                part.scatter(*zip(*points, strict=True), clip_on=False, **style)
+        if attempts:
+            axes.scatter([], [], label=f"{mark} ({len(attempts)})", **style)
 
 
-def _label(hypothesis: str) -> str:
-    """What the picture's font can show of a hypothesis; dollar signs would begin a formula."""
-    text = one_line(hypothesis, 44)
+def _plot_labels(axes: Axes, history: History) -> None:
+    """Number what was kept, and name the numbers beside the picture, where no two can collide."""
+    kept = [(a, v) for a in history.candidates if a.kept and (v := value_of(a)) is not None]
+    style: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 7}
+    for attempt, value in kept:
+        place = (attempt.number, value)
+        axes.annotate(f"#{attempt.number}", place, color="#12633a", **style)
+    if len(kept) > _MAX_LABELS:
+        text = f"{len(kept) - _MAX_LABELS} kept before: see the report"
+        axes.plot([], [], " ", label=text)
+    for attempt, _ in kept[-_MAX_LABELS:]:
+        assert attempt.finished is not None
+        numbers = attempt.finished.arithmetic
+        gained = f"{numbers.gain:+.4f} " if numbers else ""
+        text = _label(f"#{attempt.number} {gained}{attempt.started.hypothesis}", 44)
+        axes.plot([], [], " ", label=text)
+
+
+def _label(text: str, characters: int) -> str:
+    """What the picture's font can show of a text; dollar signs would begin a formula."""
+    text = one_line(text, characters)
     shown = "".join(c if ord(c) < 0x100 or c == "…" else "?" for c in text)
     return shown.replace("$", r"\$")
 
@@ -264,7 +324,8 @@ def _dot(attempt: Attempt, x: Scale, y: Scale, rail_y: float) -> Dot:
     shown = None if value is None else min(max(value, y.low), y.high)
     rail = rail_y if mark == "failed" else rail_y + _RAIL_STEP
     place = rail if shown is None else y(shown)
-    return Dot(attempt.number, x(attempt.number), place, mark, is_off_scale=shown != value)
+    score = "" if value is None else f", {value:.4f}"
+    return Dot(attempt.number, x(attempt.number), place, mark, score, is_off_scale=shown != value)
 
 
 def _staircase(

@@ -26,7 +26,7 @@ from agent.report.activity import DOING, RunNotes
 from agent.report.summary import Summary, describe, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
-from sandbox.contract.run import Box, RunResult
+from sandbox.contract.run import Box, Outcome, RunResult
 
 STYLES = {
     Verdict.KEPT: "bold green",
@@ -40,7 +40,7 @@ MORE = {
     StopReason.MONEY: "--usd X",
 }
 """What a session that reached a limit is allowed more of."""
-HYPOTHESIS_CHARACTERS = 70
+IDEA_CHARACTERS = 70
 
 
 class NightConsole:
@@ -91,14 +91,15 @@ class NightConsole:
         """Take the bar away; say so when the machine was not quiet."""
         self._notes.end()
         self._stop_bar()
-        if disturbance is not None and disturbance.disturbed:
+        # What others did explains no crash: the log does.
+        if disturbance is not None and disturbance.disturbed and result.outcome is Outcome.OK:
             why = "; ".join(reasons(disturbance))
             self._print(f"      disturbed: {why}; see [disturbance] in program.md", "yellow")
 
     def attempt_finished(self, attempt: Attempt) -> None:
-        assert attempt.finished is not None
+        """Print its line; an interrupted attempt has one too."""
         line = attempt_line(attempt, self._history(), self._settings)
-        self._print(line, STYLES[attempt.finished.verdict])
+        self._print(line, STYLES[attempt.finished.verdict] if attempt.finished else "yellow")
 
     def drift_checked(self, found: DriftChecked) -> None:
         style = "bold yellow" if found.changed else "dim"
@@ -166,7 +167,11 @@ class JsonConsole:
         )
 
     def attempt_finished(self, attempt: Attempt) -> None:
-        assert attempt.finished is not None
+        if attempt.finished is None:
+            assert attempt.interrupted is not None
+            end = attempt.interrupted.model_dump(mode="json", exclude={"type"})
+            self._say("attempt_interrupted", **end)
+            return
         finished = attempt.finished.model_dump(mode="json", exclude={"type"})
         source = attempt.scores[-1].source if attempt.scores else None
         self._say("attempt_finished", **finished, source=source, cost_usd=attempt.cost_usd)
@@ -188,16 +193,17 @@ class JsonConsole:
 
 
 def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
-    """Number, verdict, score, difference to the best in units of noise, seconds, money, idea."""
-    finished = attempt.finished
-    assert finished is not None
+    """Number, verdict, score, gain and the gain it needed, seconds, money, idea."""
+    finished, hypothesis = attempt.finished, one_line(attempt.started.hypothesis, IDEA_CHARACTERS)
+    if finished is None:
+        why = one_line(attempt.interrupted.reason if attempt.interrupted else "", 300)
+        return f"#{attempt.number:<4} {attempt.standing:<9} {why}; {hypothesis}"
     if finished.value is None:
-        score = f"{'':<8}  {finished.reason:<16}"
+        score = f"{'':<8}  {finished.reason:<21}"
     else:
-        score = f"{finished.value:<8.4f}  {_difference(finished.arithmetic, history):<16}"
+        score = f"{finished.value:<8.4f}  {_difference(finished.arithmetic, history):<21}"
     if settings.goal.is_reported and finished.value is not None:
         score += " self-reported"
-    hypothesis = one_line(attempt.started.hypothesis, HYPOTHESIS_CHARACTERS)
     cost = f"  ${attempt.cost_usd:.3f}" if attempt.cost_usd else ""
     if attempt.kept and attempt.tested:
         cost += f"  {attempt.confirmation}"
@@ -211,21 +217,25 @@ def _difference(numbers: Arithmetic | None, history: History) -> str:
     if numbers is None:
         noise = noise_of(history)
         return f"noise {noise:.4f}" if noise is not None else ""
-    times = numbers.gain_in_noise
-    return f"{numbers.gain:+.4f}" + ("" if times is None else f" ({times:+.1f} noise)")
+    return f"{numbers.gain:+.4f} needs {numbers.required_gain:.4f}"
+
+
+def counts_in_words(numbers: Summary) -> str:
+    """How many attempts became what; what seldom happens is named where it did."""
+    names = ("kept", "discarded", "failed", "invalid", "dethroned", "interrupted")
+    counts = [(name, getattr(numbers, name)) for name in names]
+    told = ", ".join(f"{n} {name}" for name, n in counts if n or name not in names[4:])
+    return f"attempts {numbers.attempts}: {told}"
 
 
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
     lines += result_in_words(numbers)
-    if numbers.is_self_reported:
+    if numbers.is_self_reported and not numbers.baseline_failure:
         lines.append("holdout  none: the program printed these scores, and nothing checked them")
-    lines.append(
-        f"attempts {numbers.attempts}: {numbers.kept} kept, {numbers.discarded} discarded, "
-        f"{numbers.failed} failed, {numbers.invalid} invalid"
-        + (f", {numbers.dethroned} dethroned" if numbers.dethroned else "")
-    )
+    if not numbers.baseline_failure:
+        lines.append(counts_in_words(numbers))
     if numbers.stopped_early:
         lines.append(
             f"saved    {numbers.saved_seconds:.0f} s of training: "

@@ -133,6 +133,12 @@ def _signed(number: float) -> str:
     return f"{number:+.4f}".replace("-", "\u2212")
 
 
+def _times(number: float) -> str:
+    """So many times the noise, with its sign where it is below it."""
+    sign = "\u2212" if number < 0 else ""
+    return sign + (f"{abs(number):.1f}" if abs(number) < _MANY else f">{_MANY}")
+
+
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -153,7 +159,7 @@ def _size(count_bytes: int) -> str:
 _NUMBERS: dict[str, Callable[[Any], str]] = {
     "value": lambda number: f"{number:.4f}",
     "signed": _signed,
-    "times": lambda number: f"{abs(number):.1f}" if abs(number) < _MANY else f"over {_MANY}",
+    "times": _times,
     "share": lambda number: f"{number:.0%}",
     "cores": lambda number: f"{number:.2f}",
     "count": lambda number: f"{number:,}",

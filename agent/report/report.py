@@ -23,7 +23,7 @@ from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import AttemptPage, attempt_page, is_self_reported
 from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
-from agent.report.summary import summary
+from agent.report.summary import summary, way_on
 from agent.report.tables import (
     machine_state,
     repeats,
@@ -243,7 +243,8 @@ def _contents(
         "survival": survival(history, review),
         "meaning": MEANING,
         "decision": decision(entries),
-        "summary": summary(entries, history),
+        "summary": (numbers := summary(entries, history)),
+        "way_on": way_on(numbers) if numbers.baseline_failure else "",
         "pages": pages,
         "time": time_spent(history, entries),
         "repeats": repeated[:_MAX_REPEATS],

@@ -25,7 +25,7 @@ from agent.record.events import (
 )
 from agent.record.history import HOLDOUT_MISSING, History, direction_of, fold, gain, metric_of
 from agent.settings import Direction
-from agent.text import labelled, one_line
+from agent.text import labelled, one_line, visible
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome
 
@@ -36,6 +36,15 @@ _MUCH_OVER = 1.02
 """A last batch may reach a little beyond the budget."""
 _MUCH_FASTER = 3.0
 _MUCH_OF_THE_GAIN = 0.5
+_LAST_LINES = 12
+_REMEDIES = {
+    "over_budget": "allow more seconds under [budget], or let `nightlab calibrate` propose them",
+    "timed_out": "allow more wall_seconds under [limits] or [scoring], or let it do less",
+    "out_of_memory": "allow more memory under [limits] or [scoring], or make the model smaller",
+    "out_of_gpu_memory": "make model or batch smaller, or let `nightlab calibrate` propose a batch",
+    "no_checkpoint": "write the model into $NIGHTLAB_OUTPUT before the training ends",
+}
+"""What helps a baseline, by its verdict's reason; else its files are to be mended."""
 
 
 class Attention(Record):
@@ -78,6 +87,12 @@ class Summary(Record):
     best_attempt: int | None
     noise: float | None
     """Standard deviation of one score; none before anything was repeated."""
+    baseline_reason: str
+    """The verdict's own word for the failure below."""
+    baseline_failure: str
+    """Why there is no baseline to compare with; empty where there is one, or may be."""
+    last_words: tuple[str, ...]
+    """What the log of such a baseline ends with."""
     gain: float | None
     """How much better the best is than the baseline, positive when better."""
     gain_in_noise: float | None
@@ -126,7 +141,8 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
     noise = noise_of(history)
     better = None if baseline is None or best is None else gain(direction, best, baseline)
     limits = history.settings.session if history.settings else None
-    holdout = split_gain(history, "holdout")
+    holdout, failure = split_gain(history, "holdout"), failed_baseline(history)
+    end = failure.finished if failure else None
     return Summary(
         session=session.session if session else "",
         researcher=history.researcher,
@@ -141,6 +157,9 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
         best=best,
         best_attempt=history.best.number if history.best else None,
         noise=noise,
+        baseline_reason=end.reason if end else "",
+        baseline_failure=(end.explanation or end.reason) if end else "",
+        last_words=last_words(failure) if failure else (),
         gain=better,
         gain_in_noise=better / noise if better is not None and noise else None,
         holdout_gain=holdout.gain if holdout else None,
@@ -169,8 +188,39 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
     )
 
 
+def failed_baseline(history: History) -> Attempt | None:
+    """The last baseline, if it has a verdict and none was kept."""
+    last = next((a for a in reversed(history.attempts) if a.started.kind == "baseline"), None)
+    return last if last and last.finished and not history.baseline else None
+
+
+def last_words(attempt: Attempt) -> tuple[str, ...]:
+    """The last lines that the run printed which went wrong, or else the last training."""
+    runs = attempt.telling_runs
+    wrong = [run for run in runs if run.result.outcome is not Outcome.OK]
+    trained = [run for run in runs if run.result.box == "train"]
+    for run in [*wrong[-1:], *trained[-1:]]:
+        log = run.result.log
+        lines = [line for line in visible(log.tail or log.head).splitlines() if line.strip()]
+        if lines:
+            return tuple(one_line(line, 200) for line in lines[-_LAST_LINES:])
+    return ()
+
+
+def way_on(numbers: Summary) -> str:
+    """What to do about a baseline that failed."""
+    known = next((words for end, words in _REMEDIES.items() if end in numbers.baseline_reason), "")
+    mend = known or "mend the files in your own workspace"
+    return f"{mend}, then begin anew with `nightlab run`: a resume has its own copy of the files"
+
+
 def result_in_words(numbers: Summary) -> Iterator[str]:
     """Baseline, best and holdout in words, as far as they are known."""
+    if numbers.baseline_failure:
+        yield f"baseline {one_line(numbers.baseline_failure, 300)}"
+        yield from (f"log      {line}" for line in numbers.last_words)
+        yield f"next     {way_on(numbers)}"
+        return
     if numbers.baseline is not None and numbers.noise is not None:
         yield f"baseline {numbers.label} {numbers.baseline:.4f}, noise {numbers.noise:.4f}"
     for item in numbers.attention:
@@ -304,7 +354,7 @@ def _about_the_end(history: History) -> Iterator[Attention]:
     if history.ended is None:
         text = "No end is recorded: the session is at work, or it was cut off and"
         yield Attention(kind="not_ended", text=f"{text} nightlab resume {name} goes on with it.")
-    elif history.ended.reason not in PLANNED_STOPS:
+    elif history.ended.reason not in PLANNED_STOPS and failed_baseline(history) is None:
         text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
         yield Attention(kind="ended_early", text=one_line(text, 400))
 

@@ -17,7 +17,7 @@ from agent.record.chain import Follower
 from agent.record.history import History
 from agent.report.activity import Activity, activity
 from agent.report.charts import best_steps, mark_of
-from agent.report.console import STYLES
+from agent.report.console import STYLES, counts_in_words
 from agent.report.rendering import duration
 from agent.report.summary import Summary, result_in_words, summary, value_of
 from agent.text import one_line
@@ -93,11 +93,14 @@ def _title(directory: Path, ledger: Follower, numbers: Summary) -> Iterator[Text
 
 
 def _result(numbers: Summary) -> Iterator[Text]:
-    if numbers.best is None:
+    if numbers.best is None and not numbers.baseline_failure:
         yield Text("The baseline is still being measured.", style="dim")
         return
+    failed = "bold red" if numbers.baseline_failure else "dim"
     for line in result_in_words(numbers):
-        style = {"best": "bold", "refused": "bold red"}.get(line.split(" ", 1)[0], "dim")
+        style = {"best": "bold", "refused": "bold red", "baseline": failed}.get(
+            line.split(" ", 1)[0], "dim"
+        )
         yield Text(line, style=style)  # as it is: its columns stand below each other
 
 
@@ -112,10 +115,7 @@ def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
         if limit:
             words = f"{form.format(amount)} of {form.format(limit)}"
             yield _bar(name, amount, limit, words, width)
-    yield Text(
-        f"{numbers.kept} kept, {numbers.discarded} discarded, {numbers.failed} failed, "
-        f"{numbers.invalid} invalid"
-    )
+    yield Text(counts_in_words(numbers))
 
 
 def _trend(history: History, width: int) -> Iterator[Text]:
@@ -166,7 +166,7 @@ def _table(history: History, count: int | None, width: int) -> Table:
     table = Table.grid(padding=(0, 1), expand=False)
     judged = [attempt for attempt in reversed(history.attempts) if not attempt.open]
     for attempt in judged[:count]:
-        table.add_row(*_cells(attempt, max(10, width - 34)))
+        table.add_row(*_cells(attempt, max(10, width - 47)))
     return table
 
 
@@ -181,6 +181,7 @@ def _cells(attempt: Attempt, width: int) -> tuple[Text, ...]:
         Text(mark_of(attempt), style=style),
         Text("" if value is None else f"{value:.4f}"),
         Text(f"{arithmetic.gain:+.4f}" if arithmetic else "", style="dim"),
+        Text(f"needs {arithmetic.required_gain:.4f}" if arithmetic else "", style="dim"),
         Text(one_line(attempt.started.hypothesis, width)),
     )
 

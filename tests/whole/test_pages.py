@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from agent.cli.app import app
-from agent.record.events import PLANNED_STOPS, StopReason
+from agent.cli.night import exit_code
+from agent.record.events import StopReason
 from agent.settings import Section, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -253,4 +254,4 @@ def test_every_reason_for_an_ending_is_explained_with_its_exit_code() -> None:
     rows = re.findall(r"^\| (`.*?`) \| (\d) \|", section, re.MULTILINE)
     told = {name: int(code) for names, code in rows for name in re.findall(r"`(\w+)`", names)}
 
-    assert {reason.value: 0 if reason in PLANNED_STOPS else 3 for reason in StopReason} == told
+    assert {reason.value: exit_code(reason) for reason in StopReason} == told

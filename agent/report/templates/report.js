@@ -20,7 +20,7 @@
 
   function words(number) {
     const row = attempt(number).querySelector("summary");
-    const text = (name) => row.querySelector(name).textContent.trim().replace(/\s+/g, " ");
+    const text = (name) => (row.querySelector(name)?.textContent ?? "").trim().replace(/\s+/g, " ");
     const score = [text(".v"), text(".g")].filter(Boolean).join("  ");
     return [`${text(".n")} ${text(".badge")}  ${score}`, text(".idea")];
   }

@@ -5,7 +5,6 @@ import os
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import cast
 
 import pytest
 from rich.console import Console
@@ -29,8 +28,8 @@ from agent.record.history import History
 from agent.report.activity import RunNotes
 from agent.report.console import NightConsole
 from agent.settings import DisturbanceSettings
-from sandbox.contract.run import RunResult
-from tests.support.histories import STATE, night
+from sandbox.contract.run import Outcome
+from tests.support.histories import STATE, night, run_result
 
 NO_TRIAL = TrialKey("", -1, 0)
 NOTHING_USUAL = Usual(cores=0.0, speed=None)
@@ -167,7 +166,9 @@ def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands(tmp_path
     settings = load_program(Path("program.md")).settings
     notes = RunNotes(tmp_path, lambda: 0.0)
     console = NightConsole(notes, Console(file=written, width=200), settings, History)
-    console.run_finished(cast(RunResult, None), noise)
+    console.run_finished(run_result("a0", "train", log="", outcome=Outcome.FAILED), noise)
+    assert "" == written.getvalue()  # what others did explains no crash
+    console.run_finished(run_result("a0", "train", log=""), noise)
 
     assert (
         "disturbed: a core had 70% of its usual speed; it was too hot; see [disturbance] in "

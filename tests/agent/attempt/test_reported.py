@@ -436,11 +436,16 @@ def test_a_program_that_prints_no_score_is_told_so_before_the_night(
 
     done = place.nightlab("run", "--researcher", "tpe", "--session", "n")
 
-    assert done.returncode == 3
+    assert done.returncode == 1
     baseline = place.history("n").attempts[0]
     assert baseline.finished is not None
     assert (baseline.finished.verdict, baseline.finished.reason) == (Verdict.INVALID, MISSING)
     assert "a line `val_bpb: number` was not there" in done.stdout
+    assert "begin anew with `nightlab run`" in done.stdout
+    assert "\nlog      " in done.stdout  # what it did print
+    refused = place.nightlab("resume", "n")
+    assert (2, "") == (refused.returncode, refused.stdout)
+    assert "the baseline of n failed" in refused.stderr
 
 
 QUIET_ENOUGH = "[disturbance]\nmax_other_cores = 64\nmin_speed = 0\nmax_repeats = 0\n\n[session]"

@@ -15,17 +15,21 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from rich.console import Console
 
 from agent.record.chain import FIRST_PREVIOUS, LedgerError
 from agent.record.curves import curve_of
 from agent.record.events import (
+    Arithmetic,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
@@ -37,7 +41,8 @@ from agent.record.events import (
 from agent.record.ledger import Ledger
 from agent.report import charts
 from agent.report import tables as findings
-from agent.report.console import closing_lines
+from agent.report.activity import RunNotes
+from agent.report.console import JsonConsole, NightConsole, attempt_line, closing_lines
 from agent.report.report import (
     MARKDOWN_NAME,
     PICTURE_NAME,
@@ -48,7 +53,8 @@ from agent.report.report import (
     results_tsv,
     write_report,
 )
-from agent.report.summary import Summary, summary, value_of
+from agent.report.summary import Summary, summary, value_of, way_on
+from agent.report.tui import show
 from agent.text import one_line
 from sandbox.contract.run import Log, Outcome
 from tests.support import histories
@@ -409,10 +415,170 @@ def test_a_session_whose_baseline_failed_has_a_report(tmp_path: Path) -> None:
     made.add(finished(0, Verdict.FAILED, None))
     made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation="It timed out."))
     write_report(tmp_path, made.entries, made.get_blob)
-    assert "It ended early (baseline_failed)" in (tmp_path / REPORT_NAME).read_text(
-        encoding="utf-8"
-    )
+    assert "The baseline failed:" in read(tmp_path / REPORT_NAME)
     assert read(tmp_path / RESULTS_NAME).splitlines()[1].split("\t")[3] == "crash"
+
+
+CRASH = """step 0 loss 6.1
+Traceback (most recent call last):
+  File "/workspace/train.py", line 3, in <module>
+    main()
+KeyError: 'no such knob \x1b[31m'
+"""
+
+
+def crashed_baseline(outcome: Outcome = Outcome.FAILED, reason: str = "failed") -> histories.Night:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    result = histories.run_result("a0", "train", log=CRASH, outcome=outcome)
+    made.add(histories.run_finished(0, 1, result, disturbed=True, put_blob=made.put_blob))
+    end = finished(0, Verdict.FAILED, None)
+    made.add(end.model_copy(update={"reason": reason, "explanation": f"the training {reason}"}))
+    made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation=f"training {reason}"))
+    return made
+
+
+def test_a_crash_of_the_baseline_is_shown_with_its_last_words_and_the_way_on(
+    tmp_path: Path,
+) -> None:
+    made = crashed_baseline()
+    made.write(tmp_path / "night")
+    write_report(tmp_path, made.entries, made.get_blob)
+    written = io.StringIO()
+    show(tmp_path / "night", Console(file=written, width=200), lambda: histories.EVENING)
+    told = "\n".join(closing_lines(summary(made.entries), tmp_path))
+    page = " ".join(Page(read(tmp_path / REPORT_NAME)).text.split())
+    for text in (told, written.getvalue(), page, read(tmp_path / MARKDOWN_NAME)):
+        assert "KeyError: 'no such knob" in text
+        assert "mend the files" in text
+        assert "nightlab run" in text
+        assert "still being measured" not in text
+        assert "\x1b" not in text
+    for text in (told, page):
+        assert "disturbed by other work" not in text
+    assert "0 failed" not in told
+    assert "no attempt was better" not in told
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("over_budget", "nightlab calibrate"),
+        ("timed_out", "wall_seconds"),
+        ("model_box_timed_out", "[scoring]"),
+        ("out_of_memory", "memory under [limits]"),
+        ("out_of_gpu_memory", "batch smaller"),
+        ("no_checkpoint", "$NIGHTLAB_OUTPUT"),
+        ("failed", "mend the files"),
+    ],
+)
+def test_each_failure_of_a_baseline_has_its_remedy(reason: str, remedy: str) -> None:
+    assert remedy in way_on(summary(crashed_baseline(reason=reason).entries))
+
+
+def test_a_session_without_a_baseline_is_over_or_measures_it() -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    assert "still being measured" in render_html(made.entries, made.get_blob)
+    made.add(AttemptInterrupted(is_box_lost=False, attempt=0, reason="stopped by the person"))
+    made.add(SessionEnded(reason=StopReason.STOPPED, explanation=""))
+    for text in (
+        render_html(made.entries, made.get_blob),
+        render_markdown(made.entries, made.get_blob),
+    ):
+        assert "still being measured" not in text
+        assert "ended before one was measured" in text
+
+
+def test_every_judged_attempt_says_what_it_needed(page: Page) -> None:
+    judged = [a for a in NIGHT.history.candidates if a.finished and a.finished.arithmetic]
+    assert judged
+    words = page.text
+    for attempt in judged:
+        assert attempt.finished is not None
+        assert attempt.finished.arithmetic is not None
+        needed = f"needs {attempt.finished.arithmetic.required_gain:.4f}"
+        assert needed in words
+        assert needed in attempt_line(attempt, NIGHT.history, histories.IN_FORCE)
+    assert len(judged) == len(charts.needed_scores(NIGHT.history))
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_what_had_to_be_passed_lies_on_the_better_side_of_the_best(direction: str) -> None:
+    made = histories.Night()
+    goal = histories.IN_FORCE.goal.model_copy(update={"direction": direction})
+    histories.start(made, settings=histories.IN_FORCE.model_copy(update={"goal": goal}))
+    best = histories.baseline(made, random.Random(1))
+    numbers = Arithmetic(
+        candidate_mean=best,
+        candidate_values=(best,),
+        best_mean=best,
+        best_values=(best,),
+        gain=0.0,
+        noise=0.01,
+        degrees_of_freedom=2,
+        own_noise=None,
+        required_gain=0.1,
+        false_keep_rate_per_night=0.05,
+        doubt_of_a_look=0.01,
+    )
+    begin(made, 1, "candidate")
+    made.add(finished(1, Verdict.DISCARDED, best).model_copy(update={"arithmetic": numbers}))
+    ((number, passed),) = charts.needed_scores(made.history)
+    assert 1 == number
+    assert passed == pytest.approx(best + (0.1 if direction == "maximize" else -0.1))
+
+
+def test_who_has_no_score_stands_on_a_rail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an axis where lower is better they would look like the best of the night."""
+    drawn: list[tuple[bool, str]] = []
+
+    def scatter(axes: Axes, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+        is_rail = [label.get_text() for label in axes.get_yticklabels()] == ["no score"]
+        drawn.extend((is_rail, f"{number:g}") for number in x)
+
+    monkeypatch.setattr(Axes, "scatter", scatter)
+    charts.progress_png(NIGHT.history)
+    bare = {str(a.number) for a in NIGHT.history.attempts if value_of(a) is None}
+    assert bare
+    assert bare == {number for is_rail, number in drawn if is_rail}
+    assert not bare & {number for is_rail, number in drawn if not is_rail}
+
+
+def test_the_picture_is_titled_with_session_gain_and_holdout() -> None:
+    made = histories.Night()
+    histories.start(made)
+    before = histories.baseline(made, random.Random(1))
+    finish(made, 1, Verdict.KEPT, before - 0.2)
+    for number, value in ((0, 2.5), (1, 2.35)):
+        made.add(histories.scored(number, 1, value).model_copy(update={"split": "holdout"}))
+    title = charts.title_of(made.history)
+    assert title.startswith("mar7-evening: 1 attempts, 1 kept, gain +0.2")
+    assert title.endswith("on holdout +0.1500")
+
+
+def test_an_interrupted_attempt_has_a_line_an_event_and_a_filter(
+    tmp_path: Path, page: Page
+) -> None:
+    attempt = next(a for a in NIGHT.history.attempts if a.interrupted)
+    lines: list[str] = []
+    JsonConsole(RunNotes(tmp_path, lambda: 0.0), lines.append).attempt_finished(attempt)
+    written = io.StringIO()
+    console = Console(file=written, width=200)
+    notes = RunNotes(tmp_path, lambda: 0.0)
+    NightConsole(notes, console, histories.IN_FORCE, lambda: NIGHT.history).attempt_finished(
+        attempt
+    )
+    (event,) = map(json.loads, lines)
+    assert ("attempt_interrupted", attempt.number) == (event["event"], event["attempt"])
+    assert attempt.interrupted is not None
+    assert f"#{attempt.number}" in written.getvalue()
+    assert f"interrupted {attempt.interrupted.reason}" in written.getvalue()
+    shown = [value for _, name, value in page.attributes if name == "data-show"]
+    assert "interrupted" in shown
+    assert "3 interrupted" in "\n".join(closing_lines(summary(NIGHT.entries), tmp_path))
 
 
 def test_the_files_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
