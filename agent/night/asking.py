@@ -12,12 +12,23 @@ from agent.attempt.lab import Lab, SessionOver
 from agent.night.budget import reason_to_stop, seconds_left
 from agent.night.waiting import CHECK_AGAIN_SECONDS, idle_seconds, stand_by
 from agent.record.chain import request_sha
-from agent.record.events import ModelAsked, ModelCalled, Reserve, RetryWaited
-from agent.researcher.base import CallFailed, Model, Reply
+from agent.record.events import (
+    Event,
+    ModelAsked,
+    ModelCalled,
+    Noticed,
+    Reserve,
+    RetryWaited,
+    StopReason,
+)
+from agent.researcher.base import CallFailed, Model, ModelError, Reply
 from agent.researcher.conversation import Conversation
 from sandbox.contract.log import log
 
+USAGE_UNKNOWN = "usage_unknown"
 LONGEST_BACKOFF_SECONDS = 120.0
+MOST_UNUSABLE_ANSWERS = 5
+"""In a row and in one conversation: asked word for word, the sixth would be no better."""
 
 
 def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
@@ -45,11 +56,19 @@ def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) ->
             reply=conversation.store_reply(reply.content),
         )
     )
+    if reply.usage.estimated and not any(_is_usage_unknown(e.event) for e in ledger.entries):
+        text = f"{model.name}'s service counts no tokens: they are estimated, and have no price"
+        ledger.append(Noticed(kind=USAGE_UNKNOWN, explanation=text))
     return reply
 
 
+def _is_usage_unknown(event: Event) -> bool:
+    """Whether it says that the service does not count."""
+    return isinstance(event, Noticed) and event.kind == USAGE_UNKNOWN
+
+
 def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
-    ledger, tries = lab.ledger, 0
+    ledger, tries, unusable = lab.ledger, 0, 0
     while True:
         if reserve.calls:
             asked = ModelAsked(conversation=conversation.number, model=model.name, reserve=reserve)
@@ -62,6 +81,12 @@ def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Re
             wait_seconds = _backoff_seconds(tries, failed.retry_after_seconds)
             if wait_seconds >= _seconds_left(lab):
                 raise failed.final from failed
+            unusable = unusable + 1 if failed.may_be_ours else 0
+            if unusable >= MOST_UNUSABLE_ANSWERS and isinstance(failed.final, ModelError):
+                is_outage = failed.final.reason is StopReason.API_OUTAGE
+                if not is_outage or len(conversation.messages) > 1:
+                    failed.final.history_rejected = True
+                    raise failed.final from failed
             error, tries = failed.error, tries + 1
         if stop := reason_to_stop(ledger.history, lab.settings.session, reserve=reserve):
             raise SessionOver(*stop)

@@ -23,7 +23,7 @@ from agent.record.events import (
     ToolCalled,
     ToolReturned,
 )
-from agent.researcher.arguments import schemas
+from agent.researcher.arguments import calls_in_words, schemas
 from agent.researcher.base import Model, Reply
 from agent.researcher.conversation import Conversation
 from agent.researcher.prompt import CUT_REPLY, NUDGE, brief, guidance, system_prompt
@@ -33,6 +33,10 @@ MAX_IDLE_REPLIES = 3
 MAX_REJECTIONS = 3
 MAX_GUIDANCE_BYTES = 32 * 1024
 
+WINDOW_FULL = (
+    "the model's context window was full in every conversation: set max_conversation_tokens and "
+    "max_output_tokens in program.md well below what it holds"
+)
 INTERRUPTED_CALL = (
     "interrupted: nightlab stopped during this call, and a part of it may be done; "
     "see history and read the files, then go on"
@@ -121,7 +125,9 @@ class Turns:
             case "refusal":
                 return self._after_refusal(reply)
             case "model_context_window_exceeded":
-                return self.start("the context window was full")
+                if self.may_start_over():
+                    return self.start("the context window was full")
+                return StopReason.API_REFUSED, WINDOW_FULL
             case "max_tokens":
                 most = self.lab.settings.researcher.max_output_tokens
                 text = CUT_REPLY.format(tokens=most)
@@ -196,7 +202,8 @@ class Turns:
     ) -> Conversation | Ending:
         self.idle_replies += 1
         if self.idle_replies > MAX_IDLE_REPLIES:
-            return StopReason.AGENT_IDLE, f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
+            why = f"{MAX_IDLE_REPLIES} reminders did not bring a tool call"
+            return StopReason.AGENT_IDLE, f"{why}{calls_in_words(reply.content)}"
         ended = one_line(reply.stop_reason, 60)
         self.notice("nudge", f"reply ended with {ended} and no tool call that counts")
         # What a reply asks for is done only where it ends with `tool_use`; it is answered anyway.

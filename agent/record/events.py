@@ -167,6 +167,8 @@ class Usage(Record):
     output_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
+    estimated: bool = False
+    """Whether the service did not count; then the call has no known price."""
 
 
 class Reserve(Record):

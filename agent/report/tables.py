@@ -120,7 +120,8 @@ def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:
 
 
 def _total(usages: Sequence[Usage]) -> Usage:
-    return Usage(**{name: sum(getattr(u, name) for u in usages) for name in Usage.model_fields})
+    sums = {name: sum(getattr(u, name) for u in usages) for name in Usage.model_fields}
+    return Usage(**{**sums, "estimated": any(usage.estimated for usage in usages)})
 
 
 def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:

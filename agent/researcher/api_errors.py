@@ -28,6 +28,13 @@ TRANSIENT_TYPES = frozenset(
         *("modelTimeoutException", "modelStreamErrorException"),
     }
 )
+FINAL_TYPES = frozenset(
+    {
+        *("invalid_request_error", "authentication_error", "permission_error", "not_found_error"),
+        *("request_too_large", "billing_error", "validationException", "accessDeniedException"),
+    }
+)
+"""Of an error event inside a stream: those that asking again does not mend."""
 SPEND_CAPS = frozenset(
     {
         "enforced_spend_limit_reached",
@@ -47,6 +54,24 @@ ADDRESSES: dict[Provider, str] = {
     "bedrock": "AWS_REGION",
     "vertex": "CLOUD_ML_REGION",
 }
+
+
+REFUSED_WORDS = (
+    (r"credit balance", "The account has no credit: add some. " + WITHOUT_A_KEY),
+    (
+        r"prompt is too long|context (length|window)|maximum context",
+        "Set max_conversation_tokens and max_output_tokens in program.md well below what the "
+        "server's window holds, and start a new session.",
+    ),
+    (r"max_tokens", "Set max_output_tokens in program.md to what the server allows."),
+    (
+        r"\btools?\b.*(support|allow|enable)|(support|allow|enable).*\btools?\b|tool.choice",
+        "nightlab needs a model that calls tools: take another one, or switch them on (vLLM: "
+        "--enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja).",
+    ),
+    (r"thinking(?!` block)|output_config|effort", 'Set thinking = "off" in program.md.'),
+)
+"""What a refused request says of its reason, and what a person does about it."""
 
 
 class StreamBroken(Exception):
@@ -86,10 +111,19 @@ def _is_transient_status(error: APIStatusError) -> bool:
     if verdict in ("true", "false"):
         return bool(verdict == "true")
     if error.status_code == 200:  # an error event inside a stream that had begun
-        return error.type is None or error.type in TRANSIENT_TYPES
+        return error.type not in FINAL_TYPES
     if error.status_code == 400:  # our upload was cut
         return "unexpected end of data" in (error.api_message or "")
     return error.status_code in TRANSIENT_STATUSES or error.status_code >= 500
+
+
+def may_be_ours(error: BaseException) -> bool:
+    """Whether the service is at work and may fail over what it was asked, however often it is."""
+    if isinstance(error, APIStatusError) and is_transient(error):
+        return error.status_code == 500 or (
+            error.status_code == 200 and error.type not in TRANSIENT_TYPES
+        )
+    return isinstance(error, StreamBroken)
 
 
 def describe(error: BaseException | None, secrets: Sequence[str]) -> str:
@@ -142,13 +176,19 @@ def _number(text: str) -> float | None:
 
 def final_error(error: BaseException, text: str, provider: Provider) -> ModelError:
     """What a session ends with once asking again does not help; `text` describes the error."""
+    status = error.status_code if isinstance(error, APIStatusError) else 0
+    if may_be_ours(error) and status != 500:
+        return ModelError(
+            StopReason.API_REFUSED,
+            f"the model's service answers, but with nothing that can be used ({text})",
+            f"See that {ADDRESSES[provider]} is a server that speaks the Messages API.",
+        )
     if is_transient(error):
         return ModelError(
             StopReason.API_OUTAGE,
             f"the model's service did not come back in time ({text})",
             "Go on with `nightlab resume` when it answers again.",
         )
-    status = error.status_code if isinstance(error, APIStatusError) else 0
     return ModelError(
         StopReason.API_REFUSED,
         f"the model's service refused the request ({text})",
@@ -169,6 +209,10 @@ def unreachable(host: str, text: str, provider: Provider) -> ModelError:
 def _hint(error: BaseException, status: int, provider: Provider) -> str:
     if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
         return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
+    if status in (400, 422, 500):
+        for words, cure in REFUSED_WORDS:
+            if re.search(words, str(error), re.IGNORECASE | re.DOTALL):
+                return cure
     check = f"Check {CREDENTIALS[provider]}."
     if isinstance(error, CredentialsFailed):
         return f"{check} {WITHOUT_A_KEY}"

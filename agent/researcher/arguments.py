@@ -1,5 +1,6 @@
 """What each tool takes, as models are told of it."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -7,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent.text import one_line
 
 MAX_HYPOTHESIS_CHARACTERS = 500
+INVALID_JSON = "INVALID_JSON"
+"""The one argument of a call whose input was no JSON object; holds what it was instead."""
 
 Selection = Literal["best", "recent", "failed", "attempt"]
 
@@ -131,6 +134,13 @@ TOOLS: dict[str, type[Arguments]] = {
 }
 """In the order in which a model is told of them; a cached prompt depends on it."""
 
+CALL_IN_WORDS = re.compile(
+    r"<\|?/?tool_?call|<function|\[TOOL_CALLS\]|to=functions\.|"
+    r"[\"'](name|function|tool)[\"']\s*:\s*[\"'](" + "|".join(TOOLS) + r")[\"']",
+    re.IGNORECASE,
+)
+"""How models write a call that a server would have had to parse."""
+
 
 class ToolRefused(Exception):
     """The call cannot be done as it was asked; becomes an error result."""
@@ -164,8 +174,15 @@ def parsed(name: str, arguments: dict[str, Any]) -> Arguments:
     if tool is None:
         message = f"there is no tool {one_line(name, 60)}"
         raise ToolRefused("unknown_tool", message, f"tools: {', '.join(TOOLS)}")
+    if INVALID_JSON in arguments:
+        hint = f"send one JSON object with {', '.join(tool.model_fields) or 'nothing in it'}"
+        raise ToolRefused("bad_json", f"what {name} was given is not one JSON object", hint)
+    fields = tool.model_fields
+    # Null is how many servers' models leave an argument out.
+    optional = {key for key, field in fields.items() if not field.is_required()}
+    given = {k: v for k, v in arguments.items() if v is not None or k not in optional}
     try:
-        return tool.model_validate(arguments)
+        return tool.model_validate(given)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problems = [
@@ -174,6 +191,17 @@ def parsed(name: str, arguments: dict[str, Any]) -> Arguments:
         ]
         hint = f"{name} takes {', '.join(tool.model_fields) or 'no arguments'}"
         raise ToolRefused("bad_arguments", "; ".join(problems), hint) from None
+
+
+def calls_in_words(content: list[dict[str, Any]]) -> str:
+    """What to add where a reply's text holds what should have been a call; nothing for others."""
+    texts = [block["text"] for block in content if block["type"] == "text"]
+    if not any(CALL_IN_WORDS.search(text) for text in texts):
+        return ""
+    return (
+        ": the server does not parse tool calls, which come as text. Switch it on there (vLLM: "
+        "--enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja)"
+    )
 
 
 def _schema(arguments: type[Arguments]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Reply:
     content: list[dict[str, Any]]
     """The blocks as they came; they go back to the model unchanged."""
     tool_calls: list[ToolCall]
-    """Empty unless the stop reason is `tool_use`: other replies may hold half a call."""
+    """Empty where the reply was cut or refused: it may hold half a call."""
     stop_reason: str
     model: str
     usage: Usage
@@ -92,6 +92,8 @@ class CallFailed(Exception):
     """What has to be paid all the same, if anything."""
     retry_after_seconds: float | None
     """The least to wait before asking again; None when that does not help."""
+    may_be_ours: bool = False
+    """Whether it may be due to what was asked: a service that works, and no answer of use."""
 
 
 class Model(Protocol):

@@ -32,13 +32,14 @@ from agent.researcher.api_errors import (
     credentials_failed,
     describe,
     final_error,
+    may_be_ours,
     retry_after,
     unreachable,
 )
 from agent.researcher.base import CallFailed, LostCall, ModelError, Prompt, Reply
 from agent.researcher.providers import WITHOUT_A_KEY, Provider, cost_usd
 from agent.researcher.redaction import hidden, secrets_in
-from agent.researcher.wire import Arrival, request_of, require_names, tool_calls, usage_of
+from agent.researcher.wire import Arrival, request_of, tool_calls, tool_ids
 from agent.settings import ResearcherSettings
 from agent.text import one_line
 
@@ -103,22 +104,17 @@ class ClaudeModel:
         try:
             # Without a context of its own, every call would belong to the first one's span.
             self._runner.run(received, context=contextvars.copy_context())
-            return self._whole(arrival, self._clock() - started)
+            return self._whole(prompt, request, arrival, self._clock() - started)
         except BaseException as error:  # also Ctrl-C: what has arrived until then is paid for
             if not isinstance(error, Exception):
                 self.close()  # a handler of our caller's own may leave the call half done in there
             seconds = self._clock() - started
-            raise self._failed(error, arrival, seconds, seconds_left) from error
+            lost = self._lost(arrival, request, seconds)
+            raise self._failed(error, lost, seconds, seconds_left) from error
 
     def worst_case(self, prompt: Prompt) -> Reserve:
         """The most that one call can use: nothing cached, all written, the longest answer."""
-        size_bytes = len(json.dumps(self._request(prompt), ensure_ascii=False).encode())
-        worst = Usage(
-            input_tokens=0,
-            output_tokens=self._max_output_tokens,
-            cache_read_tokens=0,
-            cache_write_tokens=-(-size_bytes // RESERVED_BYTES_PER_TOKEN),
-        )
+        worst = self._worst(self._request(prompt))
         tokens = worst.output_tokens + worst.cache_write_tokens
         return Reserve(calls=1, tokens=tokens, usd=self._cost_usd(worst), usage=worst)
 
@@ -170,8 +166,9 @@ class ClaudeModel:
     async def _receive(self, request: dict[str, Any], arrival: Arrival, seconds: float) -> None:
         # Only an event loop ends a call at its time: a stream that pings keeps a read from
         # timing out, and the SDK shows no pings.
-        async with asyncio.timeout(seconds), self._client.messages.stream(**request) as stream:
-            await arrival.read(stream)
+        async with asyncio.timeout(seconds):
+            async with await self._client.messages.create(**request, stream=True) as stream:
+                await arrival.read(stream)
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         return request_of(prompt, self.name, self._max_output_tokens, self._effort)
@@ -181,45 +178,62 @@ class ClaudeModel:
         priced = None if model is None else cost_usd(model, usage, provider=self._provider)
         return cost_usd(self.name, usage, provider=self._provider) if priced is None else priced
 
-    def _whole(self, arrival: Arrival, seconds: float) -> Reply:
-        message = arrival.message()
-        content = [block.to_dict() for block in message.content]
-        require_names(content)
-        details, usage = message.stop_details, usage_of(message)
-        refusal = "" if details is None else json.dumps(details.to_dict(), ensure_ascii=False)
+    def _worst(self, request: dict[str, Any]) -> Usage:
+        return Usage(
+            input_tokens=0,
+            output_tokens=self._max_output_tokens,
+            cache_read_tokens=0,
+            cache_write_tokens=-(-_size_bytes(request) // RESERVED_BYTES_PER_TOKEN),
+        )
+
+    def _whole(
+        self, prompt: Prompt, request: dict[str, Any], arrival: Arrival, seconds: float
+    ) -> Reply:
+        content = arrival.content(tool_ids(prompt.messages))
+        usage, details = arrival.usage(_size_bytes(request)), arrival.stop_details
+        model = arrival.model if isinstance(arrival.model, str) else None
+        refusal = "" if details is None else json.dumps(details, ensure_ascii=False)
         return Reply(
             content=content,
-            tool_calls=tool_calls(content) if message.stop_reason == "tool_use" else [],
-            stop_reason=str(message.stop_reason),
-            model=message.model or self.name,
+            tool_calls=tool_calls(content, arrival.stop_reason),
+            stop_reason=arrival.stop_reason,
+            model=model or self.name,
             usage=usage,
-            cost_usd=self._cost_usd(usage, message.model),
+            cost_usd=self._cost_usd(usage, model),
             request_id=arrival.request_id,
             seconds=seconds,
             explanation=one_line(hidden(refusal, self._secrets), ERROR_CHARACTERS),
         )
 
     def _failed(
-        self, error: BaseException, arrival: Arrival, seconds: float, seconds_left: float
+        self, error: BaseException, lost: LostCall | None, seconds: float, seconds_left: float
     ) -> CallFailed:
         """What to make of an error, and what the service charges for the call nevertheless."""
         if isinstance(error, TimeoutError):
             error = StreamBroken(f"the reply did not end in {self._call_seconds:.0f} s")
         elif isinstance(error, credential_errors(self._provider)):
             error = credentials_failed(error)
-        text, lost = describe(error, self._secrets), self._lost(arrival, seconds)
-        if not isinstance(error, SERVICE_ERRORS):
+        elif isinstance(error, Exception) and not isinstance(error, SERVICE_ERRORS):
+            # Whatever a server sends, the night does not end with a traceback.
+            error = StreamBroken(f"the answer could not be read ({type(error).__name__}: {error})")
+        text = describe(error, self._secrets)
+        if not isinstance(error, Exception):
             return CallFailed(text, error, lost, None)
         if seconds >= seconds_left:  # whatever broke it off
             ending = "the session's time ended during a model call"
             return CallFailed(text, ModelError(StopReason.HOURS, ending, ""), lost, None)
-        return CallFailed(text, final_error(error, text, self._provider), lost, retry_after(error))
+        final = final_error(error, text, self._provider)
+        return CallFailed(text, final, lost, retry_after(error), may_be_ours(error))
 
-    def _lost(self, arrival: Arrival, seconds: float) -> LostCall | None:
-        usage = arrival.lost_usage(self._max_output_tokens)
+    def _lost(self, arrival: Arrival, request: dict[str, Any], seconds: float) -> LostCall | None:
+        usage = arrival.lost_usage(self._worst(request))
         if usage is None:
             return None
         return LostCall(self.name, arrival.request_id, usage, self._cost_usd(usage), seconds)
+
+
+def _size_bytes(request: dict[str, Any]) -> int:
+    return len(json.dumps(request, ensure_ascii=False).encode())
 
 
 def _client(provider: Provider, environ: Mapping[str, str], read_seconds: float) -> Client:

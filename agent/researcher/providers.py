@@ -99,15 +99,17 @@ def _date(text: object) -> datetime | None:
 
 def price_known(model: str, *, provider: Provider = "anthropic") -> bool:
     """Whether a money limit can be kept with this model."""
-    nothing = Usage.model_validate(dict.fromkeys(Usage.model_fields, 0))
+    nothing = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0)
     return cost_usd(model, nothing, provider=provider) is not None
 
 
 def cost_usd(model: str, usage: Usage, *, provider: Provider = "anthropic") -> float | None:
-    """List price of `usage`; None for a model without a known price.
+    """List price of `usage`; None for a model without a known price, or where nobody counted.
 
     Every cache write is a one-hour write, since `ClaudeModel` asks for no other.
     """
+    if usage.estimated:
+        return None
     counted = genai_prices.Usage(
         # The library's input includes what was read from and written to the cache.
         input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -130,6 +130,17 @@ class Turn:
     """Only that many characters of the last tool's input come, as after `max_tokens`."""
     odd: bool = False
     """Holds things the SDK's types do not know."""
+    bend: Callable[[list[dict[str, Any]]], list[dict[str, Any] | str]] | None = None
+    """What a server of other habits makes of the stream's events; a text is sent as it is."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An answer in a server's own words."""
+
+    code: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class Recorded:
     body: bytes
 
 
-Answer = Turn | Status | Recorded
+Answer = Turn | Status | Recorded | Raw
 Entry = Answer | Callable[[Request], Answer]
 
 
@@ -326,6 +337,8 @@ class MessagesServer:
             answer = self._refusal(problem) if problem else self._next(request)
             if isinstance(answer, Status):
                 return handler.send_status(answer)
+            if isinstance(answer, Raw):
+                return handler.send_json(answer.code, answer.body, "req_raw", answer.headers)
             if isinstance(answer, Recorded):
                 return handler.send_recorded(answer.body)
             answer = self._completed(request, answer)
@@ -334,9 +347,11 @@ class MessagesServer:
             number = len(self.bills)
             message_id = f"msg_{number:06d}"
         usage = self._usage(self.bills[number - 1])
-        events = list(_events(request, answer, usage, message_id))
+        events: list[Any] = list(_events(request, answer, usage, message_id))
         if not answer.odd:
             _check_events(events)
+        if answer.bend is not None:
+            events = answer.bend(copy.deepcopy(events))
         self._stream(handler, number, request, answer, events, (read, written))
         return None
 
@@ -377,14 +392,7 @@ class MessagesServer:
             digest.update(_canonical(_plain(block)))
             blocks.append(block)
         usual = "tool_use" if any(b["type"] == "tool_use" for b in blocks) else "end_turn"
-        return Turn(
-            tuple(blocks),
-            turn.stop_reason or usual,
-            turn.stop_details,
-            turn.cut,
-            turn.cut_tool_input,
-            turn.odd,
-        )
+        return replace(turn, blocks=tuple(blocks), stop_reason=turn.stop_reason or usual)
 
     def _stream(
         self,
@@ -392,19 +400,22 @@ class MessagesServer:
         number: int,
         request: Request,
         turn: Turn,
-        events: list[dict[str, Any]],
+        events: list[Any],
         cached: tuple[int, dict[str, int]],
     ) -> None:
         sent_bytes, whole = 0, turn.cut is None
         end = len(events) if turn.cut is None else turn.cut.after
         handler.begin_stream(number)
         for place, event in enumerate(events[:end], start=1):
-            sent_bytes += _delta_bytes(event)
+            sent_bytes += 0 if isinstance(event, str) else _delta_bytes(event)
             if place == end:
                 # Before the client has it all: it may send the next request, or look at the bill.
                 output_tokens = _output_tokens(turn) if whole else max(1, _tokens(sent_bytes))
                 self.bills[number - 1] = self._bill(request, *cached, output_tokens, whole=whole)
-            handler.send_event(event["type"], json.dumps(event, ensure_ascii=False))
+            if isinstance(event, str):
+                handler.send_piece(event.encode())
+            else:
+                handler.send_event(event["type"], json.dumps(event, ensure_ascii=bool(turn.bend)))
         if turn.cut is None:
             return handler.end_stream()
         return self._break(handler, turn.cut)
@@ -562,7 +573,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_event(self, name: str, body: str) -> None:
-        piece = f"event: {name}\ndata: {body}\n\n".encode()
+        self.send_piece(f"event: {name}\ndata: {body}\n\n".encode())
+
+    def send_piece(self, piece: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.flush()
 
@@ -994,7 +1007,7 @@ def _block_events(turn: Turn, index: int, block: Block) -> Iterator[dict[str, An
 def _delta_bytes(event: dict[str, Any]) -> int:
     delta = event.get("delta", {})
     pieces = (delta.get(key, "") for key in ("text", "thinking", "partial_json"))
-    return sum(len(piece.encode()) for piece in pieces)
+    return sum(len(piece.encode(errors="replace")) for piece in pieces)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from agent.researcher.base import Reply
+from agent.researcher.wire import CUT_SHORT
 from tests.support.claude_calls import Night, ask, claude, reply_of
 from tests.support.facilities import missing
 from tests.support.messages_server import MessagesServer, Recorded, Status
@@ -182,14 +183,14 @@ def test_every_recorded_stream_becomes_the_reply_that_its_bytes_tell(
         assert (name, read_tokens) == (name, reply.usage.cache_read_tokens)
 
 
-def test_tools_run_only_where_the_recorded_reply_asked_for_them(
+def test_tools_run_unless_the_recorded_reply_was_cut(
     streams: dict[str, bytes], replies: dict[str, Reply]
 ) -> None:
     calls = {}
     for name, reply in replies.items():
         told = Told.by(streams[name])
         asked = [told.inputs[i] for i, k in enumerate(told.kinds) if k == "tool_use"]
-        if told.stop_reason == "tool_use":
+        if told.stop_reason not in CUT_SHORT:
             calls[name] = [call.input for call in reply.tool_calls]
             assert (name, [*map(json.loads, asked)]) == (name, calls[name])
         else:
@@ -226,20 +227,19 @@ def test_no_recorded_stream_cut_short_is_a_reply(streams: dict[str, bytes]) -> N
 
 
 def beginnings(body: bytes) -> Iterator[bytes]:
-    """Nothing at all, up to some lines' ends, half of it, and all but the last event."""
-    last = body.index(b"event: message_stop")
+    """Nothing at all, up to some lines' ends, and half of it: before it says why it ended."""
+    last = body.index(b"event: message_delta")
     ends = [at + 1 for at in range(last) if body[at : at + 1] == b"\n"]
     for end in sorted({0, *ends[:: max(1, len(ends) // 6)], last // 2, last}):
         yield body[:end]
 
 
-def test_input_that_is_no_json_is_asked_for_again(streams: dict[str, bytes]) -> None:
+def test_input_that_is_no_json_is_for_the_tool_to_refuse(streams: dict[str, bytes]) -> None:
     night = Night()
-    broken = Recorded(streams["tool_use_invalid_json_response"])
-    reply, _ = ask(night, broken, Recorded(streams["tool_use_response"]))
+    reply, _ = ask(night, Recorded(streams["tool_use_invalid_json_response"]))
 
-    assert 1 == len(night.retries)
-    assert [{"location": "Paris"}] == [call.input for call in reply.tool_calls]
+    assert [] == night.retries
+    assert [["INVALID_JSON"]] == [[*call.input] for call in reply.tool_calls]
 
 
 def test_events_of_the_future_are_no_obstacle(streams: dict[str, bytes]) -> None:
