@@ -20,12 +20,22 @@ NEARLY_FULL_BYTES = 65536
 NEARLY_ALL_MEMORY_BYTES = 4 * 2**20
 """Two huge pages: what the kernel may refuse at once just below the limit."""
 LAST_LINES = 20
+RANK = r"^(\[(rank|default)\d+\]: ?)*"
+"""What a launcher of several processes writes before their lines."""
+RAISED = r"([\w.]+(Error|Exception|Failed): )*"
 GPU_MEMORY_PATTERN = re.compile(
-    r"^(torch\.(cuda\.)?OutOfMemoryError: |RuntimeError: )?CUDA (driver )?(error: )?out of memory"
+    RANK + RAISED + r"((CUDA|HIP|XPU) (driver )?(error: )?out of memory"
+    r"|CUDA error: \w+_STATUS_ALLOC_FAILED|cuDNN error: \w+_STATUS_ALLOC_FAILED"
+    r"|(NCCL error.*)?Cuda failure (\d+ )?'out of memory'"
+    r"|(level_zero backend|Native API) failed.*UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
+    r"|RESOURCE_EXHAUSTED: Out of memory)"
 )
-GPU_TRIED_PATTERN = re.compile(r"Tried to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
+"""As torch says it for NVIDIA, AMD and Intel, its libraries, NCCL, and JAX."""
+GPU_TRIED_PATTERN = re.compile(r"(?:Tried|trying) to allocate (\d+(?:\.\d+)?) (bytes|[KMGT]iB)")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-NO_SPACE_PATTERN = re.compile(r"^(\w+\.)*\w*Error: .*(No space left on device|\[Errno 28\])")
+NO_SPACE_PATTERN = re.compile(RANK + r"(\w+\.)*\w*Error: .*(No space left on device|\[Errno 28\])")
+LAUNCHER = "torch/distributed/elastic/multiprocessing/api.py"
+"""Where torchrun begins to tell of a process that failed, after that one's own last words."""
 
 
 class Observed(Record):
@@ -66,6 +76,9 @@ class Evidence(Record):
     pids_refused: int
     full: tuple[str, ...]
     """File systems seen full while the program ran."""
+    still_full: tuple[str, ...]
+    """Those of them that were full when everything was dead: one that was emptied again explains
+    an end only where the program's last words do."""
     half_full: bool
     """Whether one was seen at least half full: PID 1 looks often, but a burst that is tidied up at
     once can fall between two looks."""
@@ -126,17 +139,19 @@ def _decide_failure(evidence: Evidence) -> Outcome:
 
 
 def _is_disk_full(evidence: Evidence) -> bool:
-    """Tell whether a file system filled up: seen full, or seen filling and named as the reason."""
-    # Shared memory that has no room for a page answers with a bus error: DataLoaders die of it.
+    """Tell whether a file system filled up: left full, or seen filling and named as the reason."""
+    # A mapped file that finds no room for a page answers with a bus error: DataLoaders die of it.
     if evidence.signal == signal.SIGBUS:
-        return "/dev/shm" in evidence.full  # noqa: S108 - the box's own
+        return bool(evidence.full)
     named = evidence.half_full and evidence.last_error == "no_space"
-    return evidence.signal is None and (bool(evidence.full) or named)
+    return evidence.signal is None and (bool(evidence.still_full) or named)
 
 
 def _last_lines(log_tail: str) -> list[str]:
     """Return a log's last lines, the last first; bounded, for one line may be megabytes."""
-    return log_tail[-65536:].splitlines()[: -LAST_LINES - 1 : -1]
+    lines = log_tail[-65536:].splitlines()
+    told = (n for n, line in enumerate(lines) if LAUNCHER in line[:200])
+    return lines[: next(told, len(lines))][: -LAST_LINES - 1 : -1]
 
 
 def last_error(log_tail: str) -> Literal["no_space", "gpu_memory"] | None:
@@ -197,6 +212,7 @@ def gather(
             "memory_limit_reached": bool(counters and _reached_memory_limit(spec, counters)),
             "pids_refused": counters.pids_refused if counters else 0,
             "full": _taken(proof, fullest, 1, slack),
+            "still_full": _taken(proof, report.left if report else {}, 1, slack),
             "half_full": bool(_taken(proof, fullest, 2, 0)),
             "last_error": last_error(observed.log_end),
             "gpus_leased": bool(spec.gpus),

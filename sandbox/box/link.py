@@ -57,6 +57,8 @@ class ExitReport(Record):
     all_dead: bool
     counters: Counters
     fullest: dict[str, Room]
+    left: dict[str, Room]
+    """What of each file system was taken when everything was dead."""
     log_omitted_bytes: Count
 
 

@@ -448,6 +448,7 @@ class Run:
         self.next_tick = self.next_look = 0.0
         self.tick_seconds = SHORTEST_TICK_SECONDS
         self.fullest = {path: {"bytes": 0, "inodes": 0} for path in BOUNDED_PATHS}
+        self.left: dict[str, dict[str, int]] = {}
         self.wakeup, signal_end = os.pipe()
         for fd in (self.wakeup, signal_end):
             os.set_blocking(fd, False)
@@ -524,8 +525,10 @@ class Run:
         for path, fullest in self.fullest.items():
             room = os.statvfs(path)
             least = min(least, room.f_bfree * room.f_frsize)
-            fullest["bytes"] = max(fullest["bytes"], (room.f_blocks - room.f_bfree) * room.f_frsize)
-            fullest["inodes"] = max(fullest["inodes"], room.f_files - room.f_ffree)
+            taken = (room.f_blocks - room.f_bfree) * room.f_frsize
+            now = {"bytes": taken, "inodes": room.f_files - room.f_ffree}
+            fullest.update((kind, max(most, now[kind])) for kind, most in list(fullest.items()))
+            self.left[path] = now
         return least
 
     def reap(self, most: int) -> bool:
@@ -567,6 +570,7 @@ class Run:
             "all_dead": all_dead,
             "counters": Cgroup(CGROUP_PATH).counters(),
             "fullest": self.fullest,
+            "left": self.left,
             "log_omitted_bytes": self.log.finish(),
         }
 

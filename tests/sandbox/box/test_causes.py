@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sandbox import Outcome
-from sandbox.box.causes import Evidence, decide, last_error
+from sandbox.box.causes import Evidence, decide, last_error, tried_bytes
 
 GOOD: dict[str, Any] = {
     "reported": True,
@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "memory_limit_reached": False,
     "pids_refused": 0,
     "full": (),
+    "still_full": (),
     "half_full": False,
     "last_error": None,
     "gpus_leased": False,
@@ -28,6 +29,18 @@ BAD = {"exit_code": 1}
 KILLED: dict[str, Any] = {"exit_code": None, "signal": 9}
 LOST: dict[str, Any] = {"reported": False, "exit_code": None}
 OOM = {"oom_kills": 1, "memory_limit_reached": True}
+TORCHRUN = (
+    """\
+E1130 20:11:02.123000 71 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 1)
+Traceback (most recent call last):
+"""
+    + 30 * '  File "torch/distributed/launcher/api.py", line 138, in __call__\n'
+    + """\
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+)
+"""How torchrun ends its log when one of its processes failed."""
+XPU = "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
 GPU_OOM = {"last_error": "gpu_memory"}
 
 
@@ -53,13 +66,17 @@ GPU_OOM = {"last_error": "gpu_memory"}
         (LOST | {"killed_by": "nightlab"}, "stopped"),
         (LOST | {"engine_oom_killed": True}, "out_of_memory"),
         (LOST | {"engine_oom_killed": False}, "interrupted"),
-        (BAD | {"full": ("/out",)}, "disk_full"),
+        (BAD | {"full": ("/out",), "still_full": ("/out",)}, "disk_full"),
+        (BAD | {"full": ("/out",), "half_full": True}, "failed"),
+        (BAD | {"full": ("/out",), "half_full": True, "last_error": "no_space"}, "disk_full"),
         (BAD | {"last_error": "no_space"}, "failed"),
         (BAD | {"half_full": True}, "failed"),
         (BAD | {"half_full": True, "last_error": "no_space"}, "disk_full"),
-        ({"full": ("/out",)}, "ok"),
+        ({"full": ("/out",), "still_full": ("/out",)}, "ok"),
         ({"exit_code": None, "signal": 7, "full": ("/dev/shm",)}, "disk_full"),
-        ({"exit_code": None, "signal": 7, "full": ("/out",)}, "failed"),
+        ({"exit_code": None, "signal": 7, "full": ("/out",)}, "disk_full"),
+        ({"exit_code": None, "signal": 7, "full": ("/tmp",)}, "disk_full"),
+        ({"exit_code": None, "signal": 7}, "failed"),
         ({"exit_code": None, "signal": 7, "half_full": True, "last_error": "no_space"}, "failed"),
         ({"exit_code": None, "signal": 25}, "failed"),
         (BAD | GPU_OOM | {"gpus_leased": True}, "out_of_gpu_memory"),
@@ -86,10 +103,48 @@ def test_the_outcome_follows_from_the_evidence(changes: dict[str, Any], outcome:
         ("torch.cuda.OutOfMemoryError: CUDA out of memory.\n[W] shutdown", "gpu_memory"),
         ("RuntimeError: CUDA error: out of memory", "gpu_memory"),
         ("RuntimeError: CUDA driver error: out of memory", "gpu_memory"),
+        ("torch.AcceleratorError: CUDA error: out of memory", "gpu_memory"),
+        ("[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "gpu_memory"),
+        ("[default0]:[rank0]: RuntimeError: CUDA error: out of memory", "gpu_memory"),
+        ("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB", "gpu_memory"),
+        ("torch.AcceleratorError: HIP error: out of memory", "gpu_memory"),
+        ("torch.OutOfMemoryError: XPU out of memory. Tried to allocate 2.00 GiB", "gpu_memory"),
+        (f"RuntimeError: level_zero backend failed with error: 39 ({XPU})", "gpu_memory"),
+        (f"RuntimeError: Native API failed. Native API returns: 39 ({XPU})", "gpu_memory"),
+        (
+            "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+            "gpu_memory",
+        ),
+        (
+            "RuntimeError: CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`",
+            "gpu_memory",
+        ),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "gpu_memory"),
+        (
+            "torch._inductor.exc.InductorError: OutOfMemoryError: CUDA out of memory. Tried",
+            "gpu_memory",
+        ),
+        (
+            "torch._dynamo.exc.BackendCompilerFailed: OutOfMemoryError: CUDA out of memory",
+            "gpu_memory",
+        ),
+        (
+            "torch.distributed.DistBackendError: NCCL error\nCuda failure 2 'out of memory'",
+            "gpu_memory",
+        ),
+        (
+            "jaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while",
+            "gpu_memory",
+        ),
+        ("[rank0]: torch.OutOfMemoryError: CUDA out of memory.\n" + TORCHRUN, "gpu_memory"),
+        ("[rank0]: ValueError: 3\n" + TORCHRUN, None),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling", None),
+        ("I saw: CUDA out of memory", None),
         ("saw 'torch.OutOfMemoryError: CUDA out of memory' once", None),
         ("CUDA out of memory\n" + "step\n" * 30, None),
         ("OSError: [Errno 28] No space left on device: '/tmp/x'", "no_space"),
         ("torch.serialization.SaveError: x: No space left on device", "no_space"),
+        ("[rank1]: OSError: [Errno 28] No space left on device", "no_space"),
         ("step 3: No space left on device", None),
         ("", None),
     ],
@@ -98,3 +153,22 @@ def test_the_last_lines_name_an_error_only_at_a_line_s_start(
     tail: str, expected: str | None
 ) -> None:
     assert expected == last_error(tail)
+
+
+@pytest.mark.parametrize(
+    ("tail", "tried"),
+    [
+        (
+            "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+            2**31,
+        ),
+        (
+            "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory trying to allocate 4096 bytes",
+            4096,
+        ),
+        ("torch.OutOfMemoryError: XPU out of memory. Tried to allocate 20.00 MiB.", 20 * 2**20),
+        ("RuntimeError: CUDA error: out of memory", 0),
+    ],
+)
+def test_what_was_tried_to_allocate_is_read_from_every_form(tail: str, tried: int) -> None:
+    assert tried == tried_bytes(tail)
