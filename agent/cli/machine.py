@@ -68,12 +68,13 @@ def setup(
         stopped = stop_own_engine(state_directory(os.environ))
         out.print("engine stopped" if stopped else "no engine of nightlab's own was running")
         return
+    began = time.monotonic()
     set_up(
         load_program(program).settings.with_overrides(base_image=base_image),
         program.parent,
         os.environ,
         torch_index=torch_index,
-        say=say,
+        say=lambda line: say(f"{time.monotonic() - began:4.0f} s  {line}"),
     )
     out.print("ready")
     if base_image:

@@ -41,6 +41,7 @@ from agent.record.history import fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
 from agent.report.console import closing_lines
+from agent.report.plan import plan
 from agent.report.report import Report
 from agent.report.summary import failed_baseline, summary, way_on
 from agent.researcher.providers import (
@@ -200,6 +201,8 @@ def _work(
         print_event("session_begun", session=lab.session, researcher=researcher)
     else:
         say(f"{lab.session} with {researcher}; in a second terminal: nightlab watch {lab.session}")
+        for line in plan(ledger.history, datetime.now().astimezone()):
+            say(line)
     try:
         keep_head(ledger, anchor)  # a tail can be cut off before the first attempt, too
         with open_models(lab, researcher, os.environ, on_warning=warn) as models:

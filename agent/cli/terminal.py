@@ -67,7 +67,8 @@ def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(_Outliving(descriptor, "w", closefd=False)),
         encoding=stream.encoding if stream else "utf-8",
-        errors=stream.errors if stream else "backslashreplace",
+        # What a terminal cannot show is shown as `?`: a night never depends on a screen.
+        errors="replace",
         line_buffering=descriptor == 2 or os.isatty(descriptor),
     )
 

@@ -222,7 +222,7 @@ def _ready_engine(state_dir: Path, environ: Mapping[str, str], say: Say) -> Engi
         # Whoever names an engine wants that one, and none beside it.
         if environ.get("DOCKER_HOST"):
             raise
-        say(missing.message)
+        say(f"{missing.message}; so nightlab makes one of its own, as is usual the first time")
         engine = install_and_start(state_dir, environ=environ, say=say)
     owner = "started by nightlab" if engine.owned else "not nightlab's own"
     say(f"engine: Docker {engine.version} at {engine.base_url} ({owner})")

@@ -90,6 +90,9 @@ def is_paused(lab: Lab) -> bool:
         text = "the person asked for a pause" if paused else "the pause is over"
         kind = "paused" if paused else "continued"
         lab.ledger.append(Noticed(kind=kind, explanation=text))
+        lab.observer.waiting(
+            f"{text}; go on with: nightlab continue {lab.session}" if paused else text
+        )
     if is_stopped:
         raise SessionOver(StopReason.STOPPED, "the person asked to stop")
     return paused

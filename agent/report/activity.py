@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from agent.attempt.disturbance import was_disturbed
 from agent.night.waiting import is_asked_to_pause
 from agent.record.attempts import Attempt
 from agent.record.curves import CurveCollector, packed, unpacked
@@ -18,7 +19,7 @@ from agent.record.events import DRIFT, AttemptStarted, Entry, RunFinished, RunSt
 from agent.record.files import replace_file
 from agent.record.history import History
 from agent.record.ledger import LOCK_NAME
-from agent.settings import Settings
+from agent.report.plan import name_of, run_in_words
 from agent.text import one_line
 from sandbox.contract.record import Record
 from sandbox.contract.run import Box
@@ -65,7 +66,7 @@ def activity(directory: Path, history: History, entries: Sequence[Entry]) -> Act
         return Activity(state="working", text=text[:1].upper() + text[1:])
     last = history.attempts[-1] if history.attempts else None
     if last is not None and last.open:
-        return _at_work(directory, history.in_force, last, entries)
+        return _at_work(directory, history, last, entries)
     if getattr(entries[-1].event, "purpose", "").startswith(DRIFT):
         text = "Measuring the best again, to see whether the machine changed."
         return Activity(state="working", text=text)
@@ -115,20 +116,25 @@ class RunNotes:
 
 
 def _at_work(
-    directory: Path, settings: Settings, attempt: Attempt, entries: Sequence[Entry]
+    directory: Path, history: History, attempt: Attempt, entries: Sequence[Entry]
 ) -> Activity:
     run, since = _running(entries) or (None, None)
-    name = "the baseline" if attempt.started.kind == "baseline" else f"attempt #{attempt.number}"
-    is_training = run is not None and run.box == "train"
+    name, is_training = name_of(attempt), run is not None and run.box == "train"
+    text = f"{DOING[run.box]} {name}" if run else f"At work on {name}"
+    if run and (place := run_in_words(history, attempt.number, run.seed)):
+        text += f", {place}"
+    last = entries[-1].event
+    if isinstance(last, RunFinished) and was_disturbed(last):
+        text = f"Waiting for a quiet machine, at {name}: others were at work beside the last run"
     return Activity(
         state="working",
-        text=f"{DOING[run.box]} {name}" if run else f"At work on {name}",
+        text=text,
         attempt=attempt.number,
         hypothesis=one_line(attempt.started.hypothesis, 300),
         attempt_since=datetime.fromisoformat(attempt.started_at),
         seed=run.seed if run else None,
         run_since=datetime.fromisoformat(since) if since else None,
-        budget_seconds=settings.budget.seconds if is_training else None,
+        budget_seconds=history.in_force.budget.seconds if is_training else None,
         curve=_noted_curve(directory, run) if run is not None and is_training else (),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from agent.attempt.disturbance import reasons
 from agent.night.budget import seconds_left
 from agent.record.attempts import Attempt
 from agent.record.events import (
+    SAMPLERS,
     Arithmetic,
     AttemptKind,
     Dethroned,
@@ -23,6 +25,7 @@ from agent.record.events import (
 )
 from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
+from agent.report.plan import outlook, run_in_words
 from agent.report.summary import Summary, describe, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
@@ -56,6 +59,8 @@ class NightConsole:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._title = ""
+        self._disturbed = 0
+        """Runs in a row that others disturbed."""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
         self._title = "baseline" if kind == "baseline" else f"#{number}"
@@ -63,8 +68,16 @@ class NightConsole:
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
         """Show a fresh bar for the run."""
         self._notes.begin(box, seed)
+        history = self._history()
+        number = history.attempts[-1].number if history.attempts else 0
+        words = f"{self._title} {DOING[box].lower()}"
+        if place := run_in_words(history, number, seed):
+            words += f", {place}"
         if not self._out.is_terminal:
-            return  # in a log file every step of a bar would be a line
+            # In a log file every step of a bar would be a line; a night without any looks dead.
+            if box == "train" and history.baseline is None:
+                self._print(f"      {_clock()} {words}", "dim")
+            return
         self._stop_bar()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -75,7 +88,7 @@ class NightConsole:
             transient=True,
         )
         self._task = self._progress.add_task(
-            f"{self._title} {DOING[box].lower()}",
+            words,
             total=budget_seconds if box == "train" else None,
             note=self._status(),
         )
@@ -92,14 +105,23 @@ class NightConsole:
         self._notes.end()
         self._stop_bar()
         # What others did explains no crash: the log does.
-        if disturbance is not None and disturbance.disturbed and result.outcome is Outcome.OK:
+        if disturbance is None:
+            return
+        is_spoilt = disturbance.disturbed and result.outcome is Outcome.OK
+        self._disturbed = self._disturbed + 1 if is_spoilt else 0
+        if is_spoilt:
             why = "; ".join(reasons(disturbance))
-            self._print(f"      disturbed: {why}; see [disturbance] in program.md", "yellow")
+            is_again = self._disturbed <= self._settings.disturbance.max_repeats
+            then = "; waiting for a quiet machine, then again" if is_again else ""
+            text = f"disturbed: {why}{then}; see [disturbance] in program.md"
+            self._print(f"      {_clock()} {text}", "yellow")
 
     def attempt_finished(self, attempt: Attempt) -> None:
         """Print its line; an interrupted attempt has one too."""
         line = attempt_line(attempt, self._history(), self._settings)
         self._print(line, STYLES[attempt.finished.verdict] if attempt.finished else "yellow")
+        if attempt.started.kind == "baseline" and (words := outlook(self._history(), _now())):
+            self._print(f"      {words}", "dim")
 
     def drift_checked(self, found: DriftChecked) -> None:
         style = "bold yellow" if found.changed else "dim"
@@ -109,7 +131,7 @@ class NightConsole:
         self._print(f"      attempt {event.attempt} {one_line(describe(event), 300)}", "bold red")
 
     def waiting(self, words: str) -> None:
-        self._print(f"      {one_line(words, 300)}", "yellow")
+        self._print(f"      {_clock()} {one_line(words, 300)}", "yellow")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -124,7 +146,7 @@ class NightConsole:
         session = self._settings.session
         pieces.append(f"{len(history.completed)}/{session.attempts} attempts")
         pieces.append(f"{seconds_left(history, session) / 3600:.1f} h left")
-        if session.usd is not None:
+        if session.usd is not None and history.researcher not in SAMPLERS:
             pieces.append(f"${max(0.0, session.usd - history.spend.usd):.2f} left")
         return " · ".join(pieces)
 
@@ -136,6 +158,15 @@ class NightConsole:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _clock() -> str:
+    """Since when what a line says is so."""
+    return f"{_now():%H:%M}"
 
 
 class JsonConsole:
@@ -189,7 +220,7 @@ class JsonConsole:
         self._notes.end()
 
     def _say(self, event: str, **fields: Any) -> None:
-        self._write(json.dumps({"event": event, **fields}, ensure_ascii=False))
+        self._write(json.dumps({"event": event, **fields}))
 
 
 def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
@@ -241,7 +272,7 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
             f"saved    {numbers.saved_seconds:.0f} s of training: "
             f"{numbers.stopped_early} stopped early"
         )
-    if numbers.input_tokens:
+    if numbers.asked_a_model:
         lines.append(f"model    {numbers.calls} calls, ${numbers.spent_usd:.2f}")
     told = ("dethroned",)  # stands above, with the result
     lines += [f"look at  {item.text}" for item in numbers.attention if item.kind not in told]

@@ -246,7 +246,7 @@ def _contents(
         "summary": (numbers := summary(entries, history)),
         "way_on": way_on(numbers) if numbers.baseline_failure else "",
         "pages": pages,
-        "time": time_spent(history, entries),
+        "time": time_spent(entries),
         "repeats": repeated[:_MAX_REPEATS],
         "repeats_left_out": max(0, len(repeated) - _MAX_REPEATS),
         "models": spend_by_model(entries)[:MAX_ROWS],

@@ -127,6 +127,11 @@ class Summary(Record):
     """The last entry's hash: keep it elsewhere, and a cut-off tail can be found."""
 
     @property
+    def asked_a_model(self) -> bool:
+        """Whether a language model had a part in it; a sampler uses neither calls nor money."""
+        return bool(self.input_tokens or self.spent_usd or self.unpriced_calls)
+
+    @property
     def label(self) -> str:
         """The metric, and whose word it is where nobody checked it."""
         return labelled(self.metric, is_self_reported=self.is_self_reported)

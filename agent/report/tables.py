@@ -4,26 +4,32 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 
+from agent.attempt.disturbance import was_disturbed
 from agent.morning.ablation import ReviewTable
 from agent.record.attempts import Attempt
 from agent.record.events import (
-    DRIFT,
+    SMOKE,
     Disturbance,
     DriftChecked,
     Entry,
     Event,
     ModelCalled,
+    Noticed,
     RetryWaited,
     RunFinished,
+    RunStarted,
     Split,
     Usage,
 )
-from agent.record.history import History
+from agent.record.history import History, is_of_the_night
+from agent.record.usage import WAITS, WorkingTime
 from agent.report.summary import SplitGain, compare, split_gain
 from agent.text import one_line
 from sandbox.contract.gpu import GpuReading, GpuUse
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome
+
+TRAINING, SCORING = "training", "scoring"
 
 
 class Repeat(Record):
@@ -76,28 +82,38 @@ def repeats(history: History) -> list[Repeat]:
     ]
 
 
-def time_spent(history: History, entries: Iterable[Entry]) -> list[tuple[str, float]]:
-    """Where the hours went, in seconds."""
-    events = [entry.event for entry in entries]
-    runs = [run.result for attempt in history.attempts for run in attempt.runs]
-    smokes = [run.result for smoke in history.smokes for run in smoke.runs]
-    thinking = sum(event.seconds for event in events if isinstance(event, ModelCalled))
-    waiting = sum(event.wait_seconds for event in events if isinstance(event, RetryWaited))
-    return [
-        ("training", sum(run.wall_seconds for run in runs if run.box == "train")),
-        ("scoring", sum(run.wall_seconds for run in runs if run.box == "scorer")),
-        ("smoke runs", sum(run.wall_seconds for run in smokes)),
-        ("measuring the best again", sum(map(_check_seconds, events))),
-        ("the model's replies", thinking),
-        ("waiting for the service", waiting),
-    ]
+def time_spent(entries: Iterable[Entry]) -> list[tuple[str, float]]:
+    """Where the hours went, in seconds: every one that counts is in a row, and in one alone."""
+    time, seconds = WorkingTime(), defaultdict[str, float](float, {TRAINING: 0.0, SCORING: 0.0})
+    before: Event | None = None
+    for entry in entries:
+        if is_of_the_night(entry.event):
+            counted = time.active_seconds
+            time.apply(entry)
+            passed, waited = time.active_seconds - counted, 0.0
+            if isinstance(before, RetryWaited):  # the call that comes after it took its own time
+                waited = min(passed, before.wait_seconds)
+                seconds["waiting for the service"] += waited
+            seconds[_spent_on(before, entry.event)] += passed - waited
+            before = entry.event
+    return [(n, s) for n, s in seconds.items() if s or n in (TRAINING, SCORING)]
 
 
-def _check_seconds(event: Event) -> float:
-    """What a check of the machine took in boxes; the model box runs beside the scorer."""
-    if not isinstance(event, RunFinished) or not event.purpose.startswith(DRIFT):
-        return 0.0
-    return 0.0 if event.result.box == "model" else event.result.wall_seconds
+def _spent_on(before: Event | None, event: Event) -> str:
+    """What the time between two events went into."""
+    if isinstance(event, RunFinished):
+        if event.purpose.startswith(SMOKE):
+            return "smoke runs"
+        return TRAINING if event.result.box == "train" else SCORING
+    if isinstance(event, DriftChecked):
+        return "measuring the best again"
+    if isinstance(event, ModelCalled):
+        return "the model's replies"
+    if isinstance(before, Noticed) and before.kind in WAITS:
+        return f"waiting for {'a GPU' if before.kind == 'gpu_awaited' else 'the engine'}"
+    if isinstance(before, RunFinished) and isinstance(event, RunStarted) and was_disturbed(before):
+        return "waiting for a quiet machine"
+    return "between the boxes: files, checks, reports"
 
 
 def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:

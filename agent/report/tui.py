@@ -109,7 +109,7 @@ def _limits(numbers: Summary, width: int) -> Iterator[RenderableType]:
     used: list[tuple[str, float, float | None, str]] = [
         ("attempts", numbers.attempts, numbers.attempts_limit, "{:.0f}"),
         ("hours", numbers.hours, numbers.hours_limit, "{:.1f}"),
-        ("money", numbers.spent_usd, numbers.usd_limit, "${:.2f}"),
+        ("money", numbers.spent_usd, numbers.asked_a_model and numbers.usd_limit, "${:.2f}"),
     ]
     for name, amount, limit, form in used:
         if limit:

@@ -73,3 +73,29 @@ def test_a_file_never_takes_the_place_of_a_stream_that_was_closed(
         b"not for" in done.stdout,
         b"nor this" in done.stderr,
     )
+
+
+SIGNS = "\u00b7 \u00b1 \u2192 \u2026 \U0001f319 \udcff"
+"""Of a report's words and a model's, and of a file name that is no text."""
+SAY = "import agent.cli.shared as s; import agent.cli.terminal as t; t.outlive_readers()"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "koi8-r"])
+def test_no_sign_that_a_terminal_cannot_show_ends_a_night(encoding: str) -> None:
+    code = f"{SAY}; s.say({SIGNS!r}); s.warn({SIGNS!r}); s.print_line({SIGNS!r}); s.say('end')"
+    environ = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=ROOT, env=environ, capture_output=True, check=False
+    )
+    assert (0, b"") == (done.returncode, done.stderr.replace(done.stderr.strip(), b"").strip())
+    assert done.stdout.decode(encoding).splitlines()[-1] == "end"
+    assert b"Traceback" not in done.stderr
+
+
+def test_without_that_it_would() -> None:
+    code = f"import sys; sys.stdout.write({SIGNS!r})"
+    environ = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, check=False
+    )
+    assert b"UnicodeEncodeError" in done.stderr

@@ -319,6 +319,17 @@ def test_hostile_text_is_text_in_news_too(tmp_path: Path) -> None:
 # The run that goes on now
 
 
+def test_a_wait_for_a_quiet_machine_is_said(session: Session, live: LiveReport) -> None:
+    session.go_on(2)
+    session.begin_attempt()
+    result = histories.run_result("now", "train", log="")
+    session.add(histories.run_started(2, 7, result))
+    session.add(histories.run_finished(2, 7, result, disturbed=True))
+    assert now_at(live).startswith("Waiting for a quiet machine, at attempt #2")
+    session.add(histories.run_started(2, 7, result))
+    assert now_at(live).startswith("Training attempt #2")
+
+
 def test_the_running_training_is_shown_with_its_curve_so_far(
     session: Session, live: LiveReport
 ) -> None:

@@ -33,6 +33,8 @@ from agent.record.events import (
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
+    Noticed,
+    RetryWaited,
     SessionEnded,
     SessionResumed,
     StopReason,
@@ -43,6 +45,7 @@ from agent.report import charts
 from agent.report import tables as findings
 from agent.report.activity import RunNotes
 from agent.report.console import JsonConsole, NightConsole, attempt_line, closing_lines
+from agent.report.plan import outlook, plan, run_in_words
 from agent.report.report import (
     MARKDOWN_NAME,
     PICTURE_NAME,
@@ -579,6 +582,91 @@ def test_an_interrupted_attempt_has_a_line_an_event_and_a_filter(
     shown = [value for _, name, value in page.attributes if name == "data-show"]
     assert "interrupted" in shown
     assert "3 interrupted" in "\n".join(closing_lines(summary(NIGHT.entries), tmp_path))
+
+
+@pytest.mark.parametrize("made", [NIGHT, HOSTILE, histories.night(6, ended=False)])
+def test_every_second_of_a_session_is_in_one_row(made: histories.Night) -> None:
+    rows = findings.time_spent(made.entries)
+    assert sum(seconds for _, seconds in rows) == pytest.approx(made.history.time.active_seconds)
+    assert ["training", "scoring"] == [name for name, _ in rows[:2]]
+    assert len(rows) == len(dict(rows))
+
+
+def test_each_wait_has_a_row_of_its_own() -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    result = histories.run_result("a0", "train", log="")
+    made.add(histories.run_started(0, 1, result), 1.0)
+    made.add(histories.run_finished(0, 1, result, disturbed=True, put_blob=made.put_blob), 10.0)
+    made.add(histories.run_started(0, 1, result), 116.0)  # it was waited for quiet
+    made.add(Noticed(kind="gpu_awaited", explanation="waiting for a GPU"), 2.0)
+    made.add(histories.run_finished(0, 1, result, put_blob=made.put_blob), 10.0)
+    made.add(Noticed(kind="engine_away", explanation="waiting for the engine"), 1.0)
+    made.add(Noticed(kind="engine_back", explanation="it is back"), 60.0)
+    made.add(RetryWaited(conversation=1, error="overloaded", wait_seconds=30.0), 0.0)
+    made.add(Noticed(kind="other", explanation="it went on"), 30.0)
+    rows = dict(findings.time_spent(made.entries))
+    assert 116.0 == pytest.approx(rows["waiting for a quiet machine"])
+    assert 60.0 == pytest.approx(rows["waiting for the engine"])
+    assert 30.0 == pytest.approx(rows["waiting for the service"])
+    assert sum(rows.values()) == pytest.approx(made.history.time.active_seconds)
+
+
+def test_a_night_of_the_sampler_counts_no_money_and_no_calls() -> None:
+    made = histories.Night()
+    histories.start(made, researcher="tpe")
+    histories.baseline(made, random.Random(1))
+    made.add(SessionEnded(reason=StopReason.STOPPED, explanation=""))
+    told = "\n".join(closing_lines(summary(made.entries), Path("runs/night")))
+    page = " ".join(Page(render_html(made.entries, made.get_blob)).text.split())
+    for text in (told, page, render_markdown(made.entries, made.get_blob)):
+        assert "$0" not in text
+        assert "model calls" not in text
+    assert "at least $2.59" in " ".join(
+        Page(render_html(NIGHT.entries, NIGHT.get_blob)).text.split()
+    )
+
+
+def test_a_night_begins_with_its_plan_and_goes_on_with_what_it_measured() -> None:
+    made = histories.Night()
+    histories.start(made)
+    lines = list(plan(made.history, histories.EVENING))
+    assert ["goal", "task", "limits", "plan"] == [line.split()[0] for line in lines]
+    assert "val_bpb, lower is better" in lines[0]
+    assert "100 attempts, 10 h, $20.00" in lines[2]
+    assert "baseline 3 x 300 s, at least 15 min 00 s; then at most 100 attempts until" in lines[3]
+    assert "" == outlook(made.history, histories.EVENING)
+    histories.baseline(made, random.Random(1))
+    assert "at least" not in list(plan(made.history, histories.EVENING))[3]
+    told = outlook(made.history, histories.EVENING)
+    assert "a training with its score took 5 min 10 s: at most 100 attempts until" in told
+    few = histories.Night()
+    settings = histories.IN_FORCE.with_overrides(hours=1.0)
+    histories.start(few, settings=settings, researcher="tpe")
+    assert "$" not in list(plan(few.history, histories.EVENING))[2]
+    assert "then at most 9 attempts until" in list(plan(few.history, histories.EVENING))[3]
+
+
+def test_a_run_says_which_of_how_many_it_is(tmp_path: Path) -> None:
+    made = histories.Night()
+    histories.start(made)
+    begin(made, 0, "baseline")
+    assert "run 2 of 4" == run_in_words(made.history, 0, 1)
+    assert "" == run_in_words(made.history, 0, 99)
+    written = io.StringIO()
+    notes = RunNotes(tmp_path, lambda: 0.0)
+    console = NightConsole(
+        notes, Console(file=written, width=200), histories.IN_FORCE, lambda: made.history
+    )
+    console.attempt_started(0, "baseline", "")
+    console.run_started("train", 1, 300.0)
+    console.waiting("waiting for the container engine")
+    began, waited = written.getvalue().splitlines()
+    assert re.fullmatch(r" +\d\d:\d\d baseline training, run 2 of 4", began)
+    assert re.fullmatch(r" +\d\d:\d\d waiting for the container engine", waited)
+    begin(made, 1, "candidate")
+    assert "run 2 of at most 4" == run_in_words(made.history, 1, 1)
 
 
 def test_the_files_are_written_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
