@@ -29,6 +29,7 @@ from sandbox.contract.errors import ImageMissing, UsageError
 from sandbox.engine.find import Engine
 from sandbox.engine.versions import installed
 from sandbox.image.copies import forget_pages
+from sandbox.image.hold import hold_images
 from sandbox.image.image import find_image, has_image
 from sandbox.machine import (
     box_environment,
@@ -185,6 +186,7 @@ def _runtime(
 ) -> Runtime:
     """A runtime around an image as it is, or will be, recorded."""
     hardware, variables = settings.hardware, image["environment"]
+    hold_images(engine, (image["image_id"], *image["copies"].values()))
     return Runtime(
         executor=executor(engine, state_dir),
         engine=engine.model_dump(mode="json")

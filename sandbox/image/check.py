@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import docker
@@ -178,18 +179,40 @@ def python_container(
     user: str = USER,
 ) -> Iterator[str]:
     """Give the id of a container that runs a program of ours on an image's Python once started."""
+    # Marked as a run's, so that the next start's sweep finds it if this process dies.
+    labels = {hardening.LABEL_RUN: "image-check", hardening.LABEL_OWNER: process_owner()}
+    container = create_python(client, image_id, program, labels, environment, user)
+    try:
+        yield container
+    finally:
+        client.api.remove_container(container, force=True, v=True)
+
+
+def create_python(
+    client: docker.DockerClient,
+    image_id: str,
+    program: str,
+    labels: Mapping[str, str],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    user: str = USER,
+    name: str | None = None,
+    *,
+    auto_remove: bool = False,
+) -> str:
+    """Create a container without rights for a program of ours on an image's Python; its id."""
     quiet = {"NVIDIA_VISIBLE_DEVICES": "void", "LD_PRELOAD": "", "HOME": "/tmp"}  # noqa: S108 - the container's own
     # On a machine with many cores, a thread for each of them would hit the limit below.
     quiet |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    container = client.api.create_container(
+    created = client.api.create_container(
         image_id,
         entrypoint=["python3"],
         command=["-I", "-c", program],
         user=user,
+        name=name,
         environment=dict(environment) | quiet,
-        # Marked as a run's, so that the next start's sweep finds it if this process dies.
-        labels={hardening.LABEL_RUN: "image-check", hardening.LABEL_OWNER: process_owner()},
+        labels=dict(labels),
         healthcheck={"test": ["NONE"]},
+        stop_signal="SIGKILL",  # init without a handler is deaf to any other
         use_config_proxy=False,
         host_config=client.api.create_host_config(
             network_mode="none",
@@ -199,9 +222,7 @@ def python_container(
             mem_limit=ANSWER_MEMORY_BYTES,
             memswap_limit=ANSWER_MEMORY_BYTES,
             pids_limit=128,
+            auto_remove=auto_remove,
         ),
-    )["Id"]
-    try:
-        yield container
-    finally:
-        client.api.remove_container(container, force=True, v=True)
+    )
+    return str(created["Id"])

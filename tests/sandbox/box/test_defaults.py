@@ -1,7 +1,9 @@
-"""Engines with defaults of their own: what only bounds more passes, the rest is refused by name."""
+"""An engine of somebody's own: its defaults, and that it is cleaned up between two boxes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ import pytest
 from sandbox.box.executor import DockerExecutor
 from sandbox.contract.errors import LimitNotEnforced
 from sandbox.contract.run import Outcome
-from sandbox.engine.find import Engine
+from sandbox.engine.find import Engine, connect
 from sandbox.engine.own import install_and_start, stop_own_engine
-from tests.support.boxes import python_spec
+from sandbox.image.hold import LABEL_HOLDS, hold_images
+from sandbox.image.image import has_image
+from tests.support.boxes import python_spec, wait_until
 from tests.support.gpu_stand_ins import copy_image
 
 pytestmark = pytest.mark.slow
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.slow
 DEFAULTS = """#!/bin/sh
 exec {dockerd} --init --default-shm-size=1g --default-ulimit=memlock=65536 \\
     --default-ulimit=nproc=64 \\
-    --default-ulimit=core=0 --default-ulimit=rtprio=99 --default-ulimit=nofile=1024:4096 \\
+    --default-ulimit=core=0 --default-ulimit=stack=8388608 --default-ulimit=nofile=1024:4096 \\
     --log-driver=json-file --log-opt=compress=true --log-opt=max-size=10m --log-opt=max-file=3 \\
     --log-opt=mode=non-blocking --log-opt=max-buffer-size=4m "$@"
 """
@@ -51,6 +55,7 @@ def hardened(
     try:
         own = install_and_start(place / "state", environ=environ, say=lambda _: None)
         base = copy_image(engine, own.base_url, image.base.image_id)
+        hold_images(own, [base])
         yield Hardened(own, base, place / "runs")
     finally:
         stop_own_engine(place / "state")
@@ -75,3 +80,28 @@ def test_a_default_that_a_program_would_be_blamed_for_is_refused_by_name(
 
     with pytest.raises(LimitNotEnforced, match=r"nproc: the box needs 65, .* leave 64"):
         executor.run(python_spec("pass", image=hardened.image, pids=65))
+
+
+def test_images_of_a_session_outlive_a_clean_up_of_the_engine(hardened: Hardened) -> None:
+    own = hardened.engine
+    with contextlib.closing(connect(own)) as client:
+        ids: dict[str, str] = {}
+        for name in ("held", "other"):
+            recipe = io.BytesIO(f"FROM {hardened.image}\nLABEL name={name}".encode())
+            built, _ = client.images.build(fileobj=recipe, tag=f"nightlab-train:{name}", rm=True)
+            ids[name] = str(built.id)
+        hold_images(own, [ids["held"], "sha256:" + "0" * 64])  # one that is gone stops nothing
+        hold_images(own, [ids["held"]])
+
+        client.containers.prune()
+        client.images.prune(filters={"dangling": False})
+
+        assert has_image(own, ids["held"])
+        assert not has_image(own, ids["other"])
+        assert "nightlab-train:held" in client.images.get(ids["held"]).tags
+        held: dict[str, Any] = {"label": f"{LABEL_HOLDS}={ids['held']}"}
+        (holder,) = client.containers.list(filters=held)
+        holder.stop()
+        assert wait_until(lambda: not client.containers.list(all=True, filters=held))
+        client.images.prune(filters={"dangling": False})
+        assert not has_image(own, ids["held"])

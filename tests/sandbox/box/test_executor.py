@@ -29,6 +29,7 @@ from sandbox.box.container import hint_for
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.contract.errors import EngineUnavailable, ImageMissing, LimitNotEnforced
+from sandbox.engine.find import connect
 from sandbox.image.profiles import find_profile
 from sandbox.machine import box_environment
 from tests.support.boxes import (
@@ -769,3 +770,23 @@ def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
 def test_a_hint_fits_what_the_engine_said(words: str, hint: str) -> None:
     assert hint.lower() in hint_for(words).lower()
     assert bool(hint) == bool(hint_for(words))
+
+
+@pytest.mark.parametrize("step", ["created", "started", "compared", "reported"])
+def test_a_container_that_somebody_cleans_away_is_never_the_program_s_fault(
+    engine: Any, image: Any, tmp_path: Path, step: str
+) -> None:
+    spec = in_session(python_spec("pass", image=image.image_id), f"pruned-{step}-{os.getpid()}")
+
+    def clean(reached: str) -> None:
+        if reached == step:
+            with contextlib.closing(connect(engine)) as client:
+                for box in boxes_of(client.api, spec.session):
+                    client.api.remove_container(box["Id"], force=True)
+
+    executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path, on_step=clean)
+    try:
+        outcome = executor.run(spec).outcome
+    except SandboxError:
+        return  # ours, and the run is made again
+    assert outcome in (Outcome.INTERRUPTED, Outcome.OK)
