@@ -5,6 +5,7 @@ twice in other words. See docs/decisions/0022 for the judge, 0008 for interrupti
 module.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -62,6 +63,10 @@ MOST_CHECKS = 8
 UNKNOWN_NOISE = (
     "the program does not heed NIGHTLAB_SEED; draw its seed from there, or say in program.md what "
     "a gain must be worth: [noise] smallest_gain"
+)
+PROVISIONAL = (
+    "beside other work: taken again once the machine is quiet; where it never is, [budget] "
+    'kind = "tokens" makes scores that others cannot move'
 )
 PARENT_DETHRONED = "parent_dethroned"
 LIKELY = {
@@ -210,6 +215,8 @@ def _next_of_baseline(history: History, attempt: Attempt, get_blob: GetBlob) -> 
     text = f"baseline {fmean(values):.4f}, noise {noise.sigma:.4f} from {len(values)} repeats"
     if not _shows_luck(history, attempt, noise, get_blob):
         text = f"baseline {fmean(values):.4f}; {UNKNOWN_NOISE}"
+    if attempt.provisional:
+        text = f"{text}; {len(attempt.provisional)} of them {PROVISIONAL}"
     return Decision(Verdict.KEPT, "baseline", text, value=fmean(values))
 
 
@@ -239,6 +246,19 @@ def _next_of_candidate(history: History, attempt: Attempt, get_blob: GetBlob) ->
     if judgement.ruling is Ruling.KEEP:
         return _next_of_keep(history, attempt, own, judgement)
     return _decided(Verdict.DISCARDED, judgement)
+
+
+def retakes_due(history: History) -> tuple[int, ...]:
+    """Seeds at which the baseline is measured again on a machine that is quiet by now.
+
+    Each is tried twice as often as any training is, and no more.
+    """
+    baseline = history.baseline
+    if baseline is None or baseline.counted_from:  # the machine changed: its scores count no more
+        return ()
+    tries = Counter(run.seed for run in baseline.trainings)
+    most = 2 * (1 + history.in_force.disturbance.max_repeats)
+    return tuple(seed for seed in sorted(baseline.provisional) if tries[seed] < most)
 
 
 def is_noise_known(history: History, get_blob: GetBlob) -> bool:
@@ -421,7 +441,7 @@ def early_stop_of(history: History, run: RunFinished, get_blob: GetBlob) -> Earl
     """Why a training was ended before its time, from its curve and those before it."""
     if run.result.outcome is not Outcome.STOPPED or run.curve is None:
         return None
-    seen = past(history, get_blob, history.in_force.budget)
+    seen = past(history, run.attempt, get_blob, history.in_force.budget)
     return None if seen is None else Rule(history.in_force, seen)(unpacked(get_blob(run.curve)))
 
 

@@ -26,9 +26,10 @@ DISTURBED_ENDS = (Outcome.OK, Outcome.TIMED_OUT, Outcome.STOPPED)
 
 _BLOCK = bytes(64 * 1024)
 _SLICES, _SLICE_SECONDS = 4, 0.01
-_IDLE_COLUMNS = (3, 4)  # idle and iowait
-_STOLEN_BY_GUESTS = (8, 9)  # guest times are already part of user and nice
 CPUS = "sys/devices/system/cpu"
+CGROUPS = "sys/fs/cgroup"
+_STOLEN_COLUMN = 7
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Usual:
 class Sample:
     """The machine at one moment: processor time so far, in core seconds, speed and state."""
 
-    busy_seconds: float
+    used_seconds: float
+    """By all programs, see `used_seconds`."""
     own_seconds: float
     at: float
     speed: float
@@ -57,20 +59,36 @@ ReadLoad = Callable[[ReadMachine], Sample]
 """As `sample`."""
 
 
-def busy_core_seconds(proc_stat: str, ticks_per_second: int) -> float:
-    """Core seconds that all processors were busy, stolen time included, from /proc/stat."""
-    columns = [int(column) for column in proc_stat.splitlines()[0].split()[1:]]
-    skipped = (*_IDLE_COLUMNS, *_STOLEN_BY_GUESTS)
-    return sum(c for i, c in enumerate(columns) if i not in skipped) / ticks_per_second
+def used_seconds(root: Path = Path("/")) -> float:
+    """Core seconds that programs have used so far, and that a machine outside of ours has taken.
+
+    By the accounts of cgroups. /proc/stat looks who runs when a tick comes, and a program may run
+    just then and no longer; and what the kernel's own threads do, a box may have made them do:
+    neither is evidence of others. 0 where there are no accounts, as in a container.
+    """
+    stolen = 0.0
+    for line in _texts(root, "proc/stat"):
+        stolen = int(line.splitlines()[0].split()[1:][_STOLEN_COLUMN]) / os.sysconf("SC_CLK_TCK")
+    whole = next(_numbers(root, f"{CGROUPS}/*cpuacct/cpuacct.usage"), None)
+    if whole is not None:  # version 1: one account of all that runs, kernel threads as well
+        return stolen + whole / 1e9 - _kernel_seconds(root)
+    texts = _texts(root, f"{CGROUPS}/*/cpu.stat")  # version 2 leaves those in the root alone
+    return stolen + sum(int(text.split()[1]) for text in texts if text) / 1e6
+
+
+def _kernel_seconds(root: Path) -> float:
+    """Core seconds of the kernel's own threads."""
+    rows = [text.rpartition(")")[2].split() for text in _texts(root, "proc/[0-9]*/stat")]
+    ticks = (int(row[11]) + int(row[12]) for row in rows if row and int(row[6]) & _KERNEL_THREAD)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def sample(read_machine: ReadMachine, clock: Callable[[], float] = time.monotonic) -> Sample:
     """Read the machine's state, speed and processor time, and our own time, now."""
     state, now = read_machine(), speed()
-    text = Path("/proc/stat").read_text(encoding="ascii")
     own = os.times()
     return Sample(
-        busy_seconds=busy_core_seconds(text, os.sysconf("SC_CLK_TCK")),
+        used_seconds=used_seconds(),
         own_seconds=own.user + own.system,
         at=clock(),
         speed=now,
@@ -109,7 +127,7 @@ def disturbance(
     """
     elapsed = max(after.at - before.at, 1e-9)
     ours = run_cpu_seconds + (after.own_seconds - before.own_seconds)
-    others = max(0.0, (after.busy_seconds - before.busy_seconds - ours) / elapsed)
+    others = max(0.0, (after.used_seconds - before.used_seconds - ours) / elapsed)
     return decided(
         Disturbance(
             other_cores=round(others, 4),

@@ -171,12 +171,6 @@ class Trial:
     def key(self) -> TrialKey:
         return TrialKey(self.purpose, self.attempt, self.seed)
 
-    @property
-    def checkpoint_name(self) -> str:
-        """The folder of its checkpoint: an attempt's is kept until the attempt is dropped."""
-        own = f"{self.attempt}-{self.seed}"
-        return own if self.purpose == ATTEMPT else f"{self.id}-checkpoint"
-
 
 class Step(NamedTuple):
     """What a trial yields: an event, and the blobs that it names."""
@@ -250,7 +244,7 @@ class Lab:
             free=free_pace_of(history),
             left_seconds=left_seconds_of(history.trial(key).training, settings.budget),
             usual=usual_of(history, key),
-            past=past(history, self.ledger.get_blob, settings.budget) if stops else None,
+            past=past(history, attempt, self.ledger.get_blob, settings.budget) if stops else None,
             counts_when_disturbed=own is not None and own.started.kind == "baseline",
             is_begun=last is not None and last.open and bool(last.runs),
         )

@@ -3,9 +3,11 @@
 What a program says of its loss is its own word. It can only get its run stopped, or keep it from
 being stopped: a run that was stopped is never kept, and one that was not is scored like any other.
 Losses are compared at the same share of the budget, each as a mean over a quarter of it, since the
-loss of one batch is mostly the luck of that batch. (Decision 0012.)
+loss of one batch is mostly the luck of that batch. And only where they are the same word: of files
+that compute and print it alike, and as long as no scored run gave it the lie. (Decision 0012.)
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -14,13 +16,19 @@ from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob
 from agent.record.curves import Curve, unpacked
 from agent.record.events import EarlyStop, RunFinished
-from agent.record.history import History
+from agent.record.history import History, gain
 from agent.record.repeats import Noise, pooled_noise
 from agent.settings import Budget, Settings
 from sandbox.contract.run import Outcome
 
 WINDOW = 0.25
 """Share of the budget over which a loss is averaged."""
+LOSS = re.compile(rb"loss|nll|entropy|print|json|\blog", re.IGNORECASE)
+"""What a line says that computes a loss or prints it."""
+WITNESSES = 3
+"""Scored runs of other files, before any run is stopped: do losses foretell scores here?"""
+FAR = 3.0
+"""In standard deviations of a loss: so far behind the best no luck brings a run."""
 MIN_STEP = 0.01
 """Share of the budget between two checks: a flood of progress lines costs no more than a few."""
 
@@ -69,25 +77,70 @@ class Watch:
         return self.found is not None
 
 
-def past(history: History, get_blob: GetBlob, budget: Budget) -> Past | None:
-    """The kept runs of a session so far; none before there is a best.
+def past(history: History, number: int, get_blob: GetBlob, budget: Budget) -> Past | None:
+    """The kept runs of a session so far, where an attempt's own may be held against them.
+
+    None where they may not: before there is a best; where the attempt computes or prints its loss
+    otherwise than the best does; as long as it is not known that losses foretell scores; and where
+    the same files were stopped before, which says that somebody believes in them.
 
     Raises:
-        LedgerError: a curve is lost.
+        LedgerError: a curve or a file is lost.
         ValueError: a curve is damaged.
     """
-    if history.best is None or not history.best.values():
+    best, own = history.best, history.attempt(number)
+    if best is None or not best.values():
         return None
-    return tuple(
-        tuple(_runs(attempt, get_blob, budget)) for attempt in history.attempts if attempt.kept
+    earlier = (a for a in history.completed if a.number < number and was_stopped(a))
+    if any(a.started.files == own.started.files for a in earlier):
+        return None
+    if _loss_lines(own, get_blob) != _loss_lines(best, get_blob):
+        return None
+    kept = tuple(
+        tuple(run for run, _ in _scored_runs(attempt, get_blob, budget))
+        for attempt in history.attempts
+        if attempt.kept
     )
+    return kept if _foretell_scores(history, best, kept, get_blob, budget) else None
 
 
-def by_median(own: Progress, past: Past) -> EarlyStop | None:
+def was_stopped(attempt: Attempt) -> bool:
+    """Whether its only run was ended early, so that nobody knows its score."""
+    return attempt.finished is not None and attempt.finished.early_stop is not None
+
+
+def _loss_lines(attempt: Attempt, get_blob: GetBlob) -> list[bytes]:
+    """The lines that compute or print a loss, without what only moves them about."""
+    files = attempt.started.files
+    texts = (get_blob(files[name]) for name in sorted(files) if name.endswith(".py"))
+    lines = (line.strip() for text in texts for line in text.splitlines())
+    return [line for line in lines if LOSS.search(line)]
+
+
+def _foretell_scores(
+    history: History, best: Attempt, kept: Past, get_blob: GetBlob, budget: Budget
+) -> bool:
+    """Whether no scored run was far behind the best by its loss, and ahead of it by its score."""
+    best_score, direction = fmean(best.values().values()), history.in_force.goal.direction
+    witnesses = 0
+    for attempt in history.attempts:
+        if attempt is best or attempt.open:
+            continue
+        for run, score in _scored_runs(attempt, get_blob, budget):
+            witnesses += 1
+            lies = by_median(run, kept, FAR) is not None
+            if lies and gain(direction, score, best_score) > 0:
+                return False
+    return witnesses >= WITNESSES
+
+
+def by_median(own: Progress, past: Past, deviations: float = 1.0) -> EarlyStop | None:
     """Stop what is behind the median of the best's runs by more than the noise of one loss.
 
     To be kept it would have to end ahead of them, by more than noise.
     """
+    if not own:
+        return None
     at = own[-1][0]
     loss = smoothed(own, at)
     best = _smoothed_all(past[-1], at) if past else []
@@ -97,7 +150,7 @@ def by_median(own: Progress, past: Past) -> EarlyStop | None:
     # The median and not the best of them, whose luck would stop its equals; one deviation and no
     # test at the judge's confidence, since the night's few curves would then stop nothing.
     expected = median(best)
-    bound = expected + noise.sigma
+    bound = expected + deviations * noise.sigma
     if loss <= bound:
         return None
     return EarlyStop(
@@ -115,7 +168,8 @@ def describe_stop(stop: EarlyStop) -> str:
     """The decision in a sentence."""
     return (
         f"stopped at {stop.share:.0%} of the budget: loss {stop.loss:.4f}, where the best had "
-        f"{stop.expected:.4f} and noise is {stop.noise:.4f}; to be kept it would have to end ahead"
+        f"{stop.expected:.4f} and noise is {stop.noise:.4f}; to be kept it would have to end ahead "
+        "(run the same files again to have them run whole)"
     )
 
 
@@ -148,16 +202,18 @@ def _smoothed_all(runs: Sequence[Progress], at: float) -> list[float]:
     return [loss for run in runs if (loss := smoothed(run, at)) is not None]
 
 
-def _runs(attempt: Attempt, get_blob: GetBlob, budget: Budget) -> Iterator[Progress]:
-    """Progress at each seed that has a score, of runs that count on the machine as it is now."""
+def _scored_runs(
+    attempt: Attempt, get_blob: GetBlob, budget: Budget
+) -> Iterator[tuple[Progress, float]]:
+    """Progress and score at each seed that has one, of runs that count on the machine as it is."""
     is_baseline = attempt.started.kind == "baseline"  # measured on the machine as it is
     # Curves from before the machine changed are another machine's.
     runs = attempt.runs[attempt.curves_from :]
     trainings = {run.seed: run for run in runs if _is_whole(run, may_be_noisy=is_baseline)}
-    for seed in attempt.values():
+    for seed, score in attempt.values().items():
         run = trainings.get(seed)
         if run is not None and run.curve is not None:
-            yield progress(unpacked(get_blob(run.curve)), budget)
+            yield progress(unpacked(get_blob(run.curve)), budget), score
 
 
 def _is_whole(run: RunFinished, *, may_be_noisy: bool) -> bool:

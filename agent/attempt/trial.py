@@ -29,7 +29,14 @@ from agent.attempt.decide import (
     scored_by_boxes,
     scored_by_itself,
 )
-from agent.attempt.disturbance import Sample, disturbance, idle_cores, is_crowded, was_disturbed
+from agent.attempt.disturbance import (
+    Sample,
+    Usual,
+    disturbance,
+    idle_cores,
+    is_crowded,
+    was_disturbed,
+)
 from agent.attempt.lab import (
     Step,
     Steps,
@@ -111,15 +118,21 @@ def files_of(worker: Worker, trial: Trial) -> AbstractContextManager[Path]:
 
 @contextmanager
 def checkpoint_of(worker: Worker, trial: Trial) -> Iterator[Path]:
-    """Where a trial's checkpoint goes; it stays only for an attempt, which may be kept."""
-    # What is not kept lies where a resumed night clears away what a kill left.
-    folder = "checkpoints" if trial.purpose == ATTEMPT else "boxes"
-    path = fresh_directory(worker.directory / folder / trial.checkpoint_name)
+    """Where a trial's checkpoint goes; an attempt's, which may be kept, stays once it is whole.
+
+    Until then it lies where a resumed night clears away what a kill left.
+    """
+    path = fresh_directory(worker.directory / "boxes" / f"{trial.id}-checkpoint")
+    kept = worker.directory / "checkpoints" / f"{trial.attempt}-{trial.seed}"
+    if trial.purpose == ATTEMPT:
+        shutil.rmtree(kept, ignore_errors=True)  # of an earlier training at this seed
     try:
         yield path
+        if trial.purpose == ATTEMPT:
+            kept.parent.mkdir(exist_ok=True)
+            path.rename(kept)
     finally:
-        if trial.purpose != ATTEMPT:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -228,7 +241,7 @@ def _score_once(
     if found(noise).reason in TOO_LONG:
         results = (*measurement.models, measurement.scorer)
         cpu_seconds = sum(result.cpu_seconds or 0.0 for result in results)
-        noise = _noise_since(worker, trial, before, cpu_seconds)
+        noise = _noise_since(worker, trial.usual, before, cpu_seconds)
     yield finish(worker, trial, measurement.scorer, noise=noise)
     scored = found(noise)
     yield Step(scored, () if measurement.sheet is None else (measurement.sheet,))
@@ -272,7 +285,7 @@ def _train_once(
         rule = None if trial.past is None else Rule(worker.settings, trial.past)
         watch = None if rule is None else Watch(collector.curve, rule, trial.budget)
         result = worker.run(spec, output_dir=checkpoint, on_log=collector, should_stop=watch)
-    noise = _noise_since(worker, trial, before, result.cpu_seconds or 0.0)
+    noise = _noise_since(worker, trial.usual, before, result.cpu_seconds or 0.0)
     make_readable(checkpoint)
     # What is said after the decision did not count for it, and must not when it is checked.
     is_stopped = watch is not None and result.outcome is Outcome.STOPPED
@@ -289,16 +302,21 @@ def _wait_for_quiet(worker: Worker, trial: Trial) -> None:
     patience_seconds = min(MAX_QUIET_WAIT_SECONDS, trial.budget.seconds)
     waited = 0.0
     while waited < patience_seconds:
-        before = worker.read_load(worker.read_machine)
-        worker.sleep(QUIET_SAMPLE_SECONDS)
         waited += QUIET_SAMPLE_SECONDS
-        if not is_crowded(_noise_since(worker, trial, before, 0.0)):
+        if not is_crowded(sampled(worker, trial.usual)):
             return
 
 
-def _noise_since(worker: Worker, trial: Trial, before: Sample, cpu_seconds: float) -> Disturbance:
+def sampled(worker: Worker, usual: Usual) -> Disturbance:
+    """What others do now, while no box of ours runs."""
+    before = worker.read_load(worker.read_machine)
+    worker.sleep(QUIET_SAMPLE_SECONDS)
+    return _noise_since(worker, usual, before, 0.0)
+
+
+def _noise_since(worker: Worker, usual: Usual, before: Sample, cpu_seconds: float) -> Disturbance:
     """What others did since a sample, beside boxes of ours that used so many CPU seconds."""
     settings, now = worker.settings, worker.read_load(worker.read_machine)
     idle = idle_cores(settings.limits.cpus)
     limits = settings.disturbance
-    return disturbance(before, now, cpu_seconds, limits, idle=idle, usual=trial.usual)
+    return disturbance(before, now, cpu_seconds, limits, idle=idle, usual=usual)

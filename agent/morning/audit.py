@@ -128,7 +128,7 @@ class _Auditor:
                 yield from self._smoke(event)
             case SmokeFinished() | AttemptFinished() | DriftChecked():
                 yield from self._all_runs_ended(event)
-            case AttemptInterrupted() | Noticed(kind="holdout_missing"):
+            case AttemptInterrupted() | Noticed(kind="holdout_missing" | "baseline_not_retaken"):
                 self.runs.forget_open()
             case SessionEnded():
                 yield from self._end(event)

@@ -98,7 +98,7 @@ class Toolbox:
 
     def _run(self, call: Run, researcher: str) -> str:
         # The same files give the same verdict within the noise: the budget has better uses.
-        known = self._lab.history.find_judged(hashes_of(self._lab.workspace.candidate()))
+        known = self._lab.history.find_settled(hashes_of(self._lab.workspace.candidate()))
         if known is not None:
             return run_answer(known, self._lab.history, repeated=True)
         self._check_best()

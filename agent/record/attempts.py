@@ -138,6 +138,9 @@ class Attempt:
     interrupted: AttemptInterrupted | None = None
     dethroned: Dethroned | None = None
     """How it stopped being the best, where a later score of it was refused."""
+    provisional: set[int] = field(default_factory=set)
+    """Seeds of a baseline whose score stands on a training beside other work, until it is taken
+    again on a quiet machine."""
     remeasured: dict[int, float] = field(default_factory=dict)
     """Scores on val from after the machine changed: they count instead of all before them."""
     counted_from: int = 0
@@ -176,7 +179,12 @@ class Attempt:
     @property
     def is_judged(self) -> bool:
         """Whether it has a verdict that its files are the reason for."""
-        return self.finished is not None and self.finished.reason != DISTURBED
+        return self.finished is not None and not self.is_disturbed
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether others kept it from being judged."""
+        return self.finished is not None and self.finished.reason == DISTURBED
 
     @property
     def telling_runs(self) -> list[RunFinished]:

@@ -117,6 +117,11 @@ class Disturbance(Record):
     held_back: tuple[str, ...]
     """Why the run had less of the machine than it should have had, such as heat."""
 
+    @property
+    def is_beside_others(self) -> bool:
+        """Whether others used more than the run left them, whatever they used before, or heat."""
+        return bool(self.held_back) or self.other_cores > self.idle_cores + self.limit_cores
+
 
 class Arithmetic(Record):
     """The numbers a verdict was decided from; values are means of the goal's metric."""

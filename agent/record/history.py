@@ -45,6 +45,8 @@ TRIES = 3
 """How often the same files are tried while the sandbox fails."""
 HOLDOUT_MISSING = "holdout_missing"
 """The notice of a try in vain to score a session's end on holdout."""
+NOT_RETAKEN = "baseline_not_retaken"
+"""The notice of a try in vain to measure the baseline again on a quiet machine."""
 BOX_LOST = "box_lost"
 """Why a candidate failed whose boxes were lost again and again."""
 HELD_OUT_TEXT = "holds_held_out_text"
@@ -200,10 +202,27 @@ class History:
         done = (s for s in reversed(self.smokes) if s.finished is not None)
         return next((smoke for smoke in done if smoke.started.files == files), None)
 
-    def find_judged(self, files: dict[str, str]) -> Attempt | None:
-        """The judged attempt whose files had these hashes, if there is one."""
-        judged = (attempt for attempt in self.attempts if attempt.is_judged)
-        return next((attempt for attempt in judged if attempt.started.files == files), None)
+    @property
+    def settled(self) -> list[Attempt]:
+        """Attempts whose files are run no more: judged, or disturbed for the second time.
+
+        Each time anew would be a free ticket for whoever can have its own runs called disturbed.
+        """
+        found, disturbed = [], list[dict[str, str]]()
+        for attempt in self.attempts:
+            if attempt.is_judged or (attempt.is_disturbed and attempt.started.files in disturbed):
+                found.append(attempt)
+            elif attempt.is_disturbed:
+                disturbed.append(attempt.started.files)
+        return found
+
+    def find_settled(self, files: dict[str, str]) -> Attempt | None:
+        """The settled attempt whose files had these hashes, if there is one.
+
+        What was stopped early is run once more, and whole.
+        """
+        whole = (a for a in self.settled if a.finished is None or a.finished.early_stop is None)
+        return next((attempt for attempt in whole if attempt.started.files == files), None)
 
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
@@ -241,6 +260,11 @@ class History:
             attempt.runs.append(event)
         elif isinstance(event, Scored):
             attempt.scores.append(event)
+            if attempt.started.kind == "baseline" and event.split == "val":
+                training = self.trials[key].training
+                noise = None if training is None else training.disturbance
+                is_clean = noise is None or not noise.is_beside_others
+                (attempt.provisional.discard if is_clean else attempt.provisional.add)(event.seed)
             self.repeats.update(attempt)
 
     def _look_at(self, event: LiteralsRead | SmokeStarted | SmokeFinished) -> None:

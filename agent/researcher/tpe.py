@@ -192,10 +192,10 @@ class TpeModel:
         here = _point(knobs, present)
         seen = self._observations(history, knobs, files)
         base = self._promising(seen, here)
-        judged = [attempt for attempt in history.attempts if attempt.is_judged]
-        tried = [{path: a.started.files.get(path) for path in files} for a in judged]
+        settled = history.settled
+        tried = [{path: a.started.files.get(path) for path in files} for a in settled]
         # The same record gives the same proposal: an attempt that a crash cut off comes again.
-        chance = random.Random(f"{self._lab.seeds[0]} {len(judged)} {draw}")
+        chance = random.Random(f"{self._lab.seeds[0]} {len(settled)} {draw}")
         study = _study(knobs, seen, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":

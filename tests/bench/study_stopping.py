@@ -21,7 +21,7 @@ from agent.program import load_program
 from agent.record.attempts import Attempt
 from agent.record.chain import read_blob, read_ledger
 from agent.record.curves import unpacked
-from agent.record.events import AttemptFinished, AttemptStarted, EarlyStop, RunFinished
+from agent.record.events import AttemptFinished, EarlyStop, RunFinished
 from agent.record.history import History, fold
 from agent.report.summary import noise_of
 from tests.bench.compare import next_step
@@ -108,20 +108,19 @@ def replay(directory: Path, seed: int) -> Replay:
     def get_blob(sha: str) -> bytes:
         return read_blob(directory, sha)
 
-    history, seen = History(), None
+    history = History()
     trained = saved = 0.0
     stopped, lost = [], []
     for entry in entries:
         event = entry.event
-        if isinstance(event, AttemptStarted):
-            seen = past(history, get_blob, settings.budget)
         if isinstance(event, AttemptFinished):
             attempt = history.attempt(event.attempt)
             first = first_training(attempt)
             if attempt.started.kind == "candidate" and first is not None:
-                assert seen is not None
                 trained += first.result.wall_seconds
-                stop = stop_of(first, Rule(settings, seen), get_blob)
+                seen = past(history, event.attempt, get_blob, settings.budget)
+                rule = None if seen is None else Rule(settings, seen)
+                stop = None if rule is None else stop_of(first, rule, get_blob)
                 if stop is not None:
                     stopped.append(event.attempt)
                     saved += max(0.0, first.result.wall_seconds - stop.share * SECONDS)

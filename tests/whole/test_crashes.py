@@ -91,8 +91,8 @@ SIDE_EFFECTS = frozenset(
     {
         *("open blobs", "os.rename blobs", "os.mkdir blobs"),
         *("open workspace file", "os.rename workspace file"),
-        *("os.mkdir boxes", "os.rmdir boxes", "os.mkdir checkpoints", "os.chmod checkpoints"),
-        *("open checkpoints", "os.rmdir checkpoints"),
+        *("os.mkdir boxes", "os.rmdir boxes", "os.mkdir checkpoints"),
+        *("os.rename checkpoints", "os.rmdir checkpoints"),
         *("open .report.html", "os.rename .report.html", "os.rename .progress.png"),
         *("os.mkdir approved", "open approved", "os.mkdir review"),
     }

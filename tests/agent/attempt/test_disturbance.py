@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -12,13 +14,13 @@ from rich.console import Console
 from agent.attempt.disturbance import (
     Sample,
     Usual,
-    busy_core_seconds,
     disturbance,
     idle_cores,
     is_crowded,
     is_slow,
     reasons,
     speed,
+    used_seconds,
     usual_of,
 )
 from agent.program import load_program
@@ -35,8 +37,8 @@ NO_TRIAL = TrialKey("", -1, 0)
 NOTHING_USUAL = Usual(cores=0.0, speed=None)
 
 
-def at(busy_seconds: float, own_seconds: float, at: float, speed: float = 500.0) -> Sample:
-    return Sample(busy_seconds, own_seconds, at, speed, STATE)
+def at(used: float, own_seconds: float, at: float, speed: float = 500.0) -> Sample:
+    return Sample(used, own_seconds, at, speed, STATE)
 
 
 def found(
@@ -52,11 +54,56 @@ def found(
     return disturbance(before, after, run_cpu_seconds, limits, idle=idle, usual=usual)
 
 
-PROC_STAT = "cpu  100 20 30 5000 40 5 6 7 50 2\ncpu0 50 10 15 2500 20 3 3 4 25 1\n"
+KERNEL_THREAD, PROGRAM = 0x00208040, 0x00400100
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def test_busy_time_counts_stolen_time_and_neither_idle_nor_guests_twice() -> None:
-    assert (100 + 20 + 30 + 5 + 6 + 7) / 100 == busy_core_seconds(PROC_STAT, 100)
+def machine(root: Path, *accounts: tuple[str, str], kernel_seconds: float = 0.0) -> Path:
+    """A machine's files: what was stolen from it (7 s), its processes, and these accounts."""
+    ticks = int(kernel_seconds * TICKS)
+    rows = {9: ("ksoftirqd) 0 (x", KERNEL_THREAD, ticks), 10: ("python3", PROGRAM, 50 * TICKS)}
+    files = {"proc/stat": f"cpu  100 20 30 5000 40 5 6 {7 * TICKS} 50 2\ncpu0 50 10\n"}
+    for pid, (name, flags, time) in rows.items():
+        files[f"proc/{pid}/stat"] = f"{pid} ({name}) S 2 0 0 0 -1 {flags} 0 0 0 0 {time} 0 0 0 20"
+    for name, text in {**files, **dict(accounts)}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "sys/fs/cgroup/cpu,cpuacct/cpuacct.usage"
+
+
+def test_what_the_kernels_own_threads_do_is_nobodys(tmp_path: Path) -> None:
+    root = machine(tmp_path, (V1, "90500000000"), kernel_seconds=0.5)
+    assert 7 + 90 == used_seconds(root)
+    # A box that makes them work is charged nothing for it, and neither are others.
+    machine(tmp_path, (V1, "93500000000"), kernel_seconds=3.5)
+    assert 7 + 90 == used_seconds(root)
+
+
+def test_the_second_version_of_cgroups_counts_all_but_its_root(tmp_path: Path) -> None:
+    kept = "usage_usec {}\nuser_usec 1\n"
+    slices = [("system.slice", 2_500_000), ("user.slice", 500_000)]
+    files = [(f"sys/fs/cgroup/{name}/cpu.stat", kept.format(used)) for name, used in slices]
+    inner = ("sys/fs/cgroup/system.slice/docker-1.scope/cpu.stat", kept.format(2_000_000))
+    root = ("sys/fs/cgroup/cpu.stat", kept.format(9_000_000))
+    assert 7 + 3 == used_seconds(machine(tmp_path, *files, inner, root, kernel_seconds=6.0))
+
+
+def test_where_there_are_no_accounts_nobody_is_accused(tmp_path: Path) -> None:
+    assert 0 == used_seconds(tmp_path)
+
+
+def test_programs_of_this_machine_are_counted_also_those_that_are_over_at_once() -> None:
+    before = used_seconds()
+    spent = os.times()
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+    now = os.times()
+    children = now.children_user + now.children_system
+    children -= spent.children_user + spent.children_system
+    assert used_seconds() - before >= 0.9 * children > 0
 
 
 def test_the_run_and_nightlab_itself_disturb_nobody() -> None:

@@ -321,8 +321,11 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert len(first.runs) == 2
     assert [((), False)] == [(look.today, look.changed) for look in history.drift.checks]
     with (lab := place.open()).ledger:
-        assert lab.history.find_judged(first.started.files) is None
-        assert lab.history.find_judged(history.baseline.started.files) is not None
+        # Proposed again since nobody had judged it, and disturbed again: that was the last time.
+        settled = lab.history.find_settled(first.started.files)
+        assert settled is not None
+        assert [1, 2] == [first.number, settled.number]
+        assert lab.history.find_settled(history.baseline.started.files) is not None
         replayed = replay(lab, first.number, lambda _: None)
     assert ("disturbed", "measured") == (replayed.recorded_outcome, replayed.outcome)
     assert not replayed.is_comparable

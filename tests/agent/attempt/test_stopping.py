@@ -254,8 +254,8 @@ def test_curves_from_before_the_machine_changed_stop_nothing(
     lab = dataclasses.replace(nights["median"], root=tmp_path).open()
     with lab.ledger:
         history, budget = lab.ledger.history, lab.settings.budget
-        before = past(history, lab.ledger.get_blob, budget)
-        best = history.best
+        best, last = history.best, history.attempts[-1].number
+        before = past(history, last, lab.ledger.get_blob, budget)
         assert before is not None
         assert best is not None
         assert before[-1]
@@ -273,7 +273,7 @@ def test_curves_from_before_the_machine_changed_stop_nothing(
                 explanation="the machine changed",
             )
         )
-        after = past(lab.ledger.history, lab.ledger.get_blob, budget)
+        after = past(lab.ledger.history, last, lab.ledger.get_blob, budget)
     assert after is not None
     assert () == after[-1]
     assert None is by_median(run(99.0), after)
@@ -296,6 +296,82 @@ def test_a_night_without_early_stopping_stops_nothing(nights: dict[str, Place]) 
 def moved(lab: Lab, x: float) -> None:
     text = lab.workspace.read_text("train.py")
     lab.workspace.write_text("train.py", re.sub(r"X = \S+", f"X = {x}", text, count=1))
+
+
+@pytest.fixture
+def lab_of_night(nights: dict[str, Place], tmp_path: Path) -> Iterator[Lab]:
+    """The lab of a night with a kept best, with room for more attempts."""
+    copied(nights["median"], tmp_path)
+    changes = {**nights["median"].changes, "session": {"attempts": 99}}
+    place = dataclasses.replace(nights["median"], root=tmp_path, changes=changes)
+    place.boxes.shows_progress = True
+    with (lab := place.resume()).ledger:
+        yield lab
+
+
+def further_away(lab: Lab, text: str = "") -> AttemptFinished:
+    """What becomes of a candidate that is far behind the best, with a line more in its file."""
+    lab.workspace.write_text("train.py", lab.workspace.read_text("train.py") + text)
+    moved(lab, 0.25)
+    run_attempt(lab, "candidate", "further away", "tpe")
+    return last(lab)
+
+
+def test_files_that_were_stopped_run_whole_when_they_come_again(lab_of_night: Lab) -> None:
+    assert "stopped_early" == further_away(lab_of_night).reason
+    stopped = lab_of_night.history.attempts[-1]
+    assert lab_of_night.history.find_settled(stopped.started.files) is None
+    assert "not_better" == further_away(lab_of_night).reason
+    settled = lab_of_night.history.find_settled(stopped.started.files)
+    assert settled is lab_of_night.history.attempts[-1]
+    assert [] == found(lab_of_night.ledger.directory)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("# as before", "stopped_early"),
+        ("LOSS_SCALE = 10", "not_better"),
+        ("print('more')", "not_better"),
+    ],
+)
+def test_what_computes_or_prints_its_loss_otherwise_is_held_against_nobody(
+    lab_of_night: Lab, line: str, reason: str
+) -> None:
+    assert reason == further_away(lab_of_night, line + "\n").reason
+    assert [] == found(lab_of_night.ledger.directory)
+
+
+def test_losses_that_a_score_gave_the_lie_stop_nothing_any_more(lab_of_night: Lab) -> None:
+    lab, history = lab_of_night, lab_of_night.history
+    attempt, get_blob, budget = (
+        history.attempts[-1].number,
+        lab.ledger.get_blob,
+        lab.settings.budget,
+    )
+    assert past(history, attempt, get_blob, budget) is not None
+    assert history.baseline is not None
+    assert history.best is not history.baseline
+    # By its loss the baseline is far behind; had it scored better, its word would be worth nothing.
+    scores = history.baseline.scores
+    scores[0] = scores[0].model_copy(update={"value": 0.0})
+    assert past(history, attempt, get_blob, budget) is None
+
+
+def test_until_a_few_others_were_scored_nothing_is_stopped(lab_of_night: Lab) -> None:
+    lab, history = lab_of_night, lab_of_night.history
+    attempt, get_blob, budget = (
+        history.attempts[-1].number,
+        lab.ledger.get_blob,
+        lab.settings.budget,
+    )
+    others = [a for a in history.attempts if a is not history.best and a.values()]
+    witnesses = 0
+    for other in reversed(others):
+        other.curves_from, kept_from = len(other.runs), other.curves_from
+        witnesses += len(other.values()) if kept_from == 0 else 0
+    assert witnesses >= 3
+    assert past(history, attempt, get_blob, budget) is None
 
 
 def test_baseline_and_reviews_run_to_their_end(tmp_path: Path) -> None:
