@@ -29,7 +29,7 @@ from agent.attempt.lab import evidence_of, sha_of
 from agent.attempt.sheet import MODEL_BOX, Pace, over_pace, parse_sheet, read_score
 from agent.attempt.stopping import Rule, describe_stop, past
 from agent.candidate.held_out import read_literals
-from agent.candidate.seeds import pins_its_seed
+from agent.candidate.seeds import is_only_a_seed, pins_its_seed
 from agent.candidate.workspace import may_be_written
 from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.chain import GetBlob
@@ -67,6 +67,11 @@ UNKNOWN_NOISE = (
 PROVISIONAL = (
     "beside other work: taken again once the machine is quiet; where it never is, [budget] "
     'kind = "tokens" makes scores that others cannot move'
+)
+ONLY_A_SEED = "only_a_seed"
+ANOTHER_DRAW = (
+    "nothing but a seed was changed: another draw of the same luck, which no other run would "
+    "repeat; nothing was trained"
 )
 PARENT_DETHRONED = "parent_dethroned"
 LIKELY = {
@@ -158,7 +163,21 @@ def _next_step(history: History, number: int, get_blob: GetBlob) -> Step | Decis
         # Whatever the score, its files hold what was just refused.
         text = f"attempt {parent}, on which it builds, was refused meanwhile: make it anew"
         return Decision(Verdict.DISCARDED, PARENT_DETHRONED, text)
+    if parent is not None and _is_only_a_seed(attempt, history.attempt(parent), get_blob):
+        return Decision(Verdict.DISCARDED, ONLY_A_SEED, ANOTHER_DRAW)
     return _next_of_candidate(history, attempt, get_blob)
+
+
+def _is_only_a_seed(attempt: Attempt, parent: Attempt, get_blob: GetBlob) -> bool:
+    """Whether nothing was changed but a seed; only files that are no longer equal are read."""
+    own, before = attempt.started.files, parent.started.files
+    changed = {name for name in own.keys() | before.keys() if own.get(name) != before.get(name)}
+    if not changed or not changed <= own.keys() & before.keys():
+        return False
+    return is_only_a_seed(
+        {name: get_blob(before[name]) for name in changed},
+        {name: get_blob(own[name]) for name in changed},
+    )
 
 
 def literals_read(history: History, number: int, get_blob: GetBlob) -> LiteralsRead:

@@ -11,6 +11,7 @@ import time
 
 from agent.attempt import smoke
 from agent.attempt.decide import (
+    UNKNOWN_NOISE,
     Decision,
     Failure,
     Measure,
@@ -24,6 +25,7 @@ from agent.attempt.decide import (
 from agent.attempt.lab import Lab, SessionOver
 from agent.attempt.trial import run_trial, score_again
 from agent.candidate.diffs import unified_diff
+from agent.candidate.seeds import pins_its_seed
 from agent.record.attempts import Attempt
 from agent.record.events import (
     ATTEMPT,
@@ -34,6 +36,7 @@ from agent.record.events import (
     Noticed,
     Verdict,
 )
+from agent.record.repeats import are_moved
 from sandbox.contract.errors import BoxLost, SandboxError, host_faults
 from sandbox.contract.log import log
 
@@ -97,9 +100,21 @@ def _decide(lab: Lab, number: int, candidate: dict[str, bytes]) -> Decision:
                 may_stop=is_candidate and step.seed == lab.seeds[0],
             )
             lab.record(run_trial(lab.worker, trial))
+            if not is_candidate:
+                _say_where_seeds_do_nothing(lab, number, candidate)
         else:
             _measure_best(lab, step)
     return step
+
+
+def _say_where_seeds_do_nothing(lab: Lab, number: int, files: dict[str, bytes]) -> None:
+    """Say it as soon as the files or two runs show it, before the rest of a night goes there."""
+    scores, pins = (
+        list(lab.history.attempt(number).values().values()),
+        pins_its_seed(files, lab.settings.workspace.command),
+    )
+    if (pins and len(scores) == 1) or (not pins and len(scores) == 2 and not are_moved(scores)):
+        lab.worker.on_wait("noise_unknown", f"nothing can be kept: {UNKNOWN_NOISE}")
 
 
 def _measure_best(lab: Lab, step: Measure) -> None:

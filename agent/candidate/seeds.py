@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 
 GIVEN = b"NIGHTLAB_SEED"
 """The environment variable that tells a training its seed."""
+_NUMBER = rb"[-+]?(?:0x[0-9a-f_]+|\d[\d_]*)"
 PINNED = re.compile(
-    rb"\b(?:\w*seed\w*|PRNGKey|default_rng|RandomState)\s*\(\s*\d"
-    rb"|\b(?:\w*seed|random_state)\s*[:=]\s*\d",
+    rb"(\b(?:\w*seed\w*|PRNGKey|default_rng|RandomState)\s*\(\s*"
+    rb"|\b(?:\w*seed\w*|random_state)[\"']?\s*[:=]\s*(?:\w+\s*=\s*)?"
+    rb"|--[\w-]*seed[\"'][^\n)]*?\bdefault\s*=\s*)" + _NUMBER,
     re.IGNORECASE,
 )
-"""A call or a setting that gives a number for a seed."""
+"""A call, a setting or an option that gives a number for a seed."""
+_REMARK = re.compile(rb"\s*(?:#.*)?")
+_SEEDS = re.compile(rb"\s*[\w.]*\b\w*seed\w*\(\s*[\w.]*\s*\)\s*(?:#.*)?", re.IGNORECASE)
+"""A line that seeds and does nothing else."""
 
 
 def pins_its_seed(files: Mapping[str, bytes], command: Sequence[str] = ()) -> bool:
@@ -22,3 +27,22 @@ def pins_its_seed(files: Mapping[str, bytes], command: Sequence[str] = ()) -> bo
     texts = list(files.values())
     is_given = any("{seed}" in word for word in command) or any(GIVEN in text for text in texts)
     return not is_given and any(PINNED.search(text) for text in texts)
+
+
+def is_only_a_seed(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    """Whether files differ in nothing but the numbers that they give for seeds: another draw."""
+    if before.keys() != after.keys():
+        return False
+    pairs = [(_code(text), _code(after[name])) for name, text in before.items()]
+    is_equal = all(_without_seeds(old) == _without_seeds(new) for old, new in pairs)
+    return is_equal and any(old != new for old, new in pairs)
+
+
+def _code(text: bytes) -> list[bytes]:
+    """Its lines but for empty ones and remarks."""
+    return [line for line in text.splitlines() if not _REMARK.fullmatch(line)]
+
+
+def _without_seeds(lines: Sequence[bytes]) -> list[bytes]:
+    """The same with one number for every seed, and without the lines that only seed."""
+    return [PINNED.sub(rb"\g<1>0", line) for line in lines if not _SEEDS.fullmatch(line)]

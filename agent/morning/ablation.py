@@ -22,7 +22,7 @@ from agent.record.events import (
     VariantPlanned,
 )
 from agent.record.history import History, direction_of, gain, label_of
-from agent.record.repeats import Noise, Spread, pooled
+from agent.record.repeats import Noise, Spread, are_moved, pooled
 from sandbox.contract.record import Record
 
 BASELINE, BEST, SMALLER = "baseline", "best", "smaller"
@@ -37,6 +37,7 @@ class Effect(StrEnum):
     LUCK = "luck"
     HARMFUL = "harmful"
     NEEDED = "needed"
+    UNTESTED = "untested"
     UNKNOWN = "unknown"
 
 
@@ -45,6 +46,7 @@ MEANING = {
     Effect.LUCK: "luck: not beyond noise",
     Effect.HARMFUL: "better without it",
     Effect.NEEDED: "needed: it does not run without it",
+    Effect.UNTESTED: "cannot tell: not tested by seeds",
     Effect.UNKNOWN: "not measured",
 }
 
@@ -82,6 +84,8 @@ class ReviewTable(Record):
     is_finished: bool
     metric: str
     seeds: tuple[int, ...]
+    heeds_seeds: bool
+    """Where the program gives its own, repeats are the same luck and prove nothing."""
     baseline: int
     best: int
     baseline_values: tuple[float, ...]
@@ -170,6 +174,7 @@ def ablation(review: Review, history: History) -> ReviewTable:
         is_finished=review.is_finished,
         metric=label_of(history),
         seeds=review.started.seeds,
+        heeds_seeds=review.started.heeds_seeds,
         baseline=review.started.baseline,
         best=review.started.best,
         baseline_values=tuple(review.values(BASELINE)),
@@ -198,6 +203,12 @@ def _compare(review: Review, history: History, candidate: str, best: str) -> Ari
         return None
     terms = Demands(direction_of(history), SINGLE_LOOK, SINGLE_LOOK)
     return judge(left, right, noise, terms).arithmetic
+
+
+def _is_tested(review: Review, *variants: str) -> bool:
+    """Whether seeds move the scores of both: what pins its own has the same luck each time."""
+    groups = [review.values(name) for name in variants]
+    return review.started.heeds_seeds and all(are_moved(g) for g in groups if len(g) > 1)
 
 
 def effect_of(numbers: Arithmetic) -> Effect:
@@ -230,6 +241,8 @@ def _change(attempt: Attempt, review: Review, history: History) -> ChangeEffect:
     failed = None if is_step else review.failure(without_it)
     note = f"cannot be left out alone ({planned.problem}); measured as the step it was"
     effect = Effect.UNKNOWN if numbers is None else effect_of(numbers)
+    if numbers is not None and not _is_tested(review, with_it, without_it):
+        effect = Effect.UNTESTED
     if failed is not None:
         effect = Effect.UNKNOWN if failed.reason == DISTURBED else Effect.NEEDED
     then = attempt.finished.arithmetic if attempt.finished else None
@@ -255,6 +268,7 @@ def _smaller(review: Review, history: History) -> SmallerModel | None:
     failed = review.failure(SMALLER)
     # One that failed at a seed has scores at the others: a mean of those would flatter it.
     numbers = None if failed else _compare(review, history, BEST, SMALLER)
-    is_equal = numbers is not None and effect_of(numbers) is not Effect.REAL
+    is_tested = _is_tested(review, BEST, SMALLER)
+    is_equal = numbers is not None and is_tested and effect_of(numbers) is not Effect.REAL
     note = _why(failed) or planned.problem
     return SmallerModel(left_out=planned.left_out, arithmetic=numbers, is_equal=is_equal, note=note)

@@ -14,6 +14,7 @@ from agent.attempt.decide import (
     Measure,
     dethroned,
     drift_checked,
+    is_noise_known,
     literals_read,
     lost,
     next_step,
@@ -37,6 +38,7 @@ from agent.record.events import (
     Event,
     LiteralsRead,
     ReplayFinished,
+    ReviewStarted,
     RunFinished,
     Scored,
     SmokeFinished,
@@ -53,6 +55,7 @@ Decided = (
     | AttemptFinished
     | DriftChecked
     | Dethroned
+    | ReviewStarted
     | ReplayFinished
 )
 
@@ -88,6 +91,9 @@ def derive(history: History, event: Event, get_blob: GetBlob) -> Event | None:
                     f"no score of attempt {event.attempt} was refused while it was the best"
                 )
             return due
+        case ReviewStarted():
+            heeds = is_noise_known(history, get_blob)
+            return event.model_copy(update={"heeds_seeds": heeds})
         case ReplayFinished():
             return replayed(history, event.attempt, get_blob)
         case _:

@@ -6,7 +6,7 @@ docs/decisions/0005.
 
 from collections.abc import Iterator, Mapping
 
-from agent.attempt.decide import Failure
+from agent.attempt.decide import Failure, is_noise_known
 from agent.attempt.experiment import dethrone
 from agent.attempt.lab import Lab
 from agent.candidate.merge import Conflict, first_broken_file, merge_files
@@ -82,6 +82,7 @@ def _start(lab: Lab, repeats: int) -> None:
             nightlab_version=VERSION,
             baseline=history.baseline.number,
             best=history.best.number,
+            heeds_seeds=is_noise_known(history, lab.ledger.get_blob),
             seeds=lab.worker.draw_seeds(repeats, used),
         )
     )

@@ -18,6 +18,7 @@ from agent.night.waiting import (
     with_retries,
 )
 from agent.record.attempts import Attempt
+from agent.record.history import find_settled
 from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
 from agent.researcher.arguments import (
     Arguments,
@@ -98,7 +99,7 @@ class Toolbox:
 
     def _run(self, call: Run, researcher: str) -> str:
         # The same files give the same verdict within the noise: the budget has better uses.
-        known = self._lab.history.find_settled(hashes_of(self._lab.workspace.candidate()))
+        known = find_settled(self._lab.history, hashes_of(self._lab.workspace.candidate()))
         if known is not None:
             return run_answer(known, self._lab.history, repeated=True)
         self._check_best()

@@ -573,6 +573,8 @@ class ReviewStarted(Record):
     best: int
     seeds: tuple[int, ...]
     """None of them was used before in this session."""
+    heeds_seeds: bool
+    """Whether the program draws its luck from them, as far as the night could tell."""
 
 
 class VariantPlanned(Record):

@@ -202,28 +202,6 @@ class History:
         done = (s for s in reversed(self.smokes) if s.finished is not None)
         return next((smoke for smoke in done if smoke.started.files == files), None)
 
-    @property
-    def settled(self) -> list[Attempt]:
-        """Attempts whose files are run no more: judged, or disturbed for the second time.
-
-        Each time anew would be a free ticket for whoever can have its own runs called disturbed.
-        """
-        found, disturbed = [], list[dict[str, str]]()
-        for attempt in self.attempts:
-            if attempt.is_judged or (attempt.is_disturbed and attempt.started.files in disturbed):
-                found.append(attempt)
-            elif attempt.is_disturbed:
-                disturbed.append(attempt.started.files)
-        return found
-
-    def find_settled(self, files: dict[str, str]) -> Attempt | None:
-        """The settled attempt whose files had these hashes, if there is one.
-
-        What was stopped early is run once more, and whole.
-        """
-        whole = (a for a in self.settled if a.finished is None or a.finished.early_stop is None)
-        return next((attempt for attempt in whole if attempt.started.files == files), None)
-
     def count(self, verdict: Verdict) -> int:
         """How many candidates got that verdict."""
         return sum(attempt.standing == verdict.value for attempt in self.completed)
@@ -340,6 +318,29 @@ def refused_scores(history: History, researcher: str) -> int:
     mine = (a for a in history.completed if a.started.researcher == researcher)
     ends = ((a.finished, a.dethroned) for a in mine)
     return sum(any(e and e.reason in NO_HONEST_MODELS for e in pair) for pair in ends)
+
+
+def settled(history: History) -> list[Attempt]:
+    """Attempts whose files are run no more: judged, or disturbed for the second time.
+
+    Each time anew would be a free ticket for whoever can have its own runs called disturbed.
+    """
+    found, disturbed = [], list[dict[str, str]]()
+    for attempt in history.attempts:
+        if attempt.is_judged or (attempt.is_disturbed and attempt.started.files in disturbed):
+            found.append(attempt)
+        elif attempt.is_disturbed:
+            disturbed.append(attempt.started.files)
+    return found
+
+
+def find_settled(history: History, files: dict[str, str]) -> Attempt | None:
+    """The settled attempt whose files had these hashes, if there is one.
+
+    What was stopped early is run once more, and whole.
+    """
+    whole = (a for a in settled(history) if a.finished is None or a.finished.early_stop is None)
+    return next((attempt for attempt in whole if attempt.started.files == files), None)
 
 
 def fold(entries: Iterable[Entry]) -> History:

@@ -14,6 +14,7 @@ STYLES = {
     Effect.LUCK: "yellow",
     Effect.HARMFUL: "red",
     Effect.NEEDED: "default",
+    Effect.UNTESTED: "magenta",
     Effect.UNKNOWN: "magenta",
 }
 HYPOTHESIS_CHARACTERS = 70
@@ -41,6 +42,10 @@ def result_lines(table: ReviewTable) -> list[str]:
         f"baseline {table.metric} {numbers.best_mean:.4f}, best {numbers.candidate_mean:.4f}: "
         f"better by {difference(numbers)}"
     )
+    if not table.heeds_seeds:
+        lines.append(
+            "not tested by seeds: the program gives its own, and has the same luck each time"
+        )
     if table.holdout_gain is not None:
         lines.append(f"holdout  better by {table.holdout_gain:+.4f}")
     return lines

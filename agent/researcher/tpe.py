@@ -55,7 +55,7 @@ from agent.record.events import (
     Usage,
     Verdict,
 )
-from agent.record.history import History
+from agent.record.history import History, settled
 from agent.researcher.base import ModelError, Prompt, Reply, ToolCall
 from agent.settings import Direction
 from agent.text import one_line
@@ -192,10 +192,10 @@ class TpeModel:
         here = _point(knobs, present)
         seen = self._observations(history, knobs, files)
         base = self._promising(seen, here)
-        settled = history.settled
-        tried = [{path: a.started.files.get(path) for path in files} for a in settled]
+        done = settled(history)
+        tried = [{path: a.started.files.get(path) for path in files} for a in done]
         # The same record gives the same proposal: an attempt that a crash cut off comes again.
-        chance = random.Random(f"{self._lab.seeds[0]} {len(settled)} {draw}")
+        chance = random.Random(f"{self._lab.seeds[0]} {len(done)} {draw}")
         study = _study(knobs, seen, self._direction)
         for _ in range(MAX_DRAWS if knobs else 0):
             if self._method == "random":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import pytest
 
 from agent.attempt.decide import DID_NOT_HOLD, Decision, Measure, Rescore, checks_due, next_step
+from agent.attempt.experiment import run_attempt
 from agent.attempt.lab import fresh_seeds
 from agent.morning.audit import audit
+from agent.night.waiting import for_the_night
 from agent.record.chain import read_ledger
-from agent.record.events import AttemptStarted, Scored, Verdict
+from agent.record.events import AttemptStarted, Noticed, Scored, Verdict
 from agent.record.history import fold
 from tests.support import histories
 from tests.support.histories import Night
 from tests.support.labs import work
-from tests.support.nights import Place
+from tests.support.nights import TOY, Place
 
 FRESH = tuple(range(11, 19))
 HIDDEN = [0.05, 0.02, 0.01, 0.004, 0.003, 0.002, 0.0015, 0.001]
@@ -174,6 +177,58 @@ def test_nothing_is_kept_where_repeats_do_not_show_what_luck_does(tmp_path: Path
     assert history.baseline is not None
     assert history.baseline.finished is not None
     assert "does not heed NIGHTLAB_SEED" in history.baseline.finished.explanation
+
+
+def test_that_seeds_do_nothing_is_said_after_the_second_run(tmp_path: Path) -> None:
+    events = [entry.event for entry in read_ledger(played(tmp_path).directory)]
+    said = next(n for n, e in enumerate(events) if isinstance(e, Noticed))
+    before = [e for e in events[:said] if isinstance(e, Scored)]
+    assert 2 == len(before)
+    assert "noise_unknown" == events[said].kind  # type: ignore[union-attr]
+
+
+PINS = "import random\n\nrandom.seed(1337)\nX = 1.0  # [0.5..5.0]\nY = 4  # {2, 4, 8, 16}\n"
+
+
+def pinned(directory: Path) -> Place:
+    """A session whose program gives its own seed, with its first attempt made."""
+    workspace = directory / "workspace"
+    shutil.copytree(TOY / "workspace", workspace)
+    (workspace / "train.py").write_text(PINS)
+    return Place(directory / "runs", workspace=workspace)
+
+
+def test_a_program_that_gives_its_own_seed_is_told_so_after_its_first_run(tmp_path: Path) -> None:
+    place = pinned(tmp_path)
+    with (lab := for_the_night(place.begin("tpe"))).ledger:
+        run_attempt(lab, "baseline", "as it is", "nightlab")
+        events = [entry.event for entry in lab.ledger.entries]
+    said = next(n for n, e in enumerate(events) if isinstance(e, Noticed))
+    assert 1 == sum(isinstance(e, Scored) for e in events[:said])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("1337", "1338", "only_a_seed"),
+        ("random.seed(1337)\n", "", "only_a_seed"),
+        ("X = 1.0", "X = 2.0", "noise_unknown"),
+    ],
+)
+def test_another_seed_is_no_attempt_whoever_proposes_it(
+    old: str, new: str, reason: str, tmp_path: Path
+) -> None:
+    place = pinned(tmp_path)
+    with (lab := place.begin("claude")).ledger:
+        run_attempt(lab, "baseline", "as it is", "nightlab")
+        lab.workspace.write_text("train.py", PINS.replace(old, new))
+        trained = place.boxes.trainings
+        attempt = run_attempt(lab, "candidate", "a better seed", "claude")
+        assert attempt.finished is not None
+        assert reason == attempt.finished.reason
+        assert (reason == "only_a_seed") == (trained == place.boxes.trainings)
+        assert PINS == lab.workspace.read_text("train.py")
+    assert [] == audit(place.directory, read_ledger(place.directory))
 
 
 def test_there_a_gain_as_large_as_the_person_says_is_kept(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from agent.night.session import machine
 from agent.record.attempts import TrialKey
 from agent.record.chain import read_blob, read_ledger
 from agent.record.events import DRIFT, Entry, Event, MachineState, RunFinished, SessionResumed
-from agent.record.history import History, fold
+from agent.record.history import History, find_settled, fold
 from agent.record.repeats import Noise
 from agent.report.summary import summary
 from tests.support import sessions
@@ -322,10 +322,10 @@ def test_a_run_that_was_held_back_is_repeated_and_never_judged(tmp_path: Path) -
     assert [((), False)] == [(look.today, look.changed) for look in history.drift.checks]
     with (lab := place.open()).ledger:
         # Proposed again since nobody had judged it, and disturbed again: that was the last time.
-        settled = lab.history.find_settled(first.started.files)
+        settled = find_settled(lab.history, first.started.files)
         assert settled is not None
         assert [1, 2] == [first.number, settled.number]
-        assert lab.history.find_settled(history.baseline.started.files) is not None
+        assert find_settled(lab.history, history.baseline.started.files) is not None
         replayed = replay(lab, first.number, lambda _: None)
     assert ("disturbed", "measured") == (replayed.recorded_outcome, replayed.outcome)
     assert not replayed.is_comparable

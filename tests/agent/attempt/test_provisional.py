@@ -17,7 +17,7 @@ from agent.attempt.lab import Lab
 from agent.record.attempts import Attempt
 from agent.record.chain import read_ledger
 from agent.record.events import Noticed
-from agent.record.history import History, fold
+from agent.record.history import History, find_settled, fold
 from agent.record.repeats import Noise
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.run import RunSpec
@@ -177,8 +177,8 @@ def test_the_same_files_are_not_run_a_third_time_when_they_were_disturbed_twice(
     again = replace(twice, started=twice.started.model_copy(update={"attempt": 99}))
     files = twice.started.files
     history.attempts = [a for a in history.attempts if a.started.files != files]
-    assert history.find_settled(files) is None
+    assert find_settled(history, files) is None
     history.attempts += [twice]
-    assert history.find_settled(files) is None
+    assert find_settled(history, files) is None
     history.attempts += [again]
-    assert again is history.find_settled(files)
+    assert again is find_settled(history, files)

@@ -34,6 +34,7 @@ from agent.morning.review import review
 from agent.record.chain import read_ledger
 from agent.record.curves import Curve, curve_of, packed, unpacked
 from agent.record.events import AttemptFinished, DriftChecked, RunFinished, Verdict
+from agent.record.history import find_settled
 from agent.report.ablation_table import replay_lines
 from agent.report.summary import summary
 from agent.settings import Budget
@@ -320,9 +321,9 @@ def further_away(lab: Lab, text: str = "") -> AttemptFinished:
 def test_files_that_were_stopped_run_whole_when_they_come_again(lab_of_night: Lab) -> None:
     assert "stopped_early" == further_away(lab_of_night).reason
     stopped = lab_of_night.history.attempts[-1]
-    assert lab_of_night.history.find_settled(stopped.started.files) is None
+    assert find_settled(lab_of_night.history, stopped.started.files) is None
     assert "not_better" == further_away(lab_of_night).reason
-    settled = lab_of_night.history.find_settled(stopped.started.files)
+    settled = find_settled(lab_of_night.history, stopped.started.files)
     assert settled is lab_of_night.history.attempts[-1]
     assert [] == found(lab_of_night.ledger.directory)
 

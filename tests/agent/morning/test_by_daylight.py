@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.morning.ablation import Effect, ReviewTable
+from agent.morning.ablation import Effect, ReviewTable, dispensable
 from agent.morning.replay import replay
 from agent.morning.review import review
 from agent.record.events import ReplayFinished
@@ -37,10 +37,10 @@ def _turn(old: str, new: str) -> Turn:
     return say(edit, tool("run", hypothesis=f"{old} to {new}"))
 
 
-def reviewed(place: Place) -> ReviewTable:
+def reviewed(place: Place, seeds: int = 1) -> ReviewTable:
     lab = place.open()
     with lab.ledger:
-        return review(lab, 1, lambda _line: None)
+        return review(lab, seeds, lambda _line: None)
 
 
 def replayed(place: Place, attempt: int) -> ReplayFinished:
@@ -72,6 +72,15 @@ def test_a_change_that_others_need_is_called_needed(tmp_path: Path) -> None:
     place.boxes.outcome = fail_without_the_first
     first, second = reviewed(place).changes
     assert (Effect.NEEDED, Effect.REAL) == (first.effect, second.effect)
+
+
+def test_where_seeds_do_nothing_a_review_cannot_tell(tmp_path: Path) -> None:
+    place = night_of(tmp_path, ("X = 1.0", "X = 2.0"), ("Y = 4", "Y = 16"))
+    place.boxes.luck = lambda _noise: 0.0
+    table = reviewed(place, 2)
+
+    assert {Effect.UNTESTED} == {change.effect for change in table.changes}
+    assert () == dispensable(table)
 
 
 def test_a_night_that_kept_nothing_has_nothing_to_review(tmp_path: Path) -> None:

@@ -272,7 +272,9 @@ def _about(attempt: int) -> list[Event]:
         *about,
         AttemptInterrupted(attempt=attempt, is_box_lost=False, reason=""),
         run.model_copy(update={"purpose": "review-1 best"}),
-        ReviewStarted(review=1, nightlab_version="", baseline=0, best=attempt, seeds=()),
+        ReviewStarted(
+            review=1, nightlab_version="", baseline=0, best=attempt, seeds=(), heeds_seeds=True
+        ),
         VariantPlanned(review=1, left_out=(), problem="", **later),
         ReplayFinished(
             attempt=attempt,
