@@ -52,12 +52,27 @@ def load_program(path: Path) -> Program:
     Raises:
         ProgramError: the file is missing, or a setting is; the message names file and line.
     """
+    beside = path.with_name("nightlab.md")
     try:
         source = read_named(path)
     except OSError as error:
+        if path.name == "program.md" and beside.is_file():
+            return load_program(beside)
         hint = "`nightlab init` puts one here to start from; --program names another"
         raise ProgramError(f"{path}: {error.strerror or 'cannot be read'}", hint) from None
+    # Somebody's prose of that name is not ours: `nightlab init` puts settings beside it.
+    if (
+        path.name == "program.md"
+        and beside.is_file()
+        and not has_settings(source.decode("utf-8", "replace"))
+    ):
+        return load_program(beside)
     return parse_program(source, path.name)
+
+
+def has_settings(text: str) -> bool:
+    """Whether a text has a toml block, and so is a program and not prose alone."""
+    return any(fence.language == "toml" for fence in _fences(text.splitlines()))
 
 
 def parse_program(source: bytes, name: str) -> Program:
@@ -106,7 +121,7 @@ def _fences(lines: list[str]) -> list[Fence]:
 
 def _only_block(lines: list[str], fences: list[Fence], name: str) -> Block:
     if not fences:
-        hint = "add the settings between a line ```toml and a line ```, as in the shipped file"
+        hint = "`nightlab init` looks at this directory and writes settings into nightlab.md"
         raise ProgramError(f"{name}: holds no toml block", hint)
     if len(fences) > 1:
         hint = "put every setting into the first block"

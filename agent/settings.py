@@ -166,13 +166,17 @@ class WorkspaceSettings(Section):
         (), examples=[["out/*.pt"]]
     )
     """What of a reporting program's own directory comes back; what is in its output always does."""
+    leave_out: Annotated[tuple[str, ...], Field(max_length=64, strict=False)] = Field(
+        (), examples=[["docs", "assets/*.mp4"]]
+    )
+    """Folders and files that no session copies, beside what git ignores."""
 
-    @field_validator("keep")
+    @field_validator("keep", "leave_out")
     @classmethod
-    def _kept_inside(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(map(_is_plain, keep)):
+    def _plain_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_is_plain, patterns)):
             raise ValueError("holds a path that is not plain and relative")
-        return keep
+        return patterns
 
     @field_validator("path")
     @classmethod
@@ -201,7 +205,8 @@ def _is_plain(path: str) -> bool:
 class Budget(Section):
     """What one training may use (decision 0002)."""
 
-    kind: Literal["wall", "tokens"] = Field(examples=["wall"])
+    kind: Literal["wall", "tokens", "fence"] = Field(examples=["wall"])
+    """`fence`: the program ends by itself, and time only ends one that does not."""
     seconds: Duration = Field(examples=[300])
     """Wall budget; with a tokens budget the time the tokens must fit into."""
     tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[2_000_000])
@@ -212,9 +217,9 @@ class Budget(Section):
     def _tokens_belong_to_a_tokens_budget(self) -> Self:
         if self.kind == "tokens" and self.tokens is None:
             raise ValueError('has kind = "tokens" but no tokens; add a line like tokens = 2000000')
-        if self.kind == "wall" and self.tokens is not None:
+        if self.kind != "tokens" and self.tokens is not None:
             raise ValueError(
-                'has tokens but kind = "wall"; remove tokens, or write kind = "tokens"'
+                f'has tokens but kind = "{self.kind}"; remove tokens, or write kind = "tokens"'
             )
         return self
 

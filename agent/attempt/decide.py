@@ -508,9 +508,10 @@ def over_budget_seconds(purpose: Purpose, result: RunResult, budget: Budget) -> 
     """Seconds that a training took beyond its budget, on the host's clock; 0 for other boxes.
 
     A smoke run's script is ended in its time. Tokens are counted by the program itself: the seconds
-    that they must fit into are all that bounds what it trains on, so there is no grace in them.
+    that they must fit into are all that bounds what it trains on, so there is no grace in them. A
+    program behind a fence ends by itself.
     """
-    if result.box != "train" or purpose.startswith(SMOKE):
+    if result.box != "train" or purpose.startswith(SMOKE) or budget.kind == "fence":
         return 0.0
     return max(0.0, result.wall_seconds - budget.seconds)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.candidate.own_files import POINTERS
 from agent.record.events import Repository
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
@@ -21,8 +22,6 @@ HARMLESS = (
 """Whatever a repository's configuration says, git runs no program of its choice here."""
 _NO_DRIVERS = {"unspecified", "set", "unset"}
 _DRIVER = re.compile(r"[A-Za-z0-9_-]+")
-# Set in the person's shell, or by a hook that we are called from, they lead to another repository.
-_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Git:
         }
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in self.environ.items() if name not in _POINTERS}
+        kept = {name: value for name, value in self.environ.items() if name not in POINTERS}
         return kept | {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_OPTIONAL_LOCKS": "0",

@@ -5,31 +5,68 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from agent.text import one_line
 from sandbox.contract.errors import UsageError
 
 GIT_SECONDS = 60
 END_BYTES = 2**20
 """Of each file of a data folder, so much of its beginning and of its end is hashed."""
 NEVER_COPIED = ("__pycache__",)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MISSING_PROGRAM = 127
+POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
+"""Set in the person's shell, or by a hook that we are called from, they name another repository."""
 
 
-def copy_workspace(source: Path, target: Path, runs: Path) -> None:
+def copy_workspace(source: Path, target: Path, runs: Path, leave_out: Sequence[str] = ()) -> None:
     """Copy what an experiment is made of, so that the person's own files stay as they are.
 
-    Hidden files, caches and the directory of the sessions stay out, and in a git repository
-    whatever its .gitignore names.
+    The directory of the sessions stays out, and what a pattern leaves out.
+
+    Raises:
+        UsageError: git refuses, or a file is the pointer of one that was never fetched.
     """
     target.mkdir()
-    for name in sorted(_tracked(source) or _all(source)):
+    pointers = []
+    for name in files_of(source):
         path, place = source / name, target / name
-        if path.is_file() and is_wanted(Path(name)) and not path.resolve().is_relative_to(runs):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-            shutil.copymode(path, place)
+        is_left_out = any(_matches(name, pattern) for pattern in leave_out)
+        if is_left_out or not path.is_file() or path.resolve().is_relative_to(runs):
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        shutil.copymode(path, place)
+        if place.stat().st_size < 2 * len(LFS_POINTER) + 200:
+            pointers += [name] if place.read_bytes().startswith(LFS_POINTER) else []
+    if pointers:
+        named = ", ".join(pointers[:5])
+        hint = "run `git lfs pull`, or name them under leave_out in [workspace]"
+        raise UsageError(f"pointers of Git LFS lie in the place of files: {named}", hint)
+
+
+def files_of(source: Path) -> list[str]:
+    """Files of a person's directory, sorted; in a repository those that git does not ignore.
+
+    Hidden files and caches stay out.
+
+    Raises:
+        UsageError: it is a repository and git does not tell: without it secrets would be copied
+            that are ignored for a reason.
+    """
+    listed = _tracked(source) if _is_in_repository(source) else []
+    return sorted(name for name in set(listed or _all(source)) if is_wanted(Path(name)))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path is one that a pattern names, or lies in a folder that it names."""
+    if pattern.endswith("/**"):
+        return fnmatchcase(name, f"{pattern[:-3]}/*")
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}/")
 
 
 def folder_facts(folders: Mapping[Path, str]) -> dict[str, Any]:
@@ -73,19 +110,42 @@ def refuse_unreadable(folder: Path) -> None:
             )
 
 
+def _is_in_repository(source: Path) -> bool:
+    place = source.absolute()
+    return any((folder / ".git").exists() for folder in (place, *place.parents))
+
+
 def _tracked(source: Path) -> list[str]:
-    """Files that git knows or would take, relative to `source`; empty outside a repository."""
-    # A monitor that the repository names is a program, and git would run it.
-    listing = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    """Files that git knows or would take, those of submodules among them, relative to `source`."""
+    known = git_lists(source, "--cached", "--recurse-submodules")
+    return known + git_lists(source, "--others", "--exclude-standard")
+
+
+def git_lists(source: Path, *options: str) -> list[str]:
+    """What `git ls-files` tells, with nothing in the repository run.
+
+    Raises:
+        UsageError: it refused.
+    """
+    # A monitor that the repository names is a program, and git would run it; a variable of the
+    # person's shell may point to another repository.
+    unset = [word for name in POINTERS for word in ("-u", name)]
+    git = ["env", *unset, "git", "-c", "core.fsmonitor=false", "-C", str(source), "ls-files", "-z"]
     try:
         done = subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", "-C", str(source), *listing],
-            capture_output=True,
-            timeout=GIT_SECONDS,
-            check=True,
+            [*git, *options], capture_output=True, timeout=GIT_SECONDS, check=False
         )
-    except (OSError, subprocess.SubprocessError):
-        return []
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"git took over {GIT_SECONDS} s in {source}", "look at it there") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        hint = "run `git status` there and mend what it says: what git ignores is never copied"
+        if done.returncode == MISSING_PROGRAM:
+            hint = "install git: what it ignores is never copied, and nothing else knows that"
+        elif "dubious ownership" in said:
+            hint = f"if it is yours: git config --global --add safe.directory {source.absolute()}"
+        problem = one_line(said, 200)
+        raise UsageError(f"{source.absolute()} is a repository, and git refuses: {problem}", hint)
     return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from agent.cli import flags
 from agent.cli.shared import out, print_line, say
+from agent.machine.look import begin_program, look_at
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.program import load_program
 from agent.settings import parse_size
@@ -25,6 +26,7 @@ from sandbox.engine.versions import installed
 from sandbox.gpu.inventory import find_gpus
 from sandbox.gpu.leases import GpuRow, gpu_rows
 from sandbox.image.image import find_image
+from sandbox.image.profiles import find_profile
 from sandbox.machine import (
     engine_and_state,
     executor,
@@ -45,9 +47,25 @@ def init(
         str, typer.Option("--profile", help="the hardware it is for; see `nightlab image list`")
     ] = "cpu",
 ) -> None:
-    """Copy program.md, Dockerfile.train and workspace/ to start from."""
-    copied = copy_template(directory, profile)
-    out.print(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
+    """Look at a checkout and write its program; in an empty directory copy a task to start from.
+
+    Nothing of a checkout is run. Each line of it has its reason; what is missing is marked.
+    """
+    find_profile(profile, directory)
+    if (begun := begin_program(directory, Path.home(), profile)) is not None:
+        path, lines = begun
+        table = Table("", "found", "why", box=None, pad_edge=False)
+        for line in lines:
+            style = "yellow" if line.is_missing else ""
+            what = Text(one_line(line.setting.replace("\n", ", "), 70))
+            table.add_row(line.table, what, Text(one_line(line.reason, 200)), style=style)
+        out.print(table)
+        missing = sum(line.is_missing for line in lines)
+        marked = f"; {missing} lines marked MISSING are yours to look at" if missing else ""
+        say(f"new: {path.name}{marked}. Next: nightlab setup, then nightlab run")
+        return
+    copied = [] if look_at(directory, Path.home()) else copy_template(directory, profile)
+    say(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
 
 
 def setup(

@@ -140,7 +140,7 @@ def _start(
     git: Git | None,
 ) -> None:
     directory, scorers = ledger.directory, _scorers(settings)
-    _lay_out(directory, program, source, scorers)
+    _lay_out(directory, program, source, settings)
     candidate = _first_candidate(workspace_of(directory, settings))
     fixed = {name: read_named(source / name, MAX_SCRIPT_BYTES) for name in scorers}
     index = None if runtime.data_dir is None else index_of(runtime.data_dir)
@@ -303,7 +303,7 @@ def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
     try:
         candidate = workspace.candidate()
     except WorkspaceError as error:
-        hint = error.hint or "keep data out of the workspace: name it in .gitignore, or move it"
+        hint = error.hint or "name what a run does not need under leave_out in [workspace]"
         raise UsageError(f"the workspace cannot be used: {error.message}", hint) from error
     if not any(map(workspace.is_editable, candidate)):
         hint = "see `path` and `editable` under [workspace] in program.md"
@@ -311,13 +311,14 @@ def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
     return candidate
 
 
-def _lay_out(directory: Path, program: Program, source: Path, scorers: tuple[str, ...]) -> None:
+def _lay_out(directory: Path, program: Program, source: Path, settings: Settings) -> None:
     (directory / "program.md").write_bytes(program.source)
     (directory / "guidance.md").touch()
-    copy_workspace(source, directory / "workspace", directory.parent.resolve())
+    left_out = settings.workspace.leave_out
+    copy_workspace(source, directory / "workspace", directory.parent.resolve(), left_out)
     fixed = directory / "fixed"
     fixed.mkdir(mode=0o755)
-    for name in scorers:
+    for name in _scorers(settings):
         shutil.copyfile(source / name, fixed / name)
         (fixed / name).chmod(0o644)
     fixed.chmod(0o755)

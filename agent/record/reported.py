@@ -45,10 +45,11 @@ _WIPED = re.compile(r"\x1b\[2K|\x08+")
 _DRESS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|\x1b[()].")
 """Colours, moves of a terminal's cursor, its title: what is left is what a person reads."""
 _LIKE_A_SCORE = re.compile(
-    r"([A-Za-z][A-Za-z0-9_/.@-]{0,20} )?"
+    r"((?:[A-Za-z][A-Za-z0-9_/.@-]{0,20} ){0,2})"
     r"\b([A-Za-z0-9_/.@-]{0,30}(?:loss|acc|accuracy|bpb|bpc|ppl|perplexity|f1|auc|rmse|mae|mse|r2"
     r"|bleu|score|error|reward|speedup|elapsed|latency|throughput)[A-Za-z0-9_@]{0,12})"
-    r"( ?[:=(] ?| {1,4})([+-]?[0-9](?:[0-9.,]{0,20}[0-9])?(?:[eE][+-]?[0-9]{1,3})?)",
+    r"([ \t]?[:=(][ \t]{0,20}|[ \t]{1,20})"
+    r"([+-]?[0-9](?:[0-9.,]{0,20}[0-9])?(?:[eE][+-]?[0-9]{1,3})?)",
     re.IGNORECASE,
 )
 _FINDER = """
@@ -125,23 +126,25 @@ def reported_file(folder: Path, goal: Goal) -> bytes | None:
     return path.read_bytes()
 
 
-def proposals(lines: Iterable[str]) -> list[LikelyScore]:
+def likely_scores(lines: Iterable[str]) -> list[LikelyScore]:
     """What looks like a score in a log, the last line of each name; at most five."""
     found: dict[str, LikelyScore] = {}
     for line in lines:
         shown = line.rpartition("\r")[2][:500]
         for match in _LIKE_A_SCORE.finditer(shown):
             before, name, sign, value = match.groups()
-            words = f"{before or ''}{name}{sign}"
+            words = f"{before}{name}{sign}"
             # Blanks differ from line to line where numbers are aligned.
             pattern = r"\s*".join(re.escape(part) for part in words.split())
             pattern += r"\s*([-+\d.,eE]*\d)"
-            title = f"{before or ''}{name}".strip()
+            title = f"{before}{name}"
             found.pop(title, None)
             found[title] = LikelyScore(one_line(shown, 100), title, value, pattern)
     # A validation's number before a training's: it is what a night should be after.
+    held_out, trained = (re.compile(words, re.IGNORECASE).search for words in ("val|test", "train"))
     ranked = sorted(
-        found.values(), key=lambda one: not re.search("val|test|eval", one.name, re.IGNORECASE)
+        found.values(),
+        key=lambda one: (not held_out(one.name), bool(trained(one.name)), not held_out(one.line)),
     )
     return ranked[:MAX_PROPOSALS]
 
@@ -192,7 +195,7 @@ def _missing(log: Log, goal: Goal) -> Reading:
     if log.omitted_bytes:
         return _lost(log, goal)
     text = f"{goal.expected} was not there in what the program printed"
-    if like := proposals(lines_of(log)):
+    if like := likely_scores(lines_of(log)):
         shown = "; ".join(f"`{one.line}`, by pattern = '{one.pattern}'" for one in like)
         text += f". What looks like a score: {shown}"
     return Reading(None, MISSING, text, {"times": 0})

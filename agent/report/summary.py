@@ -371,6 +371,12 @@ def _about_the_result(history: History) -> Iterator[Attention]:
             f"only the {history.settings.budget.seconds:g} seconds that they must fit into do."
         )
         yield Attention(kind="token_budget", text=text)
+    if history.settings and history.settings.budget.kind == "fence":
+        text = (
+            "Each program ended by itself, within a fence of "
+            f"{history.settings.budget.seconds:g} seconds: a gain may have been bought with time."
+        )
+        yield Attention(kind="fence", text=text)
     if history.is_self_reported:
         text = "The scores are self-reported: the program printed them, and nothing checked them."
         yield Attention(kind="self_reported", text=text)

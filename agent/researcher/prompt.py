@@ -153,6 +153,8 @@ def _budget(settings: Settings) -> str:
     budget = settings.budget
     if budget.kind == "tokens":
         return f"exactly {budget.tokens} tokens, within {budget.seconds:g} seconds"
+    if budget.kind == "fence":
+        return f"what the program itself sets, and {budget.seconds:g} seconds at most"
     return f"{budget.seconds:g} seconds"
 
 

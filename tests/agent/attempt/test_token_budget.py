@@ -42,6 +42,15 @@ def test_the_seconds_are_a_limit_without_grace_in_both_kinds(kind: str) -> None:
     assert 0.0 == over_budget_seconds("smoke-3", late, budget)
 
 
+def test_a_program_behind_a_fence_ends_by_itself() -> None:
+    given = {"kind": "fence", "seconds": 100.0, "grace_seconds": 60.0}
+    late = run_result("r", "train", log="", wall_seconds=112.0)
+
+    assert 0.0 == over_budget_seconds("attempt", late, Budget.model_validate(given))
+    with pytest.raises(ValueError, match='has tokens but kind = "fence"'):
+        Budget.model_validate(given | {"tokens": 9})
+
+
 def test_a_curves_last_count_is_what_was_said() -> None:
     assert 90 == said_tokens([{"tokens": 40.0}, {"tokens": 90.0}, {"loss": 2.0}])
     assert said_tokens([{"loss": 2.0}]) is None

@@ -16,8 +16,8 @@ from agent.record.reported import (
     NOT_FINITE,
     TOO_SLOW,
     UNCERTAIN,
+    likely_scores,
     lines_of,
-    proposals,
     read_reported,
     reported_file,
 )
@@ -153,7 +153,7 @@ def test_a_goal_that_cannot_be_read_is_refused(goal: dict[str, Any], said: str) 
 
 @pytest.mark.parametrize("text", [NANO, MNIST, LIGHTNING.replace("\x1b[2K", ""), "RMSE    12.5\n"])
 def test_each_pattern_that_is_proposed_reads_its_own_line(text: str) -> None:
-    found = proposals(lines_of(Log(head=text, tail="", omitted_bytes=0)))
+    found = likely_scores(lines_of(Log(head=text, tail="", omitted_bytes=0)))
 
     assert found
     assert [read(text, pattern=one.pattern) for one in found] == [float(one.value) for one in found]

@@ -1,0 +1,424 @@
+"""Looks at a checkout: what trains, prints, is needed.
+
+Nothing of it is run. Each finding carries its reason, and what could not be found says how to give
+it; `begin_program` writes both down as a program to start from.
+"""
+
+import ast
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from agent.candidate.knobs import find_knobs
+from agent.candidate.own_files import files_of, git_lists
+from agent.candidate.seeds import GIVEN, PINNED
+from agent.program import has_settings
+from agent.record.reported import LikelyScore, likely_scores, read_reported
+from agent.settings import Goal
+from agent.text import one_line
+from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
+from sandbox.contract.run import Log
+
+MAX_FILES = 2000
+NEWLINE = b"\n"
+LARGE_BYTES = 2**20
+"""Of what git ignores, so much is taken for data and not for leavings."""
+IN_THE_IMAGE = {"torch", "numpy"}
+REQUIREMENTS = ("uv.lock", "requirements.txt", "pyproject.toml", "environment.yml", "setup.py")
+MORE_IS_BETTER = re.compile(r"acc|f1|auc|bleu|r2|reward|score|speedup|throughput", re.IGNORECASE)
+NO_ENTRY = re.compile(r"^(setup|conftest|prepare|download|sample|generate|bench|plot|test|eval)")
+TRAINS = re.compile(r"\.backward\(|\.fit\(|optimizer|trainer|\.train\(|epoch", re.IGNORECASE)
+COMMAND = re.compile(r"(?:python3?|uv run|torchrun|accelerate launch)\s[^\n`#|&;]*\.py[^\n`#|&;]*")
+TIME_BUDGET = re.compile(
+    rb"^\w*(?:TIME_BUDGET|MAX_SECONDS|TIME_LIMIT)\w*\s*=\s*(\d+)", re.MULTILINE
+)
+CACHE = re.compile(
+    r"""expanduser\(\s*["']~/?["']\s*\)((?:\s*,\s*["'][\w./-]+["'])+)"""
+    r"""|Path\.home\(\)((?:\s*/\s*["'][\w./-]+["'])+)|["']~/([\w./-]+)["']"""
+)
+DATASET = re.compile(r"""datasets\.\w+\(\s*(?:root\s*=\s*)?["']([\w./-]+)["']""")
+
+PROSE = """# Tonight's program
+
+This file is yours: what stands here in words is handed to the researcher as it is. Say what the
+number means, what may be changed, and what must stay as it is: the code that measures and prints
+it, above all."""
+FENCE = 'kind = "fence"  # the program ends by itself; time only ends one that does not'
+LIMITS = """memory = "{half}g"  # half of this machine's
+cpus = {cores}
+pids = 512
+tmp = "{half}g"  # the program's own directory, a throw-away copy, and caches; counts as memory
+shm = "1g"
+output = "1g"
+output_files = 256
+open_files = 4096
+log = "1m\""""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding: a setting with its reason, or a comment where there is no setting to give."""
+
+    table: str
+    setting: str
+    """`name = value`; empty for a reason alone."""
+    reason: str
+    is_missing: bool = False
+    """Whether the person has to give it."""
+
+
+def look_at(place: Path, home: Path) -> list[Line] | None:
+    """What a directory of somebody's holds for a night; None where nothing in it could train.
+
+    Args:
+        place: the directory.
+        home: of the person, where programs keep caches.
+    """
+    sources = {
+        name: read_named(place / name, MAX_SCRIPT_BYTES)
+        for name in files_of(place)[:MAX_FILES]
+        if name.endswith(".py") and (place / name).stat().st_size < MAX_SCRIPT_BYTES
+    }
+    readme = "".join(
+        path.read_text(errors="replace")[:200_000] for path in sorted(place.glob("README*"))[:2]
+    ).replace("\\\n", " ")
+    entry = _entry(sources, readme)
+    if entry is None:
+        return None
+    own = [entry, *_imported(entry, sources)]
+    code = {name: sources[name] for name in own}
+    return [
+        *_goal(code),
+        *_workspace(place, entry, code, readme),
+        *_budget(code),
+        *_data(place, code, home),
+        *_hardware(place, code),
+    ]
+
+
+def _entry(sources: Mapping[str, bytes], readme: str) -> str | None:
+    """The script that most likely trains."""
+    said = [word for found in COMMAND.findall(readme) for word in found.split() if ".py" in word]
+
+    def points(name: str) -> tuple[float, int]:
+        path, code = PurePosixPath(name), sources[name].decode(errors="replace")
+        worth = 4.0 * (path.name == "train.py") + 2 * ("train" in path.stem)
+        worth += 2 * ("__main__" in code) + 2 * bool(TRAINS.search(code))
+        worth += 3 * (name in said) + (path.stem in ("main", "run"))
+        worth -= 6 * (not _does_something(sources[name]))
+        worth -= 6 * bool(NO_ENTRY.match(path.stem)) + 6 * ("tests" in path.parts)
+        # Of several alike the one that a README names first, then the one nearest to the top.
+        return worth - len(path.parts) / 2, -said.index(name) if name in said else -len(said)
+
+    ranked = sorted(sources, key=points, reverse=True)
+    return ranked[0] if ranked and points(ranked[0])[0] >= 1 else None
+
+
+def _imported(entry: str, sources: Mapping[str, bytes]) -> list[str]:
+    """The checkout's own modules that a script imports, and those that they do."""
+    found: list[str] = []
+    waiting = [entry]
+    while waiting:
+        name = waiting.pop()
+        for module in _imports(sources[name]):
+            path = module.replace(".", "/")
+            beside = str(PurePosixPath(entry).parent)
+            for base in {"", f"{beside}/" if beside != "." else ""}:
+                for file in (f"{base}{path}.py", f"{base}{path}/__init__.py"):
+                    if file in sources and file not in (*found, entry):
+                        found.append(file)
+                        waiting.append(file)
+    return found
+
+
+def _imports(code: bytes) -> Iterator[str]:
+    """Modules that a file imports whatever it goes on to do."""
+    for node in _tree(code):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _does_something(code: bytes) -> bool:
+    """Whether a file is a script, and not only definitions."""
+    acts = (ast.Expr, ast.For, ast.While, ast.If, ast.With)
+    return any(
+        isinstance(node, acts) and not isinstance(getattr(node, "value", None), ast.Constant)
+        for node in _tree(code)
+    )
+
+
+def _tree(code: bytes) -> list[ast.stmt]:
+    try:
+        return ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _nodes(code: bytes) -> list[ast.AST]:
+    return [node for statement in _tree(code) for node in ast.walk(statement)]
+
+
+def _printed(code: bytes) -> Iterator[str]:
+    """The lines that a script's calls would print, with a number for each value."""
+    for node in _nodes(code):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("print", "info", "write", "log", "echo"):
+                yield from " ".join(map(_shown, node.args)).split("\n")
+
+
+def _shown(node: ast.expr) -> str:
+    """How an argument of a print would look."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(map(_shown, parts))
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format")):
+            return re.sub(r"\{[^{}]*\}", "1.5", text)
+        case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod()):
+            return re.sub(r"%[-+0-9.]*[dfgeis]", "1.5", text).replace("%%", "%")
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _shown(left) + _shown(right)
+    return "1.5"
+
+
+def _goal(code: dict[str, bytes]) -> Iterator[Line]:
+    """How the score is printed; the entry's own lines come last, and so first."""
+    lines = [line for name in reversed(code) for line in _printed(code[name])]
+    found = likely_scores(lines)
+    if not found:
+        yield Line("goal", 'metric = "loss"', "no print of a score was found: name yours", True)
+        text = "say how it is printed; a run without a score names lines that look like it"
+        yield Line("goal", "# pattern = 'loss ([\\d.]+)'", text, True)
+    else:
+        yield from _metric(found[0], lines)
+        for other in found[1:]:
+            yield Line("goal", f"# pattern = '{other.pattern}'", f"also printed: `{other.line}`")
+    yield Line("goal", 'source = "reported"', "the program's own word counts")
+
+
+def _metric(best: LikelyScore, lines: Sequence[str]) -> Iterator[Line]:
+    name = re.sub(r"[^A-Za-z0-9_./@-]+", "_", best.name).strip("_")
+    yield Line("goal", f'metric = "{name}"', f"printed as `{best.line}`")
+    is_plain = read_reported(
+        Log(head="\n".join(lines), tail="", omitted_bytes=0), Goal(metric=name, source="reported")
+    )
+    if is_plain.value is None:
+        yield Line("goal", f"pattern = '{best.pattern}'", "reads it, anywhere in a line; the last")
+    direction = "maximize" if MORE_IS_BETTER.search(best.name) else "minimize"
+    yield Line("goal", f'direction = "{direction}"', f"by the name {name}: check it")
+
+
+def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) -> Iterator[Line]:
+    words, reason = _command(entry, readme)
+    folder = entry.rpartition("/")[0]
+    if folder and any(not name.startswith(f"{folder}/") for name in code):
+        words = ["env", "PYTHONPATH=.", *words]  # it imports from the top, where Python looks not
+    settable = re.search(rb"""add_argument\([^)]*?["'](--[\w-]*seed)["']""", code[entry])
+    pins = [
+        f"{name}:{1 + text[: found.start()].count(NEWLINE)}"
+        for name, text in code.items()
+        if (found := PINNED.search(text))
+    ]
+    seed = ""
+    if any(GIVEN in text for text in code.values()):
+        seed = "it reads NIGHTLAB_SEED"
+    elif settable:
+        words, seed = (
+            [*words, f"{settable[1].decode()}={{seed}}"],
+            "each run gets a seed of its own",
+        )
+    yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
+    listed = ", ".join(f'"{word}"' for word in words)
+    yield Line("workspace", f"command = [{listed}]", "; ".join(filter(None, (reason, seed))))
+    if not seed:
+        where = f"{pins[0]} pins one" if pins else "no seed was found"
+        text = (
+            f'seed: {where}. Draw it from int(os.environ["NIGHTLAB_SEED"]), or say under [noise] '
+            "smallest_gain what counts: else nothing is kept"
+        )
+        yield Line("workspace", "", text, True)
+    named = [word for word in words if (place / word).is_file() and word != entry]
+    editable = [
+        entry,
+        *(word for word in named if word.endswith((".py", ".yaml", ".yml", ".json", ".toml"))),
+    ]
+    listed = ", ".join(f'"{name}"' for name in editable)
+    others = [name for name in code if name not in editable]
+    knobs = sum(len(find_knobs(name, (place / name).read_bytes())) for name in editable)
+    text = f"{knobs} knobs for the sampler" if knobs else "no knobs were found"
+    yield Line("workspace", f"editable = [{listed}]", text)
+    if others:
+        yield Line(
+            "workspace",
+            "",
+            f"imported, and read-only unless you name them: {', '.join(others[:8])}",
+        )
+
+
+def _command(entry: str, readme: str) -> tuple[list[str], str]:
+    """The README's own call of a script, for a CPU where it has one; else the script alone."""
+    calls = []
+    for found in COMMAND.findall(readme):
+        try:
+            words = shlex.split(found)
+        except ValueError:
+            continue
+        if entry in words:
+            calls.append(["python3", entry, *words[words.index(entry) + 1 :]])
+    best = next((call for call in calls if "cpu" in " ".join(call)), calls[0] if calls else None)
+    return (best, "as README calls it") if best else (["python3", entry], "what seems to train")
+
+
+def _budget(code: Mapping[str, bytes]) -> Iterator[Line]:
+    for name, text in code.items():
+        if found := TIME_BUDGET.search(text):
+            seconds = int(found[1])
+            room = max(60, seconds)
+            reason = (
+                f"{name} trains for {seconds} s by itself; {room} s for start-up and evaluation"
+            )
+            yield Line("budget", f"seconds = {seconds + room}", reason)
+            return
+    why = "what ends by itself is as good beside other work"
+    yield Line("disturbance", "max_other_cores = 1000\nmin_speed = 0", why)
+    yield Line(
+        "budget",
+        "seconds = 600",
+        "how long it takes was not found: longer than it ever needs",
+        True,
+    )
+
+
+def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
+    """Folders that git ignores, caches below home, data sets that would be downloaded."""
+    seen = set()
+    for name in _ignored(place):
+        size = _size(place / name)
+        if size >= LARGE_BYTES or PurePosixPath(name).parts[0].startswith("data"):
+            seen.add(name)
+            yield Line(
+                "data",
+                f'from = "{name}"\nat = "{name}"',
+                f"git ignores it; {size / 2**20:,.1f} MiB",
+            )
+    decoded = {name: content.decode(errors="replace") for name, content in code.items()}
+    for name, text in decoded.items():
+        for found in CACHE.finditer(text):
+            parts = re.findall(r"[\w./-]+", found[1] or found[2] or found[3])
+            at = "/".join(parts).rstrip("/")
+            yield from _shown_folder(f"~/{at}", home / at, f"{name} looks there", seen)
+        for found in DATASET.finditer(text):
+            given = os.path.normpath(found[1])
+            # The box's own directory lies in its home, as a checkout does in a folder.
+            at = f"~/{given[3:]}" if given.startswith("../") else given
+            yield from _shown_folder(
+                at, place / given, f"{name} loads a data set from there", seen, given
+            )
+        if "download=True" in text or "load_dataset(" in text:
+            seen.add("download")
+    if "download" in seen:
+        yield Line(
+            "data",
+            "",
+            "it downloads, and a box has no network: run it here once, then name the folder",
+            True,
+        )
+
+
+def _shown_folder(
+    at: str, path: Path, reason: str, seen: set[str], given: str = ""
+) -> Iterator[Line]:
+    if at in seen:
+        return
+    seen.add(at)
+    line = f'from = "{given or at}"\nat = "{at}"'
+    if path.exists():
+        yield Line("data", line, reason)
+    else:
+        yield Line(
+            "data", line, f"{reason}; it is not here yet: make it, then take the # away", True
+        )
+
+
+def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
+    own = {
+        PurePosixPath(name).parts[0].removesuffix(".py")
+        for name in (*code, *files_of(place)[:MAX_FILES])
+    }
+    modules = [module for text in code.values() for module in _imports(text)]
+    asked = {module.split(".")[0] for module in modules}
+    asked |= {"tensorboard"} if any("torch.utils.tensorboard" in one for one in modules) else set()
+    missing = sorted(asked - own - IN_THE_IMAGE - set(sys.stdlib_module_names))
+    files = [name for name in REQUIREMENTS if (place / name).is_file()]
+    if missing:
+        text = f"imports that the image of torch and numpy does not have: {', '.join(missing)}"
+        text += f" (see {', '.join(files)})" if files else ""
+        yield Line("hardware", "", text, True)
+
+
+def _ignored(place: Path) -> list[str]:
+    """Files and folders that git ignores, whole folders by their name."""
+    if not (place / ".git").exists():
+        return []
+    listed = git_lists(place, "--others", "--ignored", "--exclude-standard", "--directory")
+    names = (name.rstrip("/") for name in listed)
+    return [name for name in names if not re.search(r"(^|/)[._]|venv|runs$|cache", name)][:50]
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    found = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
+    return sum(one.stat().st_size for one in found if one.is_file())
+
+
+def begin_program(place: Path, home: Path, profile: str) -> tuple[Path, list[Line]] | None:
+    """Write a program for what a checkout holds; None where it has one, or nothing that trains.
+
+    A program.md without settings is somebody's prose: it stays, and goes into nightlab.md whole.
+    """
+    own, beside = place / "program.md", place / "nightlab.md"
+    prose = read_named(own).decode(errors="replace") if own.is_file() else ""
+    if beside.exists() or has_settings(prose):
+        return None
+    lines = look_at(place, home)
+    if lines is None:
+        return None
+    target = beside if prose else own
+    target.write_text(_program_text(lines, prose or PROSE, profile), encoding="utf-8")
+    return target, lines
+
+
+def _program_text(lines: Sequence[Line], prose: str, profile: str) -> str:
+    """Prose, and settings with the reason of each."""
+    tables: dict[str, list[str]] = {"goal": [], "workspace": [], "budget": [FENCE]}
+    for line in lines:
+        tables.setdefault(line.table, []).extend(_written(line))
+    half = max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**31)
+    tables["budget"].append("grace_seconds = 60")
+    tables["limits"] = LIMITS.format(half=half, cores=os.cpu_count() or 1).split("\n")
+    tables["session"] = ["attempts = 100", "hours = 8.0", "max_failures_in_a_row = 5"]
+    tables.setdefault("hardware", []).append(f'profile = "{profile}"')
+    body = "\n\n".join(
+        "\n".join(rows if name == "data" else [f"[{name}]", *rows]) for name, rows in tables.items()
+    )
+    return f"{prose.rstrip()}\n\n```toml\n{body}\n```\n"
+
+
+def _written(line: Line) -> list[str]:
+    """A finding as lines of toml; what the person has to give is marked."""
+    mark = "MISSING: " if line.is_missing else ""
+    reason = one_line(f"{mark}{line.reason}", 300)
+    if line.table == "data" and line.setting:
+        rows = [f"# {reason}", "[[data]]", *line.setting.split("\n")]
+        return [f"# {row}" if line.is_missing and n else row for n, row in enumerate(rows)]
+    return [f"# {reason}", *([line.setting] if line.setting else [])]

@@ -1,0 +1,267 @@
+"""What init finds in a checkout, by small programs, one of each kind; and what git refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agent.candidate.own_files import copy_workspace, files_of
+from agent.machine.look import begin_program
+from agent.program import Program, load_program
+from sandbox.contract.errors import UsageError
+from sandbox.engine.find import Engine
+from sandbox.image.image import ImageRecord
+from tests.support.command_line import CommandLine
+
+LOOP = "import torch\noptimizer = torch.optim.SGD([], 0.1)\n"
+LOOP += "for step in range(9):\n    loss.backward()\n"
+PLAIN = LOOP + "print('---')\nprint(f'val_bpb:     {value:.6f}')\n"
+NANO = LOOP + (
+    "print(f\"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}\")\n"
+    "torch.manual_seed(1337)\n"
+)
+MNIST = LOOP + (
+    "import argparse\nparser = argparse.ArgumentParser()\n"
+    "parser.add_argument('--seed', type=int, default=1)\n"
+    "data = datasets.MNIST('../data', train=True, download=True)\n"
+    "print('\\nTest set: Average loss: {:.4f}, Accuracy: {}/{}\\n'.format(loss, right, count))\n"
+)
+OLD = LOOP + "print('%s final score: %d/%d = %.2f%% correct' % (split, right, count, share))\n"
+
+
+def checkout(root: Path, **files: str) -> Path:
+    """A repository with these files, dots of their names written as "__"."""
+    root.mkdir(exist_ok=True)
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    for name, text in files.items():
+        path = root / name.replace("__", ".").replace("_in_", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def begun(root: Path, home: Path | None = None) -> Program:
+    """The program that is begun for a directory, as every command would load it."""
+    assert begin_program(root, home or root / "nobody", "cpu") is not None
+    return load_program(root / "program.md")
+
+
+@pytest.mark.parametrize(
+    ("code", "metric", "pattern", "direction"),
+    [
+        (PLAIN, "val_bpb", None, "minimize"),
+        (NANO, "val_loss", r"val\s*loss\s*([-+\d.,eE]*\d)", "minimize"),
+        (MNIST, "Average_loss", r"Average\s*loss:\s*([-+\d.,eE]*\d)", "minimize"),
+        (OLD, "final_score", r"final\s*score:\s*([-+\d.,eE]*\d)", "maximize"),
+    ],
+)
+def test_the_score_is_found_as_it_is_printed(
+    tmp_path: Path, code: str, metric: str, pattern: str | None, direction: str
+) -> None:
+    goal = begun(checkout(tmp_path, train__py=code)).settings.goal
+
+    assert (goal.metric, goal.pattern, goal.direction) == (metric, pattern, direction)
+    assert goal.is_reported
+
+
+def test_the_script_that_trains_is_called_as_the_readme_calls_it(tmp_path: Path) -> None:
+    readme = "$ python prepare.py\n$ python train.py config/big.py\n"
+    readme += "On a CPU: `python train.py config/small.py --device=cpu \\\n  --steps=9`\n"
+    place = checkout(
+        tmp_path,
+        README__md=readme,
+        train__py=NANO,
+        prepare__py=LOOP,
+        config_in_small__py="steps = 9\n",
+        tests_in_test_train__py=LOOP,
+    )
+
+    found = begun(place).settings.workspace
+
+    words = ("python3", "train.py", "config/small.py", "--device=cpu", "--steps=9")
+    assert words == found.command
+    assert ("train.py", "config/small.py") == found.editable
+
+
+def test_a_seed_is_given_where_the_script_takes_one_and_missed_where_it_does_not(
+    tmp_path: Path,
+) -> None:
+    takes = checkout(tmp_path / "takes", main__py=MNIST)
+    pins = checkout(tmp_path / "pins", train__py=NANO)
+
+    assert begun(takes).settings.workspace.command[-1] == "--seed={seed}"
+    begun(pins)
+    text = (pins / "program.md").read_text()
+    assert "MISSING: seed: train.py:6 pins one" in text
+
+
+def test_a_script_below_the_top_that_imports_from_the_top_finds_its_package(tmp_path: Path) -> None:
+    place = checkout(
+        tmp_path,
+        lib_in_model__py="class Model: pass\n",
+        lib_in_trainer__py="class Trainer:\n    optimizer = None\n",
+        projects_in_chars__py="from lib.model import Model\n" + OLD,
+    )
+
+    found = begun(place).settings.workspace
+
+    assert ("env", "PYTHONPATH=.", "python3", "projects/chars.py") == found.command
+    assert ("projects/chars.py",) == found.editable
+
+
+def test_data_that_git_ignores_and_caches_below_home_are_shown_where_they_are(
+    tmp_path: Path,
+) -> None:
+    code = PLAIN + 'import os\nCACHE = os.path.join(os.path.expanduser("~"), ".cache", "mine")\n'
+    place = checkout(tmp_path / "repo", train__py=code, __gitignore="data/\nruns/\n*.log\n")
+    (place / "data" / "set").mkdir(parents=True)
+    (place / "data" / "set" / "train.bin").write_bytes(bytes(100))
+    (place / "a.log").write_text("noise")
+    (tmp_path / "home" / ".cache" / "mine").mkdir(parents=True)
+
+    folders = begun(place, tmp_path / "home").settings.folders
+
+    assert {("data", "data"), ("~/.cache/mine", "~/.cache/mine")} == {
+        (folder.source, folder.at) for folder in folders
+    }
+
+
+def test_what_is_not_there_is_marked_and_left_out_of_the_settings(tmp_path: Path) -> None:
+    place = checkout(tmp_path, train__py="import lightning\n" + MNIST, requirements__txt="x\n")
+
+    settings = begun(place).settings
+
+    text = (place / "program.md").read_text()
+    assert settings.folders == ()
+    assert '# at = "~/data"' in text
+    assert "does not have: lightning (see requirements.txt)" in text
+    assert "it downloads, and a box has no network" in text
+
+
+def test_prose_that_is_somebodys_stays_and_goes_into_nightlab_md(tmp_path: Path) -> None:
+    prose = "# autoresearch\n\nLOOP FOREVER.\n\n```\nuv run train.py\n```\n"
+    place = checkout(tmp_path, train__py=PLAIN, program__md=prose)
+
+    program = begun(place)
+
+    assert (place / "program.md").read_text() == prose
+    assert "LOOP FOREVER" in program.prose
+    assert begin_program(place, tmp_path, "cpu") is None
+
+
+def test_its_own_budget_gets_room_for_start_up_and_evaluation(tmp_path: Path) -> None:
+    place = checkout(tmp_path, train__py="TIME_BUDGET = 300  # s\n" + PLAIN)
+
+    budget = begun(place).settings.budget
+
+    assert (budget.kind, budget.seconds) == ("fence", 600)
+
+
+@pytest.mark.parametrize("files", [{}, {"notes__py": "VALUE = 1\n"}])
+def test_where_nothing_trains_no_program_is_begun(tmp_path: Path, files: dict[str, str]) -> None:
+    assert begin_program(checkout(tmp_path, **files), tmp_path, "cpu") is None
+
+
+# --- all of the repository, and what git refuses --------------------------------------------------
+
+
+def test_git_that_refuses_is_an_error_with_the_way_on_and_no_silent_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = checkout(tmp_path / "repo", train__py=PLAIN, __gitignore="secret.txt\n")
+    (place / "secret.txt").write_text("key")
+    assert files_of(place) == ["train.py"]
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert files_of(place) == ["train.py"]  # what a shell or a hook set is not meant for it
+    (place / ".git" / "config").write_text("[core\n")
+
+    with pytest.raises(UsageError, match="git refuses") as caught:
+        copy_workspace(place, tmp_path / "copy", tmp_path / "runs")
+
+    assert "git status" in caught.value.hint
+    assert not (tmp_path / "copy" / "secret.txt").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises((UsageError, OSError)):
+        files_of(place)
+
+
+def test_somebody_elses_repository_is_refused_with_gits_own_remedy(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "repo", train__py=PLAIN)
+    try:
+        for path in (place, place / ".git"):
+            os.chown(path, 12345, 12345)
+    except PermissionError:
+        pytest.skip("only root gives files away")
+
+    with pytest.raises(UsageError, match="git refuses") as caught:
+        files_of(place)
+
+    assert f"safe.directory {place}" in caught.value.hint
+
+
+def test_what_is_left_out_stays_out_and_a_pointer_is_named(tmp_path: Path) -> None:
+    place = checkout(
+        tmp_path / "repo",
+        train__py=PLAIN,
+        docs_in_page__md="x",
+        weights__bin="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    )
+
+    with pytest.raises(UsageError, match=r"pointers of Git LFS.*: weights\.bin"):
+        copy_workspace(place, tmp_path / "one", tmp_path / "runs")
+    copy_workspace(place, tmp_path / "two", tmp_path / "runs", ("docs", "*.bin"))
+
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["train.py"]
+
+
+def test_files_of_a_submodule_belong_to_it(tmp_path: Path) -> None:
+    me = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"]
+    inner = checkout(tmp_path / "inner", lib__py="X = 1\n")
+    outer = checkout(tmp_path / "outer", train__py=PLAIN)
+    for place, command in (
+        (inner, ["add", "."]),
+        (inner, ["commit", "-qm", "a"]),
+        (outer, ["submodule", "--quiet", "add", str(inner), "lib"]),
+    ):
+        subprocess.run(["git", *me, "-C", str(place), *command], check=True, capture_output=True)
+
+    assert files_of(outer) == ["lib/lib.py", "train.py"]
+
+
+# --- init, then a night ---------------------------------------------------------------------------
+
+TRAINS = """\
+import argparse
+import pathlib
+import random
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--seed", type=int, default=1)
+args = parser.parse_args()
+random.seed(args.seed)
+RATE = 0.3  # [0.1..0.9]
+for epoch in range(3):
+    pathlib.Path("log.txt").write_text(f"epoch {epoch}")
+    loss = 1 + abs(RATE - 0.5) + random.gauss(0, 0.01)
+    print(f"epoch {epoch} | train loss {loss:.3f} | val loss {loss:.5f}", end="\\r")
+"""
+
+
+@pytest.mark.docker
+def test_a_repository_gets_its_first_judged_attempt_by_init_and_run(
+    tmp_path: Path, engine: Engine, image: ImageRecord
+) -> None:
+    place = CommandLine(checkout(tmp_path / "repo", train__py=TRAINS), engine)
+
+    made = place.nightlab("init")
+    assert "new: program.md" in made.stdout, made.stderr
+    done = place.nightlab("run", "--researcher", "tpe", "--attempts", "1", "--session", "n")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    history = place.history("n")
+    assert history.repeats.noise() is not None
+    assert [attempt.finished.value is not None for attempt in history.completed if attempt.finished]
+    assert not (place.root / "workspace").exists()
