@@ -157,7 +157,7 @@ REFUSED_CALLS = (
     " finit_module delete_module swapon swapoff reboot kcmp lookup_dcookie quotactl acct syslog"
     " open_by_handle_at name_to_handle_at settimeofday clock_settime adjtimex sethostname iopl"
     " ioperm mbind move_pages migrate_pages vhangup fanotify_init uselib process_madvise"
-    " fadvise64 readahead mincore cachestat sync syncfs vmsplice remap_file_pages"
+    " fadvise64 readahead mincore cachestat sync syncfs vmsplice remap_file_pages seccomp"
 )
 
 
@@ -192,7 +192,7 @@ def test_no_dangerous_call_is_named(call: str) -> None:
     "call",
     [
         *("clone", "socket", "socketpair", "prlimit64", "personality", "setpriority"),
-        "setrlimit",
+        *("setrlimit", "prctl", "setsockopt"),
         *("mmap", "memfd_create", "shmget", "preadv2", "pwritev2"),
     ],
 )
