@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import FrameType
-from typing import ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -16,9 +16,10 @@ from agent.cli.calibrate import calibrate_
 from agent.cli.machine import box, check, gpus, init, setup
 from agent.cli.morning import approve, audit, reject, replay, report, review
 from agent.cli.night import continue_, pause, resume, run, stop
-from agent.cli.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, warn
+from agent.cli.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, print_line, warn
 from agent.cli.terminal import outlive_hang_up, outlive_readers
-from agent.cli.watch import watch
+from agent.cli.watch import list_, show, watch
+from agent.night.session import VERSION
 from agent.record.chain import LedgerError
 from agent.researcher.base import ModelError
 from agent.text import one_line
@@ -29,6 +30,13 @@ P = ParamSpec("P")
 NIGHT_LONG = (run, resume, review)
 """Commands that go on when the terminal that they were started from hangs up."""
 
+EXIT_CODES = (
+    "Exit codes: 0 done, or a planned end; 1 the answer is no (check: a wall gave way; audit: "
+    "something differs; run: the baseline failed); 2 a wrong request or wrong settings, nothing "
+    "was begun; 3 the engine, a box, the disk, the ledger or the service failed; 130 interrupted."
+)
+"""docs/commands.md says the same."""
+
 app = typer.Typer(
     name="nightlab",
     help="A safe, unattended night of experiments. Containers share the kernel and the GPU driver "
@@ -37,7 +45,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog=EXIT_CODES,
 )
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        print_line(f"nightlab {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print it and end", is_eager=True, callback=_tell_version),
+    ] = False,
+) -> None:
+    """Options of no command: `--version` alone."""
 
 
 def guarded(function: Callable[P, None]) -> Callable[P, None]:
@@ -71,7 +97,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 for function in (
     *(init, setup, check, gpus, box, calibrate_),
-    *(run, resume, watch, stop, pause, continue_),
+    *(run, resume, watch, list_, show, stop, pause, continue_),
     *(report, audit, review, replay, approve, reject),
 ):
     app.command(function.__name__.rstrip("_"))(guarded(function))

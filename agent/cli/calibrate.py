@@ -13,7 +13,16 @@ from agent.attempt.lab import hashes_of, sha_of
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.logs import operational_log
-from agent.cli.shared import err, open_observer, out, print_event, progress, say, sweep_now
+from agent.cli.shared import (
+    err,
+    open_observer,
+    out,
+    print_event,
+    print_table,
+    progress,
+    say,
+    sweep_now,
+)
 from agent.machine.calibrate import MOST_REPEATS, Bench, calibrate, seconds_left
 from agent.machine.calibration import Calibration
 from agent.machine.runtime import calibration_path, find_runtime
@@ -119,7 +128,7 @@ def _show(found: Calibration) -> None:
         memory = f"{(tried.peak_memory_bytes or 0) / 2**20:,.0f} MiB"
         rate = f"{tried.tokens_per_second:,.0f}" if tried.tokens_per_second else ""
         table.add_row(str(tried.batch), tried.outcome.value, memory, rate)
-    out.print(table)
+    print_table(out, table)
     say(found.batches.ended)
     say("\nproposed, for you to decide:")
     for proposal in found.proposals:

@@ -6,7 +6,7 @@ import os
 from rich.table import Table
 
 from agent.cli import flags
-from agent.cli.shared import out, print_line, say
+from agent.cli.shared import out, print_line, print_table, say
 from agent.machine.setup import image_recipe
 from agent.program import load_program
 from sandbox.image.image import ImageRecord, find_image, known_images
@@ -26,13 +26,16 @@ def list_(program: flags.Program = flags.PROGRAM, as_json: flags.Json = False) -
     table = Table("profile", "devices", "for", box=None, pad_edge=False)
     for name, profile in profiles.items():
         table.add_row(name, profile.devices, profile.description)
-    out.print(table)
+    print_table(out, table)
     out.print()
     built_table = Table("image", "profile", "torch", "python", "base", box=None, pad_edge=False)
     for image in images:
         row = (image.reference, image.profile, image.torch, image.python, _base(image))
         built_table.add_row(*row)
-    out.print(built_table if images else "no image was built yet: nightlab setup")
+    if images:
+        print_table(out, built_table)
+    else:
+        out.print("no image was built yet: nightlab setup")
 
 
 def show(

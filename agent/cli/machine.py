@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli import flags
-from agent.cli.shared import out, print_line, say
+from agent.cli.shared import out, print_line, print_table, say
 from agent.machine.look import begin_program, look_at
 from agent.machine.setup import copy_template, image_recipe, set_up
 from agent.program import load_program
@@ -206,7 +206,7 @@ def show_gpus(console: Console, rows: Sequence[GpuRow]) -> None:
         style = "bold red" if row.status == "out of use" else ""
         status = Text(one_line(f"{row.status}: {row.words}" if row.words else row.status, 100))
         table.add_row(row.index, row.id, Text(one_line(row.name, 60)), size, status, style=style)
-    console.print(table)
+    print_table(console, table)
     for row in rows:
         if row.status == "out of use":
             # Never by itself: a GPU that failed once makes every later score doubtful.
@@ -221,13 +221,13 @@ def show_check(console: Console, found: CheckResult) -> None:
         style = "" if wall.status == "held" else "bold red"
         seen = Text(one_line(wall.seen, 60))
         table.add_row(wall.family, Text(wall.tried), wall.status, seen, style=style)
-    console.print(table)
+    print_table(console, table)
     console.print()
     show_gpus(console, found.gpus)
     table = Table("part", "version", "the distribution's own", box=None, pad_edge=False)
     for part in found.components:
         table.add_row(part.name, Text(one_line(part.version, 60)), Text(one_line(part.package, 60)))
-    console.print(table)
+    print_table(console, table)
     for note in found.notes:
         console.print(f"\nnote: {one_line(note, 300)}", markup=False, highlight=False)
     statuses = [wall.status for wall in found.walls]

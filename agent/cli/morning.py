@@ -21,6 +21,7 @@ from agent.cli.shared import (
     out,
     print_event,
     print_line,
+    print_table,
     progress,
     say,
     session_directory,
@@ -50,8 +51,9 @@ from agent.record.events import SessionResumed, SessionStarted
 from agent.record.history import fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
+from agent.report.console import attempt_line, counts_in_words, next_lines
 from agent.report.report import REPORT_NAME, report_differences, write_report
-from agent.report.summary import summary
+from agent.report.summary import result_in_words, summary
 from agent.settings import Settings
 from agent.text import for_terminal
 from agent.trackers.export import exporter
@@ -89,7 +91,10 @@ def report(
     if as_json:
         print_line(summary(entries).model_dump_json())
     else:
-        out.print(f"report: {directory / REPORT_NAME}", soft_wrap=True)
+        numbers = summary(entries)
+        for line in (*result_in_words(numbers), counts_in_words(numbers), *next_lines(numbers)):
+            say(line)
+        say(f"report: {directory / REPORT_NAME}")
     if tracking is not None and (problem := tracking(directory)):
         text = f"error: {tracking.tracker.value} was not brought up to date: {problem}"
         warn(text, "red")
@@ -231,6 +236,10 @@ def approve(
         )
         keep_head(ledger, anchor_of(ledger))
         write_report(directory, ledger.entries, ledger.get_blob)
+        taken = ledger.history.attempt(decided.attempt)
+        say(attempt_line(taken, ledger.history, ledger.history.in_force))
+        if not any(one.is_finished for one in reviews(ledger.entries)):
+            warn(f"it was not reviewed: nightlab review {session} measures it at fresh seeds")
     say(f"attempt {decided.attempt} approved by {person.name}: {directory / APPROVED}")
     say(f"apply it with: git apply {directory / APPROVED / PATCH_NAME}")
     if decided.commit is not None:
@@ -291,7 +300,7 @@ def _show_review(table: ReviewTable, directory: Path, *, as_json: bool) -> None:
         return
     for line in result_lines(table):
         say(line)
-    out.print(ablation_table(table))
+    print_table(out, ablation_table(table))
     for line in notes(table):
         say(line)
     difference = result_diff(directory, read_ledger(directory))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from agent.attempt.lab import Observer
 from agent.morning.anchor import Anchor, anchor_path, name_on_record
@@ -26,6 +27,8 @@ from sandbox.contract.log import log
 from sandbox.machine import clean_up, engine_and_state
 
 BASELINE_FAILED, WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 1, 2, 3, 130
+
+WIDEST_TABLE = 1000
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -51,6 +54,13 @@ def progress(*, as_json: bool) -> Callable[[str], None]:
 def say(line: str) -> None:
     """Print a line for a person; what looks like markup is text, and long lines stay whole."""
     out.print(line, markup=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: what is wider than the terminal goes on in the next line."""
+    is_terminal = console.is_terminal
+    wide = Console(file=console.file, width=WIDEST_TABLE, force_terminal=is_terminal)
+    wide.print(table, highlight=False, soft_wrap=True)
 
 
 def warn(line: str, style: str = "yellow") -> None:

@@ -1,16 +1,138 @@
-"""The command that shows a session while it runs: watch."""
+"""Commands that show sessions: list, show, watch."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from agent.cli import flags
-from agent.cli.shared import out, print_event, say, session_directory
-from agent.record.chain import utc_now
+from agent.cli.shared import out, print_event, print_table, say, session_directory
+from agent.night.session import has_begun
+from agent.record.attempts import Attempt
+from agent.record.chain import LEDGER_NAME, LedgerError, read_blob, read_ledger, utc_now
+from agent.record.events import Entry
+from agent.record.history import History, fold
+from agent.report.activity import is_at_work
+from agent.report.attempt_page import attempt_page, spoken
+from agent.report.charts import best_steps
+from agent.report.console import attempt_line
 from agent.report.live import LiveReport, WatchServer
-from agent.report.tui import show
+from agent.report.summary import Summary, summary
+from agent.report.tui import show as show_in_terminal
+from agent.report.tui import sparkline
+from agent.text import one_line
 from sandbox.contract.errors import UsageError
+
+MAX_SHOWN_BYTES = 400_000
+SPARK_WIDTH = 20
+
+
+def list_(runs: flags.Runs = flags.RUNS, as_json: flags.Json = False) -> None:
+    """List the sessions there are, the latest last: state, best, gain."""
+    table = Table(*("session", "began (UTC)", "state", "attempts", "best", "gain", "best so far"))
+    table.box, table.pad_edge = None, False
+    for directory in sorted(path.parent for path in runs.glob(f"*/{LEDGER_NAME}")):
+        if not has_begun(directory):
+            continue
+        try:
+            history = fold(entries := read_ledger(directory))
+        except LedgerError as error:
+            if as_json:
+                print_event("session", session=directory.name, problem=error.message)
+            else:
+                table.add_row(one_line(directory.name, 80), "", one_line(error.message, 80))
+            continue
+        numbers = summary(entries, history)
+        state = _state(numbers, directory)
+        if as_json:
+            print_event("session", state=state, **numbers.model_dump(mode="json"))
+            continue
+        table.add_row(*_row(directory.name, numbers, state, history))
+    if not as_json:
+        print_table(out, table) if table.row_count else say(f"no session in {runs}: nightlab run")
+
+
+def _state(numbers: Summary, directory: Path) -> str:
+    if numbers.ended is not None:
+        return f"ended: {numbers.ended.value}"
+    return "at work" if is_at_work(directory) else "cut off"
+
+
+def _row(name: str, numbers: Summary, state: str, history: History) -> tuple[str, ...]:
+    line = sparkline([value for _, value in best_steps(history)], SPARK_WIDTH)
+    return (
+        one_line(name, 80),
+        numbers.started_at[:16].replace("T", " "),
+        state,
+        f"{numbers.attempts} ({numbers.kept} kept)",
+        "" if numbers.best is None else f"{numbers.label} {numbers.best:.4f}",
+        f"{numbers.gain:+.4f}" if numbers.gain is not None and numbers.kept else "",
+        line,
+    )
+
+
+def show(
+    session: flags.Session,
+    attempt: Annotated[int, typer.Argument(help="its number; 0 is the baseline")],
+    diff: Annotated[bool, typer.Option("--diff", help="only what it changed")] = False,
+    log: Annotated[bool, typer.Option("--log", help="only what its runs printed")] = False,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="only what the researcher said and did for it")
+    ] = False,
+    runs: flags.Runs = flags.RUNS,
+    as_json: flags.Json = False,
+) -> None:
+    """Show one attempt: numbers, change, log, what was said for it."""
+    directory = session_directory(runs, session)
+    entries = read_ledger(directory)
+    history = fold(entries)
+    found = next((a for a in history.attempts if a.number == attempt), None)
+    if found is None:
+        hint = f"its attempts are 0 to {len(history.attempts) - 1}" if history.attempts else ""
+        raise UsageError(f"there is no attempt {attempt} in {session}", hint)
+    parts = _parts(found, entries, history, directory)
+    chosen = [
+        n for n, is_asked in (("change", diff), ("log", log), ("words", messages)) if is_asked
+    ]
+    if as_json:
+        print_event("attempt", attempt=attempt, standing=found.standing, **parts)
+        return
+    for name in chosen or parts:
+        if not chosen:
+            say(f"--- {name}")
+        for line in parts[name] or ["(none)"]:
+            say(line)
+
+
+def _parts(
+    attempt: Attempt, entries: Sequence[Entry], history: History, directory: Path
+) -> dict[str, Any]:
+    """What there is to an attempt, each part as visible lines."""
+
+    def get_blob(sha: str) -> bytes:
+        return read_blob(directory, sha)
+
+    page = attempt_page(attempt, get_blob, MAX_SHOWN_BYTES, 0)
+    return {
+        "verdict": list(_verdict(attempt, history, page.arithmetic)),
+        "change": page.diff,
+        "log": [line for title, lines in page.logs for line in (f"[{title}]", *lines)],
+        "words": list(spoken(entries, attempt.number, get_blob, MAX_SHOWN_BYTES)),
+    }
+
+
+def _verdict(attempt: Attempt, history: History, arithmetic: str) -> Iterator[str]:
+    yield attempt_line(attempt, history, history.in_force)
+    yield one_line(attempt.started.hypothesis, 600)
+    if attempt.finished is not None:
+        yield one_line(f"{attempt.finished.explanation} ({attempt.finished.reason})", 800)
+    if arithmetic:
+        yield arithmetic
+    for score in attempt.scores:
+        value = f"{score.value:.5f}" if score.value is not None else one_line(str(score.reason), 60)
+        yield f"{score.split}, seed {score.seed}: {value}"
 
 
 def watch(
@@ -33,7 +155,7 @@ def watch(
     directory = session_directory(runs, session)
     try:
         if tui:
-            show(directory, out, utc_now)
+            show_in_terminal(directory, out, utc_now)
         else:
             _serve(directory, port, as_json=as_json)
     except KeyboardInterrupt:

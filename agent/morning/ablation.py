@@ -130,6 +130,19 @@ class Review:
         return next((m for m in self.scores(self.variants[name]) if m.value is None), None)
 
 
+def review_cost(history: History, repeats: int | None = None) -> tuple[int, float]:
+    """How many trainings a review takes at most, and their seconds by what the baseline took.
+
+    Baseline, best, the best without each kept change, and without all that were luck.
+    """
+    baseline, kept = history.baseline, len(kept_chain(history))
+    seeds = repeats or history.in_force.noise.baseline_repeats
+    trainings = (kept + 3) * seeds
+    if baseline is None or baseline.finished is None:
+        return trainings, 0.0
+    return trainings, trainings * baseline.finished.seconds / max(1, len(baseline.values()))
+
+
 def reviews(entries: Sequence[Entry]) -> list[Review]:
     """Every review of a session, oldest first."""
     found: list[Review] = []

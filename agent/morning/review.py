@@ -22,6 +22,7 @@ from agent.morning.ablation import (
     ablation,
     dispensable,
     kept_chain,
+    review_cost,
     reviews,
 )
 from agent.morning.replay import Say, describe, measure_separately, recorded_bench
@@ -56,6 +57,8 @@ def review(lab: Lab, repeats: int | None, say: Say) -> ReviewTable:
             f"`nightlab report {lab.session}` shows what was tried; "
             f"`nightlab resume {lab.session} --attempts N` goes on",
         )
+    trainings, seconds = review_cost(lab.history, repeats)
+    say(f"at most {trainings} trainings with their scores, about {max(1, round(seconds / 60))} min")
     if _open_review(lab, repeats) is None:
         _start(lab, repeats or lab.settings.noise.baseline_repeats)
     for planned in _plan(lab):

@@ -4,15 +4,24 @@ What a model or a run wrote is made visible and cut to its share of the report b
 a template: one attempt with endless logs must not cost the others their room.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, LedgerError
 from agent.record.curves import Curve, unpacked
-from agent.record.events import Arithmetic, RunFinished
+from agent.record.events import (
+    Arithmetic,
+    AttemptFinished,
+    AttemptInterrupted,
+    Entry,
+    MessageAdded,
+    RunFinished,
+)
 from agent.record.logs import unpacked_log
 from agent.report import charts
 from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
@@ -160,3 +169,47 @@ def _within(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
         if left < 0:
             return
         yield shown
+
+
+def spoken(
+    entries: Iterable[Entry], number: int, get_blob: GetBlob, limit_bytes: int
+) -> Iterator[str]:
+    """What was said between the attempt before and this one's end: words, reasoning, tool calls."""
+    said: list[str] = []
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, MessageAdded):
+            said.append(event.message)
+        elif isinstance(event, AttemptFinished | AttemptInterrupted):
+            if event.attempt == number:
+                break
+            said = []
+    text = "\n".join(line for sha in said for line in _message(sha, get_blob))
+    yield from _ends(text, limit_bytes // 2, limit_bytes // 2)
+
+
+def _message(sha: str, get_blob: GetBlob) -> Iterator[str]:
+    try:
+        message = json.loads(get_blob(sha))
+        content = message["content"]
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for block in blocks:
+            yield from _block(message["role"], block)
+    except (LedgerError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"(a message cannot be shown: {type(error).__name__})"
+
+
+def _block(role: str, block: dict[str, Any]) -> Iterator[str]:
+    """One block of a message as lines; what a tool was told is shown as the model wrote it."""
+    match block["type"]:
+        case "text":
+            yield f"{role}: {block['text']}"
+        case "thinking":
+            yield f"{role} thinks: {block['thinking']}"
+        case "tool_use":
+            yield f"{role} calls {block['name']}:"
+            yield from (f"  {name} = {value}" for name, value in block["input"].items())
+        case "tool_result":
+            yield f"told: {block['content']}"
+        case other:
+            yield f"{role}: ({other})"

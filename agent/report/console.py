@@ -259,6 +259,11 @@ def counts_in_words(numbers: Summary) -> str:
     return f"attempts {numbers.attempts}: {told}"
 
 
+def next_lines(numbers: Summary) -> list[str]:
+    """What the person does next."""
+    return [f"next     {step}" for step in numbers.next_steps]
+
+
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
     lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
@@ -281,6 +286,7 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
         f"ledger   {directory / 'ledger.jsonl'}",
         f"head     {numbers.head} after {numbers.events} events; keep it to find a cut tail",
         f"files    {directory / 'workspace'}",
+        *next_lines(numbers),
     ]
     if numbers.ended is not None and numbers.ended in MORE:
         lines.append(f"more     nightlab resume {directory.name} {MORE[numbers.ended]}")

@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 from agent.attempt.decide import grown_literals
 from agent.attempt.disturbance import was_disturbed
+from agent.morning.ablation import decision, review_cost, reviews
 from agent.record.attempts import Attempt
 from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
@@ -122,6 +123,8 @@ class Summary(Record):
     input_tokens: int
     output_tokens: int
     attention: tuple[Attention, ...]
+    next_steps: tuple[str, ...]
+    """What a person has still to do about a night that is over and kept something."""
     events: int
     head: str
     """The last entry's hash: keep it elsewhere, and a cut-off tail can be found."""
@@ -188,6 +191,7 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
         input_tokens=history.spend.input_tokens,
         output_tokens=history.spend.output_tokens,
         attention=tuple(_attention(history, entries)),
+        next_steps=tuple(_next_steps(history, entries)),
         events=len(entries),
         head=entries[-1].hash if entries else FIRST_PREVIOUS,
     )
@@ -241,6 +245,19 @@ def result_in_words(numbers: Summary) -> Iterator[str]:
     )
     if numbers.holdout_gain is not None and numbers.survived is not None:
         yield f"holdout  better by {numbers.holdout_gain:.4f}: {numbers.survived:.0%} of the gain"
+
+
+def _next_steps(history: History, entries: Sequence[Entry]) -> Iterator[str]:
+    if history.ended is None or history.session is None or not history.count(Verdict.KEPT):
+        return
+    name = one_line(history.session.session, 80)
+    if not any(one.is_finished for one in reviews(entries)):
+        trainings, seconds = review_cost(history)
+        takes = f"at most {trainings} trainings, about {max(1, round(seconds / 60))} min"
+        yield f"not reviewed: nightlab review {name} ({takes})"
+    if decision(entries) is None:
+        ways = (f"nightlab {word} {name} --reason …" for word in ("approve", "reject"))
+        yield f"not decided: {' or '.join(ways)}"
 
 
 def noise_of(history: History) -> float | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from agent.cli.app import app
+from agent.cli.app import EXIT_CODES, app
 from agent.record.chain import read_ledger
 from agent.report.console import closing_lines
 from agent.report.summary import summary
 from sandbox.contract.errors import NightlabError
-from tests.support.sessions import forge, sampled
+from tests.support.sessions import forge, sampled, talked
 
 NO_TOML = "Improve it.\n"
 BROKEN_TOML = "Improve it.\n```toml\n[session\nattempts = 3\n```\n"
@@ -166,10 +170,90 @@ def test_a_session_that_reached_a_limit_says_how_to_allow_more(place: Path) -> N
     assert "more     nightlab resume night --attempts N" == told[-1]
 
 
+def test_the_end_of_a_night_leads_into_the_morning(place: Path, tmp_path: Path) -> None:
+    directory = place / "runs" / "night"
+    entries = read_ledger(directory)
+    assert [] == [line for line in closing_lines(summary(entries), directory) if "next " in line]
+    ended = next(n for n, e in enumerate(entries, 1) if e.event.type == "session_ended")
+    told = "\n".join(closing_lines(summary(entries[:ended]), directory))
+    assert re.search(
+        r"next     not reviewed: nightlab review night \(at most \d+ trainings, about \d+ min\)",
+        told,
+    )
+    assert "next     not decided: nightlab approve night --reason … or nightlab reject" in told
+    shutil.copytree(directory, tmp_path / "runs" / "fresh")
+    lines = (directory / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "runs" / "fresh" / "ledger.jsonl").write_bytes(b"".join(lines[:ended]))
+    (tmp_path / "gitconfig").write_bytes((place / "gitconfig").read_bytes())
+    told = nightlab(tmp_path, "report", "fresh").stdout
+    assert "next     not reviewed" in told
+    assert "best     distance" in told
+    page = (tmp_path / "runs" / "fresh" / "report.html").read_text(encoding="utf-8")
+    assert "Not reviewed: nightlab review night" in page
+    assert "Nothing needs you" not in page
+    taken = nightlab(tmp_path, "approve", "fresh", "--reason", "it is better")
+    assert "kept" in taken.stdout
+    assert "it was not reviewed" in taken.stderr
+
+
+def test_the_sessions_are_listed_with_what_they_came_to(place: Path, tmp_path: Path) -> None:
+    row = nightlab(place, "list").stdout.splitlines()[1]
+    assert row.startswith("night  ")
+    assert "ended: attempts" in row
+    (line,) = nightlab(place, "list", "--json").stdout.splitlines()
+    assert ("session", "night") == (json.loads(line)["event"], json.loads(line)["session"])
+    shutil.copytree(place / "runs" / "night", tmp_path / "runs" / "beheaded")
+    (tmp_path / "runs" / "beheaded" / "ledger.jsonl").write_text("no line of a ledger\n")
+    assert "beheaded" in nightlab(tmp_path, "list").stdout
+    assert "no session in" in nightlab(tmp_path, "list", "--runs", "elsewhere").stdout
+
+
+def test_one_attempt_is_shown_in_its_parts(place: Path) -> None:
+    whole = nightlab(place, "show", "night", "1").stdout
+    for part in ("--- verdict", "--- change", "--- log", "--- words", "needs 0."):
+        assert part in whole
+    changed = nightlab(place, "show", "night", "1", "--diff").stdout
+    assert changed.startswith("--- a/train.py")
+    assert "--- verdict" not in changed
+    (line,) = nightlab(place, "show", "night", "1", "--json").stdout.splitlines()
+    assert {"verdict", "change", "log", "words"} < json.loads(line).keys()
+    refused = nightlab(place, "show", "night", "9")
+    assert (2, "") == (refused.exit_code, refused.stdout)
+    assert "there is no attempt 9 in night" in refused.stderr
+
+
+def test_the_researchers_words_can_be_read(tmp_path: Path) -> None:
+    made = talked(tmp_path / "runs", attempts=2)
+    name = made.directory.name if hasattr(made, "directory") else "night"
+    first, second = (
+        nightlab(tmp_path, "show", name, number, "--messages").stdout for number in ("1", "2")
+    )
+    for words in (first, second):
+        assert "assistant calls run:" in words
+        assert "hypothesis = " in words
+    assert "user: " in first  # the brief
+    assert "told: " in second  # what came of the first
+    assert not {c for c in first if unicodedata.category(c) in ("Cc", "Cf")} - {"\n", "\t"}
+
+
+def test_version_and_exit_codes_are_told(place: Path) -> None:
+    assert re.fullmatch(r"nightlab \d+\.\d+.*\n", nightlab(place, "--version").stdout)
+    told = " ".join(nightlab(place, "-h").stdout.split())
+    assert EXIT_CODES in told
+    page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert EXIT_CODES in " ".join(page.split())
+
+
+@pytest.mark.parametrize("command", ["list", "review night --no-runs", "image list"])
+def test_no_column_is_lost_in_a_narrow_terminal(place: Path, command: str) -> None:
+    wide, narrow = (nightlab(place, *command.split(), COLUMNS=str(n)).stdout for n in (200, 40))
+    assert wide.split() == narrow.split()
+
+
 def test_no_line_of_the_help_is_cut_short(place: Path) -> None:
     told = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
-    commands = told.partition("Commands:")[2].strip().splitlines()
-    assert 19 == len(commands)
+    commands = told.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(get_command(app).commands) == len(commands)  # type: ignore[attr-defined]
     assert [] == [line for line in commands if line.endswith("...")]
 
 
