@@ -47,9 +47,10 @@ def init(
         str, typer.Option("--profile", help="the hardware it is for; see `nightlab image list`")
     ] = "cpu",
 ) -> None:
-    """Look at a checkout and write its program; in an empty directory copy a task to start from.
+    """Look at a checkout and write its program, or copy a task.
 
-    Nothing of a checkout is run. Each line of it has its reason; what is missing is marked.
+    Nothing of a checkout is run. Each line of its program has its reason; what is missing is
+    marked. Into an empty directory the shipped task is copied.
     """
     find_profile(profile, directory)
     if (begun := begin_program(directory, Path.home(), profile)) is not None:
@@ -59,7 +60,7 @@ def init(
             style = "yellow" if line.is_missing else ""
             what = Text(one_line(line.setting.replace("\n", ", "), 70))
             table.add_row(line.table, what, Text(one_line(line.reason, 200)), style=style)
-        out.print(table)
+        print_table(out, table)
         missing = sum(line.is_missing for line in lines)
         marked = f"; {missing} lines marked MISSING are yours to look at" if missing else ""
         say(f"new: {path.name}{marked}. Next: nightlab setup, then nightlab run")

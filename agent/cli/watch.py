@@ -30,7 +30,7 @@ SPARK_WIDTH = 20
 
 
 def list_(runs: flags.Runs = flags.RUNS, as_json: flags.Json = False) -> None:
-    """List the sessions there are, the latest last: state, best, gain."""
+    """List the sessions with state, best and gain, the latest last."""
     table = Table(*("session", "began (UTC)", "state", "attempts", "best", "gain", "best so far"))
     table.box, table.pad_edge = None, False
     for directory in sorted(path.parent for path in runs.glob(f"*/{LEDGER_NAME}")):

@@ -68,7 +68,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     ),
     ("run --program alone.md --session a/b", 2, "cannot be called 'a/b'", "letters, digits"),
     ("run --program nowhere/program.md", 2, "nowhere/program.md: No such file", "--program"),
-    ("run --program prose.md", 2, "prose.md: holds no toml block", "```toml"),
+    ("run --program prose.md", 2, "prose.md: holds no toml block", "nightlab init"),
     ("run --program broken.md", 2, "broken.md:3: not toml", "name = value"),
     ("run --program runs", 2, "runs: Is a directory", "--program"),
     *(
