@@ -317,7 +317,22 @@ class ResearcherSettings(Section):
     """Asked when the model refuses twice without an attempt between; none goes on to tpe."""
     max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = 32_000
     max_conversation_tokens: Annotated[int, Field(ge=16_000)] = 120_000
+    thinking: Literal["auto", "off"] = "auto"
+    """Off asks neither for thinking nor for an effort."""
     effort: Literal["low", "medium", "high", "xhigh", "max"] = "high"
+    read_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 120.0
+    """Silence after which a call is given up: a server of one's own may read for minutes."""
+    price_usd_per_million: Annotated[
+        tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=4, strict=False)
+    ] = Field((), examples=[[2.0, 10.0]])
+    """Input and output, maybe a read from and a write to the cache; empty for the public list's."""
+
+    @field_validator("price_usd_per_million")
+    @classmethod
+    def _two_or_four(cls, price: tuple[float, ...]) -> tuple[float, ...]:
+        if len(price) not in (0, 2, 4):
+            raise ValueError("input and output, or these, a cache read and a cache write")
+        return price
 
 
 class Hardware(Section):

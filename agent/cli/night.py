@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +37,7 @@ from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
-from agent.record.events import PLANNED_STOPS, Noticed, StopReason
+from agent.record.events import PLANNED_STOPS, ModelCalled, Noticed, StopReason
 from agent.record.history import fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
@@ -91,7 +92,8 @@ def run(
     )
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)  # refused, like all below, before a build or a download takes its time
-    name, export = _researcher(settings), exporter(track, track_dir, runs, os.environ)
+    export = exporter(track, track_dir, runs, os.environ)
+    name, paid = _researcher(replace(content, settings=settings))
     source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     sweep_now()  # what a dead session left may hold the GPU that this one needs
@@ -112,6 +114,8 @@ def run(
         operational_log(ledger.directory, "run", os.environ, is_verbose=verbose),
         open_observer(settings, ledger, as_json=as_json) as observer,
     ):
+        for call in paid:
+            ledger.append(call)
         lab = open_lab(ledger, settings, runtime, observer)
         _work(lab, content, name, export, as_json=as_json)
 
@@ -144,11 +148,11 @@ def resume(
         assert ledger.history.session is not None
         # Not the file beside the ledger: who edits that would steer a night without a trace.
         content = parse_program(ledger.get_blob(ledger.history.session.program), "program.md")
-        name = ledger.history.researcher
+        name, paid = ledger.history.researcher, list[ModelCalled]()
         if researcher is None:
             _require_credentials(name, settings)
         else:
-            name = _researcher(settings)
+            name, paid = _researcher(replace(content, settings=settings))
         with (
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
@@ -162,6 +166,8 @@ def resume(
                 researcher=None if researcher is None else name,
                 engine=runtime.engine,
             )
+            for call in paid:
+                ledger.append(call)
             _work(lab, content, name, export, as_json=as_json)
 
 
@@ -253,16 +259,15 @@ def _track(lab: Lab, export: Export) -> None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
-def _researcher(settings: Settings) -> str:
-    """Who proposes candidates; claude must have a key before anything runs."""
+def _researcher(program: Program) -> tuple[str, list[ModelCalled]]:
+    """Who proposes candidates, and what it cost to ask; claude must answer before anything runs."""
+    settings = program.settings
     name = settings.researcher.name
     if name == "auto":
         missing = check_credentials(os.environ, provider=settings.researcher.provider)
         name = "tpe" if missing else "claude"
     _require_credentials(name, settings)
-    if name == "claude":
-        check_models(settings, os.environ)
-    return name
+    return name, check_models(program, os.environ) if name == "claude" else []
 
 
 def _require_credentials(name: str, settings: Settings) -> None:
@@ -274,11 +279,12 @@ def _require_credentials(name: str, settings: Settings) -> None:
     if unusable := unusable_credentials(os.environ, provider=provider):
         raise UsageError(unusable, WITHOUT_A_KEY)
     models = (settings.researcher.model, settings.researcher.fallback_model)
-    unpriced = [m for m in models if m is not None and not price_known(m, provider=provider)]
+    own = settings.researcher.price_usd_per_million
+    unpriced = [m for m in models if m and not price_known(m, provider=provider, own=own)]
     if settings.session.usd is not None and unpriced:
         raise UsageError(
             f"the price of {unpriced[0]} is not known, so usd cannot be kept",
-            "leave usd out of program.md and --usd, or choose a model with a known price",
+            "set price_usd_per_million in program.md, or leave usd out of it and --usd",
         )
 
 

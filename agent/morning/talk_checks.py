@@ -63,7 +63,8 @@ class TalkChecks:
             yield "what the model was asked is not the conversation on record"
         settings = self.history.settings
         provider = settings.researcher.provider if settings else "anthropic"
-        priced = cost_usd(event.model, event.usage, provider=provider)
+        own = settings.researcher.price_usd_per_million if settings else ()
+        priced = cost_usd(event.model, event.usage, provider=provider, own=own)
         self.usage_usd += (event.cost_usd or 0.0) if priced is None else priced
         if priced is None or is_same(priced, event.cost_usd):
             return

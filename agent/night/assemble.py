@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from agent.attempt.lab import Lab
 from agent.night.budget import seconds_left
+from agent.night.first_call import first_call
 from agent.night.loop import Night
 from agent.night.toolbox import Toolbox
 from agent.night.turns import Turns
 from agent.night.waiting import for_the_night
 from agent.program import Program
-from agent.record.events import Method, Noticed
-from agent.researcher.base import Model
+from agent.record.events import Method, ModelCalled, Noticed
+from agent.researcher.base import Model, ModelError
 from agent.researcher.providers import retirement
 from agent.settings import Settings
 from agent.text import one_line
+from sandbox.contract.errors import UsageError
 
 if TYPE_CHECKING:
     from agent.researcher.claude import ClaudeModel
@@ -67,16 +69,25 @@ def open_models(
         yield [*models, _sampler(lab, "tpe")]
 
 
-def check_models(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Ask the service for the models of a session that has not begun.
+def check_models(
+    program: Program,
+    environ: Mapping[str, str],
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[ModelCalled]:
+    """Ask each model of a session that has not begun, once; what that cost.
 
     Raises:
-        ModelError: it has no such model, or no longer, or does not know the key: better said
-            before an hour of baselines. Or it is not there at all.
+        UsageError: a night with them could not work, better said before an hour of baselines.
     """
-    for model in _claude_models(settings, environ, time.monotonic):
-        with closing(model):
-            model.facts(must_be_there=True)
+    paid = []
+    try:
+        for model in _claude_models(program.settings, environ, time.monotonic):
+            with closing(model):
+                model.facts(must_be_there=True)
+                paid += first_call(model, program.settings, program.prose, sleep)
+    except ModelError as error:
+        raise UsageError(error.message, error.hint) from error
+    return paid
 
 
 def _claude_models(

@@ -81,6 +81,14 @@ def is_refused_too_often(history: History, limits: SessionLimits, researcher: st
     return StopReason.REFUSED_SCORES, f"{text}: see score.md and its attempts before it goes on"
 
 
+def reason_for_no_call(limits: SessionLimits, reserve: Reserve) -> Ending | None:
+    """Why not even one call can be made by a session that has made none."""
+    nothing = History()
+    return _calls_are_out(nothing, limits, reserve) or money_is_out(
+        nothing, limits.usd, reserve.usd
+    )
+
+
 def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
     if limits.calls is not None and history.spend.calls + reserve.calls > limits.calls:
         return StopReason.CALLS, f"{history.spend.calls} of {limits.calls} calls are made"

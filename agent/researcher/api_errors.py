@@ -43,6 +43,7 @@ SPEND_CAPS = frozenset(
     }
 )
 """Error codes that only the next month or a person changes, whatever their status says."""
+NEW_CONVERSATION = "Go on with `nightlab resume`: it opens a new conversation."
 CREDENTIALS: dict[Provider, str] = {
     "anthropic": "ANTHROPIC_API_KEY",
     "bedrock": "the AWS credentials and AWS_REGION",
@@ -223,7 +224,7 @@ def _hint(error: BaseException, status: int, provider: Provider) -> str:
         403: f"The account may not use this model. {check} {WITHOUT_A_KEY}",
         404: f"Check the model's id in program.md, and {ADDRESSES[provider]}.",
     }
-    return hints.get(status, "Go on with `nightlab resume`: it opens a new conversation.")
+    return hints.get(status, NEW_CONVERSATION)
 
 
 def credential_errors(provider: Provider) -> tuple[type[BaseException], ...]:

@@ -37,15 +37,20 @@ from agent.researcher.api_errors import (
     unreachable,
 )
 from agent.researcher.base import CallFailed, LostCall, ModelError, Prompt, Reply
-from agent.researcher.providers import WITHOUT_A_KEY, Provider, cost_usd
+from agent.researcher.providers import (
+    CERTIFICATES,
+    PROXIES,
+    WITHOUT_A_KEY,
+    Provider,
+    base_url,
+    cost_usd,
+)
 from agent.researcher.redaction import hidden, secrets_in
 from agent.researcher.wire import Arrival, request_of, tool_calls, tool_ids
 from agent.settings import ResearcherSettings
 from agent.text import one_line
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 120.0
-"""Silence after which a stream counts as stalled."""
 CALL_SECONDS = 1800.0
 """Longest call: a stream that only pings is never silent, and never ends."""
 OFFERED_MODELS = 20
@@ -67,7 +72,6 @@ class ClaudeModel:
         environ: holds its credentials and maybe the address of a compatible server. Of the
             secrets in it, none is in any text that comes from here.
         clock: monotonic seconds.
-        read_seconds: silence after which a stream counts as stalled.
         call_seconds: longest single call.
     """
 
@@ -78,11 +82,11 @@ class ClaudeModel:
         environ: Mapping[str, str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        read_seconds: float = READ_SECONDS,
         call_seconds: float = CALL_SECONDS,
     ) -> None:
         self.name = name
-        self._effort = settings.effort
+        self._effort = None if settings.thinking == "off" else settings.effort
+        self._own_price = settings.price_usd_per_million
         self._provider: Provider = settings.provider
         self._max_output_tokens = settings.max_output_tokens
         self._secrets = secrets_in(environ)
@@ -91,10 +95,14 @@ class ClaudeModel:
         self._runner = asyncio.Runner()
         self._closed = False
         try:
-            self._client = _client(settings.provider, environ, read_seconds)
-        except ValueError as error:  # a cloud's client that finds no region or project
-            text = one_line(hidden(str(error), self._secrets), ERROR_CHARACTERS)
-            raise ModelError(StopReason.API_REFUSED, text, WITHOUT_A_KEY) from error
+            self._client = _client(settings.provider, environ, settings.read_seconds)
+        except Exception as error:  # of a cloud without a region, a proxy, a certificate's file
+            self._runner.close()
+            text = one_line(hidden(f"{error}", self._secrets), ERROR_CHARACTERS)
+            read = CERTIFICATES if isinstance(error, OSError) else PROXIES
+            names = sorted(name for name in environ if name.upper() in read and environ[name])
+            check = f"Check {', '.join(names)}. " if names else ""
+            raise ModelError(StopReason.API_REFUSED, text, f"{check}{WITHOUT_A_KEY}") from error
 
     def reply(self, prompt: Prompt, seconds_left: float) -> Reply:
         """Ask once; see `Model.reply`."""
@@ -142,7 +150,7 @@ class ClaudeModel:
                 text = describe(cause, self._secrets)
                 raise unreachable(self._client.base_url.host, text, self._provider) from error
             return None
-        except (APIError, httpx2.HTTPError, ValueError):
+        except Exception:  # noqa: BLE001 - a catalogue of any form keeps no session from its work
             return None
         if facts is None and (not offered or self.name in offered):
             return None
@@ -175,8 +183,9 @@ class ClaudeModel:
 
     def _cost_usd(self, usage: Usage, model: str | None = None) -> float | None:
         """What `usage` costs with the model that answered, or with the one that was asked."""
-        priced = None if model is None else cost_usd(model, usage, provider=self._provider)
-        return cost_usd(self.name, usage, provider=self._provider) if priced is None else priced
+        names = (self.name,) if model is None else (model, self.name)
+        prices = (cost_usd(n, usage, provider=self._provider, own=self._own_price) for n in names)
+        return next((price for price in prices if price is not None), None)
 
     def _worst(self, request: dict[str, Any]) -> Usage:
         return Usage(
@@ -237,6 +246,8 @@ def _size_bytes(request: dict[str, Any]) -> int:
 
 
 def _client(provider: Provider, environ: Mapping[str, str], read_seconds: float) -> Client:
+    # Proxies and certificates that cannot work fail here, and not in a client that is half made.
+    httpx2.AsyncClient()
     timeout = httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS)
     # No retries of the SDK's own: it obeys `retry-after` without a limit, and never repeats a
     # stream that was cut. The clouds' clients read addresses and keys from variables of their own.
@@ -249,7 +260,7 @@ def _client(provider: Provider, environ: Mapping[str, str], read_seconds: float)
         api_key=key,
         # Both at once are an error; the key wins, as in the SDK.
         auth_token=None if key else environ.get("ANTHROPIC_AUTH_TOKEN"),
-        base_url=environ.get("ANTHROPIC_BASE_URL"),
+        base_url=base_url(environ),
         max_retries=0,
         timeout=timeout,
     )
@@ -261,7 +272,9 @@ async def _ask_facts(client: AsyncAnthropic, model: str) -> tuple[dict[str, Any]
         found = await client.models.retrieve(model)
     except NotFoundError:
         return None, await _offered(client)
-    facts: dict[str, Any] = json.loads(found.to_json())
+    facts: dict[str, Any] = json.loads(found.to_json(warnings=False))
+    if facts.get("type") != "model" or "lifecycle" not in facts:
+        return None, []  # not the service's own: other catalogues say little of what is served
     return facts, await _offered(client) if facts.get("lifecycle") == "retired" else []
 
 
@@ -271,7 +284,8 @@ async def _offered(client: AsyncAnthropic) -> list[str]:
         page = await client.models.list(limit=1000)
     except NotFoundError:
         return []
-    return [str(one.id) for one in page.data if one.lifecycle != "retired"]
+    lives = [(str(one.id), one.lifecycle) for one in page.data if one.type == "model"]
+    return [name for name, life in lives if isinstance(life, str) and life != "retired"]
 
 
 def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError:

@@ -30,6 +30,8 @@ SHOWN_NAMES = 40
 GUIDANCE_CHARACTERS = 4_000
 PROSE_CHARACTERS = 20_000
 
+FIRST_QUESTION = """\
+This is a check before the session begins. Call the tool `list` once, and do nothing else."""
 SYSTEM = """\
 You are the researcher of nightlab, which runs machine-learning experiments through a night with \
 nobody watching. You change the workspace's editable files ({editable}); `run` trains them in a \

@@ -5,9 +5,10 @@ No SDK here: a command that only asks whether there is a key must not wait for o
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import genai_prices
 
@@ -22,9 +23,34 @@ CLOUDS: dict[Provider, tuple[tuple[str, ...], str]] = {
     "vertex": (("CLOUD_ML_REGION",), "google.auth"),
 }
 """Variables that give a region, and the library that the client of that cloud needs."""
+HOST = re.compile(r"([^@\s]*@)?([^@:/\s\[\]]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+"""These two: variables that the HTTP library reads by itself."""
 HEADER_VALUE = re.compile(r"[!-~]*")
 """What a key may consist of: visible ASCII."""
 WITHOUT_A_KEY = "Or go on without a key: --researcher tpe."
+
+
+def base_url(environ: Mapping[str, str]) -> str | None:
+    """The service's address as the SDK wants it, which is without `/v1`; None for its own.
+
+    Raises:
+        ValueError: it is no address of a web server; the message does not show it.
+    """
+    told = environ.get("ANTHROPIC_BASE_URL", "").strip()
+    if not told:
+        return None
+    if "://" not in told:
+        is_near = re.match(r"(localhost|\[?[0-9a-f.:]+\]?$|[^/]*:\d)", told)
+        told = f"{'http' if is_near else 'https'}://{told}"
+    parts = urlsplit(told)
+    if parts.scheme not in ("http", "https") or not HOST.fullmatch(parts.netloc):
+        raise ValueError("ANTHROPIC_BASE_URL is no address such as http://127.0.0.1:4000")
+    if parts.query or parts.fragment:
+        raise ValueError("ANTHROPIC_BASE_URL holds a ? or a #, which no path can follow")
+    path = re.sub(r"(/v1(/messages)?)+$", "", parts.path.rstrip("/"))
+    return parts._replace(path=path).geturl()
 
 
 def check_credentials(
@@ -97,19 +123,35 @@ def _date(text: object) -> datetime | None:
         return None
 
 
-def price_known(model: str, *, provider: Provider = "anthropic") -> bool:
+def price_known(model: str, *, provider: Provider = "anthropic", own: Sequence[float] = ()) -> bool:
     """Whether a money limit can be kept with this model."""
     nothing = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0)
-    return cost_usd(model, nothing, provider=provider) is not None
+    return cost_usd(model, nothing, provider=provider, own=own) is not None
 
 
-def cost_usd(model: str, usage: Usage, *, provider: Provider = "anthropic") -> float | None:
+def cost_usd(
+    model: str, usage: Usage, *, provider: Provider = "anthropic", own: Sequence[float] = ()
+) -> float | None:
     """List price of `usage`; None for a model without a known price, or where nobody counted.
 
     Every cache write is a one-hour write, since `ClaudeModel` asks for no other.
+
+    Args:
+        model: its id.
+        usage: what was counted.
+        provider: whose list.
+        own: `price_usd_per_million` of the settings, which goes before any list.
     """
     if usage.estimated:
         return None
+    if own:
+        of_input, of_output, of_read, of_write = (*own, own[0], own[0])[:4]
+        return (
+            usage.input_tokens * of_input
+            + usage.output_tokens * of_output
+            + usage.cache_read_tokens * of_read
+            + usage.cache_write_tokens * of_write
+        ) / 1e6
     counted = genai_prices.Usage(
         # The library's input includes what was read from and written to the cache.
         input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,

@@ -33,14 +33,23 @@ CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h"}
 """A training outlives the five-minute cache."""
 
 
+MODEL_ID = re.compile(
+    r"(?:[a-z]{2,6}\.)?(?:anthropic\.)?"  # of a cloud
+    r"claude-[a-z]+-(\d+)(?:-(\d{1,2}))?(?:[-@]\d{8})?(?:-v\d+(?::\d+)?)?"
+)
+"""Of this family; a name of somebody's own that only holds such an id may be any model."""
+
+
 def thinks_adaptively(model: str) -> bool:
     """Whether the model takes adaptive thinking and an effort: 4.6 and later."""
-    found = re.search(r"claude-[a-z]+-(\d+)(?:-(\d{1,2}))?(?!\d)", model)
+    found = MODEL_ID.fullmatch(model)
     return found is not None and (int(found[1]), int(found[2] or 0)) >= (4, 6)
 
 
-def request_of(prompt: Prompt, model: str, max_output_tokens: int, effort: str) -> dict[str, Any]:
-    """What is sent for a prompt."""
+def request_of(
+    prompt: Prompt, model: str, max_output_tokens: int, effort: str | None
+) -> dict[str, Any]:
+    """What is sent for a prompt; no effort asks for no thinking."""
     request: dict[str, Any] = {
         "model": model,
         "max_tokens": max_output_tokens,
@@ -51,7 +60,7 @@ def request_of(prompt: Prompt, model: str, max_output_tokens: int, effort: str) 
     if prompt.tools:
         request["tools"] = prompt.tools
         request["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": False}
-    if thinks_adaptively(model):
+    if effort is not None and thinks_adaptively(model):
         # Unless asked for, the summary is omitted and the record has no reasons in it.
         request["thinking"] = {"type": "adaptive", "display": "summarized"}
         request["output_config"] = {"effort": effort}
@@ -297,7 +306,8 @@ class Arrival:
         """Take counts; the last total holds, and what a server leaves out says nothing."""
         for name, value in (told if isinstance(told, dict) else {}).items():
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                self._counts[name] = value or self._counts.get(name, 0)
+                before = 0 if name == "output_tokens" else self._counts.get(name, 0)
+                self._counts[name] = value or before
 
     def _counted(self) -> Usage:
         return Usage(

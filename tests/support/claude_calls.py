@@ -95,13 +95,12 @@ class Night:
 @contextmanager
 def claude(server_url: str, **changes: Any) -> Iterator[ClaudeModel]:
     """A model at this address; changes are of its settings, its environment or its limits."""
-    settings = {n: changes.pop(n) for n in [*changes] if n in ResearcherSettings.model_fields}
+    settings: dict[str, Any] = {"model": "claude-sonnet-5-5", "read_seconds": 10.0}
+    settings |= {n: changes.pop(n) for n in [*changes] if n in ResearcherSettings.model_fields}
     environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server_url}
     environ |= {name: changes.pop(name) for name in [*changes] if name.isupper()}
-    chosen = ResearcherSettings.model_validate({"model": "claude-sonnet-5-5"} | settings)
-    with closing(
-        ClaudeModel(chosen.model, chosen, environ, **{"read_seconds": 10.0, **changes})
-    ) as model:
+    chosen = ResearcherSettings.model_validate(settings)
+    with closing(ClaudeModel(chosen.model, chosen, environ, **changes)) as model:
         yield model
 
 

@@ -43,6 +43,8 @@ class Habit(BaseModel):
     """Whether what the night cost is not known in the end."""
     miscounts: bool = False
     """Whether the server counts otherwise than it bills."""
+    begins: str | None = None
+    """What the call before the night refuses it with, in part; None where it lets it begin."""
     times: int | None = None
     """So many answers have the habit; None for all of them."""
     bend: list[list[Any]] = []

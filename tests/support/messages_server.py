@@ -39,6 +39,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from pydantic import TypeAdapter
 
+from agent.researcher.prompt import FIRST_QUESTION
+
 API_VERSION = "2026-10-21"
 MAX_BODY_BYTES = 32 * 2**20
 MAX_OUTPUT_TOKENS = 128_000
@@ -266,6 +268,7 @@ class MessagesServer:
         tolerant: leave the check at the end to the test.
         catalogue: what is told of each model; none for a server that tells nothing.
         key: the only one it knows; none for any.
+        helpful: whether it answers the question before a night by itself, beside the script.
     """
 
     def __init__(
@@ -278,7 +281,10 @@ class MessagesServer:
         port: int = 0,
         catalogue: dict[str, dict[str, Any]] | None = CATALOGUE,
         key: str | None = None,
+        helpful: bool = True,
     ) -> None:
+        self.first_calls = 0
+        self._helpful = helpful
         self.requests: list[Request] = []
         self.bills: list[Billed] = []
         self.unplanned: list[str] = []
@@ -373,6 +379,9 @@ class MessagesServer:
         return Status(problem.code, problem.type, problem.message)
 
     def _next(self, request: Request) -> Answer:
+        if self._helpful and FIRST_QUESTION in json.dumps(request["messages"]):
+            self.first_calls += 1
+            return say(tool("list"))
         self.requests.append(request)
         entry = next(self._script, None)
         if entry is None:

@@ -19,8 +19,8 @@ from agent.record.chain import read_blob, read_ledger
 from agent.record.events import RetryWaited, RunFinished, SessionEnded
 from agent.record.ledger import Ledger
 from agent.report.report import write_report
-from agent.researcher.base import ModelError
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
+from sandbox.contract.errors import UsageError
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.labs import Quiet, play, traced, with_observer
@@ -125,9 +125,9 @@ def test_a_night_with_a_telltale_service_keeps_every_secret(
 
 
 def test_a_refusal_before_the_night_tells_no_secret(tmp_path: Path) -> None:
-    settings = Place(tmp_path).begin("claude").settings
-    with MessagesServer([], key="another") as server, pytest.raises(ModelError) as refusal:
-        check_models(settings, PLANTED | {"ANTHROPIC_BASE_URL": server.url})
+    program = Place(tmp_path).program
+    with MessagesServer([], key="another") as server, pytest.raises(UsageError) as refusal:
+        check_models(program, PLANTED | {"ANTHROPIC_BASE_URL": server.url})
 
     assert HIDDEN in refusal.value.message
     assert [] == leaks(refusal.value.message, refusal.value.hint)
@@ -193,11 +193,20 @@ def test_a_real_night_with_nosy_code_keeps_every_secret(
     assert [] == leaks(session, done.stdout, done.stderr, audited.stdout)
 
 
-def test_secrets_are_known_by_their_names_and_as_passwords_in_addresses() -> None:
+def test_secrets_are_known_by_their_names_and_as_passwords_in_addresses(tmp_path: Path) -> None:
     assert {*NEEDLES} - {"pl4nted-docker-w0rd"} == {*secrets_in(PLANTED)}
     assert ("p@ss-word", "p%40ss-word") == tuple(
         sorted(secrets_in({"ALL_PROXY": "socks5://me:p%40ss-word@host:1"}), key=len)
     )
+    identity = tmp_path / "identity"
+    gateway = {
+        "ANTHROPIC_CUSTOM_HEADERS": "x-team: planted-team-word\nAuthorization: Bearer planted-bear",
+        "AWS_BEARER_TOKEN_BEDROCK": "planted-bedrock-word",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(identity),
+    }
+    identity.write_text("planted-identity\n")
+    told = "planted-team-word planted-bear planted-bedrock-word planted-identity"
+    assert " ".join([HIDDEN] * 4) == hidden(told, secrets_in(gateway))
     assert () == secrets_in({"PATH": "/usr/bin:/bin", "API_KEY": "", "TERM": "xterm-256color"})
 
 

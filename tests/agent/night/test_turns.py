@@ -38,7 +38,7 @@ from agent.record.events import (
 from agent.record.history import fold
 from agent.report.console import attempt_line
 from agent.report.summary import summary
-from agent.researcher.base import ModelError
+from sandbox.contract.errors import UsageError
 from sandbox.contract.run import RunResult, RunSpec
 from tests.support.held_out import PACKED, write_data
 from tests.support.labs import play, with_sleep, work
@@ -465,8 +465,8 @@ def environ(server: MessagesServer) -> dict[str, str]:
 
 def test_a_mistyped_fallback_model_is_found_before_the_session_begins(tmp_path: Path) -> None:
     scene = Scene(tmp_path, researcher={"fallback_model": "claude-opos-5-5"})
-    with MessagesServer([]) as server, pytest.raises(ModelError, match="knows no claude-opos-5-5"):
-        check_models(scene.place.program.settings, environ(server))
+    with MessagesServer([]) as server, pytest.raises(UsageError, match="knows no claude-opos-5-5"):
+        check_models(scene.place.program, environ(server))
 
 
 def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
     command = ["run", "--program", str(tmp_path / "program.md"), "--runs", str(tmp_path / "runs")]
     with MessagesServer([]) as server:
         done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=environ(server))
-    assert 3 == done.exit_code, done.output
+    assert 2 == done.exit_code, done.output
     assert "knows no claude-sonet-5-5" in done.output
     assert "It offers claude-sonnet-5-5" in done.output
     assert not (tmp_path / "runs").exists()
@@ -486,9 +486,13 @@ def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}, "nobody answers at 127.0.0.1"),
+        ({"ANTHROPIC_BASE_URL": "ftp://127.0.0.1"}, "ANTHROPIC_BASE_URL is no address"),
         ({"ANTHROPIC_API_KEY": "not a real key"}, "ANTHROPIC_API_KEY holds a blank"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY"),
+        ({"NO_PROXY": "fd00::/8"}, "NO_PROXY"),
+        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE"),
     ],
-    ids=["address", "key"],
+    ids=["address", "no address", "key", "proxy", "no proxy", "certificates"],
 )
 def test_a_key_or_an_address_that_cannot_work_begins_no_session(
     tmp_path: Path, changed: dict[str, str], said: str
@@ -497,7 +501,7 @@ def test_a_key_or_an_address_that_cannot_work_begins_no_session(
         env = environ(server) | changed
         command = ["run", "--runs", str(tmp_path / "runs"), "--attempts", "1"]
         done = CliRunner().invoke(app, [*command, "--researcher", "claude"], env=env)
-    assert done.exit_code in (2, 3), done.output
+    assert 2 == done.exit_code, done.output
     assert said in done.output
     assert "--researcher tpe" in done.output
     assert not (tmp_path / "runs").exists()

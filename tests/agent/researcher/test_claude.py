@@ -31,6 +31,7 @@ from agent.record.events import StopReason, Usage
 from agent.researcher.api_errors import ERROR_CHARACTERS, retry_after_seconds
 from agent.researcher.base import CallFailed, ModelError, Prompt
 from agent.researcher.providers import (
+    base_url,
     check_credentials,
     cost_usd,
     price_known,
@@ -234,16 +235,33 @@ def test_a_server_that_is_not_there_is_waited_for() -> None:
     assert len(night.retries) > 1
 
 
-def test_an_address_that_is_none_is_not_waited_for() -> None:
-    night = Night()
-    with (
-        claude("localhost:1234") as model,
-        night.asks(model) as asks,
-        pytest.raises(ModelError) as raised,
-    ):
-        asks()
-    assert (raised.value.reason, night.retries) == (StopReason.API_REFUSED, [])
-    assert "ANTHROPIC_BASE_URL" in raised.value.hint
+ADDRESSES = {
+    "": None,
+    "http://x/v1": "http://x",
+    "http://x:4000/v1/messages/": "http://x:4000",
+    "http://x/v1/v1": "http://x",
+    "https://x/anthropic/v1": "https://x/anthropic",
+    "localhost:11434": "http://localhost:11434",
+    "127.0.0.1:4000/": "http://127.0.0.1:4000",
+    "[::1]:80": "http://[::1]:80",
+    "api.example.com": "https://api.example.com",
+    " http://somebody:word@proxy:1 ": "http://somebody:word@proxy:1",
+}
+
+
+@pytest.mark.parametrize(("told", "meant"), ADDRESSES.items())
+def test_an_address_is_tidied(told: str, meant: str | None) -> None:
+    assert meant == base_url({"ANTHROPIC_BASE_URL": told})
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["ftp://secret", "http://", "::1", "http://a secret", "http://x:secret", "http://x?secret"],
+)
+def test_an_address_that_is_none_is_refused_by_name_and_not_shown(told: str) -> None:
+    with pytest.raises(ModelError, match="ANTHROPIC_BASE_URL") as raised, claude(told):
+        pass
+    assert "secret" not in raised.value.message
 
 
 def test_half_a_tool_call_is_not_a_tool_call() -> None:
@@ -561,10 +579,44 @@ def test_a_token_is_sent_when_there_is_no_key() -> None:
         ("claude-opus-4-20250514", False),
         ("claude-mythos-preview", False),
         ("some-other-model", False),
+        ("us.anthropic.claude-opus-4-6-20260101-v1:0", True),
+        ("claude-sonnet-5-5@20260901", True),
+        ("my-claude-sonnet-5-5", False),
+        ("openrouter/claude-sonnet-5-5:free", False),
     ],
 )
 def test_thinking_is_asked_of_models_that_know_it(model: str, expected: bool) -> None:
     assert thinks_adaptively(model) == expected
+
+
+def test_thinking_can_be_switched_off_with_its_effort() -> None:
+    _, server = ask(Night(), GOOD, thinking="off")
+    assert not {"thinking", "output_config"} & server.requests[0].keys()
+
+
+def test_a_price_of_ones_own_goes_before_any_list() -> None:
+    reply, server = ask(Night(), GOOD, price_usd_per_million=[100.0, 1000.0])
+    (bill,) = server.bills
+    inputs = bill.input_tokens + bill.cache_read_tokens + bill.cache_write_tokens
+    assert reply.cost_usd == pytest.approx((100 * inputs + 1000 * bill.output_tokens) / 1e6)
+    usage = Usage(input_tokens=1, output_tokens=10, cache_read_tokens=100, cache_write_tokens=1000)
+    assert cost_usd("mine", usage, own=[1.0, 2.0, 3.0, 4.0]) == pytest.approx(4321e-6)
+    assert price_known("mine", own=[0.0, 0.0])
+
+
+ODD_CATALOGUES: list[Any] = [None, [], 7, {}, {"id": None}, {"data": None}, {"data": [7]}]
+
+
+@pytest.mark.parametrize("odd", ODD_CATALOGUES)
+def test_a_catalogue_of_another_form_decides_nothing(odd: Any) -> None:
+    catalogue = dict.fromkeys(CATALOGUE, odd)
+    with MessagesServer([], catalogue=catalogue) as server, claude(server.url) as model:
+        assert model.facts() is None
+    openai = {"id": "some", "object": "model", "max_tokens": 5}
+    with MessagesServer([], catalogue={"some": openai}) as server:
+        for name in ("some", "unlisted"):
+            with claude(server.url, model=name) as model:
+                assert model.facts() is None
 
 
 def test_thinking_is_summarised_so_that_the_record_has_reasons() -> None:
