@@ -31,7 +31,7 @@ from agent.attempt.stopping import Rule, describe_stop, past
 from agent.candidate.held_out import read_literals
 from agent.candidate.seeds import is_only_a_seed, pins_its_seed
 from agent.candidate.workspace import may_be_written
-from agent.record.attempts import DISTURBED, Attempt, Smoke, TrialKey, TrialRecord
+from agent.record.attempts import DISTURBED, HELD_OUT_TEXT, Attempt, Smoke, TrialKey, TrialRecord
 from agent.record.chain import GetBlob
 from agent.record.curves import unpacked
 from agent.record.events import (
@@ -50,7 +50,7 @@ from agent.record.events import (
     Split,
     Verdict,
 )
-from agent.record.history import BOX_LOST, HELD_OUT_TEXT, TRIES, History
+from agent.record.history import BOX_LOST, TRIES, History
 from agent.record.repeats import FIVE_DIGITS, Noise
 from agent.record.reported import Reading, read_reported
 from agent.settings import Budget, Goal, Settings

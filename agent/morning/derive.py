@@ -169,7 +169,7 @@ def _verdict(history: History, event: AttemptFinished, get_blob: GetBlob) -> Att
     attempt = history.attempt(event.attempt)
     if event.reason == BOX_LOST and (decision := lost(history, event.attempt)) is not None:
         return decision.finished(event.attempt, event.seconds)
-    if attempt.started.kind == "candidate" and (history.best is None or not history.repeats):
+    if attempt.started.kind == "candidate" and attempt.started.parent is None:
         raise ValueError("it was judged before there were a best and its noise")
     step = next_step(history, event.attempt, get_blob)
     if not isinstance(step, Decision):

@@ -22,6 +22,11 @@ from sandbox.contract.run import Outcome
 DISTURBED = "disturbed"
 """Why a candidate has no score whose trainings others held back: that says nothing of its files."""
 
+HELD_OUT_TEXT = "holds_held_out_text"
+NO_HONEST_MODELS = frozenset({"looks_ahead", "answers_change", HELD_OUT_TEXT})
+"""Reasons that an honest model gives in less than one score of 10,000 (docs/score.md). Each try to
+cheat may pass by luck, so tries are what is bounded: a crash can be anybody's."""
+
 DETHRONED = "dethroned"
 """What an attempt is called that was kept until a later score of it was refused."""
 
@@ -76,15 +81,17 @@ class Refusals:
 
     _scores: dict[tuple[TrialKey, Split], Scored] = field(default_factory=dict)
 
-    def note(self, key: TrialKey, score: Scored) -> None:
+    def note(self, key: TrialKey, score: Scored, *, is_baseline: bool) -> None:
         """Take a score into account; the newest one of a trial and split counts, as it does there.
 
-        A review also scores files that parts were taken out of: those are no attempt's own.
+        A review also scores files that parts were taken out of: those are no attempt's own. And a
+        person's own files lose nothing by a box that failed, only by what no honest model does.
         """
         variant = key.purpose.partition(" ")[2] if key.purpose.startswith("review-") else ""
         is_own = variant in ("", "baseline", "best") or variant.startswith("after-")
         self._scores.pop((key, score.split), None)
-        if is_own and score.value is None and score.reason != DISTURBED:
+        is_refused = score.value is None and score.reason != DISTURBED
+        if is_own and is_refused and (not is_baseline or score.reason in NO_HONEST_MODELS):
             self._scores[key, score.split] = score
 
     def of(self, number: int) -> Scored | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from statistics import fmean
 
-from agent.record.attempts import Attempt, Refusals, Smoke, TrialKey, TrialRecord
+from agent.record.attempts import NO_HONEST_MODELS, Attempt, Refusals, Smoke, TrialKey, TrialRecord
 from agent.record.drift import Drift
 from agent.record.events import (
     ATTEMPT,
@@ -49,10 +49,6 @@ NOT_RETAKEN = "baseline_not_retaken"
 """The notice of a try in vain to measure the baseline again on a quiet machine."""
 BOX_LOST = "box_lost"
 """Why a candidate failed whose boxes were lost again and again."""
-HELD_OUT_TEXT = "holds_held_out_text"
-NO_HONEST_MODELS = frozenset({"looks_ahead", "answers_change", HELD_OUT_TEXT})
-"""Reasons that an honest model gives in less than one score of 10,000 (docs/score.md). Each try to
-cheat may pass by luck, so tries are what is bounded: a crash can be anybody's."""
 OF_A_TRIAL = (RunStarted, RunFinished, Scored)
 OF_AN_ATTEMPT = (*OF_A_TRIAL, LiteralsRead, AttemptFinished, AttemptInterrupted)
 OF_THE_MORNING = (
@@ -223,7 +219,9 @@ class History:
             self.drift.trained(event)
         elif isinstance(event, Scored):
             trial.add_score(event)
-            self.refusals.note(key, event)
+            own = self._find(event.attempt)
+            is_baseline = own is not None and own.started.kind == "baseline"
+            self.refusals.note(key, event, is_baseline=is_baseline)
         if event.purpose.startswith(SMOKE) and isinstance(event, RunFinished):
             self.smokes[int(event.purpose.removeprefix(SMOKE))].runs.append(event)
         elif event.purpose == ATTEMPT:

@@ -5,10 +5,10 @@ from bisect import bisect_right
 from typing import Any
 
 from agent.attempt.sheet import pace_of
-from agent.record.attempts import Attempt, Smoke
+from agent.record.attempts import NO_HONEST_MODELS, Attempt, Smoke
 from agent.record.chain import GetBlob
 from agent.record.events import RunFinished, Verdict
-from agent.record.history import NO_HONEST_MODELS, History, direction_of, refused_scores
+from agent.record.history import History, direction_of, refused_scores
 from agent.researcher.arguments import Selection, ShowHistory
 from agent.text import fenced, one_line
 from sandbox.contract.run import Outcome, RunResult

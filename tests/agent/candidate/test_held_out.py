@@ -25,9 +25,9 @@ from agent.candidate.literals import MAX_UNPACKED_BYTES
 from agent.morning.audit import audit
 from agent.morning.derive import derive
 from agent.night.waiting import run_with_retries
-from agent.record.attempts import Attempt
+from agent.record.attempts import HELD_OUT_TEXT, Attempt
 from agent.record.events import LiteralsRead, Verdict
-from agent.record.history import HELD_OUT_TEXT, fold
+from agent.record.history import fold
 from agent.report.summary import summary
 from agent.researcher.answers import run_answer
 from tests.support.held_out import (
