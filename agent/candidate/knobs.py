@@ -4,13 +4,17 @@ A knob is a module-level `NAME = literal` in capitals, alone on its line. The en
 say what to try: `[low..high]`, `[low..high log]` or `{a, b, c}`; a comment that begins or ends with
 the word `fixed` keeps the knob out. Without a range, positive floats go ten times up and down and
 positive whole numbers four times; truth values go both ways; texts, zero and negative numbers stay.
+A file that has none in capitals has its numbers where people keep them: see `knob_places`.
 """
 
 import ast
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from agent.candidate.knob_places import CONFIGURATION, number_places, why_no_knob
 
 KnobValue = bool | int | float | str
 
@@ -20,6 +24,8 @@ RANGE = re.compile(rf"\[\s*({NUMBER})\s*\.\.\s*({NUMBER})\s*(log)?\s*\]\s*$")
 CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
 FIXED = re.compile(r"^#\s*fixed\b|\bfixed\s*[.)\]]?\s*$", re.IGNORECASE)
 
+LARGEST = 1e6
+"""What is more is a sentinel or a size of data."""
 FLOAT_FACTOR = 10.0
 INT_FACTOR = 4
 MAX_CHOICES = 64
@@ -72,11 +78,38 @@ class Knob:
 
 
 def find_knobs(file: str, source: bytes) -> list[Knob]:
-    """The knobs of one Python file, in its order; none when it does not parse."""
+    """The knobs of one file, in its order; none when it does not parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the file's own deprecations are not ours
+        capitals = [] if file.endswith(CONFIGURATION) else _in_capitals(file, source)
+        return capitals or [knob for knob in _in_places(file, source) if isinstance(knob, Knob)]
+
+
+def left_out(file: str, source: bytes) -> dict[str, str]:
+    """The named numbers that are no knobs, each with the reason."""
+    return dict(found for found in _in_places(file, source) if not isinstance(found, Knob))
+
+
+def _in_places(file: str, source: bytes) -> Iterator[Knob | tuple[str, str]]:
+    """The named numbers of a file: knobs, or why they are none."""
+    for place in number_places(file, source):
+        stated = _stated_domain(place.remark, place.value)
+        domain = stated or _usual_domain(place.value)
+        why = "" if stated else why_no_knob(place.name)
+        if FIXED.search(place.remark):
+            why = "its comment says fixed"
+        elif domain is None or abs(place.value) >= LARGEST:
+            why = "zero, negative or huge: say in a comment what to try, such as [0.1..0.5]"
+        if domain is None or why:
+            yield place.name, why
+            continue
+        where = place.line, place.start, place.end
+        yield Knob(file, place.name, place.value, domain, stated is not None, *where)
+
+
+def _in_capitals(file: str, source: bytes) -> list[Knob]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file's own deprecations are not ours
-            tree = ast.parse(source)
+        tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     lines = source.splitlines()
@@ -95,35 +128,52 @@ def find_knobs(file: str, source: bytes) -> list[Knob]:
     return [knob for knob in knobs if names.count(knob.name) == 1]
 
 
+def described(domain: Domain) -> str:
+    """What is tried, in words."""
+    if isinstance(domain, Choices):
+        return "{" + ", ".join(map(literal, domain.values)) + "}"
+    return f"[{domain.low:g}..{domain.high:g}{' log' if domain.log else ''}]"
+
+
 def without_knobs(file: str, source: bytes) -> bytes:
     """The file without its knobs' literals: equal for files that differ in nothing else."""
     lines = source.splitlines(keepends=True)
-    for knob in find_knobs(file, source):
+    for knob in reversed(find_knobs(file, source)):  # from a line's end, where it has several
         line = lines[knob.line - 1]
         lines[knob.line - 1] = line[: knob.start] + line[knob.end :]
     return b"".join(lines)
 
 
-def literal(value: KnobValue) -> str:
+def literal(value: KnobValue, file: str = "") -> str:
     """How a value is written into a file: three digits are enough to search with."""
     if isinstance(value, bool | int | str):
         return repr(value)
     text = f"{value:.3g}"
+    if file.endswith(CONFIGURATION):  # to YAML 1e-05 is a text
+        text = re.sub(r"^(-?[0-9]+)e", r"\1.0e", text)
     return text if re.search(r"[.e]", text) else f"{text}.0"
 
 
 def current_literal(source: bytes, knob: Knob) -> str:
     """The knob's literal as it is written in `source` now."""
+    knob = _there(source, knob)
     return source.splitlines()[knob.line - 1][knob.start : knob.end].decode()
 
 
 def turn(source: bytes, knob: Knob, value: KnobValue) -> bytes:
     """The file with the knob's literal replaced, and every other byte as it was."""
     # In bytes and in place, not through the tree: comments and formatting are a person's.
+    knob = _there(source, knob)
     lines = source.splitlines(keepends=True)
     line = lines[knob.line - 1]
-    lines[knob.line - 1] = line[: knob.start] + literal(value).encode() + line[knob.end :]
+    new = literal(value, knob.file).encode()
+    lines[knob.line - 1] = line[: knob.start] + new + line[knob.end :]
     return b"".join(lines)
+
+
+def _there(source: bytes, knob: Knob) -> Knob:
+    """The knob where it stands now: another one of its line may have been turned before."""
+    return next((one for one in find_knobs(knob.file, source) if one.key == knob.key), knob)
 
 
 def replacement(source: bytes, knob: Knob, value: KnobValue) -> tuple[str, str]:
@@ -155,7 +205,9 @@ def _knob(file: str, statement: ast.stmt, line: bytes) -> Knob | None:
     if value is None or (comment and not comment.startswith("#")):
         return None
     stated = _stated_domain(comment, value)
-    domain = None if FIXED.search(comment) else stated or _usual_domain(value)
+    is_sentinel = isinstance(value, int | float) and abs(value) >= LARGEST
+    is_none = FIXED.search(comment) or (not stated and (is_sentinel or why_no_knob(names[0])))
+    domain = None if is_none else stated or _usual_domain(value)
     if domain is None:
         return None
     place = statement.lineno, node.col_offset, end

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agent.candidate.knobs import described, find_knobs, left_out, literal
+from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.shared import out, print_line, print_table, say
 from agent.machine.look import begin_program, look_at
-from agent.machine.setup import copy_template, image_recipe, set_up
+from agent.machine.setup import copy_template, image_recipe, own_workspace, set_up
 from agent.program import load_program
 from agent.settings import parse_size
 from agent.text import one_line
@@ -67,6 +69,29 @@ def init(
         return
     copied = [] if look_at(directory, Path.home()) else copy_template(directory, profile)
     say(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
+
+
+def knobs(program: flags.Program = flags.PROGRAM) -> None:
+    """List the numbers that the sampler would turn, and why others are left alone."""
+    settings = load_program(program).settings
+    files = Workspace(own_workspace(settings, program.parent), settings.workspace.editable)
+    table = Table("file", "knob", "value", "what is tried", box=None, pad_edge=False)
+    others = Table("file", "left alone", "why", box=None, pad_edge=False)
+    for file, source in files.editable_files().items():
+        for knob in find_knobs(file, source):
+            value = literal(knob.value)
+            is_given = f"--{knob.name}=" in " ".join(settings.workspace.command)
+            tried = "nothing: the command gives it" if is_given else described(knob.domain)
+            table.add_row(*map(Text, (file, one_line(knob.name, 60), value, tried)))
+        for name, why in left_out(file, source).items():
+            others.add_row(*map(Text, (file, one_line(name, 60), why)))
+    if table.row_count:
+        out.print(table)
+    else:
+        say("nothing to turn: name files with numbers under editable in [workspace]")
+    if others.row_count:
+        out.print()
+        out.print(others)
 
 
 def setup(

@@ -254,7 +254,9 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
     listed = ", ".join(f'"{name}"' for name in editable)
     others = [name for name in code if name not in editable]
     knobs = sum(len(find_knobs(name, (place / name).read_bytes())) for name in editable)
-    text = f"{knobs} knobs for the sampler" if knobs else "no knobs were found"
+    text = (
+        f"{knobs} knobs for the sampler: see `nightlab knobs`" if knobs else "no knobs were found"
+    )
     yield Line("workspace", f"editable = [{listed}]", text)
     if others:
         yield Line(

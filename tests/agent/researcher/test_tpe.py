@@ -330,7 +330,7 @@ def test_a_stopped_attempt_is_a_pruned_trial_with_the_loss_that_it_had(
 
 
 def test_files_without_knobs_end_the_search() -> None:
-    study = Study(0, source=b"import math\nname = 3\n", scored=False)
+    study = Study(0, source=b"import math\nname = -3\n", scored=False)
 
     with pytest.raises(ModelError) as caught:
         ask(study.model())
@@ -452,14 +452,11 @@ def approximately(expected: Span, actual: Domain) -> bool:
         "A = 0.0",
         "A = 2 ** 4",
         "A = None",
-        "A = 1; B = 2",
         "A = B = 3",
         "A += 3",
         "A = 3\nA = 4",
-        "a = 3",
         "if True:\n    A = 3",
         "def f():\n    A = 3",
-        "A = (\n    3\n)",
         "A = 1e400",
         "A = 3 (",
         "# coding: latin-1\nX = 'ä'; A = 3",

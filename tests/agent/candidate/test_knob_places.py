@@ -1,0 +1,119 @@
+"""Numbers where people keep them: found, turned in place, or left out with a reason."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import pytest
+
+from agent.candidate.knob_places import number_places, why_no_knob
+from agent.candidate.knobs import find_knobs, left_out, turn, without_knobs
+
+CODE = """\
+import argparse
+from dataclasses import dataclass
+
+import click
+
+learning_rate = 3e-4  # [0.0001..0.01 log]
+betas = (0.9, 0.95)
+config = {"width": 64, "optimizer": {"decay": 0.1}}
+best_loss = 1e9
+eval_iters = 200
+max_iters = 5000
+
+
+@dataclass
+class Config:
+    dropout: float = 0.2
+    n_layer: int = 6
+
+
+def train(clip=1.0, seed=7):
+    opt = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Conv(3, stride=2, dim=1, hidden_dim=32)
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("-b", "--batch-size", type=int, default=16)
+parser.add_argument("--port", type=int, default=8080)
+
+
+@click.command()
+@click.option("--gamma", default=0.7)
+def main(gamma): ...
+"""
+YAML = "model:\n  width: 64  # {32, 64}\n  deep:\n    dropout: 0.1\nseed: 3\nlr: 0.001\n"
+JSON = '{\n  "model": {\n    "width": 64,\n    "dropout": 0.1\n  },\n  "lr": 0.001\n}\n'
+TOML = "lr = 0.001\n[model]\nwidth = 64\ndropout = 0.1\n"
+
+
+def test_each_kind_of_place_in_code_is_found() -> None:
+    found = {knob.name: knob.value for knob in find_knobs("train.py", CODE.encode())}
+
+    assert found == {
+        "learning_rate": 3e-4,
+        "config.width": 64,
+        "config.optimizer.decay": 0.1,
+        "Config.dropout": 0.2,
+        "Config.n_layer": 6,
+        "train.clip": 1.0,
+        "SGD.lr": 0.1,
+        "SGD.momentum": 0.9,
+        "Conv.hidden_dim": 32,
+        "batch_size": 16,
+        "gamma": 0.7,
+    }
+
+
+def test_what_is_no_knob_is_left_out_with_its_reason() -> None:
+    why = left_out("train.py", CODE.encode())
+
+    assert {"best_loss", "eval_iters", "max_iters", "train.seed", "port"} == set(why)
+    assert "another draw" in why["train.seed"]
+    assert "more time" in why["max_iters"]
+
+
+def test_a_file_with_knobs_in_capitals_has_said_which_they_are() -> None:
+    source = b"RATE = 0.1\nlr = 0.5\nPEAK_FLOPS = 9.9e14\nDEVICE_BATCH_SIZE = 8\n"
+
+    assert ["RATE", "DEVICE_BATCH_SIZE"] == [knob.name for knob in find_knobs("t.py", source)]
+
+
+def test_of_two_on_one_line_each_is_turned_where_it_stands_then() -> None:
+    source = CODE.encode()
+    knobs = {knob.name: knob for knob in find_knobs("train.py", source)}
+
+    after = turn(turn(source, knobs["SGD.lr"], 0.0123), knobs["SGD.momentum"], 0.5)
+
+    assert b"SGD(model.parameters(), lr=0.0123, momentum=0.5)" in after
+    assert without_knobs("train.py", source) == without_knobs("train.py", after)
+
+
+@pytest.mark.parametrize(("name", "text"), [("c.yaml", YAML), ("c.json", JSON), ("c.toml", TOML)])
+def test_entries_of_a_configuration_are_turned_and_stay_numbers(name: str, text: str) -> None:
+    source = text.encode()
+    found = {knob.name: knob for knob in find_knobs(name, source)}
+
+    assert {"width", "dropout", "lr"} == {one.rsplit(".", 1)[-1] for one in found}
+    after = turn(source, found["lr"], 0.00001)
+    assert after == source.replace(b"0.001", b"1.0e-05")  # to YAML 1e-05 would be a text
+    assert without_knobs(name, source) == without_knobs(name, after)
+    read = {"c.json": json.loads, "c.toml": tomllib.loads}.get(name)
+    assert read is None or read(after.decode())["lr"] == 1e-5
+
+
+def test_a_name_that_stands_twice_is_no_place() -> None:
+    assert number_places("t.py", b"A(lr=0.1)\nA(lr=0.2)\nB(lr=0.3)\n")[0].name == "B.lr"
+    assert number_places("t.py", b"def f(:\n") == []
+
+
+@pytest.mark.parametrize("name", ["seed", "data.random_state", "evalSize", "num_workers", "PORT"])
+def test_names_that_are_no_knobs(name: str) -> None:
+    assert why_no_knob(name)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "warmup_steps", "batch_size", "beta2"])
+def test_names_that_are(name: str) -> None:
+    assert not why_no_knob(name)
