@@ -23,7 +23,14 @@ from agent.night.session import VERSION
 from agent.record.chain import LedgerError
 from agent.researcher.base import ModelError
 from agent.text import one_line
-from sandbox.contract.errors import DISK_REFUSES, MAKE_ROOM, NightlabError, SandboxError
+from sandbox.contract.errors import (
+    DISK_REFUSES,
+    LOCAL_DISK,
+    MAKE_ROOM,
+    NO_LOCKS,
+    NightlabError,
+    SandboxError,
+)
 
 P = ParamSpec("P")
 
@@ -82,6 +89,9 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
             # A read-only place is about that path, not about room: it is named below.
             if error.errno in DISK_REFUSES and error.errno != errno.EROFS:
                 _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
+            if error.errno in NO_LOCKS:
+                words = f"a file system here cannot lock files: {error.strerror}"
+                _fail(words, LOCAL_DISK, SERVICE_FAILED)
             path = error.filename
             if not isinstance(path, str | bytes | os.PathLike):  # of no file: a fault of ours
                 raise

@@ -143,7 +143,7 @@ def check(
     found = CheckResult(
         walls=try_walls(boxes, image.image_id, run_root, os.environ, source),
         components=installed(engine, os.environ),
-        notes=machine_notes(*(_kernel_setting(name) for name in NOTED)),
+        notes=machine_notes(engine.cgroup_version, *(_kernel_setting(name) for name in NOTED)),
         gpus=gpu_rows(find_gpus(devices), gpu_leases(engine, state_dir).status()),
         seconds=time.monotonic() - began,
     )

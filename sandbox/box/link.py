@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from sandbox.contract.errors import SandboxError
+from sandbox.contract.errors import LOCAL_DISK, SandboxError
 from sandbox.contract.record import Amount, Record
 from sandbox.contract.run import Limits
 from sandbox.engine.host import is_readable
@@ -101,7 +101,13 @@ class Listener:
         self._directory: int | None = os.open(run_directory, os.O_RDONLY | os.O_DIRECTORY)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A socket's address holds 107 bytes; the way through /proc is short however deep we are.
-        self._socket.bind(f"/proc/self/fd/{self._directory}/link.sock")
+        try:
+            self._socket.bind(f"/proc/self/fd/{self._directory}/link.sock")
+        except PermissionError as error:
+            self._socket.close()
+            os.close(self._directory)
+            problem = f"{run_directory} lies on a file system that has no sockets"
+            raise SandboxError(problem, LOCAL_DISK) from error
         # The box's user is not ours.
         os.chmod("link.sock", 0o666, dir_fd=self._directory)  # noqa: S103
         self._socket.listen(1)  # for PID 1 and nobody else

@@ -82,15 +82,23 @@ class CheckResult(Record):
         return any(wall.status != "held" for wall in self.walls)
 
 
-def machine_notes(core_pattern: str, release: str, modprobe: str) -> tuple[str, ...]:
-    """Return, in sentences, which programs the kernel starts on the host for what a box does.
+def machine_notes(
+    cgroup_version: str, core_pattern: str, release: str, modprobe: str
+) -> tuple[str, ...]:
+    """Return, in sentences, what of this machine no wall changes.
 
     Args:
+        cgroup_version: 1 or 2, as the engine says it.
         core_pattern: what becomes of core dumps, as the kernel has it.
         release: the kernel's.
         modprobe: the program by which it loads modules; empty for none.
     """
     notes = []
+    if cgroup_version == "1":
+        notes.append(
+            "what a training sends itself over loopback lies in memory that version 1 of `cgroups` "
+            "counts for nobody, up to the machine's `net.ipv4.tcp_mem`; version 2 counts it"
+        )
     if core_pattern.startswith("|"):
         notes.append(
             f"a crash starts `{core_pattern[1:].split(' ')[0][:60]}` as root here; one in a box "

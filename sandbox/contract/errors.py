@@ -11,6 +11,10 @@ MAKE_ROOM = "make room on the disk, then go on with `nightlab resume`; nothing r
 """The hint for a disk that is full."""
 MAKE_SPACE = "end what else runs on this machine, or raise its limits, then go on"
 """The hint for a machine that has no memory, process or file left to give."""
+LOCAL_DISK = "keep the project, and NIGHTLAB_HOME, on a local disk (ext4, xfs, btrfs)"
+"""The hint for a file system that lacks what every other one has."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that knows no locks."""
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the kernel says of a disk that is full, over quota, read-only or broken."""
 MACHINE_REFUSES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from agent.cli.app import EXIT_CODES, app
+from agent.cli.app import EXIT_CODES, app, guarded
 from agent.record.chain import read_ledger
 from agent.report.console import closing_lines
 from agent.report.summary import summary
@@ -296,3 +298,17 @@ def test_a_ledger_that_begins_in_the_middle_gets_a_sentence(
     refused = nightlab(tmp_path, verb, "beheaded", *words)
     assert not refused.exception or isinstance(refused.exception, SystemExit), refused.exception
     assert refused.exit_code != 0 or verb == "report"  # which shows what there is
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gets_a_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locks() -> None:
+        raise OSError(number, os.strerror(number))  # as flock says it, without a file's name
+
+    with pytest.raises(typer.Exit) as left:
+        guarded(locks)()
+    assert 3 == left.value.exit_code
+    assert "cannot lock files" in (said := capsys.readouterr().err)
+    assert "local disk" in said

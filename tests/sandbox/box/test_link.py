@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sandbox.box.hardening import TMP_INODES, Lease, file_size_limit, output_inodes
 from sandbox.box.link import ExitReport, Go, Link, LinkBroken, LinkEnded, Listener, parse
 from sandbox.box.proof import Proof, differences, require_walls
-from sandbox.contract.errors import LimitNotEnforced
+from sandbox.contract.errors import LimitNotEnforced, SandboxError
 from sandbox.contract.run import RunSpec
 from sandbox.gpu.request import Gpu, GpuRequest, Node
 from tests.support.boxes import box_spec
@@ -356,3 +356,8 @@ def test_exactly_one_can_arrive_at_a_listener(tmp_path: Path) -> None:
             second.connect(path)
         link.close()
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_sockets_is_named() -> None:
+    with pytest.raises(SandboxError, match="/sys/kernel lies on a file system that has no sockets"):
+        Listener(Path("/sys/kernel"))

@@ -314,6 +314,7 @@ def test_an_engine_that_drops_a_limit_makes_check_exit_1(
 def test_what_a_kernel_starts_on_the_host_for_a_box_is_said(
     core_pattern: str, release: str, modprobe: str, programs: list[str]
 ) -> None:
-    notes = machine_notes(core_pattern, release, modprobe)
+    notes = machine_notes("2", core_pattern, release, modprobe)
 
     assert programs == [note.split("`")[1] for note in notes]
+    assert len(notes) + 1 == len(machine_notes("1", core_pattern, release, modprobe))
