@@ -16,7 +16,15 @@ from agent.cli.calibrate import calibrate_
 from agent.cli.machine import box, check, gpus, init, knobs, setup
 from agent.cli.morning import approve, audit, reject, replay, report, review
 from agent.cli.night import continue_, pause, resume, run, stop
-from agent.cli.shared import INTERRUPTED, SERVICE_FAILED, WRONG_SETTINGS, err, print_line, warn
+from agent.cli.shared import (
+    INTERRUPTED,
+    SERVICE_FAILED,
+    WRONG_SETTINGS,
+    err,
+    print_event,
+    print_line,
+    warn,
+)
 from agent.cli.terminal import outlive_hang_up, outlive_readers
 from agent.cli.watch import list_, show, watch
 from agent.night.session import VERSION
@@ -78,27 +86,30 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)  # typer reads the flags from the function's own signature
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        fail = functools.partial(_fail, bool(kwargs.get("as_json")))
         try:
             with outlive_hang_up() if function in NIGHT_LONG else nullcontext():
                 function(*args, **kwargs)
         except (SandboxError, LedgerError, ModelError) as error:
-            _fail(error.message, error.hint, SERVICE_FAILED)
+            fail(error.message, error.hint, SERVICE_FAILED)
         except NightlabError as error:
-            _fail(error.message, error.hint, WRONG_SETTINGS)
+            fail(error.message, error.hint, WRONG_SETTINGS)
         except OSError as error:
             # A read-only place is about that path, not about room: it is named below.
             if error.errno in DISK_REFUSES and error.errno != errno.EROFS:
-                _fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
+                fail(f"the disk refused: {error.strerror}", MAKE_ROOM, SERVICE_FAILED)
             if error.errno in NO_LOCKS:
                 words = f"a file system here cannot lock files: {error.strerror}"
-                _fail(words, LOCAL_DISK, SERVICE_FAILED)
+                fail(words, LOCAL_DISK, SERVICE_FAILED)
             path = error.filename
             if not isinstance(path, str | bytes | os.PathLike):  # of no file: a fault of ours
                 raise
             place = one_line(os.fsdecode(path), 200)
             hint = "look at that path and its permissions, then try again"
-            _fail(f"{place}: {error.strerror}", hint, SERVICE_FAILED)
+            fail(f"{place}: {error.strerror}", hint, SERVICE_FAILED)
         except KeyboardInterrupt:
+            if kwargs.get("as_json"):
+                print_event("interrupted", exit_code=INTERRUPTED)
             err.print("interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
 
@@ -129,7 +140,9 @@ def main() -> None:
     app()
 
 
-def _fail(message: str, hint: str, code: int) -> None:
+def _fail(as_json: bool, message: str, hint: str, code: int) -> None:
+    if as_json:
+        print_event("error", message=message, hint=hint, exit_code=code)
     warn(f"error: {message}", "red")
     if hint:
         warn(hint, "")

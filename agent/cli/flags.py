@@ -12,9 +12,10 @@ PROGRAM, RUNS = Path("program.md"), Path("runs")
 Session = Annotated[str, typer.Argument(help="name of the session")]
 Program = Annotated[Path, typer.Option("--program", help="the person's file")]
 Runs = Annotated[Path, typer.Option("--runs", help="where sessions are kept")]
-Attempts = Annotated[int | None, typer.Option("--attempts", help="stop after so many")]
-Hours = Annotated[float | None, typer.Option("--hours", help="stop after so many hours")]
-Usd = Annotated[float | None, typer.Option("--usd", help="stop before spending more")]
+IN_ALL = "in all: what was before a resume counts"
+Attempts = Annotated[int | None, typer.Option("--attempts", help=f"stop after so many, {IN_ALL}")]
+Hours = Annotated[float | None, typer.Option("--hours", help=f"stop after so many hours, {IN_ALL}")]
+Usd = Annotated[float | None, typer.Option("--usd", help=f"stop before spending more, {IN_ALL}")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="show nightlab's own log as well, on stderr")

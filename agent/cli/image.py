@@ -1,12 +1,11 @@
 """Commands about images: list, show."""
 
-import json
 import os
 
 from rich.table import Table
 
 from agent.cli import flags
-from agent.cli.shared import out, print_line, print_table, say
+from agent.cli.shared import out, print_event, print_table, say
 from agent.machine.setup import image_recipe
 from agent.program import load_program
 from sandbox.image.image import ImageRecord, find_image, known_images
@@ -21,7 +20,7 @@ def list_(program: flags.Program = flags.PROGRAM, as_json: flags.Json = False) -
     if as_json:
         described = {name: profile.model_dump(mode="json") for name, profile in profiles.items()}
         built = [image.model_dump(mode="json") for image in images]
-        print_line(json.dumps({"profiles": described, "images": built}))
+        print_event("images", profiles=described, images=built)
         return
     table = Table("profile", "devices", "for", box=None, pad_edge=False)
     for name, profile in profiles.items():
@@ -48,7 +47,7 @@ def show(
     engine, state_dir = engine_and_state(os.environ)
     image = find_image(engine, image_recipe(settings, program.parent), state_dir=state_dir)
     if as_json:
-        print_line(image.model_dump_json())
+        print_event("image", **image.model_dump(mode="json"))
         return
     wheel = image.torch_wheel
     rows = {

@@ -1,6 +1,5 @@
 """Commands about this machine: init, setup, check, box."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from rich.text import Text
 from agent.candidate.knobs import described, find_knobs, left_out, literal
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
-from agent.cli.shared import out, print_line, print_table, say
+from agent.cli.shared import out, print_event, print_line, print_table, say
 from agent.machine.look import begin_program, look_at
 from agent.machine.setup import copy_template, image_recipe, own_workspace, set_up
 from agent.program import load_program
@@ -148,7 +147,7 @@ def check(
         seconds=time.monotonic() - began,
     )
     if as_json:
-        print_line(found.model_dump_json())
+        print_event("check", **found.model_dump(mode="json"))
     else:
         show_check(out, found)
     if found.gave_way:
@@ -215,7 +214,7 @@ def gpus(
     leases = gpu_leases(*engine_and_state(os.environ))
     rows = gpu_rows(find_gpus(devices), leases.status())
     if as_json:
-        print_line(json.dumps([row.model_dump() for row in rows]))
+        print_event("gpus", gpus=[row.model_dump(mode="json") for row in rows])
         return
     if not rows:
         say("the profile's boxes have no GPUs" if devices == "none" else "there are no GPUs here")

@@ -1,7 +1,7 @@
 """Commands of the morning: report, audit, review, replay, decide."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +47,7 @@ from agent.morning.replay import replay as run_again
 from agent.morning.review import review as check_by_daylight
 from agent.night.session import open_lab
 from agent.record.chain import read_blob, read_ledger
-from agent.record.events import SessionResumed, SessionStarted
+from agent.record.events import Entry, SessionResumed, SessionStarted
 from agent.record.history import fold
 from agent.record.ledger import Ledger
 from agent.report.ablation_table import ablation_table, notes, replay_lines, result_lines
@@ -89,7 +89,8 @@ def report(
     entries = read_ledger(directory)
     write_report(directory, entries, lambda sha: read_blob(directory, sha))
     if as_json:
-        print_line(summary(entries).model_dump_json())
+        told = summary(entries).model_dump(mode="json")
+        print_event("report", path=str(directory / REPORT_NAME), **told)
     else:
         numbers = summary(entries)
         for line in (*result_in_words(numbers), counts_in_words(numbers), *next_lines(numbers)):
@@ -139,11 +140,7 @@ def audit(
     if start and not found:  # what a record that contradicts itself comes to says nothing
         told = report_differences(directory, entries, lambda sha: read_blob(directory, sha))
         found = [Difference(seq=None, what=what) for what in told]
-    rows = (entry.model_dump_json() for entry in chosen) if as_json else table(chosen)
-    for row in rows if chosen else ():
-        print_line(row)
-    for difference in found:
-        print_line(difference.model_dump_json() if as_json else sentence(difference))
+    _show_audit(chosen, found, as_json=as_json)
     last, notes = entries[-1].hash, heads.notes
     if as_json:
         print_event("audited", events=len(entries), differences=len(found), head=last, notes=notes)
@@ -265,6 +262,20 @@ def reject(
     say(f"rejected by {person.name}")
     if (directory / APPROVED).exists():
         say(f"what was approved before stays where it is: {directory / APPROVED}")
+
+
+def _show_audit(chosen: Sequence[Entry], found: Sequence[Difference], *, as_json: bool) -> None:
+    """The events that were asked for, then what differs."""
+    if as_json:
+        for entry in chosen:
+            print_event("entry", entry=entry.model_dump(mode="json"))
+        for difference in found:
+            print_event("difference", **difference.model_dump(mode="json"))
+        return
+    for row in table(chosen) if chosen else ():
+        print_line(row)
+    for difference in found:
+        print_line(sentence(difference))
 
 
 def _anchor_on_record(directory: Path, settings: Settings | None) -> Path | None:

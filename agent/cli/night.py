@@ -32,16 +32,17 @@ from agent.machine.runtime import find_runtime, recorded_runtime
 from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, open_models
+from agent.night.budget import work_is_done
 from agent.night.loop import run_session
 from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
 from agent.record.events import PLANNED_STOPS, ModelCalled, Noticed, StopReason
-from agent.record.history import fold
+from agent.record.history import History, fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
-from agent.report.console import closing_lines
+from agent.report.console import MORE, closing_lines
 from agent.report.plan import plan
 from agent.report.report import Report
 from agent.report.summary import failed_baseline, summary, way_on
@@ -146,6 +147,12 @@ def resume(
             attempts=attempts, hours=hours, usd=usd, researcher=researcher
         )
         assert ledger.history.session is not None
+        if words := _nothing_to_do(ledger.history, settings):
+            if as_json:
+                print_event("nothing_to_do", why=words)
+            else:
+                say(f"nothing to do: {words}")
+            return
         # Not the file beside the ledger: who edits that would steer a night without a trace.
         content = parse_program(ledger.get_blob(ledger.history.session.program), "program.md")
         name, paid = ledger.history.researcher, list[ModelCalled]()
@@ -226,6 +233,17 @@ def _work(
             say(line)
     if code := exit_code(ended.reason):
         raise typer.Exit(code)
+
+
+def _nothing_to_do(history: History, settings: Settings) -> str:
+    """Why a resume would end at once; it then writes nothing, and the head stays as it is."""
+    done = work_is_done(history, settings.session) if history.ended else None
+    ends = [one for one in (history.baseline, history.best) if one is not None]
+    is_scored = settings.goal.is_reported or all(one.values("holdout") for one in ends)
+    if done is None or not (is_scored or history.best is history.baseline):
+        return ""
+    limit = MORE.get(done[0])
+    return f"{done[1]}" + (f"; {limit} allows more, those before included" if limit else "")
 
 
 def exit_code(reason: StopReason) -> int:

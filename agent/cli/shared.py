@@ -1,6 +1,5 @@
 """What the commands share: flags, output, where a session lies."""
 
-import json
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from agent.record.chain import LEDGER_NAME, LedgerError
 from agent.record.events import Noticed
 from agent.record.ledger import Ledger
 from agent.report.activity import RunNotes
-from agent.report.console import JsonConsole, NightConsole
+from agent.report.console import JsonConsole, NightConsole, json_line
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
@@ -43,7 +42,7 @@ def print_line(line: str) -> None:
 
 def print_event(event: str, **facts: Any) -> None:
     """Print a JSON object, at once: for scripts."""
-    print_line(json.dumps({"event": event, **facts}))
+    print_line(json_line(event, **facts))
 
 
 def progress(*, as_json: bool) -> Callable[[str], None]:

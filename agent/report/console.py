@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ MORE = {
     StopReason.MONEY: "--usd X",
 }
 """What a session that reached a limit is allowed more of."""
+JSON_SCHEMA = 1
+"""Of what `--json` prints; a name that goes or changes its meaning makes it the next number."""
 IDEA_CHARACTERS = 70
 
 
@@ -175,13 +177,18 @@ class JsonConsole:
     def __init__(self, notes: RunNotes, write: Callable[[str], None]) -> None:
         self._notes = notes
         self._write = write
+        self._attempt: int | None = None
+        """What runs are of; None for those of a review or a replay."""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
+        self._attempt = number
         self._say("attempt_started", attempt=number, kind=kind, hypothesis=hypothesis)
 
     def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
         self._notes.begin(box, seed)
-        self._say("run_started", box=box, seed=seed, budget_seconds=budget_seconds)
+        self._say(
+            "run_started", attempt=self._attempt, box=box, seed=seed, budget_seconds=budget_seconds
+        )
 
     def log(self, piece: bytes) -> None:
         self._notes.log(piece)
@@ -190,6 +197,7 @@ class JsonConsole:
         self._notes.end()
         self._say(
             "run_finished",
+            attempt=self._attempt,
             run_id=result.run_id,
             box=result.box,
             outcome=result.outcome.value,
@@ -211,7 +219,7 @@ class JsonConsole:
         self._say("drift_checked", **found.model_dump(mode="json", exclude={"type"}))
 
     def dethroned(self, event: Dethroned) -> None:
-        self._say(**event.model_dump(mode="json", exclude={"type"}), event="dethroned")
+        self._say("dethroned", **event.model_dump(mode="json", exclude={"type"}))
 
     def waiting(self, words: str) -> None:
         self._say("waiting", words=words)
@@ -220,7 +228,13 @@ class JsonConsole:
         self._notes.end()
 
     def _say(self, event: str, **fields: Any) -> None:
-        self._write(json.dumps({"event": event, **fields}))
+        self._write(json_line(event, **fields))
+
+
+def json_line(event: str, **facts: Any) -> str:
+    """One line for scripts, see docs/json-lines.schema.json: always the same first three names."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"schema": JSON_SCHEMA, "at": now, "event": event} | facts)
 
 
 def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:

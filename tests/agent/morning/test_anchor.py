@@ -205,7 +205,7 @@ def test_the_events_asked_for_are_shown_and_everything_is_verified_all_the_same(
     differing = audit(copy, "--type", "session_ended", "--json")
     assert 1 == differing.exit_code
     told = [json.loads(line) for line in differing.stdout.splitlines()]
-    assert "session_ended" == told[0]["event"]["type"]
+    assert "session_ended" == told[0]["entry"]["event"]["type"]
     assert "which was not the best" in told[1]["what"]
     assert ("audited", 1) == (told[-1]["event"], told[-1]["differences"])
 

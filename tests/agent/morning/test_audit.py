@@ -731,7 +731,7 @@ def test_events_are_json_lines_for_scripts(night: Place) -> None:
     entries = read_ledger(night.directory)
     words = ["audit", "night", "--runs", str(night.root), "--type", "human_decided", "--json"]
     shown, _audited = CliRunner().invoke(app, words).stdout.splitlines()
-    assert entries[-1].model_dump(mode="json") == json.loads(shown)
+    assert entries[-1].model_dump(mode="json") == json.loads(shown)["entry"]
 
 
 def test_nothing_is_shown_where_nothing_was_asked(night: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from sandbox.check.self_check import (
     CANARY_VARIABLE,
     CHECK_LIMITS,
     FAMILIES,
-    CheckResult,
     WallCheck,
     _canary_is_whole,
     lay_out,
@@ -295,10 +295,10 @@ def test_an_engine_that_drops_a_limit_makes_check_exit_1(
             text=True,
             check=False,
         )
-    walls = CheckResult.model_validate_json(done.stdout).walls
+    walls = json.loads(done.stdout)["walls"]
     assert 1 == done.returncode
-    assert {"gave way"} == {f.status for f in walls if f.tried.startswith("four times")}
-    assert any("pids: asked 48" in wall.seen for wall in walls)
+    assert {"gave way"} == {f["status"] for f in walls if f["tried"].startswith("four times")}
+    assert any("pids: asked 48" in wall["seen"] for wall in walls)
 
 
 @pytest.mark.parametrize(

@@ -299,12 +299,12 @@ def test_a_person_sees_the_gpus_and_puts_one_back_into_use(
 ) -> None:
     line = gpu_leases(gpu_machine.engine, gpu_machine.state_dir)
     line.quarantine(GPU_1, "Xid 79", "run-7")
-    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
+    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))["gpus"]
     assert [("0", GPU_0, "free"), ("1", GPU_1, "out of use")] == [
         (row["index"], row["id"], row["status"]) for row in rows
     ]
     nightlab(gpu_machine, tmp_path, "gpus", "--lift", GPU_1)
-    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))
+    rows = json.loads(nightlab(gpu_machine, tmp_path, "gpus", "--json"))["gpus"]
     assert ["free", "free"] == [row["status"] for row in rows]
 
 
