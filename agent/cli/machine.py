@@ -71,7 +71,7 @@ def init(
 
 
 def knobs(program: flags.Program = flags.PROGRAM) -> None:
-    """List the numbers that the sampler would turn, and why others are left alone."""
+    """List what the sampler would turn, and why it leaves others alone."""
     settings = load_program(program).settings
     files = Workspace(own_workspace(settings, program.parent), settings.workspace.editable)
     table = Table("file", "knob", "value", "what is tried", box=None, pad_edge=False)

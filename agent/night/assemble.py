@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from agent.attempt.lab import Lab
 from agent.night.budget import seconds_left
-from agent.night.first_call import first_call
 from agent.night.loop import Night
 from agent.night.toolbox import Toolbox
 from agent.night.turns import Turns
@@ -79,6 +78,9 @@ def check_models(
     Raises:
         UsageError: a night with them could not work, better said before an hour of baselines.
     """
+    # Its errors are the SDK's, which takes a second to import.
+    from agent.night.first_call import first_call
+
     paid = []
     try:
         for model in _claude_models(program.settings, environ, time.monotonic):
