@@ -13,7 +13,7 @@ import typer
 
 from agent.cli import image
 from agent.cli.calibrate import calibrate_
-from agent.cli.machine import box, check, gpus, init, knobs, setup
+from agent.cli.machine import box, check, gpus, init, knobs, setup, try_
 from agent.cli.morning import approve, audit, reject, replay, report, review
 from agent.cli.night import continue_, pause, resume, run, stop
 from agent.cli.shared import (
@@ -117,7 +117,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 
 for function in (
-    *(init, knobs, setup, check, gpus, box, calibrate_),
+    *(init, knobs, setup, try_, check, gpus, box, calibrate_),
     *(run, resume, watch, list_, show, stop, pause, continue_),
     *(report, audit, review, replay, approve, reject),
 ):

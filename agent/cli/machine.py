@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -11,15 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agent.attempt.lab import Worker
 from agent.candidate.knobs import described, find_knobs, left_out, literal
+from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.shared import out, print_event, print_line, print_table, say
 from agent.machine.look import begin_program, look_at
+from agent.machine.rehearse import rehearse
+from agent.machine.runtime import find_runtime
 from agent.machine.setup import copy_template, image_recipe, own_workspace, set_up
 from agent.program import load_program
 from agent.settings import parse_size
-from agent.text import one_line
+from agent.text import one_line, visible
 from sandbox.check.self_check import CheckResult, machine_notes, try_walls
 from sandbox.contract.errors import UsageError
 from sandbox.engine.own import stop_own_engine
@@ -64,7 +69,7 @@ def init(
         print_table(out, table)
         missing = sum(line.is_missing for line in lines)
         marked = f"; {missing} lines marked MISSING are yours to look at" if missing else ""
-        say(f"new: {path.name}{marked}. Next: nightlab setup, then nightlab run")
+        say(f"new: {path.name}{marked}. Next: nightlab setup, nightlab try, nightlab run")
         return
     copied = [] if look_at(directory, Path.home()) else copy_template(directory, profile)
     say(f"new: {', '.join(copied)}" if copied else "nothing new: all files were there")
@@ -91,6 +96,58 @@ def knobs(program: flags.Program = flags.PROGRAM) -> None:
     if others.row_count:
         out.print()
         out.print(others)
+
+
+def try_(
+    program: flags.Program = flags.PROGRAM,
+    seconds: Annotated[
+        float | None, typer.Option(help="what a training may take here; without it the night's")
+    ] = None,
+    base_image: flags.BaseImage = None,
+) -> None:
+    """Rehearse a program that reports its own score: train in the night's box, twice, log live.
+
+    Says what is missing and what to change in program.md; exit 1 if there is anything. Nothing is
+    recorded.
+    """
+    settings = load_program(program).settings.with_overrides(base_image=base_image)
+    if not settings.goal.is_reported:
+        hint = "for a task that boxes score: nightlab run --attempts 1"
+        raise UsageError('try is for [goal] source = "reported"', hint)
+    source = own_workspace(settings, program.parent)
+    runtime = find_runtime(settings, program.parent, os.environ, say)
+    with TemporaryDirectory(dir=state_directory(os.environ), prefix="try-") as folder:
+        place = Path(folder)
+        copy_workspace(source, place / "copy", place, settings.workspace.leave_out)
+        files = Workspace(place / "copy", settings.workspace.editable, left_out=()).candidate()
+        worker = Worker(
+            session="try",
+            directory=place,
+            settings=settings,
+            executor=runtime.executor,
+            image_id=runtime.image_id,
+            copies={},
+            device=runtime.device,
+            environment=runtime.environment,
+            data_dir=None,
+            fixed_dir=place,
+            gpus=runtime.gpus,
+            gpu_memory=runtime.gpu_memory,
+            on_log=_show_log,
+        )
+        seen = list(rehearse(worker, files, seconds, seeds=(1, 2)))
+    table = Table("", "what was seen", "what would change it", box=None, pad_edge=False)
+    for one in seen:
+        style = "yellow" if one.cure else ""
+        table.add_row(*map(Text, (one.about, one_line(one.seen, 600), one.cure)), style=style)
+    out.print(table)
+    if any(one.cure for one in seen):
+        raise typer.Exit(1)
+    say("ready: nightlab run")
+
+
+def _show_log(piece: bytes) -> None:
+    out.print(visible(piece.decode("utf-8", "replace")), end="", markup=False, soft_wrap=True)
 
 
 def setup(

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -196,7 +196,7 @@ def _goal(code: dict[str, bytes]) -> Iterator[Line]:
     found = likely_scores(lines)
     if not found:
         yield Line("goal", 'metric = "loss"', "no print of a score was found: name yours", True)
-        text = "say how it is printed; a run without a score names lines that look like it"
+        text = "say how it is printed: `nightlab try` names lines that look like it"
         yield Line("goal", "# pattern = 'loss ([\\d.]+)'", text, True)
     else:
         yield from _metric(found[0], lines)
@@ -295,7 +295,7 @@ def _budget(code: Mapping[str, bytes]) -> Iterator[Line]:
     yield Line(
         "budget",
         "seconds = 600",
-        "how long it takes was not found: longer than it ever needs",
+        "how long it takes was not found: `nightlab try` says it",
         True,
     )
 
@@ -352,14 +352,7 @@ def _shown_folder(
 
 
 def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
-    own = {
-        PurePosixPath(name).parts[0].removesuffix(".py")
-        for name in (*code, *files_of(place)[:MAX_FILES])
-    }
-    modules = [module for text in code.values() for module in _imports(text)]
-    asked = {module.split(".")[0] for module in modules}
-    asked |= {"tensorboard"} if any("torch.utils.tensorboard" in one for one in modules) else set()
-    missing = sorted(asked - own - IN_THE_IMAGE - set(sys.stdlib_module_names))
+    missing = sorted(_foreign(code, files_of(place)[:MAX_FILES]) - IN_THE_IMAGE)
     files = [name for name in REQUIREMENTS if (place / name).is_file()]
     if missing:
         text = f"imports that the image of torch and numpy does not have: {', '.join(missing)}"
@@ -367,12 +360,34 @@ def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
         yield Line("hardware", "", text, True)
 
 
+def modules_asked(files: Mapping[str, bytes], command: Sequence[str]) -> list[str]:
+    """Modules of others that a command's script, and its own modules, import whatever they do."""
+    sources = {name: text for name, text in files.items() if name.endswith(".py")}
+    entry = next((word for word in command if word in sources), None)
+    if entry is None:
+        return []
+    code = {name: sources[name] for name in (entry, *_imported(entry, sources))}
+    return sorted(_foreign(code, files))
+
+
+def _foreign(code: Mapping[str, bytes], files: Iterable[str]) -> set[str]:
+    """Packages that code imports and neither it nor the standard library has."""
+    beside = (PurePosixPath(name) for name in code)
+    own = {part for path in beside for part in path.with_suffix("").parts}
+    own |= {PurePosixPath(name).parts[0].removesuffix(".py") for name in files}
+    modules = [module for text in code.values() for module in _imports(text)]
+    asked = {module.split(".")[0] for module in modules}
+    asked |= {"tensorboard"} if any("torch.utils.tensorboard" in one for one in modules) else set()
+    return asked - own - set(sys.stdlib_module_names)
+
+
 def _ignored(place: Path) -> list[str]:
     """Files and folders that git ignores, whole folders by their name."""
     if not (place / ".git").exists():
         return []
     listed = git_lists(place, "--others", "--ignored", "--exclude-standard", "--directory")
-    names = (name.rstrip("/") for name in listed)
+    # Beside files of git's in one folder: that folder, since what git has stays where it is.
+    names = dict.fromkeys(name.rpartition("/")[0] or name for name in listed)
     return [name for name in names if not re.search(r"(^|/)[._]|venv|runs$|cache", name)][:50]
 
 
