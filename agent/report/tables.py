@@ -113,7 +113,7 @@ def _spent_on(before: Event | None, event: Event) -> str:
         return f"waiting for {'a GPU' if before.kind == 'gpu_awaited' else 'the engine'}"
     if isinstance(before, RunFinished) and isinstance(event, RunStarted) and was_disturbed(before):
         return "waiting for a quiet machine"
-    return "between the boxes: files, checks, reports"
+    return "between the boxes: files and reports"
 
 
 def spend_by_model(entries: Iterable[Entry]) -> list[ModelSpend]:

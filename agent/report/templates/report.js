@@ -68,7 +68,11 @@
   function open(number) {
     const details = attempt(number);
     if (!details) return;
-    if (getComputedStyle(details).display === "none") filter("all");
+    if (getComputedStyle(details).display === "none") {
+      filter("all");
+      document.getElementById("search").value = "";
+      look();
+    }
     details.open = true;
     details.scrollIntoView({ block: "start" });
     details.querySelector("summary").focus({ preventScroll: true });
@@ -79,6 +83,30 @@
     for (const button of document.querySelectorAll(".filter button")) {
       button.setAttribute("aria-pressed", String(button.dataset.show === name));
     }
+  }
+
+  // Look for words anywhere in an attempt: its hypothesis, change, log and numbers.
+
+  const rows = () => [...document.querySelectorAll(".attempt")];
+
+  function look() {
+    const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    let found = 0;
+    for (const row of rows()) {
+      const text = words.length ? row.textContent.toLowerCase() : "";
+      row.hidden = !words.every((word) => text.includes(word));
+      found += !row.hidden;
+    }
+    document.getElementById("found").textContent = words.length ? `${found} found` : "";
+  }
+
+  // The best first, whichever way the metric goes; who has no such number comes last.
+  function order() {
+    const name = document.getElementById("order").value;
+    const sign = name === "number" || (name === "score" && document.body.dataset.better === "lower") ? 1 : -1;
+    const key = (row) => (row.dataset[name] === undefined ? Infinity : sign * row.dataset[name]);
+    const sorted = rows().sort((one, other) => key(one) - key(other) || one.dataset.number - other.dataset.number);
+    document.getElementById("attempts").append(...sorted);
   }
 
   // The theme. A file: page may not be allowed to remember it.
@@ -129,6 +157,8 @@
       dress(themes[(themes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]);
     }
   });
+  document.addEventListener("input", (event) => { if (event.target.id === "search") look(); });
+  document.addEventListener("change", (event) => { if (event.target.id === "order") order(); });
   const closed = [];
   addEventListener("beforeprint", () => {
     closed.push(...document.querySelectorAll("table.chain details:not([open])"));
@@ -137,7 +167,7 @@
   addEventListener("afterprint", () => {
     for (const details of closed.splice(0)) details.open = false;
   });
-  document.addEventListener("renewed", () => { oneStop(); nameTheme(); });
+  document.addEventListener("renewed", () => { oneStop(); nameTheme(); order(); look(); });
   document.querySelector(".filter").hidden = false;
   oneStop();
   dress(themes.includes(remembered()) ? remembered() : "auto");

@@ -971,6 +971,32 @@ def test_hovering_tells_clicking_opens_and_filtering_hides(browser: Browser, wri
     assert [] == browser.console
 
 
+@pytest.mark.slow
+def test_attempts_can_be_looked_for_and_ordered(browser: Browser, written: Path) -> None:
+    browser.open(written.as_uri())
+    shown = "[...document.querySelectorAll('.attempt')].filter(row => row.offsetHeight)"
+    everyone = browser.run(f"{shown}.length")
+    look = "const s = document.getElementById('search'); s.value = '{}';"
+    told = "s.dispatchEvent(new Event('input', {bubbles: true}))"
+    browser.run(f"(() => {{ {look.format('KeyError dog')} {told} }})()")
+    assert 0 == browser.run(f"{shown}.length")
+    browser.run(f"(() => {{ {look.format('keyerror')} {told} }})()")
+    found = browser.run(f"{shown}.length")
+    assert 0 < found < everyone
+    assert f"{found} found" == browser.run("document.getElementById('found').textContent")
+    link = "document.querySelector('a[data-n=\"6\"]')"
+    browser.run(f"{link}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    assert everyone == browser.run(f"{shown}.length")
+    pick = "const o = document.getElementById('order'); o.value = 'score';"
+    browser.run(f"(() => {{ {pick} o.dispatchEvent(new Event('change', {{bubbles: true}})) }})()")
+    all_rows = "[...document.querySelectorAll('.attempt')]"
+    numbers = browser.run(f"{all_rows}.map(row => row.dataset.number).join()")
+    values = [value_of(HOSTILE.history.attempt(int(number))) for number in numbers.split(",")]
+    known = [value for value in values if value is not None]
+    assert values == [*sorted(known), *[None] * (len(values) - len(known))]
+    assert [] == browser.console
+
+
 def visible_idea(number: int) -> str:
     return one_line(HOSTILE.history.attempt(number).started.hypothesis, 300)
 
