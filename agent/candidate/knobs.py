@@ -11,7 +11,7 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.candidate.knob_places import CONFIGURATION, number_places, why_no_knob
@@ -83,6 +83,21 @@ def find_knobs(file: str, source: bytes) -> list[Knob]:
         warnings.simplefilter("ignore")  # the file's own deprecations are not ours
         capitals = [] if file.endswith(CONFIGURATION) else _in_capitals(file, source)
         return capitals or [knob for knob in _in_places(file, source) if isinstance(knob, Knob)]
+
+
+def given_elsewhere(knobs: Sequence[Knob], command: Sequence[str]) -> set[str]:
+    """Keys of the knobs that a command overrides, by an option or a file that it names later."""
+    options = {word.lstrip("-").partition("=")[0] for word in command if word.startswith("-")}
+    names = {option.replace("-", "_") for option in options}
+    order = {word: place for place, word in enumerate(command)}
+    last = {knob.name: -1 for knob in knobs}
+    for knob in knobs:
+        last[knob.name] = max(last[knob.name], order.get(knob.file, -1))
+    return {
+        knob.key
+        for knob in knobs
+        if knob.name in names or order.get(knob.file, last[knob.name]) < last[knob.name]
+    }
 
 
 def left_out(file: str, source: bytes) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.attempt.lab import Worker
-from agent.candidate.knobs import described, find_knobs, left_out, literal
+from agent.candidate.knobs import described, find_knobs, given_elsewhere, left_out, literal
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
@@ -81,12 +81,14 @@ def knobs(program: flags.Program = flags.PROGRAM) -> None:
     files = Workspace(own_workspace(settings, program.parent), settings.workspace.editable)
     table = Table("file", "knob", "value", "what is tried", box=None, pad_edge=False)
     others = Table("file", "left alone", "why", box=None, pad_edge=False)
-    for file, source in files.editable_files().items():
-        for knob in find_knobs(file, source):
-            value = literal(knob.value)
-            is_given = f"--{knob.name}=" in " ".join(settings.workspace.command)
-            tried = "nothing: the command gives it" if is_given else described(knob.domain)
-            table.add_row(*map(Text, (file, one_line(knob.name, 60), value, tried)))
+    contents = files.editable_files()
+    found = [knob for file, source in contents.items() for knob in find_knobs(file, source)]
+    given = given_elsewhere(found, settings.workspace.command)
+    for knob in found:
+        tried = "nothing: the command gives it" if knob.key in given else described(knob.domain)
+        row = knob.file, one_line(knob.name, 60), literal(knob.value), tried
+        table.add_row(*map(Text, row))
+    for file, source in contents.items():
         for name, why in left_out(file, source).items():
             others.add_row(*map(Text, (file, one_line(name, 60), why)))
     if table.row_count:

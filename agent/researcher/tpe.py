@@ -40,6 +40,7 @@ from agent.candidate.knobs import (
     Span,
     current_literal,
     find_knobs,
+    given_elsewhere,
     literal,
     replacement,
     turn,
@@ -189,7 +190,9 @@ class TpeModel:
         """
         history, files = self._lab.history, self._lab.workspace.editable_files()
         present = self._knobs_of(hashes_of(files), files)
-        knobs = [k for k in self._search_space(history, present) if not names or k.name in names]
+        given = given_elsewhere(present, self._lab.settings.workspace.command)
+        space = [k for k in self._search_space(history, present) if k.key not in given]
+        knobs = [k for k in space if not names or k.name in names]
         here = _point(knobs, present)
         seen = self._observations(history, knobs, files)
         base = self._promising(seen, here)

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from agent.candidate.knob_places import number_places, why_no_knob
-from agent.candidate.knobs import find_knobs, left_out, turn, without_knobs
+from agent.candidate.knobs import find_knobs, given_elsewhere, left_out, turn, without_knobs
 
 CODE = """\
 import argparse
@@ -107,6 +107,17 @@ def test_entries_of_a_configuration_are_turned_and_stay_numbers(name: str, text:
 def test_a_name_that_stands_twice_is_no_place() -> None:
     assert number_places("t.py", b"A(lr=0.1)\nA(lr=0.2)\nB(lr=0.3)\n")[0].name == "B.lr"
     assert number_places("t.py", b"def f(:\n") == []
+
+
+def test_what_the_command_gives_is_not_turned_in_a_file() -> None:
+    knobs = find_knobs("train.py", b"lr = 0.1\nwidth = 64\ndecay = 0.2\n")
+    knobs += find_knobs("config/small.py", b"decay = 0.3\n")
+    command = ("python3", "train.py", "config/small.py", "--lr=0.5")
+
+    given = given_elsewhere(knobs, command)
+
+    assert {"train.py:lr", "train.py:decay"} == given  # the file that is read later decides
+    assert given_elsewhere(knobs, ("python3", "train.py")) == set()
 
 
 @pytest.mark.parametrize("name", ["seed", "data.random_state", "evalSize", "num_workers", "PORT"])
