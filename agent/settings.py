@@ -311,10 +311,11 @@ class ResearcherSettings(Section):
     name: Literal["auto", "claude", "tpe", "random"] = "auto"
     provider: Literal["anthropic", "bedrock", "vertex"] = "anthropic"
     model: Annotated[str, Field(min_length=1, max_length=128)] = "claude-sonnet-5-5"
-    fallback_model: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None, examples=["claude-opus-5-5"]
-    )
-    """Asked when the model refuses twice without an attempt between; none goes on to tpe."""
+    then: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+        Field(max_length=8, strict=False),
+    ] = Field(("tpe",), examples=[["claude-opus-5-5", "tpe"]])
+    """Who goes on when one cannot: models' ids, `tpe`, `random`; nobody where this is empty."""
     max_output_tokens: Annotated[int, Field(ge=1024, le=128_000)] = 32_000
     max_conversation_tokens: Annotated[int, Field(ge=16_000)] = 120_000
     thinking: Literal["auto", "off"] = "auto"

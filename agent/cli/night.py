@@ -31,14 +31,14 @@ from agent.cli.shared import (
 from agent.machine.runtime import find_runtime, recorded_runtime
 from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
-from agent.night.assemble import assemble, check_models, open_models
+from agent.night.assemble import assemble, check_models, model_names, open_models
 from agent.night.budget import work_is_done
 from agent.night.loop import run_session
 from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
-from agent.record.events import PLANNED_STOPS, ModelCalled, Noticed, StopReason
+from agent.record.events import PLANNED_STOPS, ModelAsked, ModelCalled, Noticed, StopReason
 from agent.record.history import History, fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
@@ -213,7 +213,8 @@ def _work(
     if as_json:  # the name, which nightlab may have chosen, before anything takes its time
         print_event("session_begun", session=lab.session, researcher=researcher)
     else:
-        say(f"{lab.session} with {researcher}; in a second terminal: nightlab watch {lab.session}")
+        who = _who(lab.settings, researcher)
+        say(f"{lab.session} with {who}; in a second terminal: nightlab watch {lab.session}")
         for line in plan(ledger.history, datetime.now().astimezone()):
             say(line)
     try:
@@ -231,6 +232,11 @@ def _work(
     else:
         for line in closing_lines(numbers, ledger.directory):
             say(line)
+    calls = [e.event for e in ledger.entries if isinstance(e.event, ModelCalled | ModelAsked)]
+    was_asked = any(isinstance(call, ModelAsked) for call in calls)
+    if was_asked and not any(isinstance(call, ModelCalled) and call.reply for call in calls):
+        warn(f"the model's service never gave one reply: see nightlab audit {lab.session}")
+        raise typer.Exit(SERVICE_FAILED)
     if code := exit_code(ended.reason):
         raise typer.Exit(code)
 
@@ -251,6 +257,15 @@ def exit_code(reason: StopReason) -> int:
     if reason in PLANNED_STOPS:
         return 0
     return BASELINE_FAILED if reason is StopReason.BASELINE_FAILED else SERVICE_FAILED
+
+
+def _who(settings: Settings, researcher: str) -> str:
+    """Who proposes, and who goes on where that one cannot."""
+    if researcher == "claude":
+        then = settings.researcher.then or ("nobody",)
+        return f"{settings.researcher.model} (then {', '.join(then)})"
+    is_without_key = settings.researcher.name == "auto" and settings.session.usd is not None
+    return f"{researcher} (no key is set: usd bounds nothing)" if is_without_key else researcher
 
 
 def _refresh_report(lab: Lab, report: Report) -> None:
@@ -296,9 +311,9 @@ def _require_credentials(name: str, settings: Settings) -> None:
         raise UsageError(missing, WITHOUT_A_KEY)
     if unusable := unusable_credentials(os.environ, provider=provider):
         raise UsageError(unusable, WITHOUT_A_KEY)
-    models = (settings.researcher.model, settings.researcher.fallback_model)
     own = settings.researcher.price_usd_per_million
-    unpriced = [m for m in models if m and not price_known(m, provider=provider, own=own)]
+    models = model_names(settings.researcher)
+    unpriced = [m for m in models if not price_known(m, provider=provider, own=own)]
     if settings.session.usd is not None and unpriced:
         raise UsageError(
             f"the price of {unpriced[0]} is not known, so usd cannot be kept",

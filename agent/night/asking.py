@@ -31,17 +31,24 @@ MOST_UNUSABLE_ANSWERS = 5
 """In a row and in one conversation: asked word for word, the sixth would be no better."""
 
 
-def ask(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
+def ask(
+    lab: Lab,
+    model: Model,
+    conversation: Conversation,
+    reserve: Reserve,
+    patience_seconds: float = math.inf,
+) -> Reply:
     """The model's reply, on record, however long it takes to get one.
 
-    Limits hold before each try, which may use `reserve` at most.
+    Limits hold before each try, which may use `reserve` at most. Of an outage no more than
+    `patience_seconds` are waited out.
 
     Raises:
         ModelError: asking again does not help, or would take longer than the session.
         SessionOver: the person asked to stop, or a limit would be broken.
         KeyboardInterrupt: passed on, with the call that it broke off on the bill.
     """
-    reply = _first_reply(lab, model, conversation, reserve)
+    reply = _first_reply(lab, model, conversation, reserve, patience_seconds)
     ledger = lab.ledger
     ledger.append(
         ModelCalled(
@@ -67,7 +74,13 @@ def _is_usage_unknown(event: Event) -> bool:
     return isinstance(event, Noticed) and event.kind == USAGE_UNKNOWN
 
 
-def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Reserve) -> Reply:
+def _first_reply(
+    lab: Lab,
+    model: Model,
+    conversation: Conversation,
+    reserve: Reserve,
+    patience_seconds: float,
+) -> Reply:
     ledger, tries, unusable = lab.ledger, 0, 0
     while True:
         if reserve.calls:
@@ -79,7 +92,7 @@ def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Re
             if failed.lost is not None:
                 ledger.append(ModelCalled.lost(conversation.number, **vars(failed.lost)))
             wait_seconds = _backoff_seconds(tries, failed.retry_after_seconds)
-            if wait_seconds >= _seconds_left(lab):
+            if wait_seconds >= min(_seconds_left(lab), patience_seconds):
                 raise failed.final from failed
             unusable = unusable + 1 if failed.may_be_ours else 0
             if unusable >= MOST_UNUSABLE_ANSWERS and isinstance(failed.final, ModelError):
@@ -88,6 +101,7 @@ def _first_reply(lab: Lab, model: Model, conversation: Conversation, reserve: Re
                     failed.final.history_rejected = True
                     raise failed.final from failed
             error, tries = failed.error, tries + 1
+            patience_seconds -= wait_seconds
         if stop := reason_to_stop(ledger.history, lab.settings.session, reserve=reserve):
             raise SessionOver(*stop)
         ledger.append(

@@ -16,10 +16,10 @@ from agent.night.toolbox import Toolbox
 from agent.night.turns import Turns
 from agent.night.waiting import for_the_night
 from agent.program import Program
-from agent.record.events import Method, ModelCalled, Noticed
+from agent.record.events import SAMPLERS, Method, ModelCalled, Noticed
 from agent.researcher.base import Model, ModelError
 from agent.researcher.providers import retirement
-from agent.settings import Settings
+from agent.settings import ResearcherSettings, Settings
 from agent.text import one_line
 from sandbox.contract.errors import UsageError
 
@@ -65,7 +65,10 @@ def open_models(
         for model in _claude_models(lab.settings, environ, clock):
             models.append(stack.enter_context(closing(model)))
             _note_facts(lab, model, on_warning)
-        yield [*models, _sampler(lab, "tpe")]
+        then = lab.settings.researcher.then
+        known = {model.name: model for model in models}
+        known |= {name: _sampler(lab, name) for name in SAMPLERS if name in then}
+        yield [models[0], *(known[name] for name in then if name != models[0].name)]
 
 
 def check_models(
@@ -99,8 +102,14 @@ def _claude_models(
     from agent.researcher.claude import ClaudeModel
 
     researcher = settings.researcher
-    for name in filter(None, (researcher.model, researcher.fallback_model)):
+    for name in model_names(researcher):
         yield ClaudeModel(name, researcher, environ, clock=clock)
+
+
+def model_names(researcher: ResearcherSettings) -> list[str]:
+    """The language models among who proposes, in their order."""
+    names = (researcher.model, *researcher.then)
+    return [name for name in dict.fromkeys(names) if name not in SAMPLERS]
 
 
 def _sampler(lab: Lab, method: Method) -> TpeModel:

@@ -18,11 +18,12 @@ def reason_to_stop(
     history: History, limits: SessionLimits, *, reserve: Reserve = NOTHING
 ) -> Ending | None:
     """Why the session must not go on, if the next step uses `reserve` at worst."""
-    return (
-        work_is_done(history, limits)
-        or time_is_over(history, limits)
-        or _calls_are_out(history, limits, reserve)
-        or money_is_out(history, limits.usd, reserve.usd)
+    if over := work_is_done(history, limits) or time_is_over(history, limits):
+        return over
+    if not reserve.calls:  # who asks no paid model needs no money
+        return None
+    return _calls_are_out(history, limits, reserve) or money_is_out(
+        history, limits.usd, reserve.usd
     )
 
 

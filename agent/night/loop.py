@@ -94,27 +94,40 @@ def _measure_baseline(night: Night) -> Ending | None:
 
 def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
     after_attempt()
-    following: Conversation | Ending = night.turns.begin()
+    following = night.turns.instead(night.turns.begin())
     while isinstance(following, Conversation):
-        if (replaced := night.turns.replaced()) is not None:
-            following = replaced
-            continue
-        conversation, attempts = following, len(night.history.completed)
-        # What the answer could cost at most is set aside before it is asked for: a limit that is
-        # noticed afterwards is broken already.
-        reserve = night.turns.model.worst_case(conversation.prompt)
-        if stop := _reason_to_stop(night, reserve):
-            return stop
+        following = night.turns.instead(
+            night.turns.before() or _step(night, following, after_attempt)
+        )
+    return following
+
+
+def _step(
+    night: Night, conversation: Conversation, after_attempt: Callable[[], object]
+) -> Conversation | Ending:
+    """One reply, and what it asks for."""
+    attempts = len(night.history.completed)
+    # What the answer could cost at most is set aside before it is asked for: a limit that is
+    # noticed afterwards is broken already.
+    reserve = night.turns.model.worst_case(conversation.prompt)
+    if stop := _reason_to_stop(night, reserve):
+        return stop
+    try:
         reply = _reply(night, conversation, reserve)
-        if reply is None:
-            following = night.turns.start("the service no longer accepts the conversation")
-        elif reply.tool_calls:
-            following = _act(night, conversation, reply)
-            night.turns.acted(attempts)
-        else:
-            following = night.turns.after(reply, conversation)
-        if len(night.history.completed) > attempts:
-            after_attempt()
+    except SessionOver as over:
+        return over.reason, over.message
+    except ModelError as error:
+        return error.reason, f"{error.message} {error.hint}".strip()
+    following: Conversation | Ending
+    if reply is None:
+        following = night.turns.start("the service no longer accepts the conversation")
+    elif reply.tool_calls:
+        following = _act(night, conversation, reply)
+        night.turns.acted(attempts)
+    else:
+        following = night.turns.after(reply, conversation)
+    if len(night.history.completed) > attempts:
+        after_attempt()
     return following
 
 
@@ -123,7 +136,7 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
     model = night.turns.model
     try:
         with night.span(f"chat {model.name}"):
-            return ask(night.lab, model, conversation, reserve)
+            reply = ask(night.lab, model, conversation, reserve, night.turns.patience_seconds)
     except ModelError as error:
         if not error.history_rejected or len(conversation.messages) == 1:
             raise
@@ -131,6 +144,8 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
         if not night.turns.may_start_over():
             raise
         return None
+    night.turns.is_asked_again = False
+    return reply
 
 
 def _act(night: Night, conversation: Conversation, reply: Reply) -> Conversation | Ending:

@@ -6,6 +6,7 @@ and what a crash cut off is answered as far as the ledger knows.
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -32,6 +33,18 @@ from agent.text import one_line
 MAX_IDLE_REPLIES = 3
 MAX_REJECTIONS = 3
 MAX_GUIDANCE_BYTES = 32 * 1024
+OUTAGE_PATIENCE_SECONDS = 600.0
+PASSING = frozenset({StopReason.API_OUTAGE, StopReason.MONEY, StopReason.TOKENS, StopReason.CALLS})
+"""Reasons that may be gone when the session is resumed."""
+REPLACED = PASSING | {
+    StopReason.AGENT_IDLE,
+    StopReason.STUCK,
+    StopReason.API_REFUSED,
+    StopReason.REFUSED,
+    StopReason.REFUSED_SCORES,
+}
+"""Why one researcher cannot go on where another may."""
+MEANWHILE = "stand_in_meanwhile"
 
 WINDOW_FULL = (
     "the model's context window was full in every conversation: set max_conversation_tokens and "
@@ -49,7 +62,7 @@ class Turns:
 
     Args:
         lab: of the session.
-        models: who proposes; each one stands in for the one before, should that refuse.
+        models: who proposes; each one stands in for the one before, should that not go on.
         toolbox: what they act through.
         prose: of program.md.
     """
@@ -63,6 +76,12 @@ class Turns:
     """Since the last judged attempt."""
     rejections: int = 0
     """How many conversations the service would not go on with, since the last judged attempt."""
+    away: Model | None = None
+    """Whom an outage keeps away."""
+    away_since: int = 0
+    """How many attempts were done then."""
+    is_asked_again: bool = False
+    """Whether the service was away, and may be so still."""
     watch: CircleWatch = field(default_factory=CircleWatch)
     shown_guidance: str | None = None
     """The guidance that the researcher has; None after a resume, when nobody knows."""
@@ -83,6 +102,8 @@ class Turns:
             return ending
         # A resume that names a researcher overrules who stood in when the session ended.
         names = [model.name for model in self.models]
+        if self._is_meanwhile():
+            return self.start("the researcher is asked again")
         is_chosen = self.lab.history.is_newly_chosen and conversation.researcher != names[0]
         if is_chosen or conversation.researcher not in names:
             return self.start("another researcher took over")
@@ -154,17 +175,40 @@ class Turns:
         limits = self.lab.settings.session
         return is_refused_too_often(self.lab.history, limits, self.model.name)
 
-    def replaced(self) -> Conversation | Ending | None:
-        """Who stands in for a researcher whose part is over, or the end; None for any other."""
-        if (over := self.is_over()) is None:
+    def before(self) -> Conversation | Ending | None:
+        """What comes before the next reply: an end of one's part, or a service that may be back."""
+        if (over := self.is_over()) is not None:
+            return over
+        if self.away is None or len(self.lab.history.completed) <= self.away_since:
             return None
-        self.notice(over[0].value, over[1])
-        while (over := self.is_over()) is not None:
-            if len(self.models) == 1:
-                return over
-            del self.models[0]
-        self.notice("stand_in", f"{self.model.name} goes on")
-        return self.start("another researcher stands in")
+        self.models.insert(0, self.away)
+        self.away, self.is_asked_again = None, True
+        return self.start("the service is asked again")
+
+    def instead(self, following: Conversation | Ending) -> Conversation | Ending:
+        """Who goes on where one cannot; whatever else follows is passed on."""
+        if isinstance(following, Conversation) or following[0] not in REPLACED:
+            return following
+        if len(self.models) == 1:
+            return following
+        gone, reason = self.models.pop(0), following[0]
+        if reason is StopReason.API_OUTAGE:
+            self.away, self.away_since = gone, len(self.lab.history.completed)
+        if not self.is_asked_again:  # which an outage of hours would say after each attempt
+            self.notice(reason.value, following[1])
+            kind = MEANWHILE if reason in PASSING else "stand_in"
+            self.notice(kind, f"{self.model.name} goes on where {gone.name} cannot")
+        self.is_asked_again = False
+        self.idle_replies = self.refusals = self.rejections = 0
+        self.watch = CircleWatch()
+        return self.start(f"{gone.name} cannot go on ({reason.value})")
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long an outage is waited out before somebody else goes on."""
+        if self.is_asked_again:
+            return 0.0
+        return math.inf if len(self.models) == 1 else OUTAGE_PATIENCE_SECONDS
 
     def new_guidance(self) -> str | None:
         """The person's guidance.md when it changed since the researcher last got it."""
@@ -218,12 +262,7 @@ class Turns:
         self.notice("refusal", reply.explanation or "the model refused without a reason")
         if self.refusals == 1:
             return self.start("the model refused")
-        if len(self.models) == 1:
-            text = f"{self.model.name} refused {self.refusals} times and nobody stands in"
-            return StopReason.REFUSED, f"{text}; go on with --researcher tpe"
-        refuser = self.models.pop(0)
-        self.notice("stand_in", f"{self.model.name} goes on where {refuser.name} refused")
-        return self.start(f"{refuser.name} refused")
+        return StopReason.REFUSED, f"{self.model.name} refused {self.refusals} times"
 
     def _answers_after_a_crash(self, orphans: list[str]) -> list[dict[str, Any]]:
         """What the calls of the last reply came to, as far as the ledger knows; else a nudge."""
@@ -240,6 +279,13 @@ class Turns:
                 text, is_error = INTERRUPTED_CALL, True
             answers.append(tool_result(call_id, text, is_error=is_error))
         return answers or [{"type": "text", "text": NUDGE}]
+
+    def _is_meanwhile(self) -> bool:
+        """Whether somebody stands in for a reason that may be gone."""
+        kinds = (
+            e.event.kind for e in reversed(self.lab.ledger.entries) if isinstance(e.event, Noticed)
+        )
+        return next((kind for kind in kinds if kind in ("stand_in", MEANWHILE)), "") == MEANWHILE
 
     def _unfinished_ending(self) -> Ending | None:
         """The end that the researcher asked for, if a crash came before it was on record."""

@@ -66,7 +66,7 @@ PLANNED_STOPS = frozenset(
 )
 
 Method = Literal["tpe", "random"]
-SAMPLERS = ("tpe", "random")
+SAMPLERS: tuple[Method, ...] = ("tpe", "random")
 """Researchers that know the attempts and no conversation."""
 Split = Literal["val", "holdout"]
 Purpose = Annotated[

@@ -189,6 +189,9 @@ def test_a_reply_without_tools_is_nudged_and_then_ends_the_session(
     place: CommandLine, messages_server: Callable[..., MessagesServer]
 ) -> None:
     server = messages_server([say(text("I think we are done."))] * 4)
+    program = place.root / "program.md"
+    alone = program.read_text().rstrip().removesuffix("```") + "\n[researcher]\nthen = []\n```\n"
+    program.write_text(alone)
 
     done = place.nightlab(
         "run", "--researcher", "claude", "--session", "idle",

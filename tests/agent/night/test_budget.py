@@ -44,9 +44,14 @@ def test_nothing_stops_a_session_within_its_limits(history: History) -> None:
 def test_each_limit_has_its_reason(
     history: History, changes: dict[str, Any], reason: StopReason
 ) -> None:
-    stop = reason_to_stop(history, limits(**changes))
+    reserve = Reserve(calls=1, tokens=0, usd=0.0)
+    stop = reason_to_stop(history, limits(**changes), reserve=reserve)
     assert stop is not None
     assert reason is stop[0]
+
+
+def test_whoever_asks_no_paid_model_needs_neither_money_nor_calls(history: History) -> None:
+    assert reason_to_stop(history, limits(usd=0.0001, calls=1, tokens=1), reserve=NOTHING) is None
 
 
 def test_the_next_step_is_reserved_for_before_it_is_made(history: History) -> None:

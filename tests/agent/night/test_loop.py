@@ -134,7 +134,7 @@ class Past:
 def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
     changes: dict[str, dict[str, Any]] = {
         "session": {"attempts": ATTEMPTS, "hours": 12.0, "usd": 20.0, "max_failures_in_a_row": 10},
-        "researcher": {"max_conversation_tokens": 16_000},
+        "researcher": {"max_conversation_tokens": 16_000, "then": []},
     }
     place = Place(tmp_path_factory.mktemp("simulated"), changes=changes)
     weather = Weather(place, Mind(random.Random(1)), random.Random(2))

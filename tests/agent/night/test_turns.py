@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from tests.support.nights import Crash, CrashingLedger, Place
 
 REFUSED = Turn((text("I"),), "refusal", DETAILS)
 READ = say(tool("read", file_path="train.py"))
+ALONE: dict[str, Any] = {"then": []}
 
 
 ENDINGS: dict[str, Turn] = {
@@ -86,7 +88,7 @@ def test_a_night_goes_on_however_a_reply_ends(tmp_path: Path, ending: Turn) -> N
 
 def test_a_service_that_rejects_every_conversation_ends_the_session(tmp_path: Path) -> None:
     """The same 400 for hours costs money and brings nothing."""
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, researcher=ALONE)
     places = itertools.count(1)
 
     def looks_elsewhere(request: Request) -> Turn:
@@ -108,24 +110,96 @@ def test_one_refusal_opens_a_conversation_without_what_was_refused(tmp_path: Pat
     assert {"claude-sonnet-5-5"} == {name for name, _ in reasons}
 
 
-def test_a_second_refusal_asks_the_fallback_model_and_a_third_hands_over_to_tpe(
+def test_a_second_refusal_asks_the_next_model_and_two_more_hand_over_to_tpe(
     tmp_path: Path,
 ) -> None:
-    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opus-5-5"})
-    ended = scene.play([REFUSED] * 3)
+    scene = Scene(tmp_path, researcher={"then": ["claude-opus-5-5", "tpe"]})
+    ended = scene.play([REFUSED] * 4)
     assert ended.reason is StopReason.ATTEMPTS
     assert [
         "claude-sonnet-5-5",
         "claude-sonnet-5-5",
         "claude-opus-5-5",
+        "claude-opus-5-5",
         "tpe",
     ] == [event.researcher for event in scene.events(ConversationOpened)]
-    assert ["claude-sonnet-5-5"] * 2 + ["claude-opus-5-5"] == [
+    assert ["claude-sonnet-5-5"] * 2 + ["claude-opus-5-5"] * 2 == [
         request["model"] for request in scene.server.requests
     ]
     assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
-    assert 3 == scene.notices().count("refusal")
+    assert 4 == scene.notices().count("refusal")
     assert 2 == scene.notices().count("stand_in")
+
+
+HANDED_OVER: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "agent_idle": ([say(text("Hm."))] * 4, {}),
+    "stuck": ([READ] * 12, {}),
+    "money": ([READ], {"usd": 0.34}),
+    "calls": ([READ] * 2, {"calls": 2}),
+    "tokens": ([READ], {"tokens": 38_000}),
+    "api_refused": ([Status(401, "authentication_error")], {}),
+}
+
+
+@pytest.mark.parametrize("reason", HANDED_OVER)
+def test_whoever_cannot_go_on_hands_over_and_the_night_is_used(tmp_path: Path, reason: str) -> None:
+    script, limits = HANDED_OVER[reason]
+    scene = Scene(tmp_path, session=limits)
+    assert scene.play(script).reason is StopReason.ATTEMPTS
+    assert {"tpe"} == {a.started.researcher for a in scene.history.completed}
+    kind = "stand_in_meanwhile" if reason in ("money", "calls", "tokens") else "stand_in"
+    assert {reason, kind} <= set(scene.notices())
+    assert [] == audit(scene.place.directory, read_ledger(scene.place.directory))
+
+
+@pytest.mark.parametrize("reason", HANDED_OVER)
+def test_a_night_whose_person_wants_no_stand_in_ends(tmp_path: Path, reason: str) -> None:
+    script, limits = HANDED_OVER[reason]
+    scene = Scene(tmp_path, session=limits, researcher=ALONE)
+    assert reason == scene.play(script).reason.value
+
+
+def test_the_sampler_works_during_an_outage_and_the_model_comes_back(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"attempts": 5})
+    clock = scene.place.clock
+
+    def outage() -> Iterator[Any]:
+        yield scene.mind.answer
+        yield scene.mind.answer
+        while len(scene.history.completed) < 3:
+            yield Status(529, "overloaded_error")
+        yield from itertools.repeat(scene.mind.answer)
+
+    began = clock.seconds
+    assert scene.play(outage()).reason is StopReason.ATTEMPTS
+    by = [a.started.researcher for a in scene.history.completed]
+    model = "claude-sonnet-5-5"
+    assert [model, "tpe", "tpe", model, model] == by
+    assert 1 == scene.notices().count("stand_in_meanwhile")
+    asked = [e.reason for e in scene.events(ConversationOpened)].count("the service is asked again")
+    assert 2 == asked
+    assert clock.seconds - began < 3600
+
+
+def test_an_outage_without_a_stand_in_is_waited_out(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, researcher=ALONE)
+    away = [Status(529, "overloaded_error")] * 40
+    assert scene.play(scene.then(*away)).reason is StopReason.ATTEMPTS
+    assert {"claude-sonnet-5-5"} == {a.started.researcher for a in scene.history.completed}
+
+
+def test_a_resume_with_more_money_asks_the_model_first(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, session={"usd": 0.34})
+    scene.play([READ])
+    settings = scene.place.program.settings
+    more = settings.session.model_copy(update={"attempts": 4, "usd": 5.0})
+    scene.place.program = type(scene.place.program)(
+        "", settings.model_copy(update={"session": more}), scene.place.program.source
+    )
+    with MessagesServer(scene.then(), endless=True) as server:
+        work_with_claude(scene.place.resume(), scene.place, server)
+    by = [a.started.researcher for a in scene.history.completed]
+    assert ["tpe", "tpe", "claude-sonnet-5-5", "claude-sonnet-5-5"] == by
 
 
 def test_a_resumed_session_goes_on_with_the_researcher_that_stood_in(tmp_path: Path) -> None:
@@ -263,7 +337,7 @@ def test_a_sampler_whose_scores_are_refused_ends_its_night(tmp_path: Path) -> No
 
 
 def test_circles_are_named_once_then_left_then_end_the_session(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, researcher=ALONE)
     ended = scene.play([READ] * 12)
     assert (StopReason.STUCK, 12) == (ended.reason, len(scene.server.requests))
     assert 3 == scene.notices().count("stuck")
@@ -386,7 +460,7 @@ LIMITS: dict[str, tuple[dict[str, Any], StopReason]] = {
 def test_a_limit_holds_against_the_services_own_account(
     tmp_path: Path, limits: dict[str, Any], reason: StopReason
 ) -> None:
-    scene = Scene(tmp_path, session={"attempts": 60, **limits})
+    scene = Scene(tmp_path, session={"attempts": 60, **limits}, researcher=ALONE)
 
     def cut(request: Request) -> Turn:
         return Turn(scene.mind.answer(request).blocks, cut=Cut(4, "end"))
@@ -404,7 +478,7 @@ def test_a_limit_holds_against_the_services_own_account(
 
 def test_streams_that_are_always_cut_end_at_the_money_limit(tmp_path: Path) -> None:
     # Little more than the most that one call can cost, so that few of them are cut.
-    scene = Scene(tmp_path, session={"usd": 0.42, "hours": 24.0})
+    scene = Scene(tmp_path, session={"usd": 0.42, "hours": 24.0}, researcher=ALONE)
     cut = say(text("half of it " * 50), cut=Cut(6, "fin"))
     assert scene.play(itertools.repeat(cut)).reason is StopReason.MONEY
     assert 0.0 < scene.server.billed_usd <= 0.42
@@ -463,8 +537,8 @@ def environ(server: MessagesServer) -> dict[str, str]:
     return {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
 
 
-def test_a_mistyped_fallback_model_is_found_before_the_session_begins(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, researcher={"fallback_model": "claude-opos-5-5"})
+def test_a_mistyped_stand_in_is_found_before_the_session_begins(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, researcher={"then": ["claude-opos-5-5"]})
     with MessagesServer([]) as server, pytest.raises(UsageError, match="knows no claude-opos-5-5"):
         check_models(scene.place.program, environ(server))
 

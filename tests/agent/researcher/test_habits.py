@@ -26,7 +26,6 @@ Line = tuple[str, ...]
 def test_a_night_with_this_habit_ends_as_it_should(name: str, tmp_path: Path) -> None:
     habit = HABITS[name]
     settings = {key: dict(values) for key, values in habit.settings.items()}
-    settings.get("researcher", {}).pop("then", None)
     scene = Scene(tmp_path, **settings)
     ended = scene.play(habit.script(scene.mind.answer))
     words = [ended.explanation, *(e.error for e in scene.events(RetryWaited))]
@@ -48,7 +47,6 @@ def test_a_night_with_this_habit_ends_as_it_should(name: str, tmp_path: Path) ->
 def test_the_call_before_the_night_finds_what_could_not_work(name: str, tmp_path: Path) -> None:
     habit = HABITS[name]
     settings = {key: dict(values) for key, values in habit.settings.items()}
-    settings.get("researcher", {}).pop("then", None)
     program = Scene(tmp_path, **settings).place.program
     script = habit.script(lambda _: say(tool("list")))
     with MessagesServer(script, helpful=False, endless=True) as server:
