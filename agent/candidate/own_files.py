@@ -58,7 +58,7 @@ def files_of(source: Path) -> list[str]:
         UsageError: it is a repository and git does not tell: without it secrets would be copied
             that are ignored for a reason.
     """
-    listed = _tracked(source) if _is_in_repository(source) else []
+    listed = _tracked(source) if is_in_repository(source) else []
     return sorted(name for name in set(listed or _all(source)) if is_wanted(Path(name)))
 
 
@@ -110,7 +110,8 @@ def refuse_unreadable(folder: Path) -> None:
             )
 
 
-def _is_in_repository(source: Path) -> bool:
+def is_in_repository(source: Path) -> bool:
+    """Whether a directory is a git repository or lies in one."""
     place = source.absolute()
     return any((folder / ".git").exists() for folder in (place, *place.parents))
 

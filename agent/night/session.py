@@ -18,7 +18,7 @@ from agent.attempt.experiment import advance, dethrone
 from agent.attempt.lab import Lab, Observer, Worker
 from agent.candidate.git import Git, repository_of
 from agent.candidate.held_out import index_of
-from agent.candidate.own_files import copy_workspace
+from agent.candidate.own_files import copy_workspace, is_in_repository
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.waiting import forget_wishes
 from agent.program import Program
@@ -108,6 +108,9 @@ def begin(
             )
     with ExitStack() as undone, host_faults():
         directory.mkdir(parents=True)  # another process may have begun it since we looked
+        ignored = directory.parent / ".gitignore"
+        if is_in_repository(source) and not ignored.exists():
+            ignored.write_text("*\n", encoding="utf-8")  # sessions are nothing to commit
         # What cannot be filled goes again, so that its name stays free.
         undone.callback(shutil.rmtree, directory, ignore_errors=True)
         ledger = undone.enter_context(Ledger.create(directory, now))

@@ -406,6 +406,7 @@ def test_a_repository_of_ones_own_runs_by_the_readmes_program(
     done = place.nightlab("run", "--researcher", "tpe", "--attempts", "4", "--session", "n",
                           "--seed", "3")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "runs" not in _git(place.root, "status", "--short", "--ignored=no")
     history = place.history("n")
     assert history.session is not None
     assert {"train.py", "measure.py", "program.md"} == set(history.session.files)
@@ -464,7 +465,7 @@ def repository(root: Path, engine: Engine) -> CommandLine:
     root.mkdir()
     (root / "train.py").write_text(TRAIN)
     (root / "measure.py").write_text(MEASURE)
-    (root / ".gitignore").write_text("runs/\ndata/\n")
+    (root / ".gitignore").write_text("data/\n")
     (root / "data").mkdir()
     (root / "data" / "large.bin").write_bytes(bytes(20 * 2**20))
     _git(root, "init", "-q", "-b", "main")
