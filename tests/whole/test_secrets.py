@@ -94,7 +94,8 @@ class Listening(Quiet):
 
 def simulated(root: Path) -> tuple[Place, Collector, list[str]]:
     """A night with planted secrets on pretended boxes: its place, spans and what was said."""
-    place = Place(root, changes={"session": {"attempts": 3}})
+    changes: dict[str, dict[str, Any]] = {"session": {"attempts": 3}, "researcher": {"then": []}}
+    place = Place(root, changes=changes)
     collector, said = Collector(), list[str]()
     lab = with_observer(place.begin("claude"), Listening(said))
     server = MessagesServer(script(last=401), clock=place.clock.monotonic, endless=True)

@@ -199,7 +199,8 @@ def test_each_file_change_has_its_diff(asked: Asked) -> None:
 
 
 def test_a_new_file_has_no_before(tmp_path: Path) -> None:
-    place = Place(tmp_path, changes={"workspace": {"editable": ("train.py", "notes.txt")}})
+    editable = {"editable": ("train.py", "notes.txt")}
+    place = Place(tmp_path, changes={"workspace": editable, "researcher": {"then": []}})
     script: list[Entry] = [
         say(tool("write", file_path="notes.txt", content="hm\n")),
         say(text("done")),
