@@ -7,8 +7,8 @@ BIN := .venv/bin
 ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 ENGINES := $(if $(ROOT),--require engines)
 SLOWEST := --durations=25
-# By the file: what a module's tests share is made once. Tests of boxes sweep one engine, and wait.
-AT_ONCE := -n 2 --dist loadfile
+# By the file: what a module's tests share is made once. Boxes mostly wait, so one more than cores.
+AT_ONCE := --dist loadfile
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,18 +19,10 @@ demo: .venv/.installed ## set up what is missing, then run a short real session 
 
 test: .venv/.developed chromium engines ## set up what is missing, then run every test
 	$(BIN)/nightlab setup
-	@# Boxes mostly wait, so what needs none runs beside them; its output comes when both are done.
-	@log=$$(mktemp); \
-	$(BIN)/pytest -m "not docker" $(SLOWEST) --require chromium $(ENGINES) >$$log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null; rm -f $$log' EXIT; trap 'exit 130' INT TERM; \
-	status=0; \
-	$(BIN)/pytest -m docker $(SLOWEST) --require docker --require chromium $(ENGINES) || status=$$?; \
-	wait $$beside || status=$$?; \
-	cat $$log; \
-	exit $$status
+	$(BIN)/pytest -n 3 $(AT_ONCE) $(SLOWEST) --require docker --require chromium $(ENGINES)
 
 test-fast: .venv/.developed ## the tests that need no engine and are not slow, for the inner loop (3 minutes)
-	$(BIN)/pytest $(AT_ONCE) -m "not docker and not slow" $(SLOWEST)
+	$(BIN)/pytest -n 2 $(AT_ONCE) -m "not docker and not slow" $(SLOWEST)
 
 test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing was run
 	@if $(BIN)/python -c 'from sandbox.gpu.inventory import named_gpus; named_gpus("nvidia", ())' 2>/dev/null; \

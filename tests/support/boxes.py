@@ -12,6 +12,7 @@ import docker
 import docker.errors
 
 from sandbox.box.hardening import LABEL_SESSION
+from sandbox.box.reaper import GONE_OR_GOING
 from sandbox.contract.run import Limits, Mount, RunSpec
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord, Recipe, remember_image
@@ -95,6 +96,15 @@ def wait_until(condition: Callable[[], bool], seconds: float = BUSY_SECONDS) -> 
 def in_session(spec: RunSpec, session: str) -> RunSpec:
     """Return the same run in a session of its own."""
     return spec.model_copy(update={"session": session})
+
+
+def remove_box(client: docker.APIClient, box: str) -> None:
+    """Remove a container that may be gone, or that a sweep of another session removes just now."""
+    try:
+        client.remove_container(box, force=True)
+    except docker.errors.APIError as error:
+        if error.status_code not in GONE_OR_GOING:
+            raise
 
 
 def boxes_of(client: docker.APIClient, session: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from sandbox.box.follow import Step
 from sandbox.box.hardening import LABEL_SESSION, Lease, Settings, container_settings
 from sandbox.box.reaper import sweep, sweep_run_directories
 from sandbox.contract.errors import ContainerUnkillable, EngineUnavailable
-from tests.support.boxes import BUSY_SECONDS, python_spec, wait_until
+from tests.support.boxes import BUSY_SECONDS, python_spec, remove_box, wait_until
 from tests.support.engine_proxy import Action, EngineProxy, Fault
 from tests.support.pools import asked_for, run_together
 
@@ -148,7 +148,7 @@ def removed_afterwards(bench: Bench) -> Iterator[Bench]:
     """Give a bench whose boxes are gone afterwards, whatever a test found."""
     yield bench
     for box in bench.boxes():
-        bench.client.remove_container(box, force=True)
+        remove_box(bench.client, box)
 
 
 @pytest.fixture

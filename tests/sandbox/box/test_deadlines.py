@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ import pytest
 
 from sandbox import DockerExecutor, Outcome, RunResult, RunSpec
 from sandbox.box.reaper import sweep, sweep_run_directories
-from tests.support.boxes import CONTROLLER, boxes_of, children, in_session, running, wait_until
+from tests.support.boxes import (
+    CONTROLLER,
+    boxes_of,
+    children,
+    in_session,
+    remove_box,
+    running,
+    wait_until,
+)
 from tests.support.cases import case_spec, read_case
 
 pytestmark = [pytest.mark.docker]
@@ -93,8 +101,7 @@ def stage(engine: Any, image: Any, tmp_path: Path) -> Iterator[Stage]:
     yield stage
     with closing(stage.client()) as client:
         for box in stage.containers():
-            with suppress(docker.errors.NotFound):
-                client.remove_container(box, force=True)
+            remove_box(client, box)
 
 
 def stopping_pid_1(stage: Stage, spec: RunSpec) -> None:

@@ -40,6 +40,7 @@ from tests.support.boxes import (
     children,
     in_session,
     python_spec,
+    remove_box,
     running,
     wait_until,
 )
@@ -568,7 +569,7 @@ def test_pid_1_ends_the_box_of_a_controller_that_cannot(
         controller.kill()
         controller.wait()
         for box in boxes_of(client, session):
-            client.remove_container(box["Id"], force=True)
+            remove_box(client, box["Id"])
 
 
 @pytest.mark.docker
@@ -595,7 +596,7 @@ def test_the_watchdog_ends_and_removes_the_box_of_a_killed_controller_alone(
         controller.kill()
         controller.wait()
         for box in boxes_of(client, session):
-            client.remove_container(box["Id"], force=True)
+            remove_box(client, box["Id"])
 
 
 # --- nothing left behind ---
@@ -752,7 +753,7 @@ def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
         assert [] == running(client, session)
     finally:
         for box in boxes_of(client, session):
-            client.remove_container(box["Id"], force=True)
+            remove_box(client, box["Id"])
     gc.collect()
 
 
@@ -782,7 +783,7 @@ def test_a_container_that_somebody_cleans_away_is_never_the_program_s_fault(
         if reached == step:
             with contextlib.closing(connect(engine)) as client:
                 for box in boxes_of(client.api, spec.session):
-                    client.api.remove_container(box["Id"], force=True)
+                    remove_box(client.api, box["Id"])
 
     executor = DockerExecutor(engine.base_url, engine.api_version, tmp_path, on_step=clean)
     try:

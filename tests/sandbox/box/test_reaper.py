@@ -17,6 +17,7 @@ from sandbox.box import reaper
 from sandbox.box.hardening import LABEL_DEADLINE, LABEL_OWNER, LABEL_RUN
 from sandbox.box.reaper import is_abandoned, is_alive, may_use_gpus, process_owner
 from sandbox.contract.errors import ContainerUnkillable
+from tests.support.boxes import remove_box
 from tests.support.engine_proxy import EngineProxy, Fault
 
 
@@ -134,12 +135,20 @@ def client(engine: Any) -> Iterator[docker.APIClient]:
     client.close()
 
 
+@pytest.fixture
+def dead_to_us(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An owner of whom only this process knows that it is dead: other sweeps leave what it had."""
+    mark, is_alive = f"dead to {os.getpid()}", reaper.is_alive
+    monkeypatch.setattr(reaper, "is_alive", lambda o: False if o == mark else is_alive(o))
+    return mark
+
+
 @pytest.mark.docker
 def test_a_sweep_takes_the_containers_of_the_dead_and_no_others(
-    client: docker.APIClient, image: Any
+    client: docker.APIClient, image: Any, dead_to_us: str
 ) -> None:
     labels = {
-        "dead": {LABEL_RUN: "run-1", LABEL_OWNER: dead_owner()},
+        "dead": {LABEL_RUN: "run-1", LABEL_OWNER: dead_to_us},
         "living": {LABEL_RUN: "run-1", LABEL_OWNER: process_owner()},
         "somebody else's": {"other.product": "run-1"},
     }
@@ -151,14 +160,14 @@ def test_a_sweep_takes_the_containers_of_the_dead_and_no_others(
         assert made["dead"] in removed
     finally:
         for box in set(made.values()) & {each["Id"] for each in client.containers(all=True)}:
-            client.remove_container(box, force=True)
+            remove_box(client, box)
 
 
 @pytest.mark.docker
 def test_one_that_will_not_go_is_named_and_keeps_no_other(
-    client: docker.APIClient, engine: Any, image: Any, tmp_path: Path
+    client: docker.APIClient, engine: Any, image: Any, tmp_path: Path, dead_to_us: str
 ) -> None:
-    labels = {LABEL_RUN: "run-1", LABEL_OWNER: dead_owner()}
+    labels = {LABEL_RUN: "run-1", LABEL_OWNER: dead_to_us}
     stuck, other = (sleeper(client, image.image_id, labels) for _ in range(2))
     fault = Fault(None, "refuse", kind=f"DELETE .*{stuck}")
     try:
@@ -172,7 +181,7 @@ def test_one_that_will_not_go_is_named_and_keeps_no_other(
         assert stuck in reaper.sweep(client)
     finally:
         for box in {stuck, other} & {each["Id"] for each in client.containers(all=True)}:
-            client.remove_container(box, force=True)
+            remove_box(client, box)
 
 
 HIDDEN = """

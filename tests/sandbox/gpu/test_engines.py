@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +150,8 @@ def podman(
 ) -> Iterator[Podman]:
     if os.geteuid() != 0 or shutil.which("podman") is None:
         missing(pytestconfig, "engines", "no Podman here: `make engines` as root")
-    place = tmp_path_factory.mktemp("podman")
+    # Podman takes no runroot of more than 50 characters.
+    place = Path(tempfile.mkdtemp(prefix="podman-"))
     words = (
         # crun refuses a machine whose kernel has a controller that only the unified hierarchy took.
         *("podman", "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=file"),
@@ -167,6 +169,7 @@ def podman(
     yield Podman(words, image.base.image_id.removeprefix("sha256:"))
     subprocess.run([*words, "rm", "--all", "--force"], check=False, capture_output=True)
     subprocess.run(["umount", "-q", str(place / "root" / "overlay")], check=False)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def test_podman_s_docker_api_drops_the_request_and_the_read_back_finds_out(
