@@ -76,7 +76,7 @@ def init(
 
 
 def knobs(program: flags.Program = flags.PROGRAM) -> None:
-    """List what the sampler would turn, and why it leaves others alone."""
+    """List what the sampler would turn, and what not, with why."""
     settings = load_program(program).settings
     files = Workspace(own_workspace(settings, program.parent), settings.workspace.editable)
     table = Table("file", "knob", "value", "what is tried", box=None, pad_edge=False)
@@ -92,12 +92,12 @@ def knobs(program: flags.Program = flags.PROGRAM) -> None:
         for name, why in left_out(file, source).items():
             others.add_row(*map(Text, (file, one_line(name, 60), why)))
     if table.row_count:
-        out.print(table)
+        print_table(out, table)
     else:
         say("nothing to turn: name files with numbers under editable in [workspace]")
     if others.row_count:
         out.print()
-        out.print(others)
+        print_table(out, others)
 
 
 def try_(
@@ -107,10 +107,10 @@ def try_(
     ] = None,
     base_image: flags.BaseImage = None,
 ) -> None:
-    """Rehearse a program that reports its own score: train in the night's box, twice, log live.
+    """Rehearse a program that reports its own score, in a box.
 
-    Says what is missing and what to change in program.md; exit 1 if there is anything. Nothing is
-    recorded.
+    It trains in the night's box, twice, and its log is shown live. Says what is missing and what to
+    change in program.md; exit 1 if there is anything. Nothing is recorded.
     """
     settings = load_program(program).settings.with_overrides(base_image=base_image)
     if not settings.goal.is_reported:
