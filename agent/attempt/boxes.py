@@ -34,9 +34,9 @@ CHECK_RUN = re.compile(r"-check-[0-9]+$")
 MODEL_RUN = re.compile(r"(.*)-(?:model|check-[0-9]+)")
 """The name of a model box, and of the score that it belongs to."""
 IN_A_COPY = """
-import json, os, shutil, subprocess, sys
+import contextlib, json, os, shutil, subprocess, sys
 from pathlib import Path
-snapshot, copy, output, keep, links = json.loads(sys.argv[1])
+snapshot, copy, output, keep, links, report = json.loads(sys.argv[1])
 shutil.copytree(snapshot, copy, symlinks=True)
 for path in Path(copy).rglob("*"):
     if path.is_file() and path.open("rb").read(2) == b"#!":
@@ -50,6 +50,10 @@ def show(there, here):
             show(os.path.join(there, name), os.path.join(here, name))
 for there, here in links:
     show(there, here)
+if report and os.path.isfile(os.path.join(copy, report)):
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(copy, report))
+shown = [os.path.realpath(there) for there, here in links]
 try:
     code = subprocess.call(sys.argv[2:], cwd=copy)
 except OSError as error:
@@ -59,13 +63,15 @@ if code < 0:
 for pattern in keep:
     for path in Path(copy).glob(pattern):
         place = Path(output, path.relative_to(copy))
-        if path.is_file() and not place.exists():
+        is_shown = any(path.resolve().is_relative_to(there) for there in shown)
+        if path.is_file() and not is_shown and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
 sys.exit(code)
 """
 """Runs a program that reports its own score where it may write: in a copy of the snapshot, bounded
-by the box's /tmp and gone with it. Data lies where the program looks, what is kept goes out."""
+by the box's /tmp and gone with it. Data lies where the program looks, what is kept goes out. A file
+with a metric that came with the files or data is none that the training wrote: it goes first."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def training_command(settings: Settings, seed: int, budget: Budget) -> tuple[str
         for folder, place in zip(settings.folders, _places(settings), strict=True)
         if folder.at and place != folder.at
     ]
-    asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links])
+    asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links, settings.goal.file])
     return ("python3", "-I", "-S", "-c", IN_A_COPY, asked, *words)
 
 

@@ -29,15 +29,26 @@ def copy_workspace(source: Path, target: Path, runs: Path, leave_out: Sequence[s
     The directory of the sessions stays out, and what a pattern leaves out.
 
     Raises:
-        UsageError: git refuses, or a file is the pointer of one that was never fetched.
+        UsageError: git refuses or ignores all of it, a link leads to what is not copied, or a file
+            is the pointer of one that was never fetched.
     """
+    listed = files_of(source)
+    if not listed and is_in_repository(source) and any(map(is_wanted, map(Path, _all(source)))):
+        hint = (
+            "`git add -f` what an experiment is made of, or `git init` there if it is one by itself"
+        )
+        raise UsageError(f"git ignores all of {source.absolute()}", hint)
+    names = [name for name in listed if not any(_matches(name, one) for one in leave_out)]
+    copied = {(source.resolve() / name) for name in names}
     target.mkdir()
     pointers = []
-    for name in files_of(source):
+    for name in names:
         path, place = source / name, target / name
-        is_left_out = any(_matches(name, pattern) for pattern in leave_out)
-        if is_left_out or not path.is_file() or path.resolve().is_relative_to(runs):
+        if (real := path.resolve()).is_relative_to(runs):
             continue
+        if real not in copied:
+            hint = "put the file itself there, or name the link under leave_out in [workspace]"
+            raise UsageError(f"{name} is a link to {real}, which no session copies", hint)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
         shutil.copymode(path, place)
@@ -52,14 +63,14 @@ def copy_workspace(source: Path, target: Path, runs: Path, leave_out: Sequence[s
 def files_of(source: Path) -> list[str]:
     """Files of a person's directory, sorted; in a repository those that git does not ignore.
 
-    Hidden files and caches stay out.
+    Hidden files and caches stay out, and files that git knows and that are gone.
 
     Raises:
         UsageError: it is a repository and git does not tell: without it secrets would be copied
             that are ignored for a reason.
     """
-    listed = _tracked(source) if is_in_repository(source) else []
-    return sorted(name for name in set(listed or _all(source)) if is_wanted(Path(name)))
+    listed = set(_tracked(source) if is_in_repository(source) else _all(source))
+    return sorted(name for name in listed if is_wanted(Path(name)) and (source / name).is_file())
 
 
 def _matches(name: str, pattern: str) -> bool:

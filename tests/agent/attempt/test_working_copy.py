@@ -31,14 +31,16 @@ def settings_with(**tables: Any) -> Settings:
     return Settings.model_validate(made)
 
 
-def launched(place: Path, code: str, *, keep: tuple[str, ...] = (), links: Any = ()) -> Any:
+def launched(
+    place: Path, code: str, *, keep: tuple[str, ...] = (), links: Any = (), report: str = ""
+) -> Any:
     """A program in a copy, as a box starts it, with places of this test."""
     (place / "snapshot").mkdir(exist_ok=True)
     (place / "snapshot" / "train.py").write_text(code)
     (place / "out").mkdir(exist_ok=True)
     copy = place / "copy"
     shown = [(str(there), str(copy / here)) for there, here in links]
-    asked = json.dumps([f"{place}/snapshot", str(copy), f"{place}/out", list(keep), shown])
+    asked = json.dumps([f"{place}/snapshot", str(copy), f"{place}/out", list(keep), shown, report])
     command = [sys.executable, "-I", "-S", "-c", IN_A_COPY, asked, sys.executable, "train.py"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -71,6 +73,33 @@ def test_data_lies_where_the_program_looks_also_beside_files_of_its_own(tmp_path
     done = launched(tmp_path, code, links=[(data, "data/set")])
 
     assert done.stdout.split() == ["tokens", "mine"], done.stderr
+
+
+@pytest.mark.parametrize("where", ["snapshot/results", "theirs", "theirs beside"])
+def test_a_metric_file_that_was_there_before_is_no_score(tmp_path: Path, where: str) -> None:
+    place, links = tmp_path / where.split()[0], [(tmp_path / "theirs", "results")]
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text('{"loss": 0}')
+    if "beside" in where:
+        (tmp_path / "snapshot" / "results").mkdir(parents=True)
+    told: dict[str, Any] = {"keep": ("results/metrics.json",), "report": "results/metrics.json"}
+    told["links"] = [] if "snapshot" in where else links
+
+    done = launched(tmp_path, "pass", **told)
+
+    assert (0, []) == (done.returncode, list((tmp_path / "out").iterdir())), done.stderr
+    if "theirs" != where:  # the program may write there
+        (tmp_path / "copy").rename(tmp_path / "done")
+        launched(tmp_path, "open('results/metrics.json', 'w').write('{}')", **told)
+        assert (tmp_path / "out" / "results" / "metrics.json").read_text() == "{}"
+
+
+def test_the_file_of_the_goal_is_what_goes_first() -> None:
+    settings = settings_with(goal={"file": "results/metrics.json", "key": "loss"})
+
+    assert (
+        "results/metrics.json" == json.loads(training_command(settings, 1, settings.budget)[5])[5]
+    )
 
 
 @pytest.mark.parametrize(

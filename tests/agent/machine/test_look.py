@@ -217,6 +217,67 @@ def test_what_is_left_out_stays_out_and_a_pointer_is_named(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["train.py"]
 
 
+def test_what_git_ignores_stays_where_it_is_though_it_be_all_there_is(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "repo", __gitignore="exp/\n", exp_in_train__py=PLAIN)
+    (place / "exp" / "secrets.json").write_text("key")
+
+    assert files_of(place / "exp") == []
+    with pytest.raises(UsageError, match="git ignores all of") as caught:
+        copy_workspace(place / "exp", tmp_path / "copy", tmp_path / "runs")
+
+    assert "git add -f" in caught.value.hint
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("is_repository", [True, False])
+@pytest.mark.parametrize("where", ["outside", "ignored", "hidden", "folder"])
+def test_a_link_brings_no_file_that_is_not_copied_itself(
+    tmp_path: Path, where: str, is_repository: bool
+) -> None:
+    place, outside = checkout(tmp_path / "repo", train__py=PLAIN), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "key.txt").write_text("secret")
+    (place / ".env").write_text("secret")
+    (place / "again.py").symlink_to("train.py")
+    (place / "gone.txt").symlink_to("nowhere")
+    if where == "folder":  # git knows its files, and it has become a link since
+        (place / "sub").mkdir()
+        (place / "sub" / "key.txt").write_text("mine")
+        subprocess.run(["git", "-C", str(place), "add", "."], check=True)
+        (place / "sub" / "key.txt").unlink()
+        (place / "sub").rmdir()
+        (place / "sub").symlink_to(outside)
+    else:
+        targets = {"outside": outside / "key.txt", "hidden": place / ".env"}
+        (place / "notes.txt").symlink_to(targets.get(where, place / "secret.txt"))
+    if where == "ignored":
+        (place / "secret.txt").write_text("secret")
+        (place / ".gitignore").write_text("secret.txt\n")
+    if not is_repository:
+        (place / ".git").rename(tmp_path / "git")
+
+    leave_out = ("secret.txt",) if where == "ignored" else ()
+    if where == "folder" and not is_repository:  # a link to a folder is no file there
+        copy_workspace(place, tmp_path / "one", tmp_path / "runs", leave_out)
+    else:
+        with pytest.raises(UsageError, match=r"is a link to .*, which no session copies") as caught:
+            copy_workspace(place, tmp_path / "one", tmp_path / "runs", leave_out)
+        assert "leave_out" in caught.value.hint
+    assert "secret" not in "".join(p.read_text() for p in (tmp_path / "one").rglob("*.txt"))
+    copy_workspace(place, tmp_path / "two", tmp_path / "runs", (*leave_out, "notes.txt", "sub"))
+
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"train.py", "again.py"}
+
+
+def test_a_file_that_git_knows_and_that_is_gone_hinders_nothing(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "repo", train__py=PLAIN, old__py="X = 1\n")
+    subprocess.run(["git", "-C", str(place), "add", "."], check=True)
+    (place / "old.py").unlink()
+
+    assert begun(place).settings.workspace.command == ("python3", "train.py")
+    assert files_of(place) == ["program.md", "train.py"]
+
+
 def test_files_of_a_submodule_belong_to_it(tmp_path: Path) -> None:
     me = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"]
     inner = checkout(tmp_path / "inner", lib__py="X = 1\n")
