@@ -6,6 +6,7 @@ no knobs by their names (ids, seeds, evaluation, bookkeeping) are left out with 
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,18 +15,20 @@ CONFIGURATION = (".yaml", ".yml", ".json", ".toml")
 NO_KNOBS = {
     "a seed is another draw and no idea": r"seed|random_state",
     "it measures, or says when": r"eval\w*|valid\w*|val|test\w*|best|metric\w*|interval|every",
-    "it is an address or a name": r"ports?|ids?|path|dir|host|url|version|year|rank|world",
+    "it is an address or a name": r"ports?|ids?|path|dir|host|url|version|year|world|\w+al_rank",
     "it is about the machine": r"workers?|devices?|gpus?|cpus?|threads?|nodes?",
-    "it is about what is shown or saved": r"log\w*|print\w*|save\w*|plot\w*|fig\w*|dpi|verbose",
+    "it is about what is shown or saved": r"log(s|g\w+|dir)?|(print|save|plot|fig)\w*|dpi|verbose",
     "data or task set it": r"classes|num_labels|vocab\w*|image|channels_in|features",
     "it keeps something from zero": r"eps|epsilon|tol|tolerance|min",
-    "it is the budget": r"budget|timeout|time|seconds|minutes|flops|peak",
+    "it is the budget": r"budget|timeout|time|seconds|minutes|flops",
     "it is where counting begins": r"start|iter_num|offset|count",
 }
 _PATTERNS = {
     reason: re.compile(rf"(?:^|[._-])(?:{words})(?:$|[._-])", re.IGNORECASE)
     for reason, words in NO_KNOBS.items()
 }
+_RATE = re.compile(r"(?:^|[._-])(?:lr|learning_rate)$", re.IGNORECASE)
+"""A knob whatever stands before it: peak_lr, min_lr, start_lr."""
 _LENGTH = re.compile(
     r"(?:^|\.)(?:max_|num_|n_)?(?:epochs?|steps|iters|iterations|updates)$", re.IGNORECASE
 )
@@ -34,9 +37,15 @@ WHOLE_ARGUMENTS = re.compile(
 )
 """Whole numbers of a call are turned only by such a name: most are axes, strides and kinds."""
 OPTIONS = ("add_argument", "option", "Option", "add_option")
-_NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-_ENTRY = re.compile(rf"(\s*)(?:- )?[\"']?([\w./-]+)[\"']?\s*[:=]\s*({_NUMBER})\s*(,?)\s*(#.*)?$")
-_OPENS = re.compile(r"(\s*)[\"']?([\w./-]+)[\"']?\s*[:=]\s*[{&]?[\w]*\s*(?:#.*)?$")
+# A model writes what is searched, and `re` cannot be interrupted: no two repeats that could share
+# what they match stand side by side, here and in `knobs`, and no long line is looked at.
+_DIGITS = r"[0-9](?:_?[0-9]){0,30}"
+NUMBER = rf"[-+]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]{{1,4}})?"
+MAX_LINE_BYTES = 1000
+HUGE = 1e15
+"""No number that could be turned: beyond it a step of one is lost."""
+_ENTRY = re.compile(rf"(\s*)(?:- )?[\"']?([\w./-]+)[\"']?\s*[:=]\s*({NUMBER})\s*(?:,\s*)?(#.*)?$")
+_OPENS = re.compile(r"(\s*)[\"']?([\w./-]+)[\"']?\s*[:=]\s*(?:[{&]\w*\s*|\w+\s*)?(?:#.*)?$")
 _TABLE = re.compile(r"\s*\[([\w.-]+)\]")
 
 
@@ -58,6 +67,8 @@ def why_no_knob(name: str) -> str:
     spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("DEVICE_BATCH", "BATCH")
     if _LENGTH.search(spelled):
         return "more of it is more time: a range in a comment, such as [10..30], turns it"
+    if _RATE.search(spelled):
+        return ""
     return next((why for why, words in _PATTERNS.items() if words.search(spelled)), "")
 
 
@@ -67,8 +78,8 @@ def number_places(file: str, source: bytes) -> list[NumberPlace]:
         found = list(_in_configuration(source))
     else:
         found = list(_in_code(source))
-    names = [place.name for place in found]
-    unique = [place for place in found if names.count(place.name) == 1]
+    times = Counter(place.name for place in found)
+    unique = [place for place in found if times[place.name] == 1 and abs(place.value) < HUGE]
     return sorted(unique, key=lambda place: (place.line, place.start))
 
 
@@ -84,6 +95,8 @@ def _in_code(source: bytes) -> Iterator[NumberPlace]:
         if not is_number or node.lineno != node.end_lineno or node.lineno > len(lines):
             continue
         line, end = lines[node.lineno - 1], node.end_col_offset or 0
+        if len(line) > MAX_LINE_BYTES:
+            continue
         try:
             value = ast.literal_eval(line[node.col_offset : end].decode())
         except (SyntaxError, ValueError):  # offsets count UTF-8, and a file may be otherwise
@@ -102,8 +115,9 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
             case ast.ClassDef():
                 for statement in node.body:
                     yield from _assigned(f"{node.name}.", statement)
-            case ast.FunctionDef(args=arguments):
-                given = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+            case ast.FunctionDef(args=arguments) if arguments.defaults:
+                given = [*arguments.posonlyargs, *arguments.args]
+                given = given[len(given) - len(arguments.defaults) :]
                 for one, default in zip(given, arguments.defaults, strict=True):
                     yield f"{node.name}.{one.arg}", default
             case ast.Call():
@@ -149,6 +163,8 @@ def _in_configuration(source: bytes) -> Iterator[NumberPlace]:
     table = ""
     for number, raw in enumerate(source.splitlines(), start=1):
         line = raw.decode("latin-1")  # so that characters count as bytes do
+        if len(line) > MAX_LINE_BYTES:
+            continue
         if found := _TABLE.match(line):
             table = f"{found[1]}."
         elif found := _ENTRY.match(line):
@@ -156,7 +172,7 @@ def _in_configuration(source: bytes) -> Iterator[NumberPlace]:
             name = table + ".".join([*(name for _, name in above), found[2]])
             text = found[3].replace("_", "")
             value = int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
-            yield NumberPlace(name, value, number, found.start(3), found.end(3), found[5] or "")
+            yield NumberPlace(name, value, number, found.start(3), found.end(3), found[4] or "")
         elif found := _OPENS.match(line):
             above = [(depth, name) for depth, name in above if depth < len(found[1])]
             above.append((len(found[1]), found[2]))

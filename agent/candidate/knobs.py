@@ -11,21 +11,28 @@ import ast
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.candidate.knob_places import CONFIGURATION, number_places, why_no_knob
+from agent.candidate.knob_places import (
+    CONFIGURATION,
+    HUGE,
+    MAX_LINE_BYTES,
+    NUMBER,
+    number_places,
+    why_no_knob,
+)
 
 KnobValue = bool | int | float | str
 
 NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
-NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-RANGE = re.compile(rf"\[\s*({NUMBER})\s*\.\.\s*({NUMBER})\s*(log)?\s*\]\s*$")
+RANGE = re.compile(rf"\[\s*({NUMBER})\s*\.\.\s*({NUMBER})\s*(log\s*)?\]\s*$")
 CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
-FIXED = re.compile(r"^#\s*fixed\b|\bfixed\s*[.)\]]?\s*$", re.IGNORECASE)
+FIXED = re.compile(r"^#\s*fixed\b|\bfixed\s*(?:[.)\]]\s*)?$", re.IGNORECASE)
 
 LARGEST = 1e6
-"""What is more is a sentinel or a size of data."""
+"""What is more is a sentinel or a size of data; no usual domain leads there."""
 FLOAT_FACTOR = 10.0
 INT_FACTOR = 4
 MAX_CHOICES = 64
@@ -113,7 +120,7 @@ def _in_places(file: str, source: bytes) -> Iterator[Knob | tuple[str, str]]:
         why = "" if stated else why_no_knob(place.name)
         if FIXED.search(place.remark):
             why = "its comment says fixed"
-        elif domain is None or abs(place.value) >= LARGEST:
+        elif domain is None or (not stated and abs(place.value) >= LARGEST):
             why = "zero, negative or huge: say in a comment what to try, such as [0.1..0.5]"
         if domain is None or why:
             yield place.name, why
@@ -135,12 +142,12 @@ def _in_capitals(file: str, source: bytes) -> list[Knob]:
     found = [
         _knob(file, statement, lines[statement.lineno - 1])
         for statement in tree.body
-        if per_line[statement.lineno] == 1
+        if per_line[statement.lineno] == 1 and statement.lineno <= len(lines)
     ]
     knobs = [knob for knob in found if knob is not None]
     # Of a name that is assigned twice, turning the first literal would change nothing.
-    names = [name for statement in tree.body for name in _assigned(statement)]
-    return [knob for knob in knobs if names.count(knob.name) == 1]
+    times = Counter(name for statement in tree.body for name in _assigned(statement))
+    return [knob for knob in knobs if times[knob.name] == 1]
 
 
 def described(domain: Domain) -> str:
@@ -215,6 +222,8 @@ def _knob(file: str, statement: ast.stmt, line: bytes) -> Knob | None:
     names, node = _assigned(statement), statement.value
     if len(names) != 1 or not NAME.match(names[0]) or statement.end_lineno != statement.lineno:
         return None
+    if len(line) > MAX_LINE_BYTES:
+        return None
     value, end = _literal_at(line, node), node.end_col_offset or 0
     comment = line[end:].decode("utf-8", "replace").strip()
     if value is None or (comment and not comment.startswith("#")):
@@ -241,7 +250,7 @@ def _literal_at(line: bytes, node: ast.expr) -> KnobValue | None:
     if written != value:  # offsets count UTF-8, and a file may be in another encoding
         return None
     # A truth value is a number to Python, and infinity one that no search ends at.
-    is_number = isinstance(value, int | float) and abs(value) < 1e15
+    is_number = isinstance(value, int | float) and abs(value) < HUGE
     return value if is_number or isinstance(value, str) else None
 
 
@@ -256,7 +265,7 @@ def _stated_domain(comment: str, value: KnobValue) -> Domain | None:
 
 def _stated_range(span: Span, value: KnobValue) -> Domain | None:
     low, high = span.low, span.high
-    if isinstance(value, bool | str) or not math.isfinite(low) or not math.isfinite(high):
+    if isinstance(value, bool | str) or max(abs(low), abs(high)) >= HUGE:
         return None
     if span.whole:
         low, high = math.ceil(low), math.floor(high)
@@ -275,6 +284,8 @@ def _stated_choices(text: str, value: KnobValue) -> Domain | None:
     kinds = (int, float) if type(value) in (int, float) else (type(value),)
     if len(values) > MAX_CHOICES or any(type(choice) not in kinds for choice in values):
         return None
+    if int in kinds and any(abs(choice) >= HUGE for choice in values):
+        return None
     unique = tuple(dict.fromkeys((*values, value)))
     if Choices(unique).ordered:
         unique = tuple(sorted(unique))
@@ -288,12 +299,13 @@ def _usual_domain(value: KnobValue) -> Domain | None:
         return None
     if isinstance(value, float):
         # Up to one it often is a share, a momentum or a probability, and more makes no sense.
-        ceiling = 1.0 if value <= 1 else math.inf
+        ceiling = 1.0 if value <= 1 else 0.99 * LARGEST
         return Span(value / FLOAT_FACTOR, min(value * FLOAT_FACTOR, ceiling), log=True, whole=False)
     low = max(1, value // INT_FACTOR)
+    high = max(value, min(value * INT_FACTOR, int(LARGEST) - 1))
     if value > 1 and _is_power_of_two(value):
-        return _powers_of_two(low, value * INT_FACTOR)
-    return Span(low, value * INT_FACTOR, log=True, whole=True)
+        return _powers_of_two(low, high)
+    return Span(low, high, log=True, whole=True)
 
 
 def _is_power_of_two(number: float) -> bool:

@@ -151,7 +151,9 @@ def _literals(source: bytes) -> Iterator[bytes]:
             constants = [node for node in ast.walk(statement) if isinstance(node, ast.Constant)]
             constants.sort(key=lambda node: (node.lineno, node.col_offset))
             texts = [text for node in constants for text in _bytes_of(node.value)]
-            numbers = [b"%d" % n.value for n in constants if type(n.value) is int and n.value >= 0]
+            values = [n.value for n in constants if type(n.value) is int and n.value >= 0]
+            # Python writes no decimals of a number that took thousands of hexadecimal digits.
+            numbers = [(b"%d" if n.bit_length() < 10_000 else b"%x") % n for n in values]
             dense += [text for text in texts if not re.search(rb"\s", text)]
             yield from (text for text in texts if len(text) >= LEAST_BYTES)
             yield b"".join(texts)

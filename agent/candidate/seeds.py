@@ -9,16 +9,25 @@ from collections.abc import Mapping, Sequence
 
 GIVEN = b"NIGHTLAB_SEED"
 """The environment variable that tells a training its seed."""
-_NUMBER = rb"[-+]?(?:0x[0-9a-f_]+|\d[\d_]*)"
+# A model writes what is searched, and `re` cannot be interrupted: each repeat has a bound.
+_NUMBER = rb"[-+]?(?:0x[0-9a-f_]{1,40}|\d[\d_]{0,40})(?![\w.])"
+_CALL = rb"\w{0,40}seeds?(?:_all|_everything|_torch|_rngs?)?"
+"""What seeds by its name, as manual_seed_all; seed_points does not."""
+_SETTING = rb"(?!(?:n|num|max)_)\w{0,40}seed|random_state"
+_BLANKS = rb"\s{0,40}"
 PINNED = re.compile(
-    rb"(\b(?:\w*seed\w*|PRNGKey|default_rng|RandomState)\s*\(\s*"
-    rb"|\b(?:\w*seed\w*|random_state)[\"']?\s*[:=]\s*(?:\w+\s*=\s*)?"
-    rb"|--[\w-]*seed[\"'][^\n)]*?\bdefault\s*=\s*)" + _NUMBER,
+    rb"(\b(?:%b|PRNGKey|default_rng|RandomState)%b\(%b" % (_CALL, _BLANKS, _BLANKS)
+    + rb"|\b(?:%b)[\"']?%b[:=]%b(?:\w{1,40}%b=%b)?" % (_SETTING, *[_BLANKS] * 4)
+    + rb"|--[\w-]{0,40}seed[\"'][^\n)]{0,200}?\bdefault%b=%b)" % (_BLANKS, _BLANKS)
+    + _NUMBER,
     re.IGNORECASE,
 )
 """A call, a setting or an option that gives a number for a seed."""
 _REMARK = re.compile(rb"\s*(?:#.*)?")
-_SEEDS = re.compile(rb"\s*[\w.]*\b\w*seed\w*\(\s*[\w.]*\s*\)\s*(?:#.*)?", re.IGNORECASE)
+_SEEDS = re.compile(
+    rb"\s*(?:\w+\.){0,9}%b\(%b[\w.]{0,80}%b\)\s*(?:#.*)?" % (_CALL, _BLANKS, _BLANKS),
+    re.IGNORECASE,
+)
 """A line that seeds and does nothing else."""
 
 

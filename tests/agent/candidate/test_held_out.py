@@ -146,8 +146,13 @@ def test_many_small_bombs_are_one(index: bytes) -> None:
     assert not read_literals(3, files, index).is_read_whole
 
 
-@pytest.mark.parametrize("source", [b"(" * 5000, b"\xff\xfe", b"x = '", b"", b"\0", b"f'{" * 300])
-def test_files_that_do_not_parse_are_searched_all_the_same(source: bytes, index: bytes) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [b"(" * 5000, b"\xff\xfe", b"x = '", b"", b"\0", b"f'{" * 300, b"X = 0x" + b"f" * 6000],
+)
+def test_files_that_do_not_parse_or_are_odd_are_searched_all_the_same(
+    source: bytes, index: bytes
+) -> None:
     text = source + b"\n# " + TAKEN.replace(b"\n", b"\n# ")
     assert read_literals(3, {"train.py": text}, index).held_out
 

@@ -8,7 +8,14 @@ import tomllib
 import pytest
 
 from agent.candidate.knob_places import number_places, why_no_knob
-from agent.candidate.knobs import find_knobs, given_elsewhere, left_out, turn, without_knobs
+from agent.candidate.knobs import (
+    Span,
+    find_knobs,
+    given_elsewhere,
+    left_out,
+    turn,
+    without_knobs,
+)
 
 CODE = """\
 import argparse
@@ -120,11 +127,102 @@ def test_what_the_command_gives_is_not_turned_in_a_file() -> None:
     assert given_elsewhere(knobs, ("python3", "train.py")) == set()
 
 
-@pytest.mark.parametrize("name", ["seed", "data.random_state", "evalSize", "num_workers", "PORT"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed",
+        "data.random_state",
+        "evalSize",
+        "num_workers",
+        "PORT",
+        "log_every",
+        "local_rank",
+        "LOGGING",
+    ],
+)
 def test_names_that_are_no_knobs(name: str) -> None:
     assert why_no_knob(name)
 
 
-@pytest.mark.parametrize("name", ["lr", "weight_decay", "warmup_steps", "batch_size", "beta2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lr",
+        "weight_decay",
+        "warmup_steps",
+        "beta2",
+        "LOGIT_SOFTCAP",
+        "PEAK_LR",
+        "START_LR",
+        "LORA_RANK",
+        "minLr",
+    ],
+)
 def test_names_that_are(name: str) -> None:
     assert not why_no_knob(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("t.py", "def f(a=0.1, /, b=0.2): pass"),
+        ("t.py", "LR = 0.1  # [1_..5]"),
+        ("t.py", f"lr = 0.1  # [{'1' * 400}..5]"),
+        ("t.py", f"steep = 0x{'f' * 6000}  # {{1, 2}}"),
+        ("t.py", f"x = 5  # {{0x{'f' * 900}, 3}}"),
+        ("t.py", "# coding: utf-7\nA = 1 +AAo-B = 2 +AAo-C = 3"),
+        ("t.yaml", f"lr: {'1' * 900}\nhuge: 1e999  # [1..5]\nodd: 1__2\nlast: 1_"),
+    ],
+)
+def test_no_text_of_a_file_ends_the_search_for_its_knobs(file: str, text: str) -> None:
+    found = find_knobs(file, text.encode())
+
+    assert all(0 < float(knob.value) < 1e15 for knob in found)
+    assert left_out(file, text.encode()) is not None
+
+
+def test_defaults_of_arguments_that_are_given_by_place_are_found() -> None:
+    found = find_knobs("t.py", b"def f(x, a=0.1, /, b=0.2, *, c=0.3): pass")
+
+    assert {"f.a": 0.1, "f.b": 0.2} == {knob.name: knob.value for knob in found}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lr: 1" + " " * 32000 + "x",
+        "lr: " + " " * 32000 + "x y",
+        "lr = 0.1  # fixed" + " " * 32000 + "x",
+        "lr = 0.1  # [" + "1" * 32000,
+        "lr = 0.1  # [1..2" + " " * 32000 + "x",
+        "lr: " + "1" * 32000 + "x",
+        "lr: 1" + " " * 900 + "x",
+        "lr = 0.1  # fixed" + " " * 900 + "x",
+        "lr = 1",
+    ],
+)
+def test_no_file_that_a_model_writes_takes_long(line: str) -> None:
+    text = "\n".join(f"A{number}{line}" for number in range(2**18 // (len(line) + 6)))
+
+    for file in ("t.py", "t.yaml"):
+        find_knobs(file, text.encode())
+        left_out(file, text.encode())
+
+
+@pytest.mark.parametrize("value", ["524288", "999999", "700000", "600000.0", "999900.0", "3"])
+def test_no_step_of_the_sampler_makes_a_knob_vanish(value: str) -> None:
+    source = f"TOTAL_BATCH = {value}".encode()
+    knob = find_knobs("t.py", source)[0]
+    top = knob.domain.high if isinstance(knob.domain, Span) else knob.domain.values[-1]
+
+    after = find_knobs("t.py", turn(source, knob, top))
+
+    assert [knob.key] == [one.key for one in after]
+
+
+def test_what_its_comment_says_to_try_is_tried_however_large() -> None:
+    source = b"tokens = 5_000_000  # [1000000..9000000]\nother = 5_000_000\n"
+
+    assert ["tokens"] == [knob.name for knob in find_knobs("t.py", source)]
+    assert ["other"] == list(left_out("t.py", source))

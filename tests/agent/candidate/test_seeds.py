@@ -68,6 +68,53 @@ def test_a_change_of_nothing_but_a_seed_is_found(old: bytes, new: bytes, is_only
     assert is_only == is_only_a_seed({"train.py": BEFORE, **other}, {"train.py": after, **other})
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "num_seed_points = %s",
+        "seed_fraction = %s.5",
+        "seed = %s.5",
+        "n_seed = %s",
+        "seeds = %s",
+        "seed_everything_once_more_with(%s)",
+        "seed_points(%s)",
+        '{"seed_nodes": %s}',
+    ],
+)
+def test_a_number_that_only_has_seed_in_its_name_is_an_idea(line: str) -> None:
+    old, new = ({"train.py": (line % number).encode()} for number in (100, 200))
+
+    assert not is_only_a_seed(old, new)
+    assert not pins_its_seed(old)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "manualSeed = %s",
+        "torch.cuda.manual_seed_all(%s)",
+        "seed_torch(%s)",
+        "global_seed: int = %s",
+    ],
+)
+def test_other_spellings_of_a_seed_are_one(line: str) -> None:
+    old, new = ({"train.py": (line % number).encode()} for number in (100, 200))
+
+    assert is_only_a_seed(old, new)
+    assert pins_its_seed(old)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text", [b"seed", b"-", b"seed_", b"--seed' default", b"seed" + b" " * 9000]
+)
+def test_no_text_that_a_model_writes_takes_long(text: bytes) -> None:
+    content = {"train.py": text * (2**18 // len(text))}
+
+    assert not pins_its_seed(content)
+    assert not is_only_a_seed(content, {"train.py": b"x"})
+
+
 def test_equal_files_and_other_names_are_no_change_of_a_seed() -> None:
     assert not is_only_a_seed({"train.py": BEFORE}, {"train.py": BEFORE})
     assert not is_only_a_seed({"train.py": BEFORE}, {"train.py": BEFORE, "more.py": b""})
