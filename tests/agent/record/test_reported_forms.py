@@ -51,6 +51,7 @@ def read(text: str, omitted: int = 0, **goal: Any) -> object:
         ("{'eval_loss': 0.31, 'epoch': 2.0}\n", r"'eval_loss': ([\d.e-]+)", 0.31),
         ("speedup 1.23x\n", r"speedup ([\d.]+)x", 1.23),
         ("tokens/s 1,234,567\n", r"tokens/s ([\d,]+)", 1234567.0),
+        ("loss 0,123\n", r"loss (\S+)", NOT_A_NUMBER),  # a comma of decimals, not of thousands
         ("acc 0.5\nacc nan\n", r"acc (\S+)", NOT_FINITE),
         ("acc 0.5\nacc -\n", r"acc (\S+)", NOT_A_NUMBER),
         ("loss 1\n", r"acc (\S+)", MISSING),
