@@ -439,7 +439,8 @@ def outcome_of(history: History, key: TrialKey, get_blob: GetBlob) -> float | Fa
     if not trainings:
         return None
     attempt = history.attempt(key.attempt)
-    is_baseline = attempt.started.kind == "baseline"
+    # What was asked of the baseline later, beside a test, must be as undisturbed as the test.
+    is_baseline = attempt.started.kind == "baseline" and key.seed in attempt.started.seeds
     stop = early_stop_of(history, trainings[-1], get_blob)
     failure = failure_of_training(trainings, settings, is_baseline, stop)
     return failure or _outcome_of_scores(trial)

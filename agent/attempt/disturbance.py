@@ -194,14 +194,16 @@ def reasons(noise: Disturbance) -> list[str]:
 def usual_of(history: History, trial: TrialKey) -> Usual:
     """What the runs had that calibrate all others, those of the trial itself aside.
 
-    They are the baseline's, or after a move to another machine those of the best there, in checks
-    of the machine and beside close calls. Of each seed the last one counts for what others used.
+    They are the baseline's at its own seeds, or after a move to another machine those of the best
+    there, in checks of the machine and beside close calls. Of each seed the last undisturbed one
+    counts for what others used, or the last where none was.
     """
     trainings = [run for run in _calibrating(history) if run.result.box == "train"]
     runs = [run for run in trainings if (run.purpose, run.attempt, run.seed) != trial]
     noises = [(run.seed, run.disturbance) for run in runs if run.disturbance]
     speeds = [noise.speed for _, noise in noises]
-    cores = [noise.other_cores for noise in dict(noises).values()]
+    quiet = {seed: noise for seed, noise in noises if not noise.disturbed}
+    cores = [noise.other_cores for noise in (dict(noises) | quiet).values()]
     return Usual(cores=round(median(cores or [0.0]), 4), speed=median(speeds) if speeds else None)
 
 
@@ -209,7 +211,9 @@ def _calibrating(history: History) -> list[RunFinished]:
     if history.drift.moved is not None:
         number, earlier = history.drift.moved
         return [*history.drift.runs_since_move, *history.attempt(number).runs[earlier:]]
-    return history.baseline.runs if history.baseline else []
+    if (baseline := history.baseline) is None:
+        return []
+    return [run for run in baseline.runs if run.seed in baseline.started.seeds]
 
 
 def machine_state(root: Path = Path("/")) -> MachineState:

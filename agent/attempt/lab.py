@@ -245,7 +245,7 @@ class Lab:
             left_seconds=left_seconds_of(history.trial(key).training, settings.budget),
             usual=usual_of(history, key),
             past=past(history, attempt, self.ledger.get_blob, settings.budget) if stops else None,
-            counts_when_disturbed=own is not None and own.started.kind == "baseline",
+            counts_when_disturbed=own is not None and _may_be_disturbed(own),
             is_begun=last is not None and last.open and bool(last.runs),
         )
 
@@ -341,6 +341,11 @@ class Lab:
 def budget_of(settings: Settings, purpose: Purpose) -> Budget:
     """What a training may use, by what it is for."""
     return settings.smoke_budget() if purpose.startswith(SMOKE) else settings.budget
+
+
+def _may_be_disturbed(attempt: Attempt) -> bool:
+    """Whether its runs count as they are: only the baseline's, and only until it is measured."""
+    return attempt.started.kind == "baseline" and attempt.open
 
 
 def refuse_interruption(result: RunResult) -> None:

@@ -107,9 +107,10 @@ def begin(
                 '[goal] source = "reported"',
             )
     with ExitStack() as undone, host_faults():
+        is_new = not directory.parent.exists()
         directory.mkdir(parents=True)  # another process may have begun it since we looked
         ignored = directory.parent / ".gitignore"
-        if is_in_repository(source) and not ignored.exists():
+        if is_new and is_in_repository(source):
             ignored.write_text("*\n", encoding="utf-8")  # sessions are nothing to commit
         # What cannot be filled goes again, so that its name stays free.
         undone.callback(shutil.rmtree, directory, ignore_errors=True)

@@ -206,18 +206,34 @@ class Attempt:
     def values(self, split: Split = "val") -> dict[int, float]:
         """Valid scores by seed that count; none of an attempt that was interrupted.
 
-        A candidate's first score chose it for a test: once there are others it counts no more.
+        A candidate's first score chose it for a test: once there are others it counts no more. Of a
+        baseline count those of a quiet machine, or those beside others, never both: a mixture says
+        how much others cost, which would hide every gain of the night or make one up.
         """
         if self.interrupted is not None:
             return {}
         begin, known = (self.counted_from, self.remeasured) if split == "val" else (0, {})
-        # The newest score of a seed counts, also where it takes back an older one's value.
-        found = {s.seed: s.value for s in self.scores[begin:] if s.split == split}
+        is_baseline = self.started.kind == "baseline"
+        # The newest score of a seed counts, also where it takes back an older one's value; of a
+        # person's own files only by what no honest model does.
+        found = {
+            s.seed: s.value
+            for s in self.scores[begin:]
+            if s.split == split
+            and (s.value is not None or not is_baseline or s.reason in NO_HONEST_MODELS)
+        }
         newest: dict[int, float | None] = {**known, **found}
         counted = {seed: value for seed, value in newest.items() if value is not None}
-        if self.started.kind == "candidate" and len(counted) > 1:
+        if is_baseline and split == "val":
+            return self._of_one_machine(counted)
+        if not is_baseline and len(counted) > 1:
             counted.pop(self.started.seeds[0], None)
         return counted
+
+    def _of_one_machine(self, scores: dict[int, float]) -> dict[int, float]:
+        quiet = {seed: value for seed, value in scores.items() if seed not in self.provisional}
+        beside = {seed: value for seed, value in scores.items() if seed in self.provisional}
+        return next((group for group in (quiet, beside) if len(group) > 1), scores)
 
     @property
     def tested(self) -> dict[int, Scored]:

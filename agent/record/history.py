@@ -236,7 +236,8 @@ class History:
             attempt.runs.append(event)
         elif isinstance(event, Scored):
             attempt.scores.append(event)
-            if attempt.started.kind == "baseline" and event.split == "val":
+            is_new = event.value is not None and event.split == "val"
+            if attempt.started.kind == "baseline" and is_new:
                 training = self.trials[key].training
                 noise = None if training is None else training.disturbance
                 is_clean = noise is None or not noise.is_beside_others
@@ -265,6 +266,7 @@ class History:
             gone = list(self.trials.pop(key).scores.values())
             other = self.attempt(key.attempt)
             other.scores = [score for score in other.scores if all(score is not g for g in gone)]
+            other.provisional.discard(key.seed)
             self.repeats.update(other)
         self.meanwhile = []
 

@@ -64,7 +64,7 @@ class Repeats:
         self._spreads.pop(attempt.number, None)
         scores = list(attempt.values().values())
         if attempt.started.kind == "baseline":
-            self._baseline, scores = attempt.number, _of_one_machine(attempt)
+            self._baseline = attempt.number
         # What a refused attempt says of noise is no better than what it says of itself.
         is_enough = len(scores) >= (2 if attempt.number == self._baseline else FEWEST)
         if is_enough and attempt.dethroned is None:
@@ -95,18 +95,6 @@ class Repeats:
         own = [spread for n, spread in self._spreads.items() if n not in (beside, self._baseline)]
         trusted = [*self._earlier, *(s for n, s in self._spreads.items() if n == self._baseline)]
         return pooled_credible(trusted, own)
-
-
-def _of_one_machine(baseline: Attempt) -> list[float]:
-    """Scores of a baseline that are repeats of each other: all quiet, or all beside other work.
-
-    A mixture says how much others cost, which would hide every gain of the night.
-    """
-    values, provisional = baseline.values(), baseline.provisional
-    quiet = [value for seed, value in values.items() if seed not in provisional]
-    beside = [value for seed, value in values.items() if seed in provisional]
-    groups = (quiet, beside, list(values.values()))
-    return next((group for group in groups if len(group) > 1), groups[-1])
 
 
 def pooled_credible(trusted: Sequence[Spread], others: Sequence[Spread]) -> Noise | None:

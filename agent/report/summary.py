@@ -318,8 +318,16 @@ def survived_share(history: History) -> float | None:
 
 
 def value_of(attempt: Attempt | None) -> float | None:
-    """The mean score of an attempt; none unless it was measured."""
-    return attempt.finished.value if attempt is not None and attempt.finished else None
+    """The mean score of an attempt; none unless it was measured.
+
+    Of a baseline that was taken again on a quiet machine it is that of now, which others were held
+    against.
+    """
+    if attempt is None or attempt.finished is None:
+        return None
+    own = [v for seed, v in attempt.values().items() if seed in attempt.started.seeds]
+    is_same_machine = attempt.started.kind == "baseline" and not attempt.counted_from
+    return fmean(own) if own and is_same_machine else attempt.finished.value
 
 
 def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention]:

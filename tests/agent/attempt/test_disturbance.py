@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from itertools import count
@@ -217,9 +218,11 @@ def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands(tmp_path
     assert "" == written.getvalue()  # what others did explains no crash
     console.run_finished(run_result("a0", "train", log=""), noise)
 
+    clock, _, said = written.getvalue().strip().partition(" ")
+    assert re.fullmatch(r"\d\d:\d\d", clock)
     assert (
-        "disturbed: a core had 70% of its usual speed; it was too hot; see [disturbance] in "
-        "program.md" == written.getvalue().strip()
+        "disturbed: a core had 70% of its usual speed; it was too hot; waiting for a quiet "
+        "machine, then again; see [disturbance] in program.md" == said.strip()
     )
     others = noise.model_copy(update={"other_cores": 1.5, "speed": 500.0, "held_back": ()})
     assert ["others used 1.50 cores (limit 0.25)"] == reasons(others)

@@ -20,7 +20,7 @@ from agent.record.events import Noticed
 from agent.record.history import History, find_settled, fold
 from agent.record.repeats import Noise
 from sandbox.contract.errors import SandboxError
-from sandbox.contract.run import RunSpec
+from sandbox.contract.run import Outcome, RunResult, RunSpec
 from tests.support import sessions
 from tests.support.labs import SPEED, work
 from tests.support.nights import Place
@@ -111,9 +111,10 @@ def test_noise_is_never_that_of_quiet_and_disturbed_runs_together(tmp_path: Path
     history, baseline = history_of(place), history_of(place).baseline
     assert baseline is not None
     assert {baseline.started.seeds[1]} == baseline.provisional
-    quiet = [v for seed, v in baseline.values().items() if seed not in baseline.provisional]
+    quiet = list(baseline.values().values())
+    assert {*baseline.started.seeds} - baseline.provisional == {*baseline.values()}
     assert Noise(pytest.approx(stdev(quiet)), 1) == noise_of(history)  # type: ignore[arg-type]
-    assert noise_of(history).sigma < 0.01 < stdev(baseline.values().values())
+    assert noise_of(history).sigma < 0.01 < stdev(s.value for s in baseline.scores if s.value)
 
 
 def test_on_a_machine_that_is_never_quiet_the_baseline_stays_and_says_what_helps(
@@ -182,3 +183,45 @@ def test_the_same_files_are_not_run_a_third_time_when_they_were_disturbed_twice(
     assert find_settled(history, files) is None
     history.attempts += [again]
     assert again is find_settled(history, files)
+
+
+def test_a_run_of_the_baseline_beside_a_test_must_be_as_undisturbed_as_the_test(
+    tmp_path: Path,
+) -> None:
+    place = place_of(tmp_path, 4)
+
+    def cores(begun: int) -> float:
+        trained = [spec.run_id for spec in place.boxes.runs if spec.box == "train"]
+        return LOAD if begun > 3 and trained[-1].startswith("night-0-") else 0.0
+
+    place.boxes.luck = lambda noise: noise + (10 if cores(place.boxes.trainings) else 0.0)
+    work(beside(place.begin("tpe"), place, cores), place.program)
+    history, baseline = history_of(place), history_of(place).baseline
+    assert baseline is not None
+    assert len(baseline.trainings) > 3
+    assert max(baseline.values().values()) < 4
+    events = [entry.event for entry in read_ledger(place.directory)]
+    assert any(isinstance(e, Noticed) and e.kind == "best_failed" for e in events)
+    # Nothing scored beside the test, so nothing may be kept by it.
+    assert history.best is not None
+    assert baseline.number == history.best.number
+    assert [] == sessions.found(place.directory)
+
+
+def test_a_retake_that_cannot_be_scored_takes_nothing_away(tmp_path: Path) -> None:
+    place = place_of(tmp_path, 3)
+
+    def outcome(spec: RunSpec, result: RunResult, _: Path | None) -> RunResult:
+        is_retake = place.boxes.trainings > 4 and spec.run_id.startswith("night-0-")
+        failed = {"outcome": Outcome.OUT_OF_MEMORY}
+        return result.model_copy(update=failed if is_retake and spec.box == "model" else {})
+
+    place.boxes.outcome = outcome
+    lab = beside(place.begin("tpe"), place, lambda begun: LOAD if begun <= 3 else 0.0)
+    work(lab, place.program)
+    history, baseline = history_of(place), history_of(place).baseline
+    assert baseline is not None
+    assert max(tries(baseline)) > 1
+    assert {*baseline.started.seeds} == {*baseline.values()} == baseline.provisional
+    assert history.best is not None
+    assert history.repeats.noise() is not None
