@@ -93,11 +93,15 @@ def calibrate_(
 
 
 def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
-    """Of what is trained and scored: another baseline, scorer or data is measured anew."""
+    """Of what is trained and scored: another baseline, scorer or data is measured anew.
+
+    And by a nightlab whose settings are others: it could not read what this one wrote.
+    """
     files = hashes_of(Workspace(source, settings.workspace.editable).candidate())
     scorer = source / "evaluate.py"
     fixed = sha_of(read_named(scorer, MAX_SCRIPT_BYTES)) if scorer.is_file() else None
-    facts = [files, runtime.data, settings.workspace.model_dump(), fixed]
+    form = Settings.model_json_schema()
+    facts = [files, runtime.data, settings.workspace.model_dump(), fixed, form]
     return sha_of(json.dumps(facts, sort_keys=True).encode())[:16]
 
 

@@ -109,11 +109,12 @@ def begin(
     with ExitStack() as undone, host_faults():
         is_new = not directory.parent.exists()
         directory.mkdir(parents=True)  # another process may have begun it since we looked
-        ignored = directory.parent / ".gitignore"
-        if is_new and is_in_repository(source):
-            ignored.write_text("*\n", encoding="utf-8")  # sessions are nothing to commit
         # What cannot be filled goes again, so that its name stays free.
         undone.callback(shutil.rmtree, directory, ignore_errors=True)
+        ignored = directory.parent / ".gitignore"
+        if is_new and is_in_repository(source):
+            undone.callback(ignored.unlink, missing_ok=True)
+            ignored.write_text("*\n", encoding="utf-8")  # sessions are nothing to commit
         ledger = undone.enter_context(Ledger.create(directory, now))
         _start(ledger, program, settings, source, runtime, researcher, seed, git)
         undone.pop_all()
