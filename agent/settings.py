@@ -6,7 +6,8 @@ has no default: a limit that is missing is an error and not infinity.
 """
 
 import re
-from pathlib import Path
+from itertools import permutations
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,10 @@ Source = Literal["scored", "reported"]
 
 FIXED_FILES = ("prepare.py", "evaluate.py")
 """Files of a workspace that decide the score; the agent may read them and never write them."""
+
+RESERVED_PLACES = ("nightlab", "out", "tmp", "dev", "proc", "sys", "etc")
+RESERVED_PLACES += ("workspace", "data", "evaluate", "checkpoint")
+"""At the root of a box; no folder of the person's is shown there."""
 
 MAX_CHECKS = 8
 """How many check boxes a score may have."""
@@ -388,7 +393,21 @@ class DataFolder(Record):
     def _without_leaving(cls, at: str) -> str:
         if ".." in at.split("/"):
             raise ValueError('has "..": name the place itself')
-        return at.rstrip("/")
+        parts = [part for part in at.split("/") if part not in ("", ".")]
+        if at.startswith("/") and (not parts or parts[0] in RESERVED_PLACES):
+            raise ValueError(
+                f"is in the box's own /{parts[0] if parts else ''}: take another place"
+            )
+        if parts == ["~"]:
+            raise ValueError('is the box\'s whole home: name a place below it, as "~/.cache/x"')
+        return "/" * at.startswith("/") + "/".join(parts) or at[:1]
+
+    @property
+    def place(self) -> PurePosixPath:
+        """Where a program finds it, in one form for all: its own directory lies in its home."""
+        return PurePosixPath(
+            self.at if self.at.startswith(("/", "~/")) else f"~/workspace/{self.at}"
+        )
 
 
 class DataSettings(Section):
@@ -405,6 +424,19 @@ class DataSettings(Section):
     context: Annotated[int, Field(ge=8, le=65_536)] = 256
     rows: Annotated[int, Field(ge=4, le=1_000_000)] = 1024
     """Of val and of holdout at most."""
+
+    @field_validator("folders")
+    @classmethod
+    def _side_by_side(cls, folders: tuple[DataFolder, ...]) -> tuple[DataFolder, ...]:
+        for one, other in permutations(folders, 2):
+            if one.path == other.path:
+                raise ValueError(f"shows {one.source} twice: name it once")
+            if one.at and other.at and other.place.is_relative_to(one.place):
+                raise ValueError(
+                    f'shows one folder at "{other.at}" and another at "{one.at}": none may lie in '
+                    "another, so put both into one folder, or take places side by side"
+                )
+        return folders
 
 
 class RecordSettings(Section):
@@ -457,6 +489,11 @@ class Settings(Section):
         cls, data: DataSettings | None, info: ValidationInfo
     ) -> DataSettings | None:
         if not info.data.get("goal", Goal()).is_reported:
+            if data is not None and data.folders:
+                raise ValueError(
+                    'names folders, which only source = "reported" under [goal] shows to a '
+                    'program; what is scored has [data] with source = "folder:PATH"'
+                )
             return data or DataSettings()
         if data is not None and not data.folders and not data.source.startswith("folder:"):
             raise ValueError(

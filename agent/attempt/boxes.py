@@ -132,7 +132,7 @@ def training_command(settings: Settings, seed: int, budget: Budget) -> tuple[str
         "{seed}": str(seed),
         "{budget}": f"{budget.seconds:g}",
         "{output}": OUTPUT,
-        "{data}": _places(settings)[0] if _places(settings) else DATA,
+        "{data}": places_of(settings)[0] if places_of(settings) else DATA,
     }
     # By name and not by a format: a command may hold brackets of its own.
     words = (
@@ -144,14 +144,14 @@ def training_command(settings: Settings, seed: int, budget: Budget) -> tuple[str
     keep = [*settings.workspace.keep, *([settings.goal.file] if settings.goal.file else [])]
     links = [
         (place, f"{HOME}/{folder.at[2:]}" if folder.at.startswith("~/") else f"{COPY}/{folder.at}")
-        for folder, place in zip(settings.folders, _places(settings), strict=True)
+        for folder, place in zip(settings.folders, places_of(settings), strict=True)
         if folder.at and place != folder.at
     ]
     asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links, settings.goal.file])
     return ("python3", "-I", "-S", "-c", IN_A_COPY, asked, *words)
 
 
-def _places(settings: Settings) -> list[str]:
+def places_of(settings: Settings) -> list[str]:
     """Where a train box has the person's folders mounted, in their order."""
     return [
         folder.at if folder.at.startswith("/") else f"{DATA}/{number}"
@@ -166,7 +166,7 @@ def train_spec(worker: Worker, trial: Trial, run_id: str, files: Path) -> RunSpe
         "NIGHTLAB_BUDGET_SECONDS": f"{trial.budget.seconds:g}",
         "NIGHTLAB_OUTPUT": OUTPUT,
     }
-    mounts, places = {files: WORKSPACE}, _places(worker.settings)
+    mounts, places = {files: WORKSPACE}, places_of(worker.settings)
     if worker.data_dir is not None:
         places = [DATA]
         mounts[worker.split("train")] = DATA

@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+from agent.attempt.boxes import places_of
 from agent.settings import Settings
 from sandbox.contract.errors import SandboxError, UsageError
 from sandbox.contract.run import Executor, Mount, Outcome, RunSpec
@@ -12,20 +13,20 @@ FIRST_BOX_SECONDS = 60
 MOST_FILES = 20_000
 """Of a folder, at most so many are tried; those that cannot be read are seldom the last ones."""
 READS = f"""
-import os, sys
+import itertools, os, sys
 def unreadable():
     tried = 0
     for place in sys.argv[1:]:
-        for folder, folders, files in os.walk(place):
+        for folder, folders, files in itertools.chain([("", [place], [])], os.walk(place)):
             for path in [os.path.join(folder, name) for name in folders + files]:
+                if os.path.islink(path) and not os.path.exists(path):
+                    continue
                 needs = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
                 if not os.access(path, needs):
                     yield path
                 tried += 1
                 if tried == {MOST_FILES}:
                     return
-        if not os.access(place, os.R_OK | os.X_OK):
-            yield place
 print(*list(unreadable())[:3], sep="\\n", end="")
 """
 
@@ -63,7 +64,9 @@ def try_a_box(executor: Executor, image_id: str, settings: Settings, data_dir: P
         UsageError: the box came up and could not do what every training does.
     """
     limits = settings.train_limits().model_copy(update={"wall_seconds": FIRST_BOX_SECONDS})
-    mounts = () if data_dir is None else (Mount(source=data_dir, target="/data"),)
+    shown = dict(zip(places_of(settings), (one.path for one in settings.folders), strict=True))
+    shown |= {} if data_dir is None else {"/data": data_dir}
+    mounts = tuple(Mount(source=source, target=place) for place, source in shown.items())
     argv = ("python3", "-I", "-S", "-c", READS, *(mount.target for mount in mounts))
     spec = RunSpec(
         run_id="setup",
@@ -88,7 +91,9 @@ def try_a_box(executor: Executor, image_id: str, settings: Settings, data_dir: P
             f"it only started Python; raise the limit that this names. {result.log.head[-500:]}",
         )
     if result.log.head:
-        seen = result.log.head.replace("/data", str(data_dir)).replace("\n", ", ")[:500]
+        seen = result.log.head.replace("\n", ", ")[:500]
+        for place, source in reversed(shown.items()):
+            seen = seen.replace(place, str(source))
         raise UsageError(
             f"boxes cannot read {seen}",
             "a box has a user of its own: let everybody read it (`chmod -R a+rX`); on a network "

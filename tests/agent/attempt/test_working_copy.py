@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.boxes import COPY, HOME, IN_A_COPY, training_command
+from agent.attempt.boxes import COPY, HOME, IN_A_COPY, WORKSPACE, training_command
+from agent.attempt.lab import DATA
 from agent.candidate.own_files import folder_facts, refuse_unreadable
 from agent.program import parse_program
-from agent.settings import Settings
+from agent.settings import RESERVED_PLACES, Settings
+from sandbox.box.hardening import RESERVED_TARGETS
 from sandbox.contract.errors import UsageError
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
@@ -144,6 +146,49 @@ def test_several_tables_of_data_are_read_and_a_place_cannot_lead_out() -> None:
     ]
     with pytest.raises(ValueError, match="name the place itself"):
         settings_with(data={"folders": [{"from": "/a", "at": "../x"}]})
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        ([("/a", "one"), ("/a", "two")], "shows /a twice"),
+        ([("/a", ""), ("/a", "")], "shows /a twice"),
+        ([("/a", "data"), ("/b", "data/extra")], "none may lie in another"),
+        ([("/a", "data/extra"), ("/b", "./data/")], "none may lie in another"),
+        ([("/a", "data"), ("/b", "~/workspace//data")], "none may lie in another"),
+        ([("/a", "."), ("/b", "data")], "none may lie in another"),
+        ([("/a", "/sets/x"), ("/b", "/sets")], "none may lie in another"),
+        ([("/a", "/etc/x")], "the box's own /etc"),
+        ([("/a", "/workspace/d")], "the box's own /workspace"),
+        ([("/a", "//data/1")], "the box's own /data"),
+        ([("/a", "/")], "the box's own /"),
+        ([("/a", "~/")], "whole home"),
+    ],
+)
+def test_places_of_data_that_would_cover_one_another_or_the_box_are_refused(
+    folders: list[tuple[str, str]], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings_with(data={"folders": [{"from": path, "at": at} for path, at in folders]})
+
+
+def test_places_side_by_side_are_taken_in_one_spelling() -> None:
+    places = {"data/a/": "data/a", "./data/ab": "data/ab", "~/.x//y": "~/.x/y", "/s/z": "/s/z"}
+    folders = [{"from": f"/{number}", "at": at} for number, at in enumerate(places)]
+
+    settings = settings_with(data={"folders": folders})
+
+    assert [folder.at for folder in settings.folders] == list(places.values())
+
+
+def test_folders_are_refused_where_they_would_not_be_seen() -> None:
+    bounds = {"wall_seconds": 60, "memory": "2g"}
+    with pytest.raises(ValueError, match='only source = "reported"'):
+        settings_with(goal={"source": "scored"}, scoring=bounds, data={"folders": [{"from": "/a"}]})
+
+
+def test_what_the_sandbox_keeps_for_itself_is_refused_before_it_is_asked() -> None:
+    assert {f"/{name}" for name in RESERVED_PLACES} >= {*RESERVED_TARGETS, WORKSPACE, DATA}
 
 
 def test_data_that_a_box_could_not_read_is_refused_and_facts_tell_one_set_from_another(

@@ -76,6 +76,24 @@ def test_data_that_boxes_cannot_read_is_named(engine: Engine, image: Any, tmp_pa
     try_a_box(executor, image.image_id, with_limits(), data)
 
 
+def test_folders_of_a_reporting_program_are_tried_where_it_finds_them(
+    engine: Engine, image: Any, tmp_path: Path
+) -> None:
+    executor = boxes(engine, tmp_path / "run")
+    (tmp_path / "sets").mkdir(mode=0o755)
+    (tmp_path / "sets" / "elsewhere").symlink_to(tmp_path)  # nowhere in a box, which is known
+    (tmp_path / "one.bin").write_text("x")
+    asked = with_limits().model_dump() | {"goal": {"source": "reported"}, "scoring": None}
+    places = ((tmp_path / "sets", "/sets/mine"), (tmp_path / "one.bin", "data/one.bin"))
+    asked["data"] = {"folders": [{"from": str(source), "at": at} for source, at in places]}
+    settings = Settings.model_validate(asked)
+
+    try_a_box(executor, image.image_id, settings, None)
+    (tmp_path / "one.bin").chmod(0o600)
+    with pytest.raises(UsageError, match=f"boxes cannot read {tmp_path}/one.bin"):
+        try_a_box(executor, image.image_id, settings, None)
+
+
 def test_prepared_data_can_be_read_by_boxes_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
