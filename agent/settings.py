@@ -34,8 +34,21 @@ Source = Literal["scored", "reported"]
 FIXED_FILES = ("prepare.py", "evaluate.py")
 """Files of a workspace that decide the score; the agent may read them and never write them."""
 
-RESERVED_PLACES = ("nightlab", "out", "tmp", "dev", "proc", "sys", "etc")
-RESERVED_PLACES += ("workspace", "data", "evaluate", "checkpoint")
+RESERVED_PLACES = frozenset(
+    [
+        "nightlab",
+        "out",
+        "tmp",
+        "dev",
+        "proc",
+        "sys",
+        "etc",
+        "workspace",
+        "data",
+        "evaluate",
+        "checkpoint",
+    ]
+)
 """At the root of a box; no folder of the person's is shown there."""
 
 MAX_CHECKS = 8

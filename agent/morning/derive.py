@@ -45,6 +45,7 @@ from agent.record.events import (
 )
 from agent.record.history import BOX_LOST, History
 from agent.record.logs import excerpt, unpacked_log
+from agent.record.reported import MAX_FILE_BYTES
 from sandbox.contract.record import Record
 
 Decided = (
@@ -148,10 +149,12 @@ def _score(history: History, event: Scored, get_blob: GetBlob) -> Scored:
     if goal.is_reported:
         if trial.training is None:
             raise ValueError("it was reported without a training")
-        content = None if event.sheet is None else get_blob(event.sheet)
-        left = {(file.name, file.sha256) for file in trial.training.result.output}
-        if content is not None and (goal.file, event.sheet) not in left:
+        left = {file.name: file for file in trial.training.result.output}
+        file = left.get(goal.file or "")
+        due = file.sha256 if file is not None and file.bytes <= MAX_FILE_BYTES else None
+        if event.sheet != due:
             raise ValueError("the file that it was read from is none that its training left")
+        content = None if event.sheet is None else get_blob(event.sheet)
         return scored_by_itself(key, unpacked_log(get_blob(trial.training.log)), goal, content)
     sheet = None if event.sheet is None else get_blob(event.sheet)
     models = [run.result for run in trial.boxes_of_score if run.result.box == "model"]

@@ -369,6 +369,22 @@ def test_a_file_that_no_training_left_is_found(night_of_files: Place) -> None:
     assert any("is none that its training left" in what for what in found)
 
 
+def test_a_file_that_a_training_left_and_that_was_not_read_is_found(night_of_files: Place) -> None:
+    goal = Goal(metric="distance", source="reported", file="point.json", key="x")
+    absent = read_reported(Log(head="", tail="", omitted_bytes=0), goal)
+
+    def forge(lines: sessions.Lines) -> None:
+        score = sessions.only(lines, "scored", attempt=0)
+        score |= {"sheet": None, "value": None, "reason": absent.reason}
+        score |= {"explanation": absent.explanation, "details": absent.details}
+
+    with sessions.restored(night_of_files.directory / "ledger.jsonl"):
+        sessions.forge(night_of_files.directory, forge)
+        found = sessions.found(night_of_files.directory)
+
+    assert any("is none that its training left" in what for what in found)
+
+
 # --- the manual's repository, on the real engine ----------------------------------------------
 
 TRAIN = '''\
