@@ -5,6 +5,7 @@ it; `begin_program` writes both down as a program to start from.
 """
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -13,12 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from agent.candidate.knobs import find_knobs
 from agent.candidate.own_files import files_of, git_lists
 from agent.candidate.seeds import GIVEN, PINNED
 from agent.program import has_settings
 from agent.record.reported import LikelyScore, likely_scores, read_reported
-from agent.settings import Goal
+from agent.settings import DataFolder, Goal
 from agent.text import one_line
 from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.contract.run import Log
@@ -29,6 +32,13 @@ LARGE_BYTES = 2**20
 """Of what git ignores, so much is taken for data and not for leavings."""
 IN_THE_IMAGE = {"torch", "numpy"}
 REQUIREMENTS = ("uv.lock", "requirements.txt", "pyproject.toml", "environment.yml", "setup.py")
+A_VALUE = "1.5"
+"""Stands for whatever a program would print there."""
+LEAVINGS = re.compile(
+    r"(^|/)([._]|(out(put)?s?([-_.][^/]*)?|results?|checkpoints?|ckpts?|wandb|mlruns|\w*logs?)(/|$))"
+    r"|venv|runs/?$|cache|\.(pt|pth|ckpt|log)$"
+)
+"""What earlier trainings and tools left, which is no data."""
 MORE_IS_BETTER = re.compile(r"acc|f1|auc|bleu|r2|reward|score|speedup|throughput", re.IGNORECASE)
 NO_ENTRY = re.compile(r"^(setup|conftest|prepare|download|sample|generate|bench|plot|test|eval)")
 TRAINS = re.compile(r"\.backward\(|\.fit\(|optimizer|trainer|\.train\(|epoch", re.IGNORECASE)
@@ -182,12 +192,12 @@ def _shown(node: ast.expr) -> str:
         case ast.JoinedStr(values=parts):
             return "".join(map(_shown, parts))
         case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format")):
-            return re.sub(r"\{[^{}]*\}", "1.5", text)
+            return re.sub(r"\{[^{}]*\}", A_VALUE, text)
         case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod()):
-            return re.sub(r"%[-+0-9.]*[dfgeis]", "1.5", text).replace("%%", "%")
+            return re.sub(r"%[-+0-9.]*[dfgeis]", A_VALUE, text).replace("%%", "%")
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _shown(left) + _shown(right)
-    return "1.5"
+    return A_VALUE
 
 
 def _goal(code: dict[str, bytes]) -> Iterator[Line]:
@@ -206,13 +216,15 @@ def _goal(code: dict[str, bytes]) -> Iterator[Line]:
 
 
 def _metric(best: LikelyScore, lines: Sequence[str]) -> Iterator[Line]:
-    name = re.sub(r"[^A-Za-z0-9_./@-]+", "_", best.name).strip("_")
+    name = re.sub(r"^[^A-Za-z]+", "", re.sub(r"[^A-Za-z0-9_./@-]+", "_", best.name))
+    name = name.strip("_")[:64]
     yield Line("goal", f'metric = "{name}"', f"printed as `{best.line}`")
     is_plain = read_reported(
         Log(head="\n".join(lines), tail="", omitted_bytes=0), Goal(metric=name, source="reported")
     )
     if is_plain.value is None:
-        yield Line("goal", f"pattern = '{best.pattern}'", "reads it, anywhere in a line; the last")
+        pattern = best.pattern.replace(re.escape(A_VALUE), r"\S*")
+        yield Line("goal", f"pattern = '{pattern}'", "reads it, anywhere in a line; the last")
     direction = "maximize" if MORE_IS_BETTER.search(best.name) else "minimize"
     yield Line("goal", f'direction = "{direction}"', f"by the name {name}: check it")
 
@@ -237,8 +249,7 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
             "each run gets a seed of its own",
         )
     yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
-    listed = ", ".join(f'"{word}"' for word in words)
-    yield Line("workspace", f"command = [{listed}]", "; ".join(filter(None, (reason, seed))))
+    yield Line("workspace", f"command = {_quoted(words)}", "; ".join(filter(None, (reason, seed))))
     if not seed:
         where = f"{pins[0]} pins one" if pins else "no seed was found"
         text = (
@@ -251,13 +262,12 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
         entry,
         *(word for word in named if word.endswith((".py", ".yaml", ".yml", ".json", ".toml"))),
     ]
-    listed = ", ".join(f'"{name}"' for name in editable)
     others = [name for name in code if name not in editable]
     knobs = sum(len(find_knobs(name, (place / name).read_bytes())) for name in editable)
     text = (
         f"{knobs} knobs for the sampler: see `nightlab knobs`" if knobs else "no knobs were found"
     )
-    yield Line("workspace", f"editable = [{listed}]", text)
+    yield Line("workspace", f"editable = {_quoted(editable)}", text)
     if others:
         yield Line(
             "workspace",
@@ -302,16 +312,12 @@ def _budget(code: Mapping[str, bytes]) -> Iterator[Line]:
 
 def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
     """Folders that git ignores, caches below home, data sets that would be downloaded."""
-    seen = set()
-    for name in _ignored(place):
+    seen = set[PurePosixPath]()
+    for name in sorted(_ignored(place)):
         size = _size(place / name)
         if size >= LARGE_BYTES or PurePosixPath(name).parts[0].startswith("data"):
-            seen.add(name)
-            yield Line(
-                "data",
-                f'from = "{name}"\nat = "{name}"',
-                f"git ignores it; {size / 2**20:,.1f} MiB",
-            )
+            reason = f"git ignores it; {size / 2**20:,.1f} MiB"
+            yield from _shown_folder(name, place / name, reason, seen, name)
     decoded = {name: content.decode(errors="replace") for name, content in code.items()}
     for name, text in decoded.items():
         for found in CACHE.finditer(text):
@@ -325,9 +331,7 @@ def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
             yield from _shown_folder(
                 at, place / given, f"{name} loads a data set from there", seen, given
             )
-        if "download=True" in text or "load_dataset(" in text:
-            seen.add("download")
-    if "download" in seen:
+    if any("download=True" in text or "load_dataset(" in text for text in decoded.values()):
         yield Line(
             "data",
             "",
@@ -337,12 +341,19 @@ def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
 
 
 def _shown_folder(
-    at: str, path: Path, reason: str, seen: set[str], given: str = ""
+    at: str, path: Path, reason: str, seen: set[PurePosixPath], given: str = ""
 ) -> Iterator[Line]:
-    if at in seen:
+    try:
+        folder = DataFolder.model_validate({"from": given or at, "at": at})
+    except ValidationError:
+        yield Line("data", "", f"{reason}: {at}, which no box can show there", True)
         return
-    seen.add(at)
-    line = f'from = "{given or at}"\nat = "{at}"'
+    # Of two folders, one in the other, the box shows one: that which was found first.
+    where = folder.place
+    if any(where.is_relative_to(one) or one.is_relative_to(where) for one in seen):
+        return
+    seen.add(where)
+    line = f"from = {_quoted(given or at)}\nat = {_quoted(at)}"
     if path.exists():
         yield Line("data", line, reason)
     else:
@@ -387,8 +398,8 @@ def _ignored(place: Path) -> list[str]:
         return []
     listed = git_lists(place, "--others", "--ignored", "--exclude-standard", "--directory")
     # Beside files of git's in one folder: that folder, since what git has stays where it is.
-    names = dict.fromkeys(name.rpartition("/")[0] or name for name in listed)
-    return [name for name in names if not re.search(r"(^|/)[._]|venv|runs$|cache", name)][:50]
+    data = (name for name in listed if not LEAVINGS.search(name))
+    return list(dict.fromkeys(name.rpartition("/")[0] or name for name in data))[:50]
 
 
 def _size(path: Path) -> int:
@@ -429,6 +440,11 @@ def _program_text(lines: Sequence[Line], prose: str, profile: str) -> str:
         "\n".join(rows if name == "data" else [f"[{name}]", *rows]) for name, rows in tables.items()
     )
     return f"{prose.rstrip()}\n\n```toml\n{body}\n```\n"
+
+
+def _quoted(words: str | Sequence[str]) -> str:
+    """As toml has it, whose texts and lists are written as JSON's."""
+    return json.dumps(words, ensure_ascii=False)
 
 
 def _written(line: Line) -> list[str]:

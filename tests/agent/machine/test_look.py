@@ -11,7 +11,9 @@ import pytest
 from agent.candidate.own_files import copy_workspace, files_of
 from agent.machine.look import begin_program
 from agent.program import Program, load_program
+from agent.record.reported import read_reported
 from sandbox.contract.errors import UsageError
+from sandbox.contract.run import Log
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.command_line import CommandLine
@@ -267,6 +269,54 @@ def test_a_link_brings_no_file_that_is_not_copied_itself(
     copy_workspace(place, tmp_path / "two", tmp_path / "runs", (*leave_out, "notes.txt", "sub"))
 
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"train.py", "again.py"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "metric", "line"),
+    [
+        ("f'{split}_loss: {x}'", "loss", "val_loss: 2.25"),
+        ("f'{epoch} {step} acc {x}'", "acc", "3 9 acc 2.25"),
+        (f"'{'a' * 20} {'b' * 20} {'c' * 28}_loss: %f' % x", "a" * 20 + "_" + "b" * 20, None),
+    ],
+)
+def test_a_name_that_begins_with_a_value_or_is_long_becomes_a_metric(
+    tmp_path: Path, printed: str, metric: str, line: str | None
+) -> None:
+    goal = begun(checkout(tmp_path, train__py=f"{LOOP}print({printed})\n")).settings.goal
+
+    assert goal.metric.startswith(metric)
+    if line is not None:
+        assert read_reported(Log(head=line, tail="", omitted_bytes=0), goal).value == 2.25
+
+
+def test_quotes_in_what_a_readme_calls_and_in_names_stay_whole(tmp_path: Path) -> None:
+    readme = """Run `python train.py --config='{"lr": 0.1, "dir": "a\\b"}'` and wait.\n"""
+    place = checkout(tmp_path, README__md=readme, train__py=PLAIN, __gitignore="da*\n")
+    (place / 'data"set').mkdir()
+    (place / 'data"set' / "a").write_text("x")
+
+    found = begun(place).settings
+
+    assert ("python3", "train.py", '--config={"lr": 0.1, "dir": "a\\b"}') == found.workspace.command
+    assert ['data"set'] == [folder.at for folder in found.folders]
+
+
+def test_what_trainings_left_is_no_data_and_no_folder_is_shown_in_another(tmp_path: Path) -> None:
+    code = PLAIN + "a = datasets.MNIST('data/mnist')\nb = datasets.X('/data/x')\n"
+    code += "c = datasets.Y('../../y')\nd = datasets.Z('./more')\n"
+    ignored = "*.pt\nout*/\ncheckpoints/\nwandb/\ndata/*.bin\ndata/sub/\nmore/\nbig/\n"
+    place = checkout(tmp_path, train__py=code, __gitignore=ignored)
+    for name in ("out-char/a", "checkpoints/a", "wandb/a", "model/a.pt", "model/a.py", "b.pt"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_bytes(bytes(2**21))
+    for name in ("data/a.bin", "data/mine.py", "data/sub/a", "data/mnist/a", "more/a", "big/a"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(bytes(2**20))
+
+    found = begun(place).settings
+
+    assert ["big", "data", "more"] == [folder.at for folder in found.folders]
+    assert "/data/x, which no box can show there" in (place / "program.md").read_text()
 
 
 def test_a_file_that_git_knows_and_that_is_gone_hinders_nothing(tmp_path: Path) -> None:
