@@ -76,7 +76,10 @@ REFUSED_WORDS = (
 
 
 class StreamBroken(Exception):
-    """A stream ended, stalled or turned to nonsense before its reply was whole."""
+    """A stream ended, stalled or turned to nonsense before its reply was whole.
+
+    Its words hold what came uncut: only `describe` may cut them, once what is secret is hidden.
+    """
 
 
 class CredentialsFailed(Exception):

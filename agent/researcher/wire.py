@@ -16,7 +16,6 @@ from agent.record.events import Usage
 from agent.researcher.api_errors import StreamBroken
 from agent.researcher.arguments import INVALID_JSON
 from agent.researcher.base import Prompt, ToolCall
-from agent.text import one_line
 
 RECEIVED_BYTES_PER_TOKEN = 4
 """Estimates what a cut stream had generated; English and code lie near it."""
@@ -25,7 +24,6 @@ THOUGHT_TOKENS_PER_SECOND = 250
 family writes faster."""
 ESTIMATED_BYTES_PER_TOKEN = 3
 """Estimates a call that the service did not count: rather more tokens than fewer."""
-FIRST_BYTES = 200
 INVALID_JSON_CHARACTERS = 2000
 CUT_SHORT = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
 """Ends of replies whose tool calls are not done: the last one may be half a call."""
@@ -150,8 +148,8 @@ class Arrival:
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             # Bad JSON, half an event, a number for a text: the SDK has no error of its own.
             seen = error.doc if isinstance(error, json.JSONDecodeError) else str(told)
-            first = f"({type(error).__name__}): {one_line(seen, FIRST_BYTES)}"
-            raise StreamBroken(f"the stream could not be read {first}") from error
+            kind = type(error).__name__
+            raise StreamBroken(f"the stream could not be read ({kind}): {seen}") from error
 
     def content(self, known: Iterable[str] = ()) -> list[dict[str, Any]]:
         """The blocks of the whole message, each tool call with an input, a name and an id.
@@ -229,8 +227,8 @@ class Arrival:
         except (ValueError, LookupError, TypeError):
             is_message = False
         if not is_message:
-            first = one_line(body[:FIRST_BYTES].decode(errors="replace"), FIRST_BYTES)
-            raise StreamBroken(f"it answers with no message: {first or 'nothing at all'}")
+            text = body.decode(errors="replace").strip()
+            raise StreamBroken(f"it answers with no message: {text or 'nothing at all'}")
         self._take({"type": "message_start", "message": {**message, "usage": None}})
         for index, block in enumerate(message["content"]):
             self._take({"type": "content_block_start", "index": index, "content_block": block})

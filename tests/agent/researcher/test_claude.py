@@ -47,6 +47,7 @@ from tests.support.messages_server import (
     UNPRICED,
     Cut,
     MessagesServer,
+    Raw,
     Status,
     Turn,
     first_problem,
@@ -551,6 +552,23 @@ def test_missing_credentials_are_named() -> None:
 @pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
 def test_either_credential_is_enough(name: str) -> None:
     assert check_credentials({name: "something"}) is None
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/event-stream"])
+def test_no_part_of_a_key_is_in_an_answer_that_cannot_be_read(kind: str) -> None:
+    """A page that repeats the headers; wherever its text is cut, half a key is a secret too."""
+    key = "sk-ant-not-a-real-key-0123456789abcdef"
+    pages = [f"{'x' * before} x-api-key: {key} {'y' * 400}" for before in range(90, 330, 3)]
+    event = "event: message_start\ndata: {{{}\n\n"
+    bodies = [page if kind == "text/html" else event.format(page) for page in pages]
+    answers = [Raw(200, body.encode(), {"content-type": kind}) for body in bodies]
+    with MessagesServer(answers) as server, claude(server.url, ANTHROPIC_API_KEY=key) as model:
+        for _ in answers:
+            with pytest.raises(CallFailed) as failed:
+                reply_of(model)
+            told = f"{failed.value.error} {failed.value.final}"
+            assert "xxx" in told
+            assert "sk-an" not in told
 
 
 @pytest.mark.parametrize("value", ["sk-a b", "sk-ab\n", "sk-\u201cab\u201d", "sk-\x1b"])
