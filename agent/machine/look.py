@@ -244,10 +244,7 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
     if any(GIVEN in text for text in code.values()):
         seed = "it reads NIGHTLAB_SEED"
     elif settable:
-        words, seed = (
-            [*words, f"{settable[1].decode()}={{seed}}"],
-            "each run gets a seed of its own",
-        )
+        words, seed = [*words, f"{settable[1].decode()}={{seed}}"], "each run gets one of its own"
     yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
     yield Line("workspace", f"command = {_quoted(words)}", "; ".join(filter(None, (reason, seed))))
     if not seed:
@@ -269,11 +266,8 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
     )
     yield Line("workspace", f"editable = {_quoted(editable)}", text)
     if others:
-        yield Line(
-            "workspace",
-            "",
-            f"imported, and read-only unless you name them: {', '.join(others[:8])}",
-        )
+        text = f"imported, and read-only unless you name them: {', '.join(others[:8])}"
+        yield Line("workspace", "", text)
 
 
 def _command(entry: str, readme: str) -> tuple[list[str], str]:
@@ -302,12 +296,8 @@ def _budget(code: Mapping[str, bytes]) -> Iterator[Line]:
             return
     why = "what ends by itself is as good beside other work"
     yield Line("disturbance", "max_other_cores = 1000\nmin_speed = 0", why)
-    yield Line(
-        "budget",
-        "seconds = 600",
-        "how long it takes was not found: `nightlab try` says it",
-        True,
-    )
+    why = "how long it takes was not found: `nightlab try` says it"
+    yield Line("budget", "seconds = 600", why, True)
 
 
 def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
@@ -332,12 +322,8 @@ def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
                 at, place / given, f"{name} loads a data set from there", seen, given
             )
     if any("download=True" in text or "load_dataset(" in text for text in decoded.values()):
-        yield Line(
-            "data",
-            "",
-            "it downloads, and a box has no network: run it here once, then name the folder",
-            True,
-        )
+        text = "it downloads, and a box has no network: run it here once, then name the folder"
+        yield Line("data", "", text, True)
 
 
 def _shown_folder(
@@ -354,12 +340,9 @@ def _shown_folder(
         return
     seen.add(where)
     line = f"from = {_quoted(given or at)}\nat = {_quoted(at)}"
-    if path.exists():
-        yield Line("data", line, reason)
-    else:
-        yield Line(
-            "data", line, f"{reason}; it is not here yet: make it, then take the # away", True
-        )
+    is_here = path.exists()
+    reason += "" if is_here else "; it is not here yet: make it, then take the # away"
+    yield Line("data", line, reason, not is_here)
 
 
 def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
@@ -371,12 +354,15 @@ def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
         yield Line("hardware", "", text, True)
 
 
-def modules_asked(files: Mapping[str, bytes], command: Sequence[str]) -> list[str]:
-    """Modules of others that a command's script, and its own modules, import whatever they do."""
+def modules_asked(files: Mapping[str, bytes], command: Sequence[str]) -> list[str] | None:
+    """Modules of others that a command's script, and its own modules, import whatever they do.
+
+    None where the command names no script of these files.
+    """
     sources = {name: text for name, text in files.items() if name.endswith(".py")}
     entry = next((word for word in command if word in sources), None)
     if entry is None:
-        return []
+        return None
     code = {name: sources[name] for name in (entry, *_imported(entry, sources))}
     return sorted(_foreign(code, files))
 

@@ -19,9 +19,11 @@ from sandbox.contract.run import Outcome, RunResult
 IMPORT_SECONDS = 60
 NEAR = 0.8
 """Share of a limit from which it is worth a word."""
+_ANSWER = "nightlab try: "
 _ABSENT = (
     "import importlib.util, json, sys; "
-    "print(json.dumps([m for m in json.loads(sys.argv[1]) if not importlib.util.find_spec(m)]))"
+    "absent = [m for m in json.loads(sys.argv[1]) if not importlib.util.find_spec(m)]; "
+    f"print({_ANSWER!r} + json.dumps(absent))"
 )
 CAUSES = {
     r"Read-only file system: '([^']*)'": (
@@ -69,13 +71,10 @@ def rehearse(
         SandboxError: nightlab or the engine failed.
     """
     settings = worker.settings
-    asked = modules_asked(files, settings.workspace.command)
-    absent = _absent(worker, asked)
-    if absent:
-        cure = "an image that has them: base_image under [hardware]"
-        yield Rehearsed("imports", f"the image lacks {', '.join(absent)}", cure)
+    imports = _imports(worker, modules_asked(files, settings.workspace.command))
+    yield imports
+    if imports.cure:
         return
-    yield Rehearsed("imports", f"all there: {', '.join(asked) or 'the standard library alone'}")
     first, value = _trained(worker, files, seeds[0], seconds)
     yield from _ending(first)
     yield from _size(worker, first)
@@ -86,8 +85,10 @@ def rehearse(
         yield value
         return
     yield Rehearsed(settings.goal.label, f"{value:g}")
-    _, other = _trained(worker, files, seeds[1], seconds)
-    if isinstance(other, Rehearsed):
+    second, other = _trained(worker, files, seeds[1], seconds)
+    if second.outcome is not Outcome.OK:
+        yield from _ending(second)
+    elif isinstance(other, Rehearsed):
         yield other
     elif other != value:
         yield Rehearsed("seed", f"another one gives {other:g}: it reaches the score, or luck does")
@@ -96,13 +97,26 @@ def rehearse(
         yield Rehearsed("seed", "another one gives the same: it does not reach the score", cure)
 
 
-def _absent(worker: Worker, modules: Sequence[str]) -> list[str]:
+def _imports(worker: Worker, modules: Sequence[str] | None) -> Rehearsed:
+    """What the image lacks of the modules that are imported, as a box of it says."""
+    if modules is None:
+        return Rehearsed("imports", "not looked at: the command names no .py of the workspace")
     limits = worker.settings.train_limits().model_copy(update={"wall_seconds": IMPORT_SECONDS})
     argv = ("python3", "-c", _ABSENT, json.dumps(list(modules)))
     spec = box_spec(worker, "try-imports", "train", argv, worker.environment, {}, limits)
     spec = spec.model_copy(update={"working_directory": "/"})
-    said = worker.run(spec).log
-    return [str(name) for name in json.loads((said.head + said.tail).strip() or "[]")]
+    result = worker.run(spec)
+    lines = (result.log.head + result.log.tail).splitlines()
+    # An image may say more than it was asked: a warning, a greeting.
+    answers = [line.removeprefix(_ANSWER) for line in lines if line.startswith(_ANSWER)]
+    if result.outcome is not Outcome.OK or not answers:
+        ended = f"{evidence_of(result)}: {one_line(lines[-1] if lines else '', 200)}"
+        cure = "python3 must start in the image: base_image under [hardware], or more [limits]"
+        return Rehearsed("imports", f"the box that looks for them did not answer: {ended}", cure)
+    if absent := json.loads(answers[-1]):
+        cure = "an image that has them: base_image under [hardware]"
+        return Rehearsed("imports", f"the image lacks {', '.join(map(str, absent))}", cure)
+    return Rehearsed("imports", f"all there: {', '.join(modules) or 'the standard library alone'}")
 
 
 def _trained(

@@ -43,6 +43,7 @@ HINTS = (
     ("could not select device driver", TOOLKIT_HINT),
     ("Range of CPUs", "lower cpus in program.md to what this machine has"),
     ("rlimit type 7", "lower open_files in program.md: this machine allows less (fs.nr_open)"),
+    ("rlimit type 4", "raise the hard limit of core to 1 for the engine's user (LimitCORE=1)"),
     ("bind source path does not exist", ANOTHER_PLACE),
     ("supervisor.py': [Errno 2]", ANOTHER_PLACE),
     (

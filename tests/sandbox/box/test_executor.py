@@ -764,6 +764,7 @@ def test_an_engine_gone_while_a_run_goes_on_is_named_and_no_process_stays(
         ('could not select device driver "" with capabilities: [[gpu]]', "nvidia"),
         ("Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available", "cpus"),
         ("error setting rlimits for ready process: error setting rlimit type 7", "open_files"),
+        ("runc create failed: error setting rlimit type 4: operation not permitted", "LimitCORE"),
         ("mkdir /var/lib/docker/overlay2/x-init: no space left on device", "docker system df"),
         ("failed to create task: OCI runtime create failed: unable to apply cgroup", ""),
     ],
