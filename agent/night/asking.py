@@ -91,15 +91,16 @@ def _first_reply(
         except CallFailed as failed:
             if failed.lost is not None:
                 ledger.append(ModelCalled.lost(conversation.number, **vars(failed.lost)))
+            may_pass = failed.retry_after_seconds is not None
+            if isinstance(final := failed.final, ModelError) and may_pass:
+                final.reason = StopReason.API_OUTAGE  # it could be used before the night
             wait_seconds = _backoff_seconds(tries, failed.retry_after_seconds)
             if wait_seconds >= min(_seconds_left(lab), patience_seconds):
-                raise failed.final from failed
-            unusable = unusable + 1 if failed.may_be_ours else 0
-            if unusable >= MOST_UNUSABLE_ANSWERS and isinstance(failed.final, ModelError):
-                is_outage = failed.final.reason is StopReason.API_OUTAGE
-                if not is_outage or len(conversation.messages) > 1:
-                    failed.final.history_rejected = True
-                    raise failed.final from failed
+                raise final from failed
+            unusable = unusable + 1 if failed.may_be_ours and len(conversation.messages) > 1 else 0
+            if unusable >= MOST_UNUSABLE_ANSWERS and isinstance(final, ModelError):
+                final.history_rejected = True
+                raise final from failed
             error, tries = failed.error, tries + 1
             patience_seconds -= wait_seconds
         if stop := reason_to_stop(ledger.history, lab.settings.session, reserve=reserve):

@@ -144,7 +144,7 @@ def _reply(night: Night, conversation: Conversation, reserve: Reserve) -> Reply 
         if not night.turns.may_start_over():
             raise
         return None
-    night.turns.is_asked_again = False
+    night.turns.asked_again = 0
     return reply
 
 

@@ -40,6 +40,7 @@ REPLACED = PASSING | {
     StopReason.AGENT_IDLE,
     StopReason.STUCK,
     StopReason.API_REFUSED,
+    StopReason.EXHAUSTED,
     StopReason.REFUSED,
     StopReason.REFUSED_SCORES,
 }
@@ -76,12 +77,12 @@ class Turns:
     """Since the last judged attempt."""
     rejections: int = 0
     """How many conversations the service would not go on with, since the last judged attempt."""
-    away: Model | None = None
-    """Whom an outage keeps away."""
+    away: list[Model] = field(default_factory=list)
+    """Whom an outage keeps away, in their order."""
     away_since: int = 0
     """How many attempts were done then."""
-    is_asked_again: bool = False
-    """Whether the service was away, and may be so still."""
+    asked_again: int = 0
+    """How many of the first models were away, and may be so still."""
     watch: CircleWatch = field(default_factory=CircleWatch)
     shown_guidance: str | None = None
     """The guidance that the researcher has; None after a resume, when nobody knows."""
@@ -179,26 +180,30 @@ class Turns:
         """What comes before the next reply: an end of one's part, or a service that may be back."""
         if (over := self.is_over()) is not None:
             return over
-        if self.away is None or len(self.lab.history.completed) <= self.away_since:
+        if not self.away or len(self.lab.history.completed) <= self.away_since:
             return None
-        self.models.insert(0, self.away)
-        self.away, self.is_asked_again = None, True
+        self.asked_again = len(self.away)
+        self.models, self.away = [*self.away, *self.models], []
         return self.start("the service is asked again")
 
     def instead(self, following: Conversation | Ending) -> Conversation | Ending:
-        """Who goes on where one cannot; whatever else follows is passed on."""
+        """Who goes on where one cannot; the last one's outage and all else is passed on."""
         if isinstance(following, Conversation) or following[0] not in REPLACED:
             return following
-        if len(self.models) == 1:
+        reason, is_last = following[0], len(self.models) == 1
+        if is_last and (reason is StopReason.API_OUTAGE or not self.away):
             return following
-        gone, reason = self.models.pop(0), following[0]
+        gone = self.models.pop(0)
         if reason is StopReason.API_OUTAGE:
-            self.away, self.away_since = gone, len(self.lab.history.completed)
-        if not self.is_asked_again:  # which an outage of hours would say after each attempt
+            self.away, self.away_since = [*self.away, gone], len(self.lab.history.completed)
+        kind = MEANWHILE if reason in PASSING or self.away else "stand_in"
+        is_still_away = self.asked_again > 0 and reason is StopReason.API_OUTAGE
+        self.asked_again = max(0, self.asked_again - 1)
+        if is_last:  # all but one of them are asked once, and that one until it answers
+            self.models, self.away, self.asked_again = self.away, [], len(self.away) - 1
+        if not is_still_away:  # which an outage of hours would say after each attempt
             self.notice(reason.value, following[1])
-            kind = MEANWHILE if reason in PASSING else "stand_in"
             self.notice(kind, f"{self.model.name} goes on where {gone.name} cannot")
-        self.is_asked_again = False
         self.idle_replies = self.refusals = self.rejections = 0
         self.watch = CircleWatch()
         return self.start(f"{gone.name} cannot go on ({reason.value})")
@@ -206,7 +211,7 @@ class Turns:
     @property
     def patience_seconds(self) -> float:
         """How long an outage is waited out before somebody else goes on."""
-        if self.is_asked_again:
+        if self.asked_again:
             return 0.0
         return math.inf if len(self.models) == 1 else OUTAGE_PATIENCE_SECONDS
 

@@ -76,10 +76,7 @@ REFUSED_WORDS = (
 
 
 class StreamBroken(Exception):
-    """A stream ended, stalled or turned to nonsense before its reply was whole.
-
-    Its words hold what came uncut: only `describe` may cut them, once what is secret is hidden.
-    """
+    """A stream broke before its reply was whole; what came is told uncut, for `describe`."""
 
 
 class CredentialsFailed(Exception):

@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import random
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ from tests.support.messages_server import (
     CATALOGUE,
     Cut,
     MessagesServer,
+    Raw,
     Request,
     Status,
     Turn,
@@ -56,7 +59,7 @@ from tests.support.messages_server import (
     tool,
 )
 from tests.support.minds import DETAILS, Scene, work_with_claude
-from tests.support.nights import Crash, CrashingLedger, Place
+from tests.support.nights import TOY, Crash, CrashingLedger, Place
 
 REFUSED = Turn((text("I"),), "refusal", DETAILS)
 READ = say(tool("read", file_path="train.py"))
@@ -179,6 +182,95 @@ def test_the_sampler_works_during_an_outage_and_the_model_comes_back(tmp_path: P
     asked = [e.reason for e in scene.events(ConversationOpened)].count("the service is asked again")
     assert 2 == asked
     assert clock.seconds - began < 3600
+
+
+def knobless(root: Path) -> Path:
+    """The toy's workspace, in which a sampler finds nothing to turn."""
+    shutil.copytree(TOY / "workspace", root)
+    path = root / "train.py"
+    lines = path.read_text().splitlines()
+    fixed = [line + "; fixed" if re.match("[XY] = ", line) else line for line in lines]
+    path.write_text("\n".join(fixed) + "\n")
+    return root
+
+
+def test_an_outage_is_waited_out_where_the_sampler_has_nothing_left(tmp_path: Path) -> None:
+    """`exhausted` is a planned stop: of an outage it would make a night that went well."""
+    scene = Scene(tmp_path / "runs")
+    scene.place.workspace = knobless(tmp_path / "own")
+    away = [Status(529, "overloaded_error")] * 40
+    stop = Status(401, "authentication_error", "the end of the script")
+    ended = scene.play([*away, READ, stop, stop])
+    assert StopReason.API_REFUSED is ended.reason, ended
+    assert [] == scene.history.completed
+    assert 42 == len(scene.server.requests)
+    assert ["api_outage", "exhausted"] == [
+        kind for kind in scene.notices() if kind in ("api_outage", "exhausted")
+    ]
+
+
+def test_an_outage_that_does_not_end_ends_no_night_as_planned(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "runs", session={"hours": 2.0})
+    scene.place.workspace = knobless(tmp_path / "own")
+    ended = scene.play(itertools.repeat(Status(529, "overloaded_error")))
+    assert StopReason.API_OUTAGE is ended.reason, ended
+    assert scene.history.time.active_seconds > 7000
+
+
+def test_all_models_of_a_common_outage_come_back_in_their_order(tmp_path: Path) -> None:
+    models = ["claude-sonnet-5-5", "claude-opus-5-5"]
+    scene = Scene(
+        tmp_path, session={"attempts": 4}, researcher={"then": ["claude-opus-5-5", "tpe"]}
+    )
+
+    def outage() -> Iterator[Any]:
+        while len(scene.history.completed) < 2:
+            yield Status(529, "overloaded_error")
+        yield from itertools.repeat(scene.mind.answer)
+
+    assert scene.play(outage()).reason is StopReason.ATTEMPTS
+    by = [a.started.researcher for a in scene.history.completed]
+    assert ["tpe", "tpe", models[0], models[0]] == by
+    asked = [request["model"] for request in scene.server.requests]
+    first = asked.index(models[1])
+    again = asked[first:].index(models[0]) + first
+    # Each of them is waited for once; after an attempt each is asked once, and nobody waits.
+    assert [models[0], models[1], models[0]] == asked[again : again + 3]
+    assert 2 == scene.notices().count("stand_in_meanwhile")
+
+
+UNUSABLE: dict[str, Any] = {
+    "a page": Raw(200, b"<html>We are back soon</html>", {"content-type": "text/html"}),
+    "streams that end too early": Turn((text("half of it " * 50),), cut=Cut(4, "end")),
+}
+
+
+@pytest.mark.parametrize("answer", UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_a_gateway_s_maintenance_is_an_outage(tmp_path: Path, answer: Any) -> None:
+    scene = Scene(tmp_path, session={"attempts": 4})
+
+    def outage() -> Iterator[Any]:
+        yield scene.mind.answer
+        while len(scene.history.completed) < 2:
+            yield answer
+        yield from itertools.repeat(scene.mind.answer)
+
+    assert scene.play(outage()).reason is StopReason.ATTEMPTS
+    by = [a.started.researcher for a in scene.history.completed]
+    assert ["tpe", "tpe", "claude-sonnet-5-5", "claude-sonnet-5-5"] == by
+    assert {"api_outage", "history_rejected", "stand_in_meanwhile"} <= set(scene.notices())
+    assert [] == audit(scene.place.directory, read_ledger(scene.place.directory))
+
+
+def test_an_hour_of_a_gateway_s_maintenance_is_waited_out_without_a_stand_in(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, researcher=ALONE)
+    ended = scene.play(scene.then(scene.mind.answer, *[UNUSABLE["a page"]] * 40))
+    assert StopReason.ATTEMPTS is ended.reason, ended
+    assert {"claude-sonnet-5-5"} == {a.started.researcher for a in scene.history.completed}
+    assert 1 == scene.notices().count("history_rejected")
+    assert scene.history.time.active_seconds > 3600
 
 
 def test_an_outage_without_a_stand_in_is_waited_out(tmp_path: Path) -> None:
