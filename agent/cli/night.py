@@ -38,7 +38,7 @@ from agent.night.session import begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
-from agent.record.events import PLANNED_STOPS, ModelAsked, ModelCalled, Noticed, StopReason
+from agent.record.events import PLANNED_STOPS, Event, ModelAsked, ModelCalled, Noticed, StopReason
 from agent.record.history import History, fold
 from agent.record.ledger import Ledger, is_locked
 from agent.report.activity import is_at_work
@@ -117,8 +117,7 @@ def run(
     ):
         for call in paid:
             ledger.append(call)
-        lab = open_lab(ledger, settings, runtime, observer)
-        _work(lab, content, name, export, as_json=as_json)
+        _work(open_lab(ledger, settings, runtime, observer), content, name, export, as_json=as_json)
 
 
 def resume(
@@ -232,9 +231,7 @@ def _work(
     else:
         for line in closing_lines(numbers, ledger.directory):
             say(line)
-    calls = [e.event for e in ledger.entries if isinstance(e.event, ModelCalled | ModelAsked)]
-    was_asked = any(isinstance(call, ModelAsked) for call in calls)
-    if was_asked and not any(isinstance(call, ModelCalled) and call.reply for call in calls):
+    if never_replied([entry.event for entry in ledger.entries]):
         warn(f"the model's service never gave one reply: see nightlab audit {lab.session}")
         raise typer.Exit(SERVICE_FAILED)
     if code := exit_code(ended.reason):
@@ -250,6 +247,13 @@ def _nothing_to_do(history: History, settings: Settings) -> str:
         return ""
     limit = MORE.get(done[0])
     return f"{done[1]}" + (f"; {limit} allows more, those before included" if limit else "")
+
+
+def never_replied(events: list[Event]) -> bool:
+    """Whether a service was asked and gave no reply; a sampler's conversations are others."""
+    asked = {event.conversation for event in events if isinstance(event, ModelAsked)}
+    replies = (event for event in events if isinstance(event, ModelCalled) and event.reply)
+    return bool(asked) and asked.isdisjoint(reply.conversation for reply in replies)
 
 
 def exit_code(reason: StopReason) -> int:

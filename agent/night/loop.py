@@ -96,9 +96,8 @@ def _research(night: Night, after_attempt: Callable[[], object]) -> Ending:
     after_attempt()
     following = night.turns.instead(night.turns.begin())
     while isinstance(following, Conversation):
-        following = night.turns.instead(
-            night.turns.before() or _step(night, following, after_attempt)
-        )
+        following = night.turns.before() or _step(night, following, after_attempt)
+        following = night.turns.instead(following)
     return following
 
 

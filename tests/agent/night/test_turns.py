@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.app import app
+from agent.cli.night import never_replied
 from agent.morning.audit import audit
 from agent.night.assemble import check_models, open_models
 from agent.night.session import recover
@@ -33,6 +34,7 @@ from agent.record.events import (
     ConversationOpened,
     FileChanged,
     MessageAdded,
+    ModelCalled,
     Noticed,
     StopReason,
     ToolCalled,
@@ -627,6 +629,20 @@ def test_a_model_that_stays_is_no_cause_for_a_warning(tmp_path: Path) -> None:
 
 def environ(server: MessagesServer) -> dict[str, str]:
     return {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
+
+
+def test_a_sampler_s_replies_are_none_of_the_service_s(tmp_path: Path) -> None:
+    """A night that only tpe worked through ends with exit code 3; docs/researchers.md says so."""
+    away, there = Scene(tmp_path / "away"), Scene(tmp_path / "there")
+    down = Status(529, "overloaded_error")
+    assert away.play(itertools.repeat(down)).reason is StopReason.ATTEMPTS
+    assert any(call.reply for call in away.events(ModelCalled))
+    there.play(itertools.chain([READ], itertools.repeat(down)))
+    unasked = Place(tmp_path / "unasked")
+    work(unasked.begin("tpe"), unasked.program)
+    for place, expected in ((away.place, True), (there.place, False), (unasked, False)):
+        events = [entry.event for entry in read_ledger(place.directory)]
+        assert expected == never_replied(events)
 
 
 def test_a_mistyped_stand_in_is_found_before_the_session_begins(tmp_path: Path) -> None:
