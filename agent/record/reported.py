@@ -36,6 +36,8 @@ MISSING, UNCERTAIN = "not_reported", "report_lost"
 NOT_A_NUMBER, NOT_FINITE = "reported_no_number", "reported_not_finite"
 TOO_SLOW = "pattern_too_slow"
 MAX_PROPOSALS = 5
+LINES_LOOKED_AT = 500
+"""From a log's end, for what looks like a score: milliseconds each, where a candidate wrote it."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]*)?")
@@ -195,7 +197,7 @@ def _missing(log: Log, goal: Goal) -> Reading:
     if log.omitted_bytes:
         return _lost(log, goal)
     text = f"{goal.expected} was not there in what the program printed"
-    if like := likely_scores(lines_of(log)):
+    if like := likely_scores(lines_of(log)[-LINES_LOOKED_AT:]):
         shown = "; ".join(f"`{one.line}`, by pattern = '{one.pattern}'" for one in like)
         text += f". What looks like a score: {shown}"
     return Reading(None, MISSING, text, {"times": 0})
