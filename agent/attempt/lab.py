@@ -27,7 +27,6 @@ from agent.record.events import (
     SMOKE,
     AttemptKind,
     Dethroned,
-    Disturbance,
     DriftChecked,
     Noticed,
     Purpose,
@@ -43,7 +42,7 @@ from agent.record.ledger import Ledger
 from agent.settings import Budget, Settings
 from sandbox.contract.errors import BoxLost, NightlabError, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
-from sandbox.contract.run import Box, Executor, Limits, RunResult, RunSpec
+from sandbox.contract.run import Executor, Limits, RunResult, RunSpec
 
 DATA, CHECKPOINT, EVALUATE = "/data", "/checkpoint", "/evaluate"
 """Where boxes see what is on record by its hash."""
@@ -63,9 +62,9 @@ class Observer(Protocol):
     """Whoever wants to see an attempt while it happens."""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None: ...
-    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None: ...
+    def run_started(self, event: RunStarted, budget_seconds: float) -> None: ...
     def log(self, piece: bytes) -> None: ...
-    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None: ...
+    def run_finished(self, event: RunFinished) -> None: ...
     def attempt_finished(self, attempt: Attempt) -> None: ...
     def drift_checked(self, found: DriftChecked) -> None: ...
     def dethroned(self, event: Dethroned) -> None: ...
@@ -305,7 +304,7 @@ class Lab:
 
     def _show(self, event: RunStarted | RunFinished | Scored) -> None:
         if isinstance(event, RunFinished):
-            self.observer.run_finished(event.result, event.disturbance)
+            self.observer.run_finished(event)
         elif isinstance(event, RunStarted):
             if event.box == "train":
                 seconds = budget_of(self.settings, event.purpose).seconds
@@ -313,7 +312,7 @@ class Lab:
                 seconds = event.spec.limits.wall_seconds
             # Beside a scorer the model boxes are no news.
             if event.box != "model" or event.purpose.startswith(SMOKE):
-                self.observer.run_started(event.box, event.seed, seconds)
+                self.observer.run_started(event, seconds)
 
     def stored_files(self, attempt: Attempt) -> dict[str, bytes]:
         """The files of an attempt, from the ledger's blobs."""

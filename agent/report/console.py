@@ -14,12 +14,14 @@ from agent.attempt.disturbance import reasons
 from agent.night.budget import seconds_left
 from agent.record.attempts import Attempt
 from agent.record.events import (
+    ATTEMPT,
     SAMPLERS,
     Arithmetic,
     AttemptKind,
     Dethroned,
-    Disturbance,
     DriftChecked,
+    RunFinished,
+    RunStarted,
     StopReason,
     Verdict,
 )
@@ -29,7 +31,7 @@ from agent.report.plan import outlook, run_in_words
 from agent.report.summary import Summary, describe, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
-from sandbox.contract.run import Box, Outcome, RunResult
+from sandbox.contract.run import Outcome
 
 STYLES = {
     Verdict.KEPT: "bold green",
@@ -60,20 +62,21 @@ class NightConsole:
         self._history = history
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._title = ""
         self._disturbed = 0
         """Runs in a row that others disturbed."""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
-        self._title = "baseline" if kind == "baseline" else f"#{number}"
+        """Show nothing: its runs say whose they are."""
 
-    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
+    def run_started(self, event: RunStarted, budget_seconds: float) -> None:
         """Show a fresh bar for the run."""
-        self._notes.begin(box, seed)
-        history = self._history()
-        number = history.attempts[-1].number if history.attempts else 0
-        words = f"{self._title} {DOING[box].lower()}"
-        if place := run_in_words(history, number, seed):
+        box, history = event.box, self._history()
+        self._notes.begin(box, event.seed)
+        kinds = {attempt.number: attempt.started.kind for attempt in history.attempts}
+        title = "baseline" if kinds.get(event.attempt) == "baseline" else f"#{event.attempt}"
+        words = f"{title} {DOING[box].lower()}"
+        is_own = event.purpose == ATTEMPT
+        if place := run_in_words(history, event.attempt, event.seed) if is_own else event.purpose:
             words += f", {place}"
         if not self._out.is_terminal:
             # In a log file every step of a bar would be a line; a night without any looks dead.
@@ -102,8 +105,9 @@ class NightConsole:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self._notes.seconds)
 
-    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+    def run_finished(self, event: RunFinished) -> None:
         """Take the bar away; say so when the machine was not quiet."""
+        result, disturbance = event.result, event.disturbance
         self._notes.end()
         self._stop_bar()
         # What others did explains no crash: the log does.
@@ -177,27 +181,25 @@ class JsonConsole:
     def __init__(self, notes: RunNotes, write: Callable[[str], None]) -> None:
         self._notes = notes
         self._write = write
-        self._attempt: int | None = None
-        """What runs are of; None for those of a review or a replay."""
 
     def attempt_started(self, number: int, kind: AttemptKind, hypothesis: str) -> None:
-        self._attempt = number
         self._say("attempt_started", attempt=number, kind=kind, hypothesis=hypothesis)
 
-    def run_started(self, box: Box, seed: int, budget_seconds: float) -> None:
-        self._notes.begin(box, seed)
-        self._say(
-            "run_started", attempt=self._attempt, box=box, seed=seed, budget_seconds=budget_seconds
-        )
+    def run_started(self, event: RunStarted, budget_seconds: float) -> None:
+        self._notes.begin(event.box, event.seed)
+        run = {"attempt": event.attempt, "purpose": event.purpose, "box": event.box}
+        self._say("run_started", **run, seed=event.seed, budget_seconds=budget_seconds)
 
     def log(self, piece: bytes) -> None:
         self._notes.log(piece)
 
-    def run_finished(self, result: RunResult, disturbance: Disturbance | None) -> None:
+    def run_finished(self, event: RunFinished) -> None:
+        result, disturbance = event.result, event.disturbance
         self._notes.end()
         self._say(
             "run_finished",
-            attempt=self._attempt,
+            attempt=event.attempt,
+            purpose=event.purpose,
             run_id=result.run_id,
             box=result.box,
             outcome=result.outcome.value,

@@ -32,7 +32,7 @@ from agent.report.activity import RunNotes
 from agent.report.console import NightConsole
 from agent.settings import DisturbanceSettings
 from sandbox.contract.run import Outcome
-from tests.support.histories import STATE, night, run_result
+from tests.support.histories import STATE, night, run_finished, run_result
 
 NO_TRIAL = TrialKey("", -1, 0)
 NOTHING_USUAL = Usual(cores=0.0, speed=None)
@@ -214,9 +214,11 @@ def test_a_person_reads_what_disturbed_a_run_and_where_the_limit_stands(tmp_path
     settings = load_program(Path("program.md")).settings
     notes = RunNotes(tmp_path, lambda: 0.0)
     console = NightConsole(notes, Console(file=written, width=200), settings, History)
-    console.run_finished(run_result("a0", "train", log="", outcome=Outcome.FAILED), noise)
+    failed = run_finished(0, 1, run_result("a0", "train", log="", outcome=Outcome.FAILED))
+    console.run_finished(failed.model_copy(update={"disturbance": noise}))
     assert "" == written.getvalue()  # what others did explains no crash
-    console.run_finished(run_result("a0", "train", log=""), noise)
+    run = run_finished(0, 1, run_result("a0", "train", log=""))
+    console.run_finished(run.model_copy(update={"disturbance": noise}))
 
     clock, _, said = written.getvalue().strip().partition(" ")
     assert re.fullmatch(r"\d\d:\d\d", clock)

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from agent.cli.app import app
 from agent.record.chain import read_ledger
-from agent.record.events import AttemptInterrupted, Dethroned, DriftChecked
+from agent.record.events import AttemptInterrupted, Dethroned, DriftChecked, RunFinished
 from agent.report.activity import RunNotes
 from agent.report.console import JsonConsole, json_line
 from tests.support import histories
+from tests.support.labs import with_observer, work
+from tests.support.nights import Place
 from tests.support.sessions import sampled
 
 ROOT = Path(__file__).parents[3]
@@ -104,8 +106,9 @@ def test_every_event_of_a_night_is_of_the_schema_and_names_its_attempt(tmp_path:
     for attempt in made.history.attempts:
         started = attempt.started
         console.attempt_started(started.attempt, started.kind, started.hypothesis)
-        console.run_started("train", 1, 300.0)
-        console.run_finished(histories.run_result("a", "train", log=""), None)
+        result = histories.run_result("a", "train", log="")
+        console.run_started(histories.run_started(started.attempt, 1, result), 300.0)
+        console.run_finished(histories.run_finished(started.attempt, 1, result))
         console.attempt_finished(attempt)
     console.waiting("waiting for the engine \u00b7 \udcff")
     for kind, show in ((DriftChecked, console.drift_checked), (Dethroned, console.dethroned)):
@@ -118,6 +121,27 @@ def test_every_event_of_a_night_is_of_the_schema_and_names_its_attempt(tmp_path:
     assert all("attempt" in line for line in found if line["event"] != "waiting")
     assert any(isinstance(e.event, AttemptInterrupted) for e in made.entries)
     assert lines == [line.encode("ascii").decode() for line in lines]
+
+
+def test_a_run_is_told_as_the_attempt_s_that_it_measures(tmp_path: Path) -> None:
+    """The best's own, measured again, are none of the candidate's that came last."""
+    night = Place(tmp_path, changes={"session": {"attempts": 8}})
+    lines: list[str] = []
+    console = JsonConsole(RunNotes(tmp_path, lambda: 0.0), lines.append)
+    work(with_observer(night.begin("tpe"), console), night.program)
+    found = [json.loads(line) for line in lines]
+    runs = [line for line in found if line["event"] == "run_finished"]
+    events = [e.event for e in read_ledger(night.directory) if isinstance(e.event, RunFinished)]
+    assert [(run.purpose, run.attempt, run.result.run_id) for run in events] == [
+        (line["purpose"], line["attempt"], line["run_id"]) for line in runs
+    ]
+    last, of_others = -1, 0
+    for line in found:
+        if line["event"] == "attempt_started":
+            last = line["attempt"]
+        elif line["event"] == "run_started":
+            of_others += line["attempt"] != last
+    assert of_others > 0
 
 
 def test_the_schema_knows_every_event_and_no_other() -> None:

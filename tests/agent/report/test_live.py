@@ -369,10 +369,11 @@ def test_notes_are_taken_while_a_run_goes_on_and_are_gone_after_it(session: Sess
     clock = iter(range(0, 1000, 3))
     notes = RunNotes(session.directory, lambda: float(next(clock)))
     taker = JsonConsole(notes, lines.append)
-    taker.run_started("train", 7, 300.0)
+    result = histories.run_result("a2-s7-train", "train", log="")
+    taker.run_started(histories.run_started(2, 7, result), 300.0)
     taker.log(histories.progress_log(1, 20).encode())
     assert 20 == len(present(session).curve)
-    taker.run_finished(histories.run_result("a2-s7-train", "train", log=""), None)
+    taker.run_finished(histories.run_finished(2, 7, result))
     assert not (session.directory / NOTE_NAME).exists()
     assert ["run_started", "run_finished"] == [json.loads(line)["event"] for line in lines]
 
@@ -380,7 +381,8 @@ def test_notes_are_taken_while_a_run_goes_on_and_are_gone_after_it(session: Sess
 def test_a_disk_that_refuses_a_note_does_not_stop_the_night(session: Session) -> None:
     notes = RunNotes(session.directory / "gone", lambda: 0.0)
     taker = JsonConsole(notes, lambda _line: None)
-    taker.run_started("train", 7, 300.0)
+    result = histories.run_result("a2-s7-train", "train", log="")
+    taker.run_started(histories.run_started(2, 7, result), 300.0)
     taker.close()
 
 

@@ -659,8 +659,8 @@ def test_a_run_says_which_of_how_many_it_is(tmp_path: Path) -> None:
     console = NightConsole(
         notes, Console(file=written, width=200), histories.IN_FORCE, lambda: made.history
     )
-    console.attempt_started(0, "baseline", "")
-    console.run_started("train", 1, 300.0)
+    result = histories.run_result("a0-s1-train", "train", log="")
+    console.run_started(histories.run_started(0, 1, result), 300.0)
     console.waiting("waiting for the container engine")
     began, waited = written.getvalue().splitlines()
     assert re.fullmatch(r" +\d\d:\d\d baseline training, run 2 of 4", began)
