@@ -5,7 +5,7 @@ import secrets
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,7 @@ from agent.record.chain import read_ledger
 from agent.record.events import PLANNED_STOPS, Event, ModelAsked, ModelCalled, Noticed, StopReason
 from agent.record.history import History, fold
 from agent.record.ledger import Ledger, is_locked
+from agent.record.usage import Spend
 from agent.report.activity import is_at_work
 from agent.report.console import MORE, closing_lines
 from agent.report.plan import plan
@@ -94,7 +95,8 @@ def run(
     session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
     check_name(session)  # refused, like all below, before a build or a download takes its time
     export = exporter(track, track_dir, runs, os.environ)
-    name, paid = _researcher(replace(content, settings=settings))
+    name, paid = _researcher(settings.researcher.name, settings), list[ModelCalled]()
+    _ask_first(name, content, settings, paid)
     source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     sweep_now()  # what a dead session left may hold the GPU that this one needs
@@ -154,11 +156,8 @@ def resume(
             return
         # Not the file beside the ledger: who edits that would steer a night without a trace.
         content = parse_program(ledger.get_blob(ledger.history.session.program), "program.md")
-        name, paid = ledger.history.researcher, list[ModelCalled]()
-        if researcher is None:
-            _require_credentials(name, settings)
-        else:
-            name, paid = _researcher(replace(content, settings=settings))
+        wanted = ledger.history.researcher if researcher is None else settings.researcher.name
+        name = _researcher(wanted, settings)
         with (
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
@@ -166,14 +165,8 @@ def resume(
             # Swept before anything else runs: a box of the dead session may still be training.
             runtime, removed = recorded_runtime(ledger, settings, os.environ), sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
-            recover(
-                lab,
-                removed_containers=removed,
-                researcher=None if researcher is None else name,
-                engine=runtime.engine,
-            )
-            for call in paid:
-                ledger.append(call)
+            chosen = None if researcher is None else name
+            begin_again(lab, content, chosen, removed, runtime.engine)
             _work(lab, content, name, export, as_json=as_json)
 
 
@@ -194,6 +187,37 @@ def continue_(session: flags.Session, runs: flags.Runs = flags.RUNS) -> None:
     if not ask_to_continue(_running_session(runs, session)):
         raise UsageError(f"{session} is not paused", "see nightlab pause --help")
     out.print(f"{session} goes on")
+
+
+def begin_again(
+    lab: Lab, program: Program, chosen: str | None, removed: tuple[str, ...], engine: dict[str, Any]
+) -> None:
+    """Ask the researcher that the person chose, if any, and bring the session back.
+
+    A call that was paid for is on record also where a later one comes to nothing.
+    """
+    paid, ledger, is_chosen = list[ModelCalled](), lab.ledger, False
+    try:
+        _ask_first(chosen, program, lab.settings, paid, ledger.history.spend)
+        is_chosen = True
+    finally:
+        if is_chosen or paid:
+            now = chosen if is_chosen else None
+            recover(lab, removed_containers=removed, researcher=now, engine=engine)
+            for call in paid:
+                ledger.append(call)
+
+
+def _ask_first(
+    name: str | None,
+    program: Program,
+    settings: Settings,
+    paid: list[ModelCalled],
+    spend: Spend | None = None,
+) -> None:
+    """Ask claude before anything runs; who else proposes needs no service."""
+    if name == "claude":
+        check_models(replace(program, settings=settings), os.environ, paid, spend or Spend())
 
 
 def _work(
@@ -296,15 +320,13 @@ def _track(lab: Lab, export: Export) -> None:
         lab.ledger.append(Noticed(kind="not_tracked", explanation=text))
 
 
-def _researcher(program: Program) -> tuple[str, list[ModelCalled]]:
-    """Who proposes candidates, and what it cost to ask; claude must answer before anything runs."""
-    settings = program.settings
-    name = settings.researcher.name
+def _researcher(name: str, settings: Settings) -> str:
+    """Who proposes candidates; refused where it lacks what it needs."""
     if name == "auto":
         missing = check_credentials(os.environ, provider=settings.researcher.provider)
         name = "tpe" if missing else "claude"
     _require_credentials(name, settings)
-    return name, check_models(program, os.environ) if name == "claude" else []
+    return name
 
 
 def _require_credentials(name: str, settings: Settings) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from agent.night.turns import Turns
 from agent.night.waiting import for_the_night
 from agent.program import Program
 from agent.record.events import SAMPLERS, Method, ModelCalled, Noticed
+from agent.record.history import History
+from agent.record.usage import Spend
 from agent.researcher.base import Model, ModelError
 from agent.researcher.providers import retirement
 from agent.settings import ResearcherSettings, Settings
@@ -74,9 +77,18 @@ def open_models(
 def check_models(
     program: Program,
     environ: Mapping[str, str],
+    paid: list[ModelCalled],
+    spend: Spend,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[ModelCalled]:
-    """Ask each model of a session that has not begun, once; what that cost.
+) -> None:
+    """Ask each model once, before a session begins or goes on with another researcher.
+
+    Args:
+        program: with the settings in force.
+        environ: holds credentials and maybe the address of a compatible server.
+        paid: takes what each call cost, also where a later one raises.
+        spend: what the session has used of its limits before.
+        sleep: waits between two tries.
 
     Raises:
         UsageError: a night with them could not work, better said before an hour of baselines.
@@ -84,15 +96,19 @@ def check_models(
     # Its errors are the SDK's, which takes a second to import.
     from agent.night.first_call import first_call
 
-    paid = []
+    spent = History(spend=replace(spend))
+
+    def pay(call: ModelCalled) -> None:
+        paid.append(call)
+        spent.spend.apply(call)
+
     try:
         for model in _claude_models(program.settings, environ, time.monotonic):
             with closing(model):
                 model.facts(must_be_there=True)
-                paid += first_call(model, program.settings, program.prose, sleep)
+                first_call(model, program.settings, program.prose, spent, pay, sleep)
     except ModelError as error:
         raise UsageError(error.message, error.hint) from error
-    return paid
 
 
 def _claude_models(

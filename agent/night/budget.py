@@ -22,7 +22,7 @@ def reason_to_stop(
         return over
     if not reserve.calls:  # who asks no paid model needs no money
         return None
-    return reason_for_no_call(limits, reserve, history)
+    return reason_for_no_call(history, limits, reserve)
 
 
 def seconds_left(history: History, limits: SessionLimits, *, idle_seconds: float = 0.0) -> float:
@@ -80,12 +80,10 @@ def is_refused_too_often(history: History, limits: SessionLimits, researcher: st
     return StopReason.REFUSED_SCORES, f"{text}: see score.md and its attempts before it goes on"
 
 
-def reason_for_no_call(
-    limits: SessionLimits, reserve: Reserve, history: History | None = None
-) -> Ending | None:
-    """Why not even one call can be made, after what a session has spent."""
-    spent = History() if history is None else history
-    return _calls_are_out(spent, limits, reserve) or money_is_out(spent, limits.usd, reserve.usd)
+def reason_for_no_call(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:
+    """Why not even one more call can be made, after what the session has spent."""
+    usd = limits.usd
+    return _calls_are_out(history, limits, reserve) or money_is_out(history, usd, reserve.usd)
 
 
 def _calls_are_out(history: History, limits: SessionLimits, reserve: Reserve) -> Ending | None:

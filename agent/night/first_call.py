@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from agent.night.budget import reason_for_no_call
 from agent.record.events import ModelCalled, StopReason
+from agent.record.history import History
 from agent.researcher.api_errors import NEW_CONVERSATION
 from agent.researcher.arguments import INVALID_JSON, calls_in_words, schemas
 from agent.researcher.base import CallFailed, Model, ModelError, Prompt, Reply
@@ -31,28 +32,42 @@ BEFORE_THE_NIGHT = 0
 
 
 def first_call(
-    model: Model, settings: Settings, prose: str, sleep: Callable[[float], None]
-) -> list[ModelCalled]:
-    """Ask for one tool call; what the calls cost, for the night's record.
+    model: Model,
+    settings: Settings,
+    prose: str,
+    spent: History,
+    pay: Callable[[ModelCalled], None],
+    sleep: Callable[[float], None],
+) -> None:
+    """Ask for one tool call, as long as the session's limits allow it.
+
+    Args:
+        model: who is asked.
+        settings: of the session.
+        prose: of program.md.
+        spent: what the session has spent, with what `pay` takes.
+        pay: takes what each call costs, also that of one which failed.
+        sleep: waits between two tries.
 
     Raises:
         UsageError: a night with this model could not work; it says what to change.
     """
     question = {"role": "user", "content": [{"type": "text", "text": FIRST_QUESTION}]}
     prompt = Prompt(system_prompt(prose, settings), schemas(), [question])
-    if reason_for_no_call(settings.session, model.worst_case(prompt)) is not None:
-        return []  # which the night says itself, before its first call
-    paid: list[ModelCalled] = []
+
+    def may_ask() -> bool:
+        return reason_for_no_call(spent, settings.session, model.worst_case(prompt)) is None
+
     why = ""
     for _ in range(2):
-        reply = _asked(model, prompt, paid, sleep)
+        reply = _asked(model, prompt, may_ask, pay, sleep)
         if reply is None:
-            return paid
+            return
         _check(reply, prompt, settings, model.name)
         if reply.stop_reason == "refusal":
-            return paid
+            return
         if any(INVALID_JSON not in call.input for call in reply.tool_calls):
-            return paid
+            return
         said = one_line(" ".join(b["text"] for b in reply.content if b["type"] == "text"), 120)
         why = calls_in_words(reply.content) or f", and said: {said or 'nothing'}"
         if reply.tool_calls:
@@ -64,16 +79,22 @@ def first_call(
 
 
 def _asked(
-    model: Model, prompt: Prompt, paid: list[ModelCalled], sleep: Callable[[float], None]
+    model: Model,
+    prompt: Prompt,
+    may_ask: Callable[[], bool],
+    pay: Callable[[ModelCalled], None],
+    sleep: Callable[[float], None],
 ) -> Reply | None:
-    """The reply; None where the service is away for a while."""
+    """The reply; None where the service is away for a while, or a limit allows no call."""
     for wait_seconds in WAITS_SECONDS:
+        if not may_ask():
+            return None  # which the night says itself, before its first call
         sleep(wait_seconds)
         try:
             reply = model.reply(prompt, MOST_CALL_SECONDS)
         except CallFailed as failed:
             if failed.lost is not None:
-                paid.append(ModelCalled.lost(BEFORE_THE_NIGHT, **vars(failed.lost)))
+                pay(ModelCalled.lost(BEFORE_THE_NIGHT, **vars(failed.lost)))
             if not isinstance(final := failed.final, ModelError):
                 raise final from failed
             is_last = wait_seconds == WAITS_SECONDS[-1]
@@ -83,7 +104,7 @@ def _asked(
                 hint = CHECK_SETTINGS if final.hint == NEW_CONVERSATION else final.hint
                 raise UsageError(final.message, hint) from failed
             continue
-        paid.append(
+        pay(
             ModelCalled(
                 conversation=BEFORE_THE_NIGHT,
                 model=reply.model,

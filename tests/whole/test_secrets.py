@@ -18,6 +18,7 @@ from agent.night.assemble import check_models
 from agent.record.chain import read_blob, read_ledger
 from agent.record.events import RetryWaited, RunFinished, SessionEnded
 from agent.record.ledger import Ledger
+from agent.record.usage import Spend
 from agent.report.report import write_report
 from agent.researcher.redaction import HIDDEN, hidden, secrets_in
 from sandbox.contract.errors import UsageError
@@ -128,7 +129,7 @@ def test_a_night_with_a_telltale_service_keeps_every_secret(
 def test_a_refusal_before_the_night_tells_no_secret(tmp_path: Path) -> None:
     program = Place(tmp_path).program
     with MessagesServer([], key="another") as server, pytest.raises(UsageError) as refusal:
-        check_models(program, PLANTED | {"ANTHROPIC_BASE_URL": server.url})
+        check_models(program, PLANTED | {"ANTHROPIC_BASE_URL": server.url}, [], Spend())
 
     assert HIDDEN in refusal.value.message
     assert [] == leaks(refusal.value.message, refusal.value.hint)

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.app import app
-from agent.cli.night import never_replied
+from agent.cli.night import begin_again, never_replied
 from agent.morning.audit import audit
 from agent.night.assemble import check_models, open_models
 from agent.night.session import recover
@@ -36,17 +36,19 @@ from agent.record.events import (
     MessageAdded,
     ModelCalled,
     Noticed,
+    SessionResumed,
     StopReason,
     ToolCalled,
     ToolReturned,
 )
 from agent.record.history import fold
+from agent.record.usage import Spend
 from agent.report.console import attempt_line
 from agent.report.summary import summary
 from sandbox.contract.errors import UsageError
 from sandbox.contract.run import RunResult, RunSpec
 from tests.support.held_out import PACKED, write_data
-from tests.support.labs import play, with_sleep, work
+from tests.support.labs import play, quiet_lab, with_sleep, work
 from tests.support.messages_server import (
     CATALOGUE,
     Cut,
@@ -645,10 +647,58 @@ def test_a_sampler_s_replies_are_none_of_the_service_s(tmp_path: Path) -> None:
         assert expected == never_replied(events)
 
 
+TWO: dict[str, Any] = {"then": ["claude-opus-5-5", "tpe"]}
+LOST = Turn((text("half of it"),), cut=Cut(4, "end"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "spend", "answers", "asked"),
+    [
+        ({"calls": 3}, Spend(calls=3), [], 0),
+        ({"usd": 1.0}, Spend(usd=0.95), [], 0),
+        ({"tokens": 90_000}, Spend(output_tokens=89_000), [], 0),
+        ({"calls": 3}, Spend(calls=2), [READ], 1),
+        ({"calls": 2}, Spend(), [LOST] * 2, 2),
+    ],
+    ids=["calls", "money", "tokens", "calls of the first model", "calls that were cut"],
+)
+def test_the_first_call_keeps_the_limits_of_what_the_session_has_spent(
+    tmp_path: Path, limits: dict[str, Any], spend: Spend, answers: list[Any], asked: int
+) -> None:
+    program = Scene(tmp_path, session=limits, researcher=TWO).place.program
+    paid: list[ModelCalled] = []
+    with MessagesServer(answers, helpful=False) as server:
+        check_models(program, environ(server), paid, spend, sleep=lambda _: None)
+    assert asked == len(server.requests) == len(paid)
+
+
+def test_a_first_call_of_a_resume_is_on_record_although_the_next_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, session={"attempts": 1}, researcher=TWO)
+    place = scene.place
+    work(place.begin("tpe"), place.program)
+    before = read_ledger(place.directory)
+    refused = Status(401, "authentication_error")
+    scripts: list[list[Any]] = [[refused], [READ, refused]]
+    for made, script in enumerate(scripts):
+        with MessagesServer(script, helpful=False) as server, place.open().ledger as ledger:
+            for name, value in environ(server).items():
+                monkeypatch.setenv(name, value)
+            lab = quiet_lab(ledger, place.program.settings, place.runtime, place.clock)
+            with pytest.raises(UsageError):
+                begin_again(lab, place.program, "claude", (), {})
+        entries = read_ledger(place.directory)
+        assert [] == audit(place.directory, entries)
+        new = [entry.event for entry in entries[len(before) :]]
+        assert [SessionResumed, ModelCalled][: 2 * made] == [type(event) for event in new]
+    assert scene.history.spend.usd > 0
+
+
 def test_a_mistyped_stand_in_is_found_before_the_session_begins(tmp_path: Path) -> None:
     scene = Scene(tmp_path, researcher={"then": ["claude-opos-5-5"]})
     with MessagesServer([]) as server, pytest.raises(UsageError, match="knows no claude-opos-5-5"):
-        check_models(scene.place.program, environ(server))
+        check_models(scene.place.program, environ(server), [], Spend())
 
 
 def test_a_mistyped_model_begins_no_session(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from agent.morning.audit import audit
 from agent.night.assemble import check_models
 from agent.record.chain import read_ledger
 from agent.record.events import ModelCalled, Noticed, RetryWaited
+from agent.record.usage import Spend
 from sandbox.contract.errors import UsageError
 from tests.support.habits import all_habits
 from tests.support.messages_server import MessagesServer, say, tool
@@ -52,7 +53,7 @@ def test_the_call_before_the_night_finds_what_could_not_work(name: str, tmp_path
     with MessagesServer(script, helpful=False, endless=True) as server:
         environ = {"ANTHROPIC_API_KEY": "not-a-real-key", "ANTHROPIC_BASE_URL": server.url}
         try:
-            check_models(program, environ, sleep=lambda _: None)
+            check_models(program, environ, [], Spend(), sleep=lambda _: None)
             said = None
         except UsageError as error:
             said = f"{error.message} {error.hint}"
