@@ -8,7 +8,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 ENGINES := $(if $(ROOT),--require engines)
 SLOWEST := --durations=25
 # By the file: what a module's tests share is made once. Boxes mostly wait, so one more than cores.
-AT_ONCE := --dist loadfile
+AT_ONCE := --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

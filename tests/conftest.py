@@ -62,6 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not ENGINES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("docker")
+    # Files that take long come first, so that no process waits for another one's last file.
+    with_boxes = {item.path for item in items if "docker" in item.keywords}
+    items.sort(key=lambda item: (item.path not in with_boxes, item.path.parent.name != "whole"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -240,6 +240,8 @@ def test_frames_arrive_as_sent_however_they_are_cut(
             sent = sent[cut:]
             while (each := link.receive(time.monotonic() + 0.001)) is not None:
                 received.append(each)
+        while len(received) < len(frames) and (each := link.receive(soon())) is not None:
+            received.append(each)  # what a busy machine did not look at in time
     assert frames == received
 
 
