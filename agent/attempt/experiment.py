@@ -109,10 +109,8 @@ def _decide(lab: Lab, number: int, candidate: dict[str, bytes]) -> Decision:
 
 def _say_where_seeds_do_nothing(lab: Lab, number: int, files: dict[str, bytes]) -> None:
     """Say it as soon as the files or two runs show it, before the rest of a night goes there."""
-    scores, pins = (
-        list(lab.history.attempt(number).values().values()),
-        pins_its_seed(files, lab.settings.workspace.command),
-    )
+    scores = list(lab.history.attempt(number).values().values())
+    pins = pins_its_seed(files, lab.settings.workspace.command)
     if (pins and len(scores) == 1) or (not pins and len(scores) == 2 and not are_moved(scores)):
         lab.worker.on_wait("noise_unknown", f"nothing can be kept: {UNKNOWN_NOISE}")
 

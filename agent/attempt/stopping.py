@@ -91,22 +91,16 @@ def past(history: History, number: int, get_blob: GetBlob, budget: Budget) -> Pa
     best, own = history.best, history.attempt(number)
     if best is None or not best.values():
         return None
-    earlier = (a for a in history.completed if a.number < number and was_stopped(a))
+    earlier = (a for a in history.completed if a.number < number and a.was_stopped)
     if any(a.started.files == own.started.files for a in earlier):
         return None
     if _loss_lines(own, get_blob) != _loss_lines(best, get_blob):
         return None
-    kept = tuple(
-        tuple(run for run, _ in _scored_runs(attempt, get_blob, budget))
-        for attempt in history.attempts
-        if attempt.kept
-    )
-    return kept if _foretell_scores(history, best, kept, get_blob, budget) else None
-
-
-def was_stopped(attempt: Attempt) -> bool:
-    """Whether its only run was ended early, so that nobody knows its score."""
-    return attempt.finished is not None and attempt.finished.early_stop is not None
+    ended = [attempt for attempt in history.attempts if not attempt.open]
+    scored = [(attempt, list(_scored_runs(attempt, get_blob, budget))) for attempt in ended]
+    kept = tuple(tuple(run for run, _ in runs) for attempt, runs in scored if attempt.kept)
+    others = [pair for attempt, runs in scored if attempt is not best for pair in runs]
+    return kept if _foretell_scores(history, best, kept, others) else None
 
 
 def _loss_lines(attempt: Attempt, get_blob: GetBlob) -> list[bytes]:
@@ -118,20 +112,14 @@ def _loss_lines(attempt: Attempt, get_blob: GetBlob) -> list[bytes]:
 
 
 def _foretell_scores(
-    history: History, best: Attempt, kept: Past, get_blob: GetBlob, budget: Budget
+    history: History, best: Attempt, kept: Past, others: Sequence[tuple[Progress, float]]
 ) -> bool:
     """Whether no scored run was far behind the best by its loss, and ahead of it by its score."""
     best_score, direction = fmean(best.values().values()), history.in_force.goal.direction
-    witnesses = 0
-    for attempt in history.attempts:
-        if attempt is best or attempt.open:
-            continue
-        for run, score in _scored_runs(attempt, get_blob, budget):
-            witnesses += 1
-            lies = by_median(run, kept, FAR) is not None
-            if lies and gain(direction, score, best_score) > 0:
-                return False
-    return witnesses >= WITNESSES
+    return len(others) >= WITNESSES and not any(
+        gain(direction, score, best_score) > 0 and by_median(run, kept, FAR) is not None
+        for run, score in others
+    )
 
 
 def by_median(own: Progress, past: Past, deviations: float = 1.0) -> EarlyStop | None:

@@ -50,23 +50,28 @@ def ask(
     """
     reply = _first_reply(lab, model, conversation, reserve, patience_seconds)
     ledger = lab.ledger
-    ledger.append(
-        ModelCalled(
-            conversation=conversation.number,
-            model=reply.model,
-            request_id=reply.request_id,
-            stop_reason=reply.stop_reason,
-            usage=reply.usage,
-            cost_usd=reply.cost_usd,
-            seconds=reply.seconds,
-            request=request_sha(conversation.shas),
-            reply=conversation.store_reply(reply.content),
-        )
-    )
+    stored = {
+        "request": request_sha(conversation.shas),
+        "reply": conversation.store_reply(reply.content),
+    }
+    ledger.append(called(conversation.number, reply).model_copy(update=stored))
     if reply.usage.estimated and not any(_is_usage_unknown(e.event) for e in ledger.entries):
         text = f"{model.name}'s service counts no tokens: they are estimated, and have no price"
         ledger.append(Noticed(kind=USAGE_UNKNOWN, explanation=text))
     return reply
+
+
+def called(conversation: int, reply: Reply) -> ModelCalled:
+    """The call that brought a reply, for the bill."""
+    return ModelCalled(
+        conversation=conversation,
+        model=reply.model,
+        request_id=reply.request_id,
+        stop_reason=reply.stop_reason,
+        usage=reply.usage,
+        cost_usd=reply.cost_usd,
+        seconds=reply.seconds,
+    )
 
 
 def _is_usage_unknown(event: Event) -> bool:

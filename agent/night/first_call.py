@@ -8,6 +8,7 @@ baselines. What it costs goes on the night's bill, and what it wrote into the ca
 import json
 from collections.abc import Callable
 
+from agent.night.asking import called
 from agent.night.budget import reason_for_no_call
 from agent.record.events import ModelCalled, StopReason
 from agent.record.history import History
@@ -104,17 +105,7 @@ def _asked(
                 hint = CHECK_SETTINGS if final.hint == NEW_CONVERSATION else final.hint
                 raise UsageError(final.message, hint) from failed
             continue
-        pay(
-            ModelCalled(
-                conversation=BEFORE_THE_NIGHT,
-                model=reply.model,
-                request_id=reply.request_id,
-                stop_reason=reply.stop_reason,
-                usage=reply.usage,
-                cost_usd=reply.cost_usd,
-                seconds=reply.seconds,
-            )
-        )
+        pay(called(BEFORE_THE_NIGHT, reply))
         return reply
     return None
 

@@ -194,6 +194,11 @@ class Attempt:
         return self.finished is not None and self.finished.reason == DISTURBED
 
     @property
+    def was_stopped(self) -> bool:
+        """Whether its only run was ended early, so that nobody knows its score."""
+        return self.finished is not None and self.finished.early_stop is not None
+
+    @property
     def telling_runs(self) -> list[RunFinished]:
         """Its runs; of one that failed in its smoke run those, since there are no others."""
         return self.runs or (self.smoke.runs if self.smoke else [])

@@ -339,7 +339,7 @@ def find_settled(history: History, files: dict[str, str]) -> Attempt | None:
 
     What was stopped early is run once more, and whole.
     """
-    whole = (a for a in settled(history) if a.finished is None or a.finished.early_stop is None)
+    whole = (attempt for attempt in settled(history) if not attempt.was_stopped)
     return next((attempt for attempt in whole if attempt.started.files == files), None)
 
 

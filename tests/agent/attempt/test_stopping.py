@@ -343,36 +343,32 @@ def test_what_computes_or_prints_its_loss_otherwise_is_held_against_nobody(
     assert [] == found(lab_of_night.ledger.directory)
 
 
+def past_of_last(lab: Lab) -> Past | None:
+    """What the last attempt's run may be held against, as the record is now."""
+    last = lab.history.attempts[-1].number
+    return past(lab.history, last, lab.ledger.get_blob, lab.settings.budget)
+
+
 def test_losses_that_a_score_gave_the_lie_stop_nothing_any_more(lab_of_night: Lab) -> None:
-    lab, history = lab_of_night, lab_of_night.history
-    attempt, get_blob, budget = (
-        history.attempts[-1].number,
-        lab.ledger.get_blob,
-        lab.settings.budget,
-    )
-    assert past(history, attempt, get_blob, budget) is not None
+    history = lab_of_night.history
+    assert past_of_last(lab_of_night) is not None
     assert history.baseline is not None
     assert history.best is not history.baseline
     # By its loss the baseline is far behind; had it scored better, its word would be worth nothing.
     scores = history.baseline.scores
     scores[0] = scores[0].model_copy(update={"value": 0.0})
-    assert past(history, attempt, get_blob, budget) is None
+    assert past_of_last(lab_of_night) is None
 
 
 def test_until_a_few_others_were_scored_nothing_is_stopped(lab_of_night: Lab) -> None:
-    lab, history = lab_of_night, lab_of_night.history
-    attempt, get_blob, budget = (
-        history.attempts[-1].number,
-        lab.ledger.get_blob,
-        lab.settings.budget,
-    )
+    history = lab_of_night.history
     others = [a for a in history.attempts if a is not history.best and a.values()]
     witnesses = 0
     for other in reversed(others):
         other.curves_from, kept_from = len(other.runs), other.curves_from
         witnesses += len(other.values()) if kept_from == 0 else 0
     assert witnesses >= 3
-    assert past(history, attempt, get_blob, budget) is None
+    assert past_of_last(lab_of_night) is None
 
 
 def test_baseline_and_reviews_run_to_their_end(tmp_path: Path) -> None:
