@@ -17,6 +17,7 @@ from sandbox.contract.run import Log
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.command_line import CommandLine
+from tests.support.facilities import missing
 
 LOOP = "import torch\noptimizer = torch.optim.SGD([], 0.1)\n"
 LOOP += "for step in range(9):\n    loss.backward()\n"
@@ -190,13 +191,15 @@ def test_git_that_refuses_is_an_error_with_the_way_on_and_no_silent_copy(
         files_of(place)
 
 
-def test_somebody_elses_repository_is_refused_with_gits_own_remedy(tmp_path: Path) -> None:
+def test_somebody_elses_repository_is_refused_with_gits_own_remedy(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     place = checkout(tmp_path / "repo", train__py=PLAIN)
     try:
         for path in (place, place / ".git"):
             os.chown(path, 12345, 12345)
     except PermissionError:
-        pytest.skip("only root gives files away")
+        missing(pytestconfig, "engines", "only root gives files away")
 
     with pytest.raises(UsageError, match="git refuses") as caught:
         files_of(place)
