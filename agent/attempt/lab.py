@@ -354,9 +354,11 @@ def refuse_interruption(result: RunResult) -> None:
         BoxLost: it was.
     """
     if result.was_ended_by_somebody_else:
+        hint = "see who stopped the container, then resume the session"
+        if result.oom_kills:
+            hint = "this machine ran out of memory: give boxes less, or end what else needs it"
         raise BoxLost(
-            f"run {result.run_id} was ended by somebody else: {evidence_of(result)}",
-            "see who stopped the container, then resume the session",
+            f"run {result.run_id} was ended by somebody else: {evidence_of(result)}", hint
         )
 
 

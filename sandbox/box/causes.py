@@ -46,6 +46,8 @@ class Observed(Record):
     wall_seconds: float
     report: ExitReport | None
     """PID 1's; None where it died, or came too late."""
+    counters: Counters | None
+    """PID 1's, or the host's of a box whose PID 1 died; None where those cannot be seen."""
     log: Log
     output: tuple[OutputFile, ...]
     skipped: dict[str, int]
@@ -104,7 +106,9 @@ def decide(evidence: Evidence) -> Outcome:
     - A run that fails after a memory kill in its box is `out_of_memory`, unless it died of a
       signal of its own making (a segmentation fault is a segmentation fault).
     - A memory kill without the box's own limit being reached means that the machine ran out of
-      memory: not the program's fault, so `interrupted`.
+      memory: not the program's fault, so `interrupted`. With cgroup version 1 a box that ever was
+      at its limit cannot be told from it.
+    - The kernel may pick PID 1 in the program's place: then the host's view of its counters counts.
     - SIGKILL without any memory kill and not from us came from somebody else: `interrupted`. A
       program that kills itself looks the same.
     """
@@ -117,7 +121,7 @@ def decide(evidence: Evidence) -> Outcome:
             return Outcome.INTERRUPTED
         case "deadline" | "host_deadline":
             return Outcome.TIMED_OUT
-    if not evidence.reported:
+    if not evidence.reported and not evidence.oom_kills:
         return Outcome.OUT_OF_MEMORY if evidence.engine_oom_killed else Outcome.INTERRUPTED
     if evidence.exit_code == 0:
         return Outcome.OK
@@ -185,10 +189,9 @@ def _taken(proof: Proof, fullest: dict[str, Room], times: int, slack_bytes: int)
 
 def _reached_memory_limit(spec: RunSpec, counters: Counters) -> bool:
     """Tell whether the box's own limit was reached; new kernels no longer count it on cgroup v1."""
-    peak = counters.peak_memory_bytes or 0
-    return counters.memory_limit_hits > 0 or (
-        peak + NEARLY_ALL_MEMORY_BYTES >= spec.limits.memory_bytes
-    )
+    if counters.memory_limit_hits is not None:
+        return counters.memory_limit_hits > 0
+    return (counters.peak_memory_bytes or 0) + NEARLY_ALL_MEMORY_BYTES >= spec.limits.memory_bytes
 
 
 def gather(
@@ -198,7 +201,7 @@ def gather(
     report, state = observed.report, observed.engine_state
     by_host = "nightlab" if observed.asked_to_stop else "host_deadline"
     killed_by = report.killed_by if report else by_host if observed.killed_by_host else None
-    counters = report.counters if report else None
+    counters = observed.counters
     fullest = report.fullest if report else {}
     # A program stops at the last whole piece that fits, so full is seldom full to the byte.
     slack = min(NEARLY_FULL_BYTES, spec.limits.output_bytes // 2)
@@ -229,7 +232,7 @@ def conclude(
     report = observed.report
     reached = gpus.reaches_memory(tried_bytes(observed.log_end))
     evidence = gather(spec, proof, observed, reached)
-    counters = report.counters if report else None
+    counters = observed.counters
     return RunResult(
         run_id=spec.run_id,
         box=spec.box,

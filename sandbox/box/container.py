@@ -19,7 +19,9 @@ import docker.errors
 import requests
 
 from sandbox.box.hardening import Settings
+from sandbox.box.link import Counters
 from sandbox.box.reaper import GONE_OR_GOING, lift_cpu_limit
+from sandbox.box.supervisor import Cgroup
 from sandbox.contract.errors import (
     ContainerUnkillable,
     EngineUnavailable,
@@ -85,6 +87,7 @@ class Container:
         self._is_unkillable = False
         self._init: int | None = None
         self._quota = CpuQuota(0)
+        self._memory_group: Path | None = None
 
     def create(self, settings: Settings) -> None:
         """Create the container; an engine that warns has dropped a limit."""
@@ -116,6 +119,18 @@ class Container:
         with contextlib.suppress(OSError):  # it is gone already
             self._init = os.pidfd_open(pid) if pid > 0 else None
         self._quota = CpuQuota(pid)
+        found = group_of(pid, "memory")
+        self._memory_group = found and found[0]
+
+    def counters(self) -> Counters | None:
+        """Return what the host's kernel counted of the box; None where it cannot be seen from here.
+
+        It outlives PID 1 by what the engine takes to notice, so it is asked at once.
+        """
+        if self._memory_group is None:
+            return None
+        counted = Cgroup(str(self._memory_group)).counters()
+        return Counters.model_validate(counted) if self._memory_group.exists() else None
 
     def inspect(self) -> dict[str, Any]:
         """Return what the engine recorded of it."""
@@ -242,12 +257,11 @@ class CpuQuota:
         self._file: int | None = None
         self._unbounded = b""
         try:
-            groups = Path(f"/proc/{pid}/cgroup").read_text()
-            place = quota_place(groups, Path("/proc/self/mountinfo").read_text())
-            if place is not None:
-                self._unbounded = place[1].encode()
+            if (found := group_of(pid, "cpu")) is not None:
+                name, unbounded = ("cpu.max", b"max") if found[1] else ("cpu.cfs_quota_us", b"-1")
+                self._unbounded = unbounded
                 # Opened now: at the deadline the way there may be long, and the box is in debt.
-                self._file = os.open(place[0], os.O_WRONLY | os.O_CLOEXEC)
+                self._file = os.open(found[0] / name, os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             return  # not root, or a cgroup that is not to be seen from here: the engine must do
 
@@ -269,21 +283,30 @@ class CpuQuota:
         self._file = None
 
 
-def quota_place(groups: str, mounts: str) -> tuple[Path, str] | None:
-    """Return the file with a process's CPU limit and the word for "none"; None where none is seen.
+def group_of(pid: int, controller: str) -> tuple[Path, bool] | None:
+    """Return where a process is counted, as `group_place` does; None also when it is gone."""
+    with contextlib.suppress(OSError):
+        groups = Path(f"/proc/{pid}/cgroup").read_text()
+        return group_place(groups, Path("/proc/self/mountinfo").read_text(), controller)
+    return None
+
+
+def group_place(groups: str, mounts: str, controller: str) -> tuple[Path, bool] | None:
+    """Return the directory of a process's cgroup, and whether it is of version 2; None: not seen.
 
     Args:
         groups: the text of the process's `cgroup` file in /proc.
         mounts: the text of this process's `mountinfo`.
+        controller: what the directory bounds and counts.
     """
     found = None
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
-        if "cpu" in controllers.split(","):
-            root = _mounted(mounts, "cgroup", "cpu")
-            return None if root is None else (root / path.lstrip("/") / "cpu.cfs_quota_us", "-1")
+        if controller in controllers.split(","):
+            root = _mounted(mounts, "cgroup", controller)
+            return None if root is None else (root / path.lstrip("/"), False)
         if not controllers and (root := _mounted(mounts, "cgroup2", "")):
-            found = root / path.lstrip("/") / "cpu.max", "max"
+            found = root / path.lstrip("/"), True
     return found
 
 

@@ -134,12 +134,13 @@ class BoxRun:
         assert self._link is not None
         started_at, started = datetime.now(UTC), time.monotonic()
         self._link.send_go(self._go(environment), self._ends.channel)
-        report, killed_by_host = None, False
+        report, counters, killed_by_host = None, None, False
         try:
             report = self._await_report(started + self._spec.limits.wall_seconds)
             killed_by_host = report is None
         except LinkEnded:
-            pass  # PID 1 died without a word: the engine's view must do
+            # PID 1 died without a word: what the host's kernel still knows must do, or the engine.
+            counters = self._container.counters()
         except LinkBroken as error:
             raise BoxLost(error.message) from error
         # On the host's clock: PID 1's is in a place that the program shares.
@@ -152,6 +153,7 @@ class BoxRun:
             finished_at=finished_at,
             wall_seconds=wall_seconds,
             report=report,
+            counters=report.counters if report else counters,
             log=log,
             output=output,
             skipped=skipped,

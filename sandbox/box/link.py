@@ -32,7 +32,8 @@ class Counters(Record):
 
     oom_kills: Count
     oom_group_kills: Count
-    memory_limit_hits: Count
+    memory_limit_hits: Count | None
+    """How often the box's own limit left nothing to give; None where the kernel does not count."""
     peak_memory_bytes: Count | None
     pids_refused: Count
     cpu_seconds: Amount | None

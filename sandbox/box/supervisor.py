@@ -174,14 +174,21 @@ class Cgroup:
         return None if nanoseconds is None else nanoseconds / 1e9
 
     def counters(self) -> dict[str, object]:
-        """Return what the kernel counted; a file that is not there counts nothing."""
-        hits = self.counter("max", "memory.events") or self.number("memory/memory.failcnt")
-        events = ("memory.events", "memory/memory.oom_control")
+        """Return what the kernel counted; a file that is not there counts nothing.
+
+        On the host, version 1 has each controller's files below a root of its own.
+        """
+        # Not "max" of version 2: whoever reads files is at the limit and has room.
+        hits = self.counter("oom", "memory.events")
+        if hits is None:  # new kernels do not count it on version 1
+            hits = self.number("memory/memory.failcnt", "memory.failcnt") or None
+        events = ("memory.events", "memory/memory.oom_control", "memory.oom_control")
+        peak = ("memory.peak", "memory/memory.max_usage_in_bytes", "memory.max_usage_in_bytes")
         return {
             "oom_kills": self.counter("oom_kill", *events) or 0,
             "oom_group_kills": self.counter("oom_group_kill", "memory.events") or 0,
-            "memory_limit_hits": hits or 0,
-            "peak_memory_bytes": self.number("memory.peak", "memory/memory.max_usage_in_bytes"),
+            "memory_limit_hits": hits,
+            "peak_memory_bytes": self.number(*peak),
             "pids_refused": self.counter("max", "pids.events", "pids/pids.events") or 0,
             "cpu_seconds": self.cpu_seconds(),
         }

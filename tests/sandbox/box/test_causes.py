@@ -66,6 +66,8 @@ GPU_OOM = {"last_error": "gpu_memory"}
         (LOST | {"killed_by": "nightlab"}, "stopped"),
         (LOST | {"engine_oom_killed": True}, "out_of_memory"),
         (LOST | {"engine_oom_killed": False}, "interrupted"),
+        (LOST | OOM | {"engine_oom_killed": False}, "out_of_memory"),
+        (LOST | {"oom_kills": 1, "engine_oom_killed": True}, "interrupted"),
         (BAD | {"full": ("/out",), "still_full": ("/out",)}, "disk_full"),
         (BAD | {"full": ("/out",), "half_full": True}, "failed"),
         (BAD | {"full": ("/out",), "half_full": True, "last_error": "no_space"}, "disk_full"),

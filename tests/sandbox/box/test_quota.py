@@ -1,4 +1,4 @@
-"""The CPU limit of a box, found and lifted through the host's kernel."""
+"""A box's cgroup as the host has it: found, its CPU limit lifted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.box.container import CpuQuota, quota_place
+from sandbox.box.container import CpuQuota, group_of, group_place
 
 HYBRID = """30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755
 31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
@@ -24,12 +24,12 @@ OURS_ONLY = "30 24 0:26 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
         (
             "4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
             HYBRID,
-            ("/sys/fs/cgroup/cpu,cpuacct/docker/ab/cpu.cfs_quota_us", "-1"),
+            ("/sys/fs/cgroup/cpu,cpuacct/docker/ab", False),
         ),
         (
             "0::/system.slice/docker-ab.scope\n",
             UNIFIED,
-            ("/sys/fs/cgroup/system.slice/docker-ab.scope/cpu.max", "max"),
+            ("/sys/fs/cgroup/system.slice/docker-ab.scope", True),
         ),
         ("4:cpuacct:/docker/ab\n0::/docker/ab\n", HYBRID.splitlines()[0], None),
         ("4:cpu:/docker/ab\n", UNIFIED, None),
@@ -37,10 +37,10 @@ OURS_ONLY = "30 24 0:26 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
         ("", UNIFIED, None),
     ],
 )
-def test_the_limit_s_file_follows_from_what_the_kernel_shows(
-    groups: str, mounts: str, place: tuple[str, str] | None
+def test_a_cgroup_s_place_follows_from_what_the_kernel_shows(
+    groups: str, mounts: str, place: tuple[str, bool] | None
 ) -> None:
-    assert (place and (Path(place[0]), place[1])) == quota_place(groups, mounts)
+    assert (place and (Path(place[0]), place[1])) == group_place(groups, mounts, "cpu")
 
 
 def test_a_process_that_is_gone_has_no_limit_to_lift() -> None:
@@ -51,12 +51,10 @@ def test_a_process_that_is_gone_has_no_limit_to_lift() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lift a limit through the kernel")
 def test_a_limit_of_the_kernel_is_lifted_at_once() -> None:
-    place = quota_place(
-        Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
-    )
+    place = group_of(os.getpid(), "cpu")
     if place is None:
         pytest.skip("the cgroup of this process is not to be seen from here")
-    group = place[0].parent / f"nightlab-test-{os.getpid()}"
+    group = place[0] / f"nightlab-test-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:
@@ -64,13 +62,13 @@ def test_a_limit_of_the_kernel_is_lifted_at_once() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
         (group / "cgroup.procs").write_text(str(child.pid))
-        bound = "50000" if place[1] == "-1" else "50000 100000"
-        (group / place[0].name).write_text(bound)
+        bound = group / ("cpu.max" if place[1] else "cpu.cfs_quota_us")
+        bound.write_text("50000 100000" if place[1] else "50000")
         quota = CpuQuota(child.pid)
         assert quota.is_in_reach
         assert quota.lift()
         quota.close()
-        assert place[1] == (group / place[0].name).read_text().split()[0]
+        assert ("max" if place[1] else "-1") == bound.read_text().split()[0]
     finally:
         child.kill()
         child.wait()

@@ -107,7 +107,7 @@ def test_counters_of_cgroup_version_2_are_read(tmp_path: Path) -> None:
     expected = {
         "oom_kills": 1,
         "oom_group_kills": 1,
-        "memory_limit_hits": 7,
+        "memory_limit_hits": 2,
         "peak_memory_bytes": 4096,
         "pids_refused": 3,
         "cpu_seconds": 2.5,
@@ -135,6 +135,23 @@ def test_counters_of_cgroup_version_1_are_read(tmp_path: Path) -> None:
         "cpu_seconds": 2.5,
     }
     assert expected == cgroup.counters()
+
+
+def test_on_the_host_version_1_has_the_same_counters_without_a_folder(tmp_path: Path) -> None:
+    events = "oom_kill_disable 0\nunder_oom 0\noom_kill 2"
+    files = {"memory.oom_control": events, "memory.failcnt": "0"}
+    counters = planted(tmp_path, files | {"memory.max_usage_in_bytes": "4096"}).counters()
+    assert (2, None, 4096) == (
+        counters["oom_kills"],
+        counters["memory_limit_hits"],
+        counters["peak_memory_bytes"],
+    )
+
+
+def test_reading_files_up_to_the_limit_is_not_running_out_of_memory(tmp_path: Path) -> None:
+    """The host ran out: version 2 counts the kill in the box, and no lack of its own."""
+    events = "low 0\nhigh 0\nmax 31\noom 0\noom_kill 1\noom_group_kill 0"
+    assert 0 == planted(tmp_path, {"memory.events": events}).counters()["memory_limit_hits"]
 
 
 def hierarchy_2() -> Path | None:
