@@ -15,7 +15,7 @@ from agent.record.chain import LEDGER_NAME, LedgerError, read_blob, read_ledger,
 from agent.record.events import Entry
 from agent.record.history import History, fold
 from agent.report.activity import is_at_work
-from agent.report.attempt_page import attempt_page, spoken
+from agent.report.attempt_page import TextRoom, attempt_page, messages_of
 from agent.report.charts import best_steps
 from agent.report.console import attempt_line
 from agent.report.live import LiveReport, WatchServer
@@ -114,12 +114,13 @@ def _parts(
     def get_blob(sha: str) -> bytes:
         return read_blob(directory, sha)
 
-    page = attempt_page(attempt, get_blob, MAX_SHOWN_BYTES, 0)
+    said = messages_of(entries).get(attempt.number, ())
+    page = attempt_page(attempt, get_blob, TextRoom(MAX_SHOWN_BYTES, MAX_SHOWN_BYTES), said)
     return {
         "verdict": list(_verdict(attempt, history, page.arithmetic)),
         "change": page.diff,
         "log": [line for title, lines in page.logs for line in (f"[{title}]", *lines)],
-        "words": list(spoken(entries, attempt.number, get_blob, MAX_SHOWN_BYTES)),
+        "words": [line for one in page.words for line in (f"[{one.who}]", *one.lines)],
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, LedgerError
@@ -18,6 +18,7 @@ from agent.record.events import (
     Arithmetic,
     AttemptFinished,
     AttemptInterrupted,
+    AttemptStarted,
     Entry,
     MessageAdded,
     RunFinished,
@@ -28,6 +29,18 @@ from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
 from agent.report.summary import describe, value_of
 from agent.text import one_line, visible
 from sandbox.contract.run import Log, Outcome
+
+_NAMES = {"assistant": "researcher", "user": "nightlab"}
+_TOLD, _UNREADABLE = "told", "record"
+_HEARD = (_TOLD, "nightlab")
+"""Not the researcher's own words."""
+
+
+class Saying(NamedTuple):
+    """One thing that was said, thought, asked of a tool or told to the researcher."""
+
+    who: str
+    lines: list[str]
 
 
 def is_self_reported(attempt: Attempt) -> bool:
@@ -53,15 +66,28 @@ class AttemptPage:
     chain: list[str]
     """The diff again, shorter, for the chain of kept changes."""
     logs: list[tuple[str, list[str]]]
+    words: list[Saying]
+    """What the researcher said and did for it, and was told meanwhile."""
+    messages: int
+    """How many messages those are from, shown or not."""
     curve: charts.LossCurve | None
     runs_left_out: int
     scores_left_out: int
 
 
+class TextRoom(NamedTuple):
+    """How many bytes of the page an attempt's texts may take."""
+
+    text: int
+    """Half of it for the diff and half for the logs."""
+    words: int
+    chain: int = 0
+
+
 def attempt_page(
-    attempt: Attempt, get_blob: GetBlob, limit_bytes: int, chain_bytes: int
+    attempt: Attempt, get_blob: GetBlob, room: TextRoom, messages: Sequence[str] = ()
 ) -> AttemptPage:
-    """One attempt; half of the text goes to its diff and half to its logs."""
+    """One attempt, its texts within their room."""
     arithmetic = attempt.finished.arithmetic if attempt.finished else None
     return AttemptPage(
         attempt=attempt,
@@ -72,9 +98,11 @@ def attempt_page(
         needed=arithmetic.required_gain if arithmetic else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         dethroned=describe(attempt.dethroned) if attempt.dethroned else "",
-        diff=_diff_lines(attempt, get_blob, limit_bytes // 2),
-        chain=_diff_lines(attempt, get_blob, chain_bytes) if attempt.kept else [],
-        logs=list(_logs(attempt, get_blob, limit_bytes // 2)),
+        diff=_diff_lines(attempt, get_blob, room.text // 2),
+        chain=_diff_lines(attempt, get_blob, room.chain) if attempt.kept else [],
+        logs=list(_logs(attempt, get_blob, room.text // 2)),
+        words=spoken(messages, get_blob, room.words),
+        messages=len(messages),
         curve=charts.loss_curve(_curves(attempt, get_blob)),
         runs_left_out=max(0, len(attempt.runs) - MAX_ROWS),
         scores_left_out=max(0, len(attempt.scores) - MAX_ROWS),
@@ -171,45 +199,63 @@ def _within(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
         yield shown
 
 
-def spoken(
-    entries: Iterable[Entry], number: int, get_blob: GetBlob, limit_bytes: int
-) -> Iterator[str]:
-    """What was said between the attempt before and this one's end: words, reasoning, tool calls."""
+def messages_of(entries: Iterable[Entry]) -> dict[int, tuple[str, ...]]:
+    """Of each attempt the messages between the end of the one before and its own end."""
+    found: dict[int, tuple[str, ...]] = {}
     said: list[str] = []
+    last: int | None = None
     for entry in entries:
         event = entry.event
         if isinstance(event, MessageAdded):
             said.append(event.message)
+        elif isinstance(event, AttemptStarted):
+            last = event.attempt
         elif isinstance(event, AttemptFinished | AttemptInterrupted):
-            if event.attempt == number:
-                break
-            said = []
-    text = "\n".join(line for sha in said for line in _message(sha, get_blob))
-    yield from _ends(text, limit_bytes // 2, limit_bytes // 2)
+            found[event.attempt], said, last = tuple(said), [], None
+    return found | ({} if last is None else {last: tuple(said)})
 
 
-def _message(sha: str, get_blob: GetBlob) -> Iterator[str]:
+def spoken(messages: Sequence[str], get_blob: GetBlob, limit_bytes: int) -> list[Saying]:
+    """Words, reasoning and tool calls, bounded: the latest first choose their room.
+
+    What a tool answered gets less of it than what the researcher said.
+    """
+    chosen: list[Saying] = []
+    left = limit_bytes
+    for who, text in reversed([block for sha in messages for block in _message(sha, get_blob)]):
+        share = limit_bytes // (8 if who in _HEARD else 2)
+        saying = Saying(who, _ends(text, share // 2, share // 2))
+        left -= 60 + sum(len(escape(line).encode()) + 1 for line in saying.lines)
+        if left < 0:
+            break
+        chosen.append(saying)
+    return chosen[::-1]
+
+
+def _message(sha: str, get_blob: GetBlob) -> list[tuple[str, str]]:
     try:
         message = json.loads(get_blob(sha))
-        content = message["content"]
+        content, role = message["content"], message["role"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        for block in blocks:
-            yield from _block(message["role"], block)
+        return [_block(role, block) for block in blocks]
     except (LedgerError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"(a message cannot be shown: {type(error).__name__})"
+        return [(_UNREADABLE, f"(a message cannot be shown: {type(error).__name__})")]
 
 
-def _block(role: str, block: dict[str, Any]) -> Iterator[str]:
-    """One block of a message as lines; what a tool was told is shown as the model wrote it."""
+def _block(role: str, block: dict[str, Any]) -> tuple[str, str]:
+    """One block of a message: who, and what; a tool's input is shown as the model wrote it."""
+    who = _NAMES.get(role, role)
     match block["type"]:
         case "text":
-            yield f"{role}: {block['text']}"
+            return who, block["text"]
         case "thinking":
-            yield f"{role} thinks: {block['thinking']}"
+            return f"{who} thinks", block["thinking"]
         case "tool_use":
-            yield f"{role} calls {block['name']}:"
-            yield from (f"  {name} = {value}" for name, value in block["input"].items())
+            told = block["input"].items()
+            return f"{who} calls {block['name']}", "\n".join(f"{n} = {v}" for n, v in told)
+        case "tool_result" if isinstance(block["content"], list):
+            return _TOLD, "\n".join(str(part.get("text", "")) for part in block["content"])
         case "tool_result":
-            yield f"told: {block['content']}"
+            return _TOLD, str(block["content"])
         case other:
-            yield f"{role}: ({other})"
+            return who, f"({other})"

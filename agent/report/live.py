@@ -87,7 +87,7 @@ class LiveReport:
             if ledger.history is not self._history:
                 self._history, self._report, self._parts = ledger.history, self._new_report(), {}
             found |= self._report.parts(ledger.history, ledger.entries)
-            attempts = self._report.attempts(ledger.history)
+            attempts = self._report.attempts(ledger.history, ledger.entries)
             found |= {str(number): text for number, text in attempts.items()}
         now = activity(self._directory, ledger.history, ledger.entries)
         found["now"] = now_part(now, ledger.problem.message if ledger.problem else "")

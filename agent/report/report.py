@@ -21,7 +21,13 @@ from agent.record.files import replace_file
 from agent.record.history import History, fold
 from agent.report import charts
 from agent.report.activity import Activity
-from agent.report.attempt_page import AttemptPage, attempt_page, is_self_reported
+from agent.report.attempt_page import (
+    AttemptPage,
+    TextRoom,
+    attempt_page,
+    is_self_reported,
+    messages_of,
+)
 from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
 from agent.report.summary import summary, way_on
 from agent.report.tables import (
@@ -43,6 +49,9 @@ _NOT_MEASURED = "nan"
 _TEXT_BYTES_PER_REPORT = 900_000
 _MAX_REPEATS = 60
 _LEAST_TEXT_BYTES = 1_500
+_LEAST_WORDS_BYTES = 500
+_WORDS_BYTES_PER_REPORT = 500_000
+_MOST_WORDS_BYTES = 30_000
 _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
 _FACTS = (
@@ -167,19 +176,19 @@ class Report:
     def html(self, history: History, entries: Sequence[Entry]) -> str:
         """The whole report as one HTML text that asks nothing of any network."""
         return whole_page(
-            self.parts(history, entries), self.attempts(history), summary(entries, history)
+            self.parts(history, entries), self.attempts(history, entries), summary(entries, history)
         )
 
     def markdown(self, history: History, entries: Sequence[Entry]) -> str:
         """The same facts as Markdown; hostile text renders as nothing but itself."""
-        rendered = self._up_to_date(history)
+        rendered = self._up_to_date(history, entries)
         contents = _contents(history, entries, [one.page for one in rendered])
         text = template("report.md").render(attempts=[one.markdown for one in rendered], **contents)
         return text.strip() + "\n"
 
     def parts(self, history: History, entries: Sequence[Entry]) -> dict[str, str]:
         """Everything but the attempts, as HTML by the name of its place on the page."""
-        pages = [one.page for one in self._up_to_date(history)]
+        pages = [one.page for one in self._up_to_date(history, entries)]
         contents = _contents(history, entries, pages) | {
             "is_live": self._is_live,
             "marks": {page.mark for page in pages},
@@ -188,20 +197,23 @@ class Report:
         }
         return {name: template(f"{name}.html").render(**contents) for name in _PARTS}
 
-    def attempts(self, history: History) -> dict[int, str]:
+    def attempts(self, history: History, entries: Sequence[Entry]) -> dict[int, str]:
         """Each attempt as HTML, by its number."""
-        return {one.page.attempt.number: one.html for one in self._up_to_date(history)}
+        return {one.page.attempt.number: one.html for one in self._up_to_date(history, entries)}
 
-    def _up_to_date(self, history: History) -> list[_Rendered]:
+    def _up_to_date(self, history: History, entries: Sequence[Entry]) -> list[_Rendered]:
         count, kept = len(history.attempts), 1 + history.count(Verdict.KEPT)
         text_bytes = _share(_TEXT_BYTES_PER_REPORT, count, _LEAST_TEXT_BYTES, MOST_TEXT_BYTES)
+        words_bytes = _share(_WORDS_BYTES_PER_REPORT, count, _LEAST_WORDS_BYTES, _MOST_WORDS_BYTES)
         chain_bytes = _share(_CHAIN_BYTES_PER_REPORT, kept, 0, _MOST_CHAIN_BYTES)
+        messages = messages_of(entries)
         for attempt in history.attempts:
-            limits = (text_bytes, chain_bytes if attempt.kept else 0)
-            state = (len(attempt.runs), len(attempt.scores), attempt.standing, *limits)
+            said = messages.get(attempt.number, ())
+            room = TextRoom(text_bytes, words_bytes, chain_bytes if attempt.kept else 0)
+            state = (len(attempt.runs), len(attempt.scores), len(said), attempt.standing, *room)
             known = self._rendered.get(attempt.number)
             if known is None or known.state != state:
-                page = attempt_page(attempt, self._get_blob, *limits)
+                page = attempt_page(attempt, self._get_blob, room, said)
                 self._rendered[attempt.number] = _render(page, state)
         return [self._rendered[attempt.number] for attempt in history.attempts]
 
@@ -219,7 +231,9 @@ def _render(page: AttemptPage, state: tuple[object, ...]) -> _Rendered:
     markdown = template("attempt.md").render(page=page)
     return _Rendered(
         state=state,
-        page=replace(page, diff=[], logs=[], curve=None),  # a long night's texts fill the memory
+        page=replace(
+            page, diff=[], logs=[], words=[], curve=None
+        ),  # a long night's texts fill the memory
         html=Markup(html),  # noqa: S704 - rendered with autoescape
         markdown=Markup(markdown),  # noqa: S704 - every value in it was escaped
     )

@@ -26,6 +26,7 @@ from agent.record.events import (
     Entry,
     Event,
     MachineState,
+    MessageAdded,
     ModelCalled,
     Noticed,
     RetryWaited,
@@ -159,17 +160,36 @@ def night(
     hostile: bool = False,
     ended: bool = True,
     log_lines: int = 60,
+    words: str = "",
 ) -> Night:
-    """A whole night: three baseline repeats, then `attempts` candidates of every verdict."""
+    """A whole night: three baseline repeats, then `attempts` candidates of every verdict.
+
+    With `words` the researcher says, thinks and is told them before each.
+    """
     made, chance = Night(), random.Random(seed)
     start(made)
     best = baseline(made, chance)
     for number in range(1, attempts + 1):
         hypothesis = (HOSTILE_TEXTS if hostile else IDEAS)[number % 8]
+        if words:
+            speak(made, words)
         best = _candidate(made, chance, number, hypothesis, best, hostile, log_lines)
     if ended:
         made.add(SessionEnded(reason=StopReason.ATTEMPTS, explanation=f"{attempts} attempts done"))
     return made
+
+
+def speak(made: Night, words: str) -> None:
+    """A turn of a conversation: thought, words and a tool's call, and what the tool answered."""
+    turn = [
+        {"type": "thinking", "thinking": f"thought: {words}"},
+        {"type": "text", "text": f"said: {words}"},
+        {"type": "tool_use", "id": "toolu_1", "name": "run", "input": {"hypothesis": words}},
+    ]
+    answer = [{"type": "tool_result", "tool_use_id": "toolu_1", "content": f"answered: {words}"}]
+    for role, content in (("assistant", turn), ("user", answer)):
+        body = json.dumps({"role": role, "content": content}).encode()
+        made.add(MessageAdded(conversation=1, role=role, message=made.put_blob(body)))
 
 
 def start(made: Night, **changes: Any) -> Entry:

@@ -33,7 +33,7 @@
       if (isAttempt) place(fresh.firstElementChild, Number(name));
       return;
     }
-    const open = isAttempt && old.open ? [old.id] : openOnes(old);
+    const open = openOnes(old).concat(isAttempt && old.open ? [old.id] : []);
     const focused = focusIn(old);
     if (isAttempt) old.replaceWith(fresh.firstElementChild);
     else old.replaceChildren(...fresh.childNodes);

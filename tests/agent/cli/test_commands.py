@@ -232,10 +232,10 @@ def test_the_researchers_words_can_be_read(tmp_path: Path) -> None:
         nightlab(tmp_path, "show", name, number, "--messages").stdout for number in ("1", "2")
     )
     for words in (first, second):
-        assert "assistant calls run:" in words
+        assert "[researcher calls run]" in words
         assert "hypothesis = " in words
-    assert "user: " in first  # the brief
-    assert "told: " in second  # what came of the first
+    assert "[nightlab]" in first  # the brief
+    assert "[told]" in second  # what came of the first
     assert not {c for c in first if unicodedata.category(c) in ("Cc", "Cf")} - {"\n", "\t"}
 
 

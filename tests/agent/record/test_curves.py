@@ -23,7 +23,7 @@ from agent.record.curves import (
 )
 from agent.record.events import Verdict
 from agent.report.activity import RunNotes
-from agent.report.attempt_page import attempt_page
+from agent.report.attempt_page import TextRoom, attempt_page
 from sandbox.contract.run import Outcome
 from tests.support.histories import night
 from tests.support.nights import Place
@@ -166,7 +166,9 @@ def test_the_curves_of_every_verdict_are_shown(verdict: Verdict) -> None:
     made = night(8)
     shown = {
         page.attempt.number: page.curve is not None
-        for page in (attempt_page(a, made.get_blob, 10_000, 0) for a in made.history.attempts)
+        for page in (
+            attempt_page(a, made.get_blob, TextRoom(10_000, 0)) for a in made.history.attempts
+        )
         if page.attempt.finished is not None and page.attempt.finished.verdict is verdict
     }
     assert shown

@@ -44,6 +44,7 @@ from agent.record.ledger import Ledger
 from agent.report import charts
 from agent.report import tables as findings
 from agent.report.activity import RunNotes
+from agent.report.attempt_page import messages_of, spoken
 from agent.report.console import JsonConsole, NightConsole, attempt_line, closing_lines
 from agent.report.plan import outlook, plan, run_in_words
 from agent.report.report import (
@@ -694,8 +695,46 @@ def test_a_lost_diff_is_named_and_the_rest_is_still_told() -> None:
     assert histories.IDEAS[1] in text
 
 
-def test_three_hundred_attempts_with_endless_hostile_logs_stay_under_two_megabytes() -> None:
-    made = histories.night(300, hostile=True, log_lines=1)
+def test_what_the_researcher_said_thought_and_did_stands_with_its_attempt() -> None:
+    made = histories.night(3, words="try <b>depth</b> \u202e next")
+    told = Page(render_html(made.entries, made.get_blob))
+    places = [value for _, name, value in told.attributes if name == "id"]
+    assert ["w1", "w2", "w3"] == [place for place in places if re.fullmatch(r"w\d", place)]
+    for who in ("researcher", "researcher thinks", "researcher calls run", "told"):
+        assert 3 == [text.strip() for text in told.texts].count(who)
+    for how in ("said: ", "thought: ", "hypothesis = ", "answered: "):
+        assert 3 == told.text.count(f"{how}try <b>depth</b> ⟨U+202E⟩ next")
+    silent = histories.night(3)
+    assert "What the researcher said" not in render_html(silent.entries, silent.get_blob)
+
+
+def test_words_are_of_the_attempt_that_they_led_to_and_the_latest_find_room() -> None:
+    made = histories.Night()
+    histories.start(made)
+    histories.baseline(made, random.Random(1))
+    for number in (1, 2):
+        for turn in range(9):
+            histories.speak(made, f"number {number} turn {turn} " + "x" * 400)
+        begin(made, number, "candidate")
+        made.add(finished(number, Verdict.DISCARDED, 2.5))
+    begin(made, 3, "candidate")
+    messages = messages_of(made.entries)
+    assert {0: 0, 1: 18, 2: 18, 3: 0} == {n: len(said) for n, said in messages.items()}
+    for limit, turns in ((10**6, 9), (6000, 3)):
+        shown = spoken(messages[2], made.get_blob, limit)
+        text = "\n".join(line for one in shown for line in one.lines)
+        assert "number 1" not in text
+        assert "number 2 turn 8" in text
+        assert turns >= text.count("thought: ") >= 1
+        assert limit > len(text)
+    damaged = spoken(["f" * 64], lambda _sha: b"[1", 1000)
+    assert ["(a message cannot be shown: JSONDecodeError)"] == damaged[0].lines
+
+
+def test_three_hundred_attempts_with_endless_hostile_words_and_logs_stay_under_two_megabytes() -> (
+    None
+):
+    made = histories.night(300, hostile=True, log_lines=1, words='<&"\x1b\u202e\n' * 4000)
     flood = Log(head='<&"\x1b\u202e' * 4000, tail="</script>\n" * 4000, omitted_bytes=10**9)
     for attempt in made.history.candidates:
         result = histories.run_result(f"flood-{attempt.number}", "train", log="")
@@ -706,7 +745,7 @@ def test_three_hundred_attempts_with_endless_hostile_logs_stay_under_two_megabyt
     size = len(render_html(made.entries, made.get_blob).encode())
     seconds = time.process_time() - begun
     assert size < 2_000_000
-    assert seconds < 10
+    assert seconds < 20
 
 
 def test_three_hundred_attempts_are_rendered_in_three_seconds_of_work() -> None:
