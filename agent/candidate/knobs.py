@@ -23,6 +23,7 @@ from agent.candidate.knob_places import (
     number_places,
     why_no_knob,
 )
+from agent.candidate.texts import encoding_of
 
 KnobValue = bool | int | float | str
 
@@ -204,7 +205,8 @@ def replacement(source: bytes, knob: Knob, value: KnobValue) -> tuple[str, str]:
     first, last = knob.line - 1, knob.line
     while source.count(b"".join(old[first:last])) > 1 and (first > 0 or last < len(old)):
         first, last = max(0, first - 1), min(len(old), last + 1)
-    return b"".join(old[first:last]).decode(), b"".join(new[first:last]).decode()
+    name = encoding_of(knob.file, source).removesuffix("-sig")
+    return b"".join(old[first:last]).decode(name), b"".join(new[first:last]).decode(name)
 
 
 def _assigned(statement: ast.stmt) -> list[str]:

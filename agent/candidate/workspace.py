@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.candidate.confinement import OpenBeneath, choose_opener, closing
+from agent.candidate.texts import decoded
 from agent.settings import FIXED_FILES
 from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
 
@@ -99,31 +100,21 @@ class Workspace:
         """Whether the agent may write `path`."""
         return may_be_written(_parts(path), self._editable)
 
+    def read(self, path: str) -> bytes:
+        """A file as it is.
+
+        Raises:
+            WorkspaceError: there is none, it is too large, or not one that the agent may have.
+        """
+        return self._read(path, MAX_FILE_BYTES)
+
     def read_text(self, path: str) -> str:
-        """Content of a UTF-8 file, line ends as they are.
+        """Text of a file in its own encoding, line ends as they are.
 
         Raises:
             WorkspaceError: there is none, it is no text, or not one that the agent may have.
         """
-        try:
-            text = self._read(path, MAX_FILE_BYTES).decode("utf-8")
-        except UnicodeDecodeError:
-            raise WorkspaceError("not_text", f"{path} is not UTF-8 text") from None
-        if "\0" in text:
-            raise WorkspaceError("not_text", f"{path} is binary")
-        return text
-
-    def write_text(self, path: str, text: str) -> None:
-        """Replace an editable file, or make one that matches an editable pattern.
-
-        Raises:
-            WorkspaceError: the path is not editable, the text too large or no text.
-        """
-        try:
-            self._write(path, text.encode("utf-8"))
-        except UnicodeEncodeError:
-            message = "the text holds half of a surrogate pair"
-            raise WorkspaceError("not_text", message, "send plain UTF-8") from None
+        return text_of(path, self.read(path))
 
     def list_files(self, path: str = "") -> list[FileEntry]:
         """Regular files in `path` and below, sorted; hidden names and links are left out.
@@ -182,10 +173,10 @@ class Workspace:
         wanted = {path: data for path, data in files.items() if self.is_editable(path)}
         present = self.editable_files()
         for path in present.keys() - wanted.keys():
-            self._remove(path)
+            self.remove(path)
         for path, content in sorted(wanted.items()):
             if present.get(path) != content:
-                self._write(path, content)
+                self.write(path, content)
 
     @contextmanager
     def _root_for(self, path: str) -> Iterator[int]:
@@ -210,7 +201,12 @@ class Workspace:
             raise WorkspaceError("too_large", f"{path} is over {limit // 1024} KiB", hint)
         return content
 
-    def _write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes) -> None:
+        """Replace an editable file, or make one that matches an editable pattern.
+
+        Raises:
+            WorkspaceError: the path is not editable, or the content too large.
+        """
         parts = _parts(path)
         if not self.is_editable(path):
             hint = f"editable: {', '.join(self._editable)}"
@@ -221,7 +217,28 @@ class Workspace:
         with self._root_for(path) as root, closing(self._parent(root, parts[:-1])) as parent:
             _replace(parent, parts[-1], content, path)
 
-    def _remove(self, path: str) -> None:
+    def exists(self, path: str) -> bool:
+        """Whether anything lies there.
+
+        Raises:
+            WorkspaceError: the path leads through a link, or cannot be looked at.
+        """
+        try:
+            with self._root_for(path) as root, closing(self._open_beneath(root, path, os.O_PATH)):
+                return True
+        except WorkspaceError as error:
+            if error.code != "not_found":
+                raise
+            return False
+
+    def remove(self, path: str) -> None:
+        """Take an editable file out.
+
+        Raises:
+            WorkspaceError: there is none, or it may not be written.
+        """
+        if not self.is_editable(path):
+            raise WorkspaceError("not_editable", f"{path} may not be written")
         folder, _, name = clean_path(path).rpartition("/")
         with self._root_for(path) as root, closing(self._directory(root, folder)) as parent:
             os.unlink(name, dir_fd=parent)
@@ -261,6 +278,21 @@ class Workspace:
                 content = self._read(entry.path, MAX_FILE_BYTES)
                 texts.append((entry.path, content.decode("utf-8", "replace")))
         return texts
+
+
+def text_of(path: str, content: bytes) -> str:
+    """Text of a file in its own encoding, line ends as they are.
+
+    Raises:
+        WorkspaceError: it is none.
+    """
+    try:
+        text = decoded(path, content)
+    except ValueError:
+        raise WorkspaceError("not_text", f"{path} is not UTF-8 text") from None
+    if "\0" in text:
+        raise WorkspaceError("not_text", f"{path} is binary")
+    return text
 
 
 def clean_path(path: str) -> str:

@@ -133,10 +133,10 @@ class _Auditor:
             case SessionEnded():
                 yield from self._end(event)
             case FileChanged():
-                before = {} if event.before is None else {event.path: event.before}
-                yield from self.blobs.shown(
-                    unified_diff, event.diff, before, {event.path: event.after}
+                before, after = (
+                    {} if sha is None else {event.path: sha} for sha in (event.before, event.after)
                 )
+                yield from self.blobs.shown(unified_diff, event.diff, before, after)
             case ModelAsked():
                 yield from self._money(event)
             case VariantMeasured():

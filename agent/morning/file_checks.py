@@ -89,7 +89,9 @@ def _workspace(directory: Path, history: History, entries: Sequence[Entry]) -> I
             case AttemptStarted() | AttemptFinished() | AttemptInterrupted() | Dethroned():
                 due = dict(best.started.files)
             case FileChanged():
-                due[entry.event.path] = entry.event.after
+                due.pop(entry.event.path, None)
+                if entry.event.after is not None:
+                    due[entry.event.path] = entry.event.after
     try:
         found = hashes_of(workspace_of(directory, history.in_force).candidate())
     except (WorkspaceError, OSError) as error:

@@ -349,7 +349,7 @@ def _holds_untried_edits(ledger: Ledger) -> bool:
         match entry.event:
             case AttemptStarted() | AttemptFinished() | AttemptInterrupted():
                 return False
-            case ToolCalled(name="edit" | "write"):
+            case ToolCalled(name="edit" | "write" | "delete" | "rename"):
                 return True
     return False
 

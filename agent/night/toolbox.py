@@ -22,10 +22,12 @@ from agent.record.history import find_settled
 from agent.researcher.answers import history_answer, run_answer, smoke_answer, sweep_answer, to_json
 from agent.researcher.arguments import (
     Arguments,
+    Delete,
     Edit,
     Finish,
     ListFiles,
     Read,
+    Rename,
     Run,
     Search,
     ShowHistory,
@@ -69,6 +71,8 @@ class Toolbox:
             Read: self.files.read,
             Write: self.files.write,
             Edit: self.files.edit,
+            Delete: self.files.delete,
+            Rename: self.files.rename,
             ListFiles: self.files.list,
             Search: self.files.search,
             ShowHistory: self._history,

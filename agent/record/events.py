@@ -537,13 +537,14 @@ class ToolReturned(Record):
 
 
 class FileChanged(Record):
-    """A researcher wrote a file of the workspace; whole contents are blobs."""
+    """A researcher wrote or removed a file of the workspace; whole contents are blobs."""
 
     type: Literal["file_changed"] = "file_changed"
     path: str
     before: Sha256 | None
     """None for a new file."""
-    after: Sha256
+    after: Sha256 | None
+    """None for one that was removed; a rename is a new file and then a removal."""
     diff: Sha256
 
 

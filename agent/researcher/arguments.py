@@ -52,6 +52,19 @@ class Edit(Arguments):
     replace_all: bool = Field(False, description="replace every place instead of the only one")
 
 
+class Delete(Arguments):
+    """Remove an editable file. An attempt that is not kept brings it back."""
+
+    file_path: FilePath
+
+
+class Rename(Arguments):
+    """Move an editable file to a path that is editable too and where nothing lies."""
+
+    file_path: FilePath
+    new_path: FilePath
+
+
 class ListFiles(Arguments):
     """List the workspace's files, their sizes, and which of them you may write."""
 
@@ -124,6 +137,8 @@ TOOLS: dict[str, type[Arguments]] = {
     "read": Read,
     "write": Write,
     "edit": Edit,
+    "delete": Delete,
+    "rename": Rename,
     "list": ListFiles,
     "search": Search,
     "run": Run,

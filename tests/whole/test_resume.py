@@ -321,7 +321,7 @@ def test_a_workspace_on_a_full_disk_is_not_the_researchers_business(small_disk: 
     workspace = Workspace(small_disk.root, ("train.py",))
     small_disk.fill()
     with pytest.raises(SandboxError) as refused:
-        workspace.write_text("train.py", "X = 2\n" * 10_000)
+        workspace.write("train.py", b"X = 2\n" * 10_000)
     assert MAKE_ROOM == refused.value.hint
     assert "X = 1\n" == workspace.read_text("train.py")
 

@@ -221,7 +221,7 @@ def test_another_seed_is_no_attempt_whoever_proposes_it(
     place = pinned(tmp_path)
     with (lab := place.begin("claude")).ledger:
         run_attempt(lab, "baseline", "as it is", "nightlab")
-        lab.workspace.write_text("train.py", PINS.replace(old, new))
+        lab.workspace.write("train.py", PINS.replace(old, new).encode())
         trained = place.boxes.trainings
         attempt = run_attempt(lab, "candidate", "a better seed", "claude")
         assert attempt.finished is not None

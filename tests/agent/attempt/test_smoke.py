@@ -47,7 +47,7 @@ TRAIN = (TOY / "workspace" / "train.py").read_text()
 def rewritten(lab: Lab, line: str) -> dict[str, bytes]:
     """The best's files with one more line at the end."""
     source = lab.workspace.read_text("train.py")
-    lab.workspace.write_text("train.py", f"{source}{line}\n")
+    lab.workspace.write("train.py", f"{source}{line}\n".encode())
     return lab.workspace.candidate()
 
 
@@ -87,7 +87,7 @@ def test_new_code_is_smoked_where_that_costs_a_twentieth_of_the_budget_at_most(
 def test_turned_knobs_alone_are_not_new_code(tmp_path: Path, kind: str, due: bool) -> None:
     with (lab := a_lab(tmp_path, smoke=kind)).ledger:
         text = lab.workspace.read_text("train.py").replace("X = 1.0", "X = 2.5")
-        lab.workspace.write_text("train.py", text)
+        lab.workspace.write("train.py", text.encode())
         assert due == is_due(lab, lab.workspace.candidate())
 
 

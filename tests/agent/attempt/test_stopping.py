@@ -296,7 +296,7 @@ def test_a_night_without_early_stopping_stops_nothing(nights: dict[str, Place]) 
 
 def moved(lab: Lab, x: float) -> None:
     text = lab.workspace.read_text("train.py")
-    lab.workspace.write_text("train.py", re.sub(r"X = \S+", f"X = {x}", text, count=1))
+    lab.workspace.write("train.py", re.sub(r"X = \S+", f"X = {x}", text, count=1).encode())
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def lab_of_night(nights: dict[str, Place], tmp_path: Path) -> Iterator[Lab]:
 
 def further_away(lab: Lab, text: str = "") -> AttemptFinished:
     """What becomes of a candidate that is far behind the best, with a line more in its file."""
-    lab.workspace.write_text("train.py", lab.workspace.read_text("train.py") + text)
+    lab.workspace.write("train.py", (lab.workspace.read_text("train.py") + text).encode())
     moved(lab, 0.25)
     run_attempt(lab, "candidate", "further away", "tpe")
     return last(lab)

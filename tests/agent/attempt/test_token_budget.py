@@ -73,7 +73,7 @@ def test_what_is_said_beyond_the_budget_is_shown(
         run_with_retries(lab, "baseline", "the files as they are", "nightlab")
         place.boxes.log_line = counting(said)
         text = lab.workspace.read_text("train.py")
-        lab.workspace.write_text("train.py", text.replace("X = 1.0", "X = 0.5"))
+        lab.workspace.write("train.py", text.replace("X = 1.0", "X = 0.5").encode())
         run_with_retries(lab, "candidate", "worse, so that it is trained once", "claude")
     entries = lab.ledger.entries
     shown = {one.kind: one.attempts for one in summary(entries).attention}

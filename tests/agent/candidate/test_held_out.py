@@ -170,7 +170,7 @@ def night(place: Place, *values: object, data: bool = True) -> tuple[Lab, list[A
         run_with_retries(lab, "baseline", "the files as they are", "nightlab")
         for value in values:
             text = lab.workspace.read_text("train.py")
-            lab.workspace.write_text("train.py", f"{text}\nTEXT = {value!r}\n")
+            lab.workspace.write("train.py", f"{text}\nTEXT = {value!r}\n".encode())
             run_with_retries(lab, "candidate", "an edit", "claude")
     return lab, lab.history.candidates
 

@@ -192,6 +192,7 @@ def test_each_file_change_has_its_diff(asked: Asked) -> None:
     assert len(changes) >= 2
     for change in changes:
         assert change.before is not None
+        assert change.after is not None
         before, after = asked.blob(change.before), asked.blob(change.after)
         diff = unified_diff({change.path: before}, {change.path: after})
         assert diff == asked.blob(change.diff)
@@ -212,6 +213,7 @@ def test_a_new_file_has_no_before(tmp_path: Path) -> None:
         work(lab, place.program, "claude", environ=environ, clock=place.clock.monotonic)
     (change,) = Asked(place).events(FileChanged)
     assert ("notes.txt", None) == (change.path, change.before)
+    assert change.after is not None
     assert b"hm\n" == read_blob(place.directory, change.after)
 
 

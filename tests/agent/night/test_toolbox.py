@@ -315,3 +315,142 @@ def test_suggest_without_knobs_says_so(bench: Tools) -> None:
 
 def test_a_sweep_is_refused_while_changes_lie_about(bench: Tools) -> None:
     assert "unsaved_changes" == bench.refused("sweep", attempts=2)["error"]
+
+
+def test_a_file_is_deleted_on_record_and_what_may_not_be_written_is_not(bench: Tools) -> None:
+    bench.call("read", file_path="train.py")
+    assert {"ok": True, "file": "train.py", "deleted": True} == bench.told(
+        "delete", file_path="./train.py"
+    )
+    assert not (bench.root / "train.py").exists()
+    assert "not_found" == bench.refused("delete", file_path="train.py")["error"]
+    assert "not_editable" == bench.refused("delete", file_path="prepare.py")["error"]
+    assert (bench.root / "prepare.py").exists()
+
+
+def test_a_file_is_renamed_where_nothing_lies_and_both_places_may_be_written(bench: Tools) -> None:
+    assert "not_editable" == bench.refused("rename", file_path="train.py", new_path="b.py")["error"]
+    assert (
+        "not_editable"
+        == bench.refused("rename", file_path="prepare.py", new_path="notes.txt")["error"]
+    )
+    bench.told("rename", file_path="train.py", new_path="notes.txt")
+    assert TRAIN == (bench.root / "notes.txt").read_text()
+    assert not (bench.root / "train.py").exists()
+
+    bench.told("write", file_path="train.py", content="x = 1\n")
+    answer = bench.refused("rename", file_path="train.py", new_path="notes.txt")
+    assert "exists" == answer["error"]
+    assert (TRAIN, "x = 1\n") == ((bench.root / "notes.txt").read_text(), bench.train)
+
+
+def test_a_file_that_changed_meanwhile_is_neither_deleted_nor_renamed(bench: Tools) -> None:
+    bench.call("read", file_path="train.py")
+    (bench.root / "train.py").write_text("x = 5\n")
+
+    assert "stale" == bench.refused("delete", file_path="train.py")["error"]
+    moved = bench.refused("rename", file_path="train.py", new_path="notes.txt")
+    assert ("stale", "x = 5\n") == (moved["error"], bench.train)
+
+
+def test_text_that_is_not_python_does_not_become_it_by_a_name(bench: Tools) -> None:
+    (bench.root / "train.py").unlink()
+    bench.told("write", file_path="notes.txt", content="not python (\n")
+
+    refused = bench.refused("rename", file_path="notes.txt", new_path="train.py")
+
+    assert ("syntax_error", False) == (refused["error"], (bench.root / "train.py").exists())
+
+
+@pytest.mark.parametrize(
+    ("content", "edited"),
+    [
+        (b"a = 1\r\nb = 2\r\nc = 3\r\n", b"a = 1\r\nB = 2\r\nC = 3\r\nd = 4\r\n"),
+        (b"a = 1\nb = 2\r\nc = 3\nz = 0\n", b"a = 1\nB = 2\nC = 3\nd = 4\nz = 0\n"),
+        (b"\xef\xbb\xbfa = 1\nb = 2\nc = 3\n", b"\xef\xbb\xbfa = 1\nB = 2\nC = 3\nd = 4\n"),
+        (
+            b"# coding: latin-1\na = '\xe9'\nb = 2\nc = 3\n",
+            b"# coding: latin-1\na = '\xe9'\nB = 2\nC = 3\nd = 4\n",
+        ),
+    ],
+    ids=["crlf", "mixed", "bom", "coding line"],
+)
+def test_an_edit_keeps_a_file_s_line_ends_and_encoding(
+    bench: Tools, content: bytes, edited: bytes
+) -> None:
+    (bench.root / "train.py").write_bytes(content)
+    shown = bench.call("read", file_path="train.py").text
+    assert "\r" not in shown
+    assert "\ufeff" not in shown
+
+    bench.told(
+        "edit",
+        file_path="train.py",
+        old_string="b = 2\nc = 3\n",
+        new_string="B = 2\nC = 3\r\nd = 4\n",
+    )
+    assert edited == (bench.root / "train.py").read_bytes()
+
+    whole = bench.call("read", file_path="train.py").text.split("\n")[1:]
+    text = "\n".join(line.partition("\t")[2] for line in whole) + "\n"
+    bench.told("write", file_path="train.py", content=text.replace("d = 4", "d = 5"))
+    assert edited.replace(b"d = 4", b"d = 5") == (bench.root / "train.py").read_bytes()
+
+
+def test_what_an_encoding_does_not_have_is_refused(bench: Tools) -> None:
+    (bench.root / "train.py").write_bytes(b"# coding: latin-1\na = '\xe9'\n")
+    edit = {"file_path": "train.py", "old_string": "\xe9", "new_string": "\u65e5"}
+    assert "not_text" == bench.refused("edit", **edit)["error"]
+    for named in ("zip", "punycode", "nonsense"):
+        content = f"# coding: {named}\n"
+        assert bench.refused("write", file_path="train.py", content=content)["error"] in (
+            "not_text",
+            "syntax_error",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "broken", "line"),
+    [
+        ("c.json", '{"lr": 1}', '{\n"lr": }', 2),
+        ("c.toml", "lr = 1\n", "lr = 1\nx = [\n", 1),
+        ("c.yaml", "lr: 1\nx: !include a\n", "lr: 1\nb: [1\nc: 2\n", 3),
+        ("c.yml", "lr: 1\n", "\tlr: 1\n", 1),
+        ("c.json", "[]", "[" * 100_000, 1),
+        ("c.toml", "", "a = " + "[" * 100_000, 1),
+        ("c.yaml", "", "[" * 20_000, 1),
+    ],
+)
+def test_configuration_that_breaks_is_refused_before_a_run(
+    tmp_path: Path, name: str, whole: str, broken: str, line: int
+) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    lab = lab_in_memory(night(1), Workspace(tmp_path, ("train.py", "c.*")))
+    bench = Tools(tmp_path, Toolbox(lab, TpeModel(lab)))
+    bench.told("write", file_path=name, content=whole)
+
+    refused = bench.refused("write", file_path=name, content=broken)
+
+    assert "syntax_error" == refused["error"]
+    assert whole == (tmp_path / name).read_text()
+    if len(broken) < 100:
+        assert f"line {line}" in refused["message"]
+    # What its reader took as it was, a template say, is edited as it is.
+    (tmp_path / name).write_text("{% template %}: [\n")
+    Tools(tmp_path, Toolbox(lab, TpeModel(lab))).told("write", file_path=name, content="{% b: [\n")
+
+
+def test_syntax_is_that_of_the_image_s_python(tmp_path: Path) -> None:
+    newer, older = "x = t'{a}'\n", "match x:\n    case 1:\n        pass\n"
+    for python, allowed, refused in (("3.99.1", newer, None), ("3.9.2", "x = 1\n", older)):
+        made = night(1)
+        assert made.history.session is not None
+        image = made.history.session.image | {"python": python}
+        made.history.session = made.history.session.model_copy(update={"image": image})
+        bench = over(made, tmp_path)
+        bench.told("write", file_path="train.py", content=allowed)
+        if refused:
+            assert (
+                "syntax_error"
+                == bench.refused("write", file_path="train.py", content=refused)["error"]
+            )
