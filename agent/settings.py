@@ -365,6 +365,10 @@ class Hardware(Section):
         (), examples=[["0", "2"]]
     )
     """Those that runs may have, by index or id; none for all of the profile's kind."""
+    requirements: Annotated[str, Field(max_length=300, pattern=r"^[^\x00]*$")] = Field(
+        "", examples=["requirements.txt"]
+    )
+    """A file beside program.md that names packages for the image; empty for torch alone."""
     gpus_per_run: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_bytes: Annotated[Size, Field(ge=2**20)] | None = Field(
         None, alias="gpu_memory", examples=["20g"]

@@ -31,7 +31,8 @@ NEWLINE = b"\n"
 LARGE_BYTES = 2**20
 """Of what git ignores, so much is taken for data and not for leavings."""
 IN_THE_IMAGE = {"torch", "numpy"}
-REQUIREMENTS = ("uv.lock", "requirements.txt", "pyproject.toml", "environment.yml", "setup.py")
+REQUIREMENTS = ("requirements.txt",)
+OTHER_REQUIREMENTS = ("uv.lock", "pyproject.toml", "environment.yml", "setup.py")
 A_VALUE = "1.5"
 """Stands for whatever a program would print there."""
 LEAVINGS = re.compile(
@@ -347,11 +348,17 @@ def _shown_folder(
 
 def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
     missing = sorted(_foreign(code, files_of(place)[:MAX_FILES]) - IN_THE_IMAGE)
-    files = [name for name in REQUIREMENTS if (place / name).is_file()]
-    if missing:
-        text = f"imports that the image of torch and numpy does not have: {', '.join(missing)}"
-        text += f" (see {', '.join(files)})" if files else ""
-        yield Line("hardware", "", text, True)
+    if not missing:
+        return
+    text = f"the image of torch and numpy lacks what is imported: {', '.join(missing)}"
+    for name in REQUIREMENTS:
+        if (place / name).is_file():
+            yield Line("hardware", f"requirements = {_quoted(name)}", f"{text}; setup installs it")
+            return
+    files = [name for name in OTHER_REQUIREMENTS if (place / name).is_file()]
+    text += f" (see {', '.join(files)})" if files else ""
+    cure = 'name packages in a requirements.txt, and here: requirements = "requirements.txt"'
+    yield Line("hardware", "", f"{text}; {cure}", True)
 
 
 def modules_asked(files: Mapping[str, bytes], command: Sequence[str]) -> list[str] | None:

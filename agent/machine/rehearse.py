@@ -25,6 +25,7 @@ _ABSENT = (
     "absent = [m for m in json.loads(sys.argv[1]) if not importlib.util.find_spec(m)]; "
     f"print({_ANSWER!r} + json.dumps(absent))"
 )
+ADDED = 'in a file named under [hardware]: requirements = "requirements.txt"; then nightlab setup'
 CAUSES = {
     r"Read-only file system: '([^']*)'": (
         "it writes where nothing can be written: {0}",
@@ -36,7 +37,7 @@ CAUSES = {
     ),
     r"No module named '([\w.]+)'": (
         "the image has no {0}",
-        "an image that has it: base_image under [hardware]",
+        f"its package's name {ADDED}",
     ),
     r"No such file or directory: '([^']*)'": (
         "it looks for {0}, which is not there",
@@ -114,7 +115,7 @@ def _imports(worker: Worker, modules: Sequence[str] | None) -> Rehearsed:
         cure = "python3 must start in the image: base_image under [hardware], or more [limits]"
         return Rehearsed("imports", f"the box that looks for them did not answer: {ended}", cure)
     if absent := json.loads(answers[-1]):
-        cure = "an image that has them: base_image under [hardware]"
+        cure = f"their packages' names {ADDED}"
         return Rehearsed("imports", f"the image lacks {', '.join(map(str, absent))}", cure)
     return Rehearsed("imports", f"all there: {', '.join(modules) or 'the standard library alone'}")
 

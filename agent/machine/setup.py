@@ -21,6 +21,7 @@ from sandbox.engine.own import install_and_start
 from sandbox.image.copies import ensure_copies
 from sandbox.image.image import ImageRecord, Recipe, ensure_image
 from sandbox.image.profiles import find_profile
+from sandbox.image.requirements import LOCK, read_asked
 from sandbox.machine import clean_up, executor, state_directory
 
 Say = Callable[[str], None]
@@ -53,14 +54,18 @@ def set_up(
     state_dir = state_directory(environ)
     engine = _ready_engine(state_dir, environ, say)
     require_capacity(engine, settings)
+    recipe = image_recipe(settings, place)
     image = ensure_image(
         engine,
-        image_recipe(settings, place),
+        recipe,
         state_dir=state_dir,
         torch_index=torch_index,
         environ=environ,
         say=say,
     )
+    if image.lock != recipe.asked.lock:
+        (place / LOCK).write_text(image.lock, encoding="utf-8")
+        say(f"new: {LOCK}, by which the same image can be had again: keep it with your files")
     say(f"image: {image.reference} with torch {image.torch} on {image.base.reference}")
     copies_for(engine, image, settings, state_dir, say)
     data_dir = make_data(settings, own_workspace(settings, place), state_dir, say)
@@ -111,6 +116,7 @@ def image_recipe(settings: Settings, place: Path) -> Recipe:
 
     Raises:
         SandboxError: its profile is not known, or Dockerfile.train cannot be read.
+        UsageError: its file of packages cannot be read or taken.
     """
     dockerfile = template("Dockerfile.train", place)
     try:
@@ -122,6 +128,7 @@ def image_recipe(settings: Settings, place: Path) -> Recipe:
         profile=find_profile(hardware.profile, place),
         dockerfile=text,
         base_image=hardware.base_image,
+        asked=read_asked(place, hardware.requirements),
     )
 
 

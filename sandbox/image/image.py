@@ -1,8 +1,9 @@
 """Builds the box's image offline, once for each content.
 
 Three steps, each remembered: a base (a given image, the profile's image from a registry, or Debian
-packages where no registry answers), the wheels (fetched on the host), the build (no network). The
-image's tag is the hash of what went into it, so that equal content is never built twice.
+packages where no registry answers), the wheels (fetched on the host), the build (no network). What
+a person asks for besides is a second image on that one. An image's tag is the hash of what went
+into it, so that equal content is never built twice.
 """
 
 import os
@@ -21,7 +22,9 @@ from sandbox.engine.find import FAILED_CALLS, Engine, connect
 from sandbox.engine.host import Say, exclusive, last_lines
 from sandbox.image.base import BaseImage, base_for, base_tag, has_moved
 from sandbox.image.check import KEY_LABEL, check_image
-from sandbox.image.profiles import Profile, lock_text
+from sandbox.image.packages import fetch_packages, held_by, is_locked, require_one_build
+from sandbox.image.profiles import Profile, lock_text, packaged_text
+from sandbox.image.requirements import LOCK, Asked
 from sandbox.image.wheels import Pip, TorchWheel, Wheels, fetch_wheels
 from sandbox.image.workshop import (
     BUILD_SECONDS,
@@ -58,6 +61,8 @@ class ImageRecord(Record):
     profile: str
     built: bool
     """Whether this call built it; false when it was there."""
+    lock: str = ""
+    """What a person's own packages came to, each with its hash; empty for none."""
 
 
 class Recipe(Record):
@@ -67,6 +72,8 @@ class Recipe(Record):
     dockerfile: str
     base_image: str
     """An image to build on instead of the profile's; empty for none."""
+    asked: Asked = Asked()
+    """The packages that a person asks for besides torch."""
 
     @property
     def key(self) -> str:
@@ -76,7 +83,8 @@ class Recipe(Record):
         """
         lock = lock_text(self.profile.torch) if self.profile.torch else ""
         parts = self.profile.model_dump_json(exclude=NOT_IN_THE_IMAGE)
-        return key_of(parts, lock, self.dockerfile, self.base_image)
+        asked = (self.asked.wish(), self.asked.lock) if self.asked else ()
+        return key_of(parts, lock, self.dockerfile, self.base_image, *asked)
 
 
 class _Remembered(Record):
@@ -111,14 +119,61 @@ def ensure_image(
         with suppress(ImageMissing):
             return _found(client, _remembered(_note_path(images, engine, recipe)), recipe)
         shop = Workshop(engine, client, images, environ, say)
-        base = base_for(shop, recipe.profile, recipe.base_image)
-        wheels = None
-        if torch := recipe.profile.torch:
-            pip = Pip(base.target, environ, torch_index, say)
-            wheels = fetch_wheels(torch, lock_text(torch), pip, folder=state_dir / "wheels")
-        image = _image(shop, recipe, base, wheels)
+        plain = recipe.model_copy(update={"asked": Asked()})
+        image = _plain_image(shop, plain, state_dir, torch_index)
+        if recipe.asked:
+            pip = Pip(image.base.target, environ, torch_index, say)
+            image = _with_packages(shop, recipe, image, pip)
+            asked = recipe.asked.model_copy(update={"lock": image.lock})
+            recipe = recipe.model_copy(update={"asked": asked})
         remember_image(engine, recipe, image, state_dir=state_dir)
         return image
+
+
+def _plain_image(shop: Workshop, recipe: Recipe, state_dir: Path, torch_index: str) -> ImageRecord:
+    """The image of torch alone, that there is or made now."""
+    with suppress(ImageMissing):
+        note = _remembered(_note_path(shop.images, shop.engine, recipe))
+        return _found(shop.client, note, recipe)
+    base = base_for(shop, recipe.profile, recipe.base_image)
+    wheels = None
+    if torch := recipe.profile.torch:
+        pip = Pip(base.target, shop.environ, torch_index, shop.say)
+        wheels = fetch_wheels(torch, lock_text(torch), pip, folder=state_dir / "wheels")
+    image = _image(shop, recipe, base, wheels)
+    remember_image(shop.engine, recipe, image, state_dir=state_dir)
+    return image
+
+
+def _with_packages(shop: Workshop, recipe: Recipe, plain: ImageRecord, pip: Pip) -> ImageRecord:
+    """An image with a person's packages on the one of torch; the lock says which."""
+    held = held_by(shop.client, plain.image_id)
+    dockerfile = packaged_text("Dockerfile.packages")
+    with tempfile.TemporaryDirectory(prefix="context-", dir=shop.images) as folder:
+        context = Path(folder)
+        lock = fetch_packages(recipe.asked, held, pip, context)
+        key = key_of(plain.image_id, dockerfile, lock)
+        reference = f"{IMAGE_NAME}:{key[:TAG_DIGITS]}"
+        is_there = _is_built(shop, reference, key)
+        if not is_there:
+            shop.say(f"Building {reference} without network.")
+            (context / "Dockerfile.train").write_text(dockerfile)
+            (context / "requirements.txt").write_text(lock)
+            _build(shop.engine, context, reference, plain.reference, key)
+    contents = check_image(shop.client, reference, recipe.profile)
+    image_id = str(shop.client.images.get(reference).attrs["Id"])
+    require_one_build(shop.client, image_id, lock)
+    return plain.model_copy(
+        update={
+            "reference": reference,
+            "image_id": image_id,
+            "digest": image_id,
+            "torch": contents.torch,
+            "content_key": key,
+            "built": not is_there,
+            "lock": lock,
+        }
+    )
 
 
 def remember_image(engine: Engine, recipe: Recipe, image: ImageRecord, *, state_dir: Path) -> None:
@@ -159,7 +214,13 @@ def has_image(engine: Engine, image_id: str) -> bool:
 def _found(client: docker.DockerClient, note: _Remembered | None, recipe: Recipe) -> ImageRecord:
     """The image of a note, if the engine still has exactly that one."""
     if note is None or note.recipe != recipe.key:
+        if recipe.asked.lock and not is_locked(recipe.asked):
+            raise ImageMissing(
+                f"{LOCK} does not fit {recipe.asked.file} as it is now",
+                "run `nightlab setup`: it resolves and locks it anew",
+            )
         base = f" on {recipe.base_image}" if recipe.base_image else ""
+        base += f" with {recipe.asked.file}" if recipe.asked else ""
         raise ImageMissing(
             f"no image was set up for profile {recipe.profile.name}{base} on this engine",
             "run `nightlab setup`",
@@ -186,8 +247,7 @@ def _image(shop: Workshop, recipe: Recipe, base: BaseImage, wheels: Wheels | Non
     requirements = wheels.requirements() if wheels else ""
     key = key_of(base.image_id, recipe.dockerfile, requirements)
     reference = f"{IMAGE_NAME}:{key[:TAG_DIGITS]}"
-    facts = inspect_image(shop.client, reference)
-    is_there = facts is not None and (facts["Config"]["Labels"] or {}).get(KEY_LABEL) == key
+    is_there = _is_built(shop, reference, key)
     if not is_there:
         shop.say(f"Building {reference} without network (about a minute).")
         with tempfile.TemporaryDirectory(prefix="context-", dir=shop.images) as context:
@@ -208,6 +268,11 @@ def _image(shop: Workshop, recipe: Recipe, base: BaseImage, wheels: Wheels | Non
         profile=recipe.profile.name,
         built=not is_there,
     )
+
+
+def _is_built(shop: Workshop, reference: str, key: str) -> bool:
+    facts = inspect_image(shop.client, reference)
+    return facts is not None and (facts["Config"]["Labels"] or {}).get(KEY_LABEL) == key
 
 
 def _fill_context(context: Path, dockerfile: str, requirements: str, wheels: Wheels | None) -> None:

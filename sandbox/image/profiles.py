@@ -109,7 +109,7 @@ def find_profile(name: str, place: Path | None = None) -> Profile:
 
 def known_profiles(place: Path | None) -> dict[str, Profile]:
     """Every profile that can be named from a place, by name; see `find_profile`."""
-    shipped = _tables(_packaged("profiles.toml"), "the shipped profiles")
+    shipped = _tables(packaged_text("profiles.toml"), "the shipped profiles")
     own = {} if place is None else _own_tables(place / OWN_PROFILES)
     # A shipped name with other content would say on record what was not run.
     if shadowed := sorted(own.keys() & shipped.keys()):
@@ -131,7 +131,7 @@ def read_profiles(tables: Mapping[str, Any]) -> dict[str, Profile]:
 
 def lock_text(build: TorchBuild) -> str:
     """The lock file of a torch: names, versions and hashes, no index addresses."""
-    return _packaged(build.lock)
+    return packaged_text(build.lock)
 
 
 def _profile(name: str, tables: Mapping[str, Any]) -> Profile:
@@ -180,5 +180,6 @@ def _tables(text: str, name: str) -> dict[str, Any]:
         raise SandboxError(f"{name}: {error}", "mend this line of the TOML") from error
 
 
-def _packaged(name: str) -> str:
+def packaged_text(name: str) -> str:
+    """A file that is shipped beside the profiles."""
     return (files("sandbox.image") / name).read_text(encoding="utf-8")

@@ -44,6 +44,17 @@ HOW_TO_GET_CPU_TORCH = (
 )
 
 
+AS_TARGET = """
+import platform, runpy, sys
+version = sys.argv.pop(1) + ".0"
+platform.python_version = lambda: version
+platform.python_version_tuple = lambda: tuple(version.split("."))
+sys.argv[:1] = ["pip", "download"]
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""pip takes another Python's wheels, but reads `python_version` in markers as its own."""
+
+
 class WheelsUnavailable(SandboxError):
     """pip could not fetch what the image needs."""
 
@@ -96,7 +107,7 @@ class Pip:
     say: Say
 
     def download(self, into: Path, *arguments: str, limit_bytes: int | None = None) -> str | None:
-        """Fetch wheels into a folder; None when they are there, else the end of what pip said.
+        """Fetch wheels into a folder; None when they are there, else what pip said.
 
         Raises:
             WrongTorchBuild: pip announced a wheel larger than `limit_bytes`; it was stopped.
@@ -106,7 +117,7 @@ class Pip:
         options = ("-d", str(into), *_options_for(self.target))
         with subprocess.Popen(
             # -P: a pip.py in the current directory would be run instead.
-            [sys.executable, "-P", "-m", "pip", "download", *options, *arguments],
+            [sys.executable, "-P", "-c", AS_TARGET, self.target.python, *options, *arguments],
             env=_pip_environ(self.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -132,7 +143,7 @@ class Pip:
         if "No module named pip" in output:
             problem = "the Python that runs nightlab has no pip"
             raise WheelsUnavailable(problem, f"{sys.executable} -m ensurepip")
-        return last_lines(output)
+        return last_lines(output, 200)
 
 
 def fetch_wheels(wanted: TorchBuild, lock: str, pip: Pip, *, folder: Path) -> Wheels:
@@ -229,11 +240,11 @@ def _fetch_locked(lock: str, place: Path, pip: Pip) -> None:
     with _incoming(place) as incoming:
         requirements = incoming / "requirements.txt"
         requirements.write_text(lock)
-        complaint = pip.download(incoming, "--require-hashes", "-r", str(requirements))
+        complaint = pip.download(incoming, "--no-deps", "--require-hashes", "-r", str(requirements))
         if complaint is not None:
             raise WheelsUnavailable(
                 "pip could not fetch the image's wheels",
-                f"check pip's settings; it said:\n{complaint}",
+                f"check pip's settings; it said:\n{last_lines(complaint)}",
             )
         for path in incoming.glob("*.whl"):
             path.replace(place / path.name)
@@ -259,16 +270,18 @@ def _fetch_torch(wanted: TorchBuild, place: Path, pip: Pip) -> TorchWheel:
     marked, unmarked = f"torch=={wanted.version}+{wanted.build}", f"torch=={wanted.version}"
     limit, index = wanted.limit_bytes, pip.torch_index or wanted.index
     with _incoming(place) as incoming:
-        complaint = pip.download(incoming, marked, limit_bytes=limit)
+        complaint = pip.download(incoming, "--no-deps", marked, limit_bytes=limit)
         if complaint is not None and index:
-            complaint = pip.download(incoming, "--index-url", index, marked, limit_bytes=limit)
+            complaint = pip.download(
+                incoming, "--no-deps", "--index-url", index, marked, limit_bytes=limit
+            )
         if complaint is not None:
-            complaint = pip.download(incoming, unmarked, limit_bytes=limit)
+            complaint = pip.download(incoming, "--no-deps", unmarked, limit_bytes=limit)
         if complaint is None:
             return _keep_torch(incoming, place)
     raise WheelsUnavailable(
         f"pip finds no torch {wanted.version} for {pip.target.tag}",
-        f"torch {wanted.version}: {HOW_TO_GET_CPU_TORCH}; pip said:\n{complaint}",
+        f"torch {wanted.version}: {HOW_TO_GET_CPU_TORCH}; pip said:\n{last_lines(complaint)}",
     )
 
 
@@ -288,7 +301,7 @@ def _options_for(target: Target) -> list[str]:
     minors = range(NEWEST_GLIBC_MINOR, OLDEST_GLIBC_MINOR - 1, -1)
     platforms = [f"manylinux_2_{minor}_{target.machine}" for minor in minors]
     platforms.append(f"manylinux2014_{target.machine}")
-    options = ["--no-deps", "--only-binary", ":all:", "--python-version", target.python]
+    options = ["--only-binary", ":all:", "--python-version", target.python]
     return [*options, *(f"--platform={name}" for name in platforms)]
 
 

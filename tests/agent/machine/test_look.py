@@ -140,7 +140,8 @@ def test_what_is_not_there_is_marked_and_left_out_of_the_settings(tmp_path: Path
     text = (place / "program.md").read_text()
     assert settings.folders == ()
     assert '# at = "~/data"' in text
-    assert "does not have: lightning (see requirements.txt)" in text
+    assert "lacks what is imported: lightning; setup installs it" in text
+    assert '\nrequirements = "requirements.txt"\n' in text
     assert "it downloads, and a box has no network" in text
 
 

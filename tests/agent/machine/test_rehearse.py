@@ -42,7 +42,7 @@ def program(code: str, command: str = '"train.py"') -> str:
     [
         (GOOD, '"train.py", "{seed}"', 0, ("all there", "it reaches the score", "ready")),
         (PINNED, '"train.py"', 1, ("the same: it does not reach the score", "NIGHTLAB_SEED")),
-        (ABSENT, '"train.py", "1"', 1, ("the image lacks lightning", "base_image")),
+        (ABSENT, '"train.py", "1"', 1, ("the image lacks lightning", "requirements =")),
         (DOWNLOADS, '"train.py"', 1, ("it asked the network", "[[data]]")),
         (GOOD.replace("val loss", "best acc"), '"train.py", "1"', 1, ("pattern = 'best", "[goal]")),
     ],

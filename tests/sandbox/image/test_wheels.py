@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,27 +22,12 @@ from sandbox.image.wheels import (
     fetch_wheels,
     inspect_torch,
 )
+from tests.support.wheels import write_wheel
 
 TARGET = Target(python="3.11", machine="x86_64")
 CPU_SOURCE = "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n"
 CUDA_SOURCE = "__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n"
 CUDA_NEEDS = "nvidia-cublas==13.0; platform_system == 'Linux'"
-
-
-def write_wheel(folder: Path, name: str, version: str, needs: str = "", source: str = "") -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    metadata += f"Requires-Dist: {needs}\n" if needs else ""
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}/version.py", source)
-        wheel.writestr(f"{name}-{version}.dist-info/METADATA", metadata)
-        wheel.writestr(
-            f"{name}-{version}.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
-    return path
 
 
 def lock_of(*wheels: Path) -> str:
