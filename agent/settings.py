@@ -223,8 +223,9 @@ def _is_plain(path: str) -> bool:
 class Budget(Section):
     """What one training may use (decision 0002)."""
 
-    kind: Literal["wall", "tokens", "fence"] = Field(examples=["wall"])
-    """`fence`: the program ends by itself, and time only ends one that does not."""
+    kind: Literal["wall", "tokens", "fence", "cut"] = Field(examples=["wall"])
+    """`fence`: the program ends by itself, and time only ends one that does not. `cut`: time ends
+    it, and what it said of itself until then counts."""
     seconds: Duration = Field(examples=[300])
     """Wall budget; with a tokens budget the time the tokens must fit into."""
     tokens: Annotated[int, Field(gt=0)] | None = Field(None, examples=[2_000_000])
@@ -494,6 +495,13 @@ class Settings(Section):
         if scoring is not None and goal.is_reported:
             raise ValueError('bounds boxes that source = "reported" does not have; remove it')
         return scoring
+
+    @field_validator("budget")
+    @classmethod
+    def _cut_by_itself_scored(cls, budget: Budget, info: ValidationInfo) -> Budget:
+        if budget.kind == "cut" and not info.data.get("goal", Goal()).is_reported:
+            raise ValueError('has kind = "cut", which is for source = "reported" under [goal]')
+        return budget
 
     @field_validator("data", mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from agent.attempt.lab import (
     fresh_directory,
 )
 from agent.record.events import SMOKE, Purpose, SessionStarted, Split
+from agent.record.reported import TIME_IS_OVER
 from agent.settings import Budget, Settings
 from sandbox.contract.gpu import Devices, GpuMemory
 from sandbox.contract.run import Box, Limits, Mount, RunSpec
@@ -34,9 +35,9 @@ CHECK_RUN = re.compile(r"-check-[0-9]+$")
 MODEL_RUN = re.compile(r"(.*)-(?:model|check-[0-9]+)")
 """The name of a model box, and of the score that it belongs to."""
 IN_A_COPY = """
-import contextlib, json, os, shutil, subprocess, sys
+import contextlib, json, os, shutil, signal, subprocess, sys
 from pathlib import Path
-snapshot, copy, output, keep, links, report = json.loads(sys.argv[1])
+snapshot, copy, output, keep, links, report, *cut = json.loads(sys.argv[1])
 shutil.copytree(snapshot, copy, symlinks=True)
 for path in Path(copy).rglob("*"):
     if path.is_file() and path.open("rb").read(2) == b"#!":
@@ -55,9 +56,19 @@ if report and os.path.isfile(os.path.join(copy, report)):
         os.unlink(os.path.join(copy, report))
 shown = [os.path.realpath(there) for there, here in links]
 try:
-    code = subprocess.call(sys.argv[2:], cwd=copy)
+    program = subprocess.Popen(sys.argv[2:], cwd=copy, start_new_session=True)
+    code = program.wait(*cut[:1])
 except OSError as error:
     sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}; is it in the image?")
+except subprocess.TimeoutExpired:
+    code = 0
+    print("\\nTIME_IS_OVER; what was said until now counts", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        os.killpg(program.pid, signal.SIGINT)
+        program.wait(cut[1])
+    with contextlib.suppress(OSError):
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
 if code < 0:
     os.kill(os.getpid(), -code)
 for pattern in keep:
@@ -68,9 +79,10 @@ for pattern in keep:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
 sys.exit(code)
-"""
+""".replace("TIME_IS_OVER", TIME_IS_OVER)
 """Runs a program that reports its own score where it may write: in a copy of the snapshot, bounded
-by the box's /tmp and gone with it. Data lies where the program looks, what is kept goes out. A file
+by the box's /tmp and gone with it. A cut ends it as a person would, by an interrupt: some programs
+then take their last measure. Data lies where the program looks, what is kept goes out. A file
 with a metric that came with the files or data is none that the training wrote: it goes first."""
 
 
@@ -147,7 +159,9 @@ def training_command(settings: Settings, seed: int, budget: Budget) -> tuple[str
         for folder, place in zip(settings.folders, places_of(settings), strict=True)
         if folder.at and place != folder.at
     ]
-    asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links, settings.goal.file])
+    # Half of the grace for an interrupted program, the rest for what is kept.
+    cut = [budget.seconds, settings.budget.grace_seconds / 2] if budget.kind == "cut" else []
+    asked = json.dumps([WORKSPACE, COPY, OUTPUT, keep, links, settings.goal.file, *cut])
     return ("python3", "-I", "-S", "-c", IN_A_COPY, asked, *words)
 
 

@@ -510,9 +510,9 @@ def over_budget_seconds(purpose: Purpose, result: RunResult, budget: Budget) -> 
 
     A smoke run's script is ended in its time. Tokens are counted by the program itself: the seconds
     that they must fit into are all that bounds what it trains on, so there is no grace in them. A
-    program behind a fence ends by itself.
+    program behind a fence ends by itself, and one that is cut was ended in its time.
     """
-    if result.box != "train" or purpose.startswith(SMOKE) or budget.kind == "fence":
+    if result.box != "train" or purpose.startswith(SMOKE) or budget.kind in ("fence", "cut"):
         return 0.0
     return max(0.0, result.wall_seconds - budget.seconds)
 

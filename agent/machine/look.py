@@ -5,19 +5,20 @@ it; `begin_program` writes both down as a program to start from.
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
 from agent.candidate.knobs import find_knobs
-from agent.candidate.own_files import files_of, git_lists
+from agent.candidate.own_files import files_of, git_lists, is_in_repository
 from agent.candidate.seeds import GIVEN, PINNED
 from agent.program import has_settings
 from agent.record.reported import LikelyScore, likely_scores, read_reported
@@ -40,25 +41,51 @@ LEAVINGS = re.compile(
     r"|venv|runs/?$|cache|\.(pt|pth|ckpt|log)$"
 )
 """What earlier trainings and tools left, which is no data."""
-MORE_IS_BETTER = re.compile(r"acc|f1|auc|bleu|r2|reward|score|speedup|throughput", re.IGNORECASE)
+MORE_IS_BETTER = re.compile(
+    r"acc|f1|auc|bleu|r2|reward|score|speedup|throughput|flops|bandwidth", re.IGNORECASE
+)
 NO_ENTRY = re.compile(r"^(setup|conftest|prepare|download|sample|generate|bench|plot|test|eval)")
 TRAINS = re.compile(r"\.backward\(|\.fit\(|optimizer|trainer|\.train\(|epoch", re.IGNORECASE)
-COMMAND = re.compile(r"(?:python3?|uv run|torchrun|accelerate launch)\s[^\n`#|&;]*\.py[^\n`#|&;]*")
+# What is searched is of any length, and `re` cannot be interrupted: each repeat that
+# could begin at many places has a bound.
+COMMAND = re.compile(
+    r"(?:python3?|uv run|torchrun|accelerate launch)\s[^\n`#|&;]{0,300}?\.py[^\n`#|&;]{0,1000}"
+)
 TIME_BUDGET = re.compile(
-    rb"^\w*(?:TIME_BUDGET|MAX_SECONDS|TIME_LIMIT)\w*\s*=\s*(\d+)", re.MULTILINE
+    rb"^\w{0,40}?(?:TIME_BUDGET|MAX_SECONDS|TIME_LIMIT)\w{0,40}[ \t]{0,40}=[ \t]{0,40}(\d{1,9})\b",
+    re.MULTILINE,
 )
+ENDLESS = re.compile(rb"\bwhile[ \t]{1,9}(?:True|1)[ \t]{0,9}:|\bitertools\.count\(")
+SEED_OPTION = re.compile(rb"""add_argument\([^)]{0,300}?["'](--[\w-]{0,40}seed)["']""")
+TO_FILL_IN = re.compile(r"<[^<>]{1,100}>|\bpath/to\b|\byour[_-]", re.IGNORECASE)
+"""What a README leaves to its reader."""
 CACHE = re.compile(
-    r"""expanduser\(\s*["']~/?["']\s*\)((?:\s*,\s*["'][\w./-]+["'])+)"""
-    r"""|Path\.home\(\)((?:\s*/\s*["'][\w./-]+["'])+)|["']~/([\w./-]+)["']"""
+    r"""expanduser\(\s{0,40}["']~/?["']\s{0,40}\)((?:\s{0,40},\s{0,40}["'][\w./-]{1,200}["']){1,9})"""
+    r"""|Path\.home\(\)((?:\s{0,40}/\s{0,40}["'][\w./-]{1,200}["']){1,9})"""
+    r"""|["']~/([\w./-]{1,200})["']"""
 )
-DATASET = re.compile(r"""datasets\.\w+\(\s*(?:root\s*=\s*)?["']([\w./-]+)["']""")
+DATASET = re.compile(
+    r"""datasets\.\w{1,40}\(\s{0,40}(?:root\s{0,40}=\s{0,40})?["']([\w./-]{1,200})["']"""
+)
+PRINTS = re.compile(
+    r"print|^(?:info|write|log|echo|set_description)$|log_?(?:info|main|rank)|_info$"
+)
+COMPILED = (".c", ".cc", ".cpp", ".cxx", ".h", ".hpp")
+FRAMEWORKS = {
+    ("transformers", "Trainer("): "{'train_runtime': 1.5, 'train_loss': 1.5}",
+    ("transformers", "trainer.evaluate("): "{'eval_loss': 1.5}",
+    ("transformers", "eval_strategy"): "{'eval_loss': 1.5}",
+    ("transformers", "evaluation_strategy"): "{'eval_loss': 1.5}",
+    ("keras", ".fit("): "loss: 1.5 - val_loss: 1.5",
+}
+"""What frameworks print of themselves, where a file has these words."""
 
 PROSE = """# Tonight's program
 
 This file is yours: what stands here in words is handed to the researcher as it is. Say what the
 number means, what may be changed, and what must stay as it is: the code that measures and prints
 it, above all."""
-FENCE = 'kind = "fence"  # the program ends by itself; time only ends one that does not'
+FENCE = 'kind = "fence"'
 LIMITS = """memory = "{half}g"  # half of this machine's
 cpus = {cores}
 pids = 512
@@ -98,13 +125,18 @@ def look_at(place: Path, home: Path) -> list[Line] | None:
         path.read_text(errors="replace")[:200_000] for path in sorted(place.glob("README*"))[:2]
     ).replace("\\\n", " ")
     entry = _entry(sources, readme)
-    if entry is None:
-        return None
+    if not (entry and (entry in readme or TRAINS.search(sources[entry].decode(errors="replace")))):
+        compiled = list(_compiled(place))
+        if compiled or entry is None:
+            return compiled or None
     own = [entry, *_imported(entry, sources)]
+    configured = list(_configured(place, sources)) if b"hydra" in sources[entry] else []
+    own += dict.fromkeys(module for _, module in configured if module not in own)
+    named = list(dict.fromkeys(name for name, _ in configured))
     code = {name: sources[name] for name in own}
     return [
         *_goal(code),
-        *_workspace(place, entry, code, readme),
+        *_workspace(place, entry, code, readme, named),
         *_budget(code),
         *_data(place, code, home),
         *_hardware(place, code),
@@ -127,6 +159,55 @@ def _entry(sources: Mapping[str, bytes], readme: str) -> str | None:
 
     ranked = sorted(sources, key=points, reverse=True)
     return ranked[0] if ranked and points(ranked[0])[0] >= 1 else None
+
+
+def _compiled(place: Path) -> Iterator[Line]:
+    """What a checkout in C or C++ holds: a program that is built and measures."""
+    sources = {
+        name: read_named(place / name, MAX_SCRIPT_BYTES).decode(errors="replace")
+        for name in files_of(place)[:MAX_FILES]
+        if name.endswith(COMPILED) and (place / name).stat().st_size < MAX_SCRIPT_BYTES
+    }
+    mains = [name for name, code in sources.items() if re.search(r"\bmain\s{0,9}\(", code)]
+    if not mains:
+        return
+    # Of several that which measures, by its name, then the one nearest to the top.
+    entry = min(
+        mains, key=lambda name: (not re.search("bench|train|perf", name), name.count("/"), name)
+    )
+    stem, build = PurePosixPath(entry).stem, place / "CMakeLists.txt"
+    if build.is_file():
+        text = read_named(build).decode(errors="replace")
+        target = re.search(rf"add_executable\(\s{{0,9}}([\w.-]{{1,99}})[^)]{{0,999}}{stem}\.", text)
+        made = target[1] if target else stem
+        command = (
+            "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build "
+            f"--target {made} && ./build/{made}"
+        )
+    elif (place / "Makefile").is_file():
+        command = f"make && ./{stem}"
+    else:
+        compiler = "cc" if entry.endswith(".c") else "c++"
+        command = f"{compiler} -O3 -march=native {shlex.quote(entry)} -lm -o program && ./program"
+    yield from _scored([line for code in sources.values() for line in _formats(code)])
+    yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
+    words = _quoted(["sh", "-c", command])
+    yield Line("workspace", f"command = {words}", "builds what seems to measure, and runs it")
+    yield Line(
+        "workspace", f"editable = {_quoted([*sources][:16])}", "leave what measures out", True
+    )
+    yield Line("hardware", "", "the image has no compiler: name one with base_image", True)
+    yield from _budget({})
+
+
+def _formats(code: str) -> Iterator[str]:
+    """The lines that C or C++ would print, with a number for each value."""
+    for row in code.split("\n"):
+        if "printf" in row or "cout" in row:
+            texts = re.findall(r'"((?:[^"\\]|\\.){0,300})"', row[:2000])
+            shown = A_VALUE.join(texts) if "cout" in row else "".join(texts)
+            shown = re.sub(r"%[-+ #0-9.*]{0,9}[hlzL]{0,2}[diufFeEgG]", A_VALUE, shown)
+            yield from f"{shown}{A_VALUE if 'cout' in row else ''}".split("\\n")
 
 
 def _imported(entry: str, sources: Mapping[str, bytes]) -> list[str]:
@@ -181,8 +262,13 @@ def _printed(code: bytes) -> Iterator[str]:
     for node in _nodes(code):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if name in ("print", "info", "write", "log", "echo"):
-                yield from " ".join(map(_shown, node.args)).split("\n")
+            own = getattr(getattr(node.func, "value", None), "id", "")
+            with contextlib.suppress(RecursionError):  # a sum of thousands is no print
+                shown = " ".join(map(_shown, node.args))
+                if own == "self" and name == "log":  # Lightning's, which it shows in a table
+                    yield f"{shown.split(' ')[0]} \u2502 {A_VALUE}"
+                elif PRINTS.search(name):
+                    yield from shown.split("\n")
 
 
 def _shown(node: ast.expr) -> str:
@@ -204,6 +290,13 @@ def _shown(node: ast.expr) -> str:
 def _goal(code: dict[str, bytes]) -> Iterator[Line]:
     """How the score is printed; the entry's own lines come last, and so first."""
     lines = [line for name in reversed(code) for line in _printed(code[name])]
+    texts = [content.decode(errors="replace") for content in code.values()]
+    for words, line in FRAMEWORKS.items():
+        lines += [line for text in texts if all(word in text for word in words)]
+    yield from _scored(lines)
+
+
+def _scored(lines: Sequence[str]) -> Iterator[Line]:
     found = likely_scores(lines)
     if not found:
         yield Line("goal", 'metric = "loss"', "no print of a score was found: name yours", True)
@@ -212,7 +305,7 @@ def _goal(code: dict[str, bytes]) -> Iterator[Line]:
     else:
         yield from _metric(found[0], lines)
         for other in found[1:]:
-            yield Line("goal", f"# pattern = '{other.pattern}'", f"also printed: `{other.line}`")
+            yield Line("goal", f"# {other.setting}", f"also printed: `{other.line}`")
     yield Line("goal", 'source = "reported"', "the program's own word counts")
 
 
@@ -224,18 +317,31 @@ def _metric(best: LikelyScore, lines: Sequence[str]) -> Iterator[Line]:
         Log(head="\n".join(lines), tail="", omitted_bytes=0), Goal(metric=name, source="reported")
     )
     if is_plain.value is None:
-        pattern = best.pattern.replace(re.escape(A_VALUE), r"\S*")
-        yield Line("goal", f"pattern = '{pattern}'", "reads it, anywhere in a line; the last")
+        best = replace(best, pattern=best.pattern.replace(re.escape(A_VALUE), r"\S*"))
+        yield Line("goal", best.setting, "reads it, anywhere in a line; the last")
     direction = "maximize" if MORE_IS_BETTER.search(best.name) else "minimize"
     yield Line("goal", f'direction = "{direction}"', f"by the name {name}: check it")
 
 
-def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) -> Iterator[Line]:
+def _configured(place: Path, sources: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+    """Configurations of Hydra that name a module of the checkout's own, each with that module."""
+    for name in files_of(place)[:MAX_FILES]:
+        if not name.endswith((".yaml", ".yml")) or "tests" in PurePosixPath(name).parts:
+            continue
+        text = read_named(place / name, MAX_SCRIPT_BYTES).decode(errors="replace")
+        for target in re.findall(r"\b_target_: ?([\w.]{1,200})\.\w", text):
+            if (module := f"{target.replace('.', '/')}.py") in sources:
+                yield name, module
+
+
+def _workspace(
+    place: Path, entry: str, code: Mapping[str, bytes], readme: str, configured: Sequence[str]
+) -> Iterator[Line]:
     words, reason = _command(entry, readme)
     folder = entry.rpartition("/")[0]
     if folder and any(not name.startswith(f"{folder}/") for name in code):
         words = ["env", "PYTHONPATH=.", *words]  # it imports from the top, where Python looks not
-    settable = re.search(rb"""add_argument\([^)]*?["'](--[\w-]*seed)["']""", code[entry])
+    settable = SEED_OPTION.search(code[entry])
     pins = [
         f"{name}:{1 + text[: found.start()].count(NEWLINE)}"
         for name, text in code.items()
@@ -246,8 +352,13 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
         seed = "it reads NIGHTLAB_SEED"
     elif settable:
         words, seed = [*words, f"{settable[1].decode()}={{seed}}"], "each run gets one of its own"
+    elif configured and "seed" in code[entry].decode(errors="replace"):
+        words, seed = [*words, "seed={seed}"], "Hydra's way to give a seed"
     yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
     yield Line("workspace", f"command = {_quoted(words)}", "; ".join(filter(None, (reason, seed))))
+    if left := [word for word in words if TO_FILL_IN.search(word)]:
+        text = f"README leaves {', '.join(left[:3])} to you: write it into command"
+        yield Line("workspace", "", text, True)
     if not seed:
         where = f"{pins[0]} pins one" if pins else "no seed was found"
         text = (
@@ -259,6 +370,7 @@ def _workspace(place: Path, entry: str, code: Mapping[str, bytes], readme: str) 
     editable = [
         entry,
         *(word for word in named if word.endswith((".py", ".yaml", ".yml", ".json", ".toml"))),
+        *configured[:12],
     ]
     others = [name for name in code if name not in editable]
     knobs = sum(len(find_knobs(name, (place / name).read_bytes())) for name in editable)
@@ -289,16 +401,20 @@ def _budget(code: Mapping[str, bytes]) -> Iterator[Line]:
     for name, text in code.items():
         if found := TIME_BUDGET.search(text):
             seconds = int(found[1])
+            yield Line("budget", FENCE, f"{name} has a budget of its own")
             room = max(60, seconds)
             reason = (
                 f"{name} trains for {seconds} s by itself; {room} s for start-up and evaluation"
             )
             yield Line("budget", f"seconds = {seconds + room}", reason)
             return
-    why = "what ends by itself is as good beside other work"
-    yield Line("disturbance", "max_other_cores = 1000\nmin_speed = 0", why)
-    why = "how long it takes was not found: `nightlab try` says it"
-    yield Line("budget", "seconds = 600", why, True)
+    yield Line("budget", 'kind = "cut"', "the last score that it printed by then counts")
+    endless = next((name for name, text in code.items() if ENDLESS.search(text)), None)
+    if endless is None:
+        why = "what ends by itself is as good beside other work; take both out if time ends it"
+        yield Line("disturbance", "max_other_cores = 1000\nmin_speed = 0", why)
+    why = f"{endless} has a loop without an end" if endless else "how long it takes was not found"
+    yield Line("budget", "seconds = 300", f"{why}: so much each training gets")
 
 
 def _data(place: Path, code: Mapping[str, bytes], home: Path) -> Iterator[Line]:
@@ -387,7 +503,7 @@ def _foreign(code: Mapping[str, bytes], files: Iterable[str]) -> set[str]:
 
 def _ignored(place: Path) -> list[str]:
     """Files and folders that git ignores, whole folders by their name."""
-    if not (place / ".git").exists():
+    if not is_in_repository(place):
         return []
     listed = git_lists(place, "--others", "--ignored", "--exclude-standard", "--directory")
     # Beside files of git's in one folder: that folder, since what git has stays where it is.
@@ -421,7 +537,7 @@ def begin_program(place: Path, home: Path, profile: str) -> tuple[Path, list[Lin
 
 def _program_text(lines: Sequence[Line], prose: str, profile: str) -> str:
     """Prose, and settings with the reason of each."""
-    tables: dict[str, list[str]] = {"goal": [], "workspace": [], "budget": [FENCE]}
+    tables: dict[str, list[str]] = {"goal": [], "workspace": [], "budget": []}
     for line in lines:
         tables.setdefault(line.table, []).extend(_written(line))
     half = max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**31)

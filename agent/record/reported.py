@@ -35,6 +35,8 @@ MATCH_SECONDS = 10
 MISSING, UNCERTAIN = "not_reported", "report_lost"
 NOT_A_NUMBER, NOT_FINITE = "reported_no_number", "reported_not_finite"
 TOO_SLOW = "pattern_too_slow"
+TIME_IS_OVER = "nightlab: time is over"
+"""Stands in the log of a program that its budget cut; see `attempt.boxes`."""
 MAX_PROPOSALS = 5
 LINES_LOOKED_AT = 500
 """From a log's end, for what looks like a score: milliseconds each, where a candidate wrote it."""
@@ -49,8 +51,8 @@ _DRESS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x
 _LIKE_A_SCORE = re.compile(
     r"((?:[A-Za-z][A-Za-z0-9_/.@-]{0,20} ){0,2})"
     r"\b([A-Za-z0-9_/.@-]{0,30}(?:loss|acc|accuracy|bpb|bpc|ppl|perplexity|f1|auc|rmse|mae|mse|r2"
-    r"|bleu|score|error|reward|speedup|elapsed|latency|throughput)[A-Za-z0-9_@]{0,12})"
-    r"([ \t]?[:=(][ \t]{0,20}|[ \t]{1,20})"
+    r"|bleu|score|error|reward|speedup|elapsed|latency|throughput|flops|bandwidth)"
+    r"[A-Za-z0-9_@]{0,12})([\"']?[ \t]{0,20}[:=(|\u2502][ \t]{0,20}|[ \t]{1,20})"
     r"([+-]?[0-9](?:[0-9.,]{0,20}[0-9])?(?:[eE][+-]?[0-9]{1,3})?)",
     re.IGNORECASE,
 )
@@ -81,6 +83,12 @@ class LikelyScore:
     name: str
     value: str
     pattern: str
+
+    @property
+    def setting(self) -> str:
+        """The pattern as a line of program.md; a literal of toml can hold no apostrophe."""
+        quoted = json.dumps(self.pattern) if "'" in self.pattern else f"'{self.pattern}'"
+        return f"pattern = {quoted}"
 
 
 def read_reported(log: Log, goal: Goal, content: bytes | None = None) -> Reading:
@@ -197,8 +205,10 @@ def _missing(log: Log, goal: Goal) -> Reading:
     if log.omitted_bytes:
         return _lost(log, goal)
     text = f"{goal.expected} was not there in what the program printed"
+    if TIME_IS_OVER in log.tail or TIME_IS_OVER in log.head:
+        text += " until time ended it: raise seconds under [budget], or let it measure more often"
     if like := likely_scores(lines_of(log)[-LINES_LOOKED_AT:]):
-        shown = "; ".join(f"`{one.line}`, by pattern = '{one.pattern}'" for one in like)
+        shown = "; ".join(f"`{one.line}`, by {one.setting}" for one in like)
         text += f". What looks like a score: {shown}"
     return Reading(None, MISSING, text, {"times": 0})
 

@@ -402,6 +402,15 @@ def _about_the_result(history: History) -> Iterator[Attention]:
             f"{history.settings.budget.seconds:g} seconds: a gain may have been bought with time."
         )
         yield Attention(kind="fence", text=text)
+    if history.settings and history.settings.budget.kind == "cut":
+        seconds = history.settings.budget.seconds
+        ended = [run for one in history.attempts for run in one.trainings]
+        cut = sum(run.result.wall_seconds >= seconds for run in ended)
+        text = (
+            f"Time ended {cut} of {len(ended)} trainings, after {seconds:g} seconds; their last "
+            "score until then counts, and other work on this machine makes it worse."
+        )
+        yield Attention(kind="cut", text=text)
     if history.is_self_reported:
         text = "The scores are self-reported: the program printed them, and nothing checked them."
         yield Attention(kind="self_reported", text=text)

@@ -157,7 +157,8 @@ def _budget(settings: Settings) -> str:
         return f"exactly {budget.tokens} tokens, within {budget.seconds:g} seconds"
     if budget.kind == "fence":
         return f"what the program itself sets, and {budget.seconds:g} seconds at most"
-    return f"{budget.seconds:g} seconds"
+    ended = ", then it is interrupted and its last score counts" if budget.kind == "cut" else ""
+    return f"{budget.seconds:g} seconds{ended}"
 
 
 def _status(settings: Settings, history: History, hours_left: float) -> str:

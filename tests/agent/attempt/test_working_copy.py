@@ -14,6 +14,7 @@ from agent.attempt.boxes import COPY, HOME, IN_A_COPY, WORKSPACE, training_comma
 from agent.attempt.lab import DATA
 from agent.candidate.own_files import folder_facts, refuse_unreadable
 from agent.program import parse_program
+from agent.record.reported import TIME_IS_OVER
 from agent.settings import RESERVED_PLACES, Settings
 from sandbox.box.hardening import RESERVED_TARGETS
 from sandbox.contract.errors import UsageError
@@ -34,7 +35,13 @@ def settings_with(**tables: Any) -> Settings:
 
 
 def launched(
-    place: Path, code: str, *, keep: tuple[str, ...] = (), links: Any = (), report: str = ""
+    place: Path,
+    code: str,
+    *,
+    keep: tuple[str, ...] = (),
+    links: Any = (),
+    report: str = "",
+    cut: tuple[float, ...] = (),
 ) -> Any:
     """A program in a copy, as a box starts it, with places of this test."""
     (place / "snapshot").mkdir(exist_ok=True)
@@ -42,8 +49,9 @@ def launched(
     (place / "out").mkdir(exist_ok=True)
     copy = place / "copy"
     shown = [(str(there), str(copy / here)) for there, here in links]
-    asked = json.dumps([f"{place}/snapshot", str(copy), f"{place}/out", list(keep), shown, report])
-    command = [sys.executable, "-I", "-S", "-c", IN_A_COPY, asked, sys.executable, "train.py"]
+    asked = [f"{place}/snapshot", str(copy), f"{place}/out", list(keep), shown, report, *cut]
+    command = [sys.executable, "-I", "-S", "-c", IN_A_COPY, json.dumps(asked), sys.executable]
+    command += ["-u", "train.py"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -110,6 +118,49 @@ def test_the_file_of_the_goal_is_what_goes_first() -> None:
 )
 def test_it_ends_as_the_program_ends(tmp_path: Path, code: str, expected: int) -> None:
     assert launched(tmp_path, code).returncode == expected
+
+
+ENDLESS = """
+import itertools, pathlib, signal, subprocess, time
+HEEDS
+pathlib.Path("model.pt").write_text("weights")
+subprocess.Popen(["sleep", "60"])
+for step in itertools.count():
+    try:
+        print("step", step, "loss", 1 / (1 + step), flush=True)
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        print("last test loss 7.0")
+        raise
+"""
+
+
+@pytest.mark.parametrize("heeds", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)"])
+def test_a_program_without_an_end_is_cut_and_its_last_word_counts(
+    tmp_path: Path, heeds: str
+) -> None:
+    code = ENDLESS.replace("HEEDS", heeds)
+
+    done = launched(tmp_path, code, keep=("*.pt",), cut=(1.0, 1.0))
+
+    assert done.returncode == 0
+    assert TIME_IS_OVER in done.stderr
+    assert ("last test loss 7.0" in done.stdout) is (not heeds)
+    assert "loss 0." in done.stdout
+    assert (tmp_path / "out" / "model.pt").read_text() == "weights"
+
+
+def test_only_a_budget_of_the_kind_cut_cuts_and_only_what_scores_itself() -> None:
+    wall, cut = settings_with(), settings_with(budget={"kind": "cut", "seconds": 30})
+
+    assert len(json.loads(training_command(wall, 1, wall.budget)[5])) == 6
+    assert json.loads(training_command(cut, 1, cut.budget)[5])[6:] == [30, 10]
+    with pytest.raises(ValueError, match='which is for source = "reported"'):
+        settings_with(
+            budget={"kind": "cut"},
+            goal={"source": "scored"},
+            scoring={"wall_seconds": 60, "memory": "2g"},
+        )
 
 
 def test_seed_budget_output_and_data_stand_where_the_command_names_them() -> None:

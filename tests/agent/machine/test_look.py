@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,139 @@ def test_files_of_a_submodule_belong_to_it(tmp_path: Path) -> None:
 
 
 # --- init, then a night ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "pattern"),
+    [
+        (LOOP + "print0(f'step:{s} val_loss:{v:.4f}')\n", r"val_loss:\s*([-+\d.,eE]*\d)"),
+        (LOOP + "logger.info('eval loss = %f' % v)\n", r"eval\s*loss\s*=\s*([-+\d.,eE]*\d)"),
+        (
+            "from transformers import Trainer\ntrainer = Trainer(model)\ntrainer.train()\n"
+            "trainer.evaluate()\n",
+            r"eval_loss':\s*([-+\d.,eE]*\d)",
+        ),
+        (
+            LOOP + "class M:\n    def test_step(self, batch):\n"
+            "        self.log('test/acc', self.acc, on_step=False)\n",
+            r"test/acc\s*│\s*([-+\d.,eE]*\d)",
+        ),
+    ],
+)
+def test_prints_by_other_names_and_those_of_frameworks_are_known(
+    tmp_path: Path, code: str, pattern: str
+) -> None:
+    assert begun(checkout(tmp_path, train__py=code)).settings.goal.pattern == pattern
+
+
+def test_without_a_budget_of_its_own_time_cuts_a_training(tmp_path: Path) -> None:
+    ends = begun(checkout(tmp_path / "ends", train__py=PLAIN)).settings
+    endless = begun(checkout(tmp_path / "endless", train__py=PLAIN + "while True:\n    f()\n"))
+
+    assert (ends.budget.kind, endless.settings.budget.kind) == ("cut", "cut")
+    assert ends.disturbance.max_other_cores == 1000
+    assert endless.settings.disturbance.max_other_cores < 1000  # how far it gets is speed
+
+
+def test_what_a_readme_leaves_to_its_reader_is_marked(tmp_path: Path) -> None:
+    readme = "torchrun --nproc_per_node=4 train.py --model <your_path> --epochs 3\n"
+    place = checkout(tmp_path, README__md=readme, train__py=PLAIN)
+
+    begun(place)
+
+    assert "MISSING: README leaves <your_path> to you" in (place / "program.md").read_text()
+
+
+def test_a_folder_of_a_repository_has_data_that_the_repository_ignores(tmp_path: Path) -> None:
+    root = checkout(tmp_path, sub_in_train__py=PLAIN, __gitignore="data\n")
+    (root / "sub" / "data").mkdir()
+    (root / "sub" / "data" / "train.txt").write_text("words")
+
+    assert [folder.at for folder in begun(root / "sub").settings.folders] == ["data"]
+
+
+def test_modules_and_numbers_that_hydra_brings_are_found(tmp_path: Path) -> None:
+    place = checkout(
+        tmp_path,
+        src_in_train__py="import hydra\n" + LOOP + "if cfg.get('seed'):\n    seed(cfg.seed)\n",
+        src_in_net__py="class Net:\n    def step(self):\n        self.log('val/acc', self.acc)\n",
+        configs_in_net__yaml="_target_: src.net.Net\noptimizer:\n  _target_: torch.optim.Adam\n"
+        "  lr: 0.001\n",
+        configs_in_other__yaml="_target_: torch.nn.Linear\n",
+    )
+
+    settings = begun(place).settings
+
+    assert settings.goal.metric == "val/acc"
+    assert settings.workspace.command[-2:] == ("src/train.py", "seed={seed}")
+    assert settings.workspace.editable == ("src/train.py", "configs/net.yaml")
+
+
+BENCH = """\
+#include <cstdio>
+#define TILE 32
+int main(int argc, char** argv) {
+    printf("n=%d | GFLOPS = %.2f\\n", n, rate);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("build", "call"),
+    [
+        ({}, "c++ -O3 -march=native bench.cpp -lm -o program && ./program"),
+        ({"Makefile": "bench: bench.cpp\n"}, "make && ./bench"),
+        (
+            {"CMakeLists__txt": "add_executable(speed bench.cpp)\n"},
+            "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build "
+            "--target speed && ./build/speed",
+        ),
+    ],
+)
+def test_a_benchmark_that_is_built_first_has_its_command_and_metric(
+    tmp_path: Path, build: dict[str, str], call: str
+) -> None:
+    place = checkout(tmp_path, bench__cpp=BENCH, plot__py="import sys\nshow(sys.argv)\n", **build)
+
+    settings = begun(place).settings
+
+    assert settings.workspace.command == ("sh", "-c", call)
+    assert (settings.goal.metric, settings.goal.direction) == ("GFLOPS", "maximize")
+    assert "no compiler" in (place / "program.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 256_000,
+        "python " * 36_000,
+        "python .py" * 25_000,
+        "TIME_BUDGET" * 23_000,
+        "add_argument('--" * 16_000,
+        "'~/a" * 64_000,
+        "expanduser('~'" + ", 'a' " * 40_000,
+        "_target_: " * 25_000,
+        "<" * 256_000,
+        "print(" + "+".join(["x"] * 60_000) + ")",
+        "transformers " * 20_000,
+        'printf("' + "%" * 250_000,
+    ],
+)
+def test_no_text_of_a_person_makes_a_look_take_long(tmp_path: Path, text: str) -> None:
+    begun_at = time.process_time()
+
+    place = checkout(
+        tmp_path,
+        README__md=text,
+        train__py=f"import hydra\nloss.backward()\nprint(f'loss: {{x}}')\n# {text}\n",
+        model__py=text,
+        bench__c=f"int main() {{\n{text}\n}}\n",
+        c__yaml=text,
+    )
+    assert begin_program(place, tmp_path, "cpu") is not None
+
+    assert time.process_time() - begun_at < 8
+
 
 TRAINS = """\
 import argparse
