@@ -255,6 +255,8 @@ class BoxLimits(Section):
     output_files: Annotated[int, Field(ge=1, le=1000)] = Field(examples=[64])
     open_files: Annotated[int, Field(ge=64, le=2**20)] = Field(examples=[1024])
     log_bytes: Annotated[Size, Field(ge=2**12, le=2**22)] = Field(alias="log", examples=["256k"])
+    loopback: bool = False
+    """Whether processes of one training may speak over network sockets, as torchrun's do."""
 
 
 class Scoring(Section):
@@ -559,7 +561,7 @@ class Settings(Section):
         """Limits of a model box; a reported score has none."""
         assert self.scoring is not None
         bounds = self.scoring.model_dump(exclude={"model_boxes"})
-        return Limits(**{**self.limits.model_dump(), **bounds})
+        return Limits(**{**self.limits.model_dump(), **bounds, "loopback": False})
 
     @property
     def model_boxes(self) -> int:

@@ -4,7 +4,9 @@ A worker is a place that runs one trial at a time: it has an engine, GPUs and da
 ledger and no workspace. A lab is a worker with the session's record and files.
 """
 
+import errno
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -42,7 +44,7 @@ from agent.record.ledger import Ledger
 from agent.settings import Budget, Settings
 from sandbox.contract.errors import BoxLost, NightlabError, SandboxError
 from sandbox.contract.gpu import GpuMemory, GpuSource, NoGpus
-from sandbox.contract.run import Executor, Limits, RunResult, RunSpec
+from sandbox.contract.run import Executor, Limits, Outcome, RunResult, RunSpec
 
 DATA, CHECKPOINT, EVALUATE = "/data", "/checkpoint", "/evaluate"
 """Where boxes see what is on record by its hash."""
@@ -337,6 +339,10 @@ class Lab:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+NO_SOCKETS = os.strerror(errno.EAFNOSUPPORT)
+"""What a program says to which a box without loopback gives no network socket."""
+
+
 def budget_of(settings: Settings, purpose: Purpose) -> Budget:
     """What a training may use, by what it is for."""
     return settings.smoke_budget() if purpose.startswith(SMOKE) else settings.budget
@@ -366,6 +372,9 @@ def evidence_of(result: RunResult) -> str:
     """One sentence about how a run ended, from the host's evidence."""
     is_killed = result.signal is not None
     how = f"ended by signal {result.signal}" if is_killed else f"exit code {result.exit_code}"
+    is_told = NO_SOCKETS in (result.log.tail or result.log.head)
+    if is_told and result.outcome is not Outcome.OK and not result.limits.loopback:
+        how += "; torchrun and gloo need network sockets: loopback = true under [limits] gives them"
     return f"{result.outcome.value} after {result.wall_seconds:.1f} s, {how}"
 
 

@@ -5,6 +5,7 @@ widened by a flag: what a box may do beyond this is named in its `RunSpec`. What
 it is read back: what it recorded here, what holds inside in `proof`.
 """
 
+import errno
 import json
 import math
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 from sandbox.box.supervisor import HIDDEN_PATHS
 from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
-from sandbox.contract.run import Box, Limits, RunSpec
+from sandbox.contract.run import Limits, RunSpec
 from sandbox.gpu.request import NO_GPUS, GpuRequest, device_settings, visible_devices
 
 Settings = dict[str, Any]
@@ -58,17 +59,19 @@ class Lease(Record):
 
 
 @cache
-def seccomp_profile(box: Box) -> str:
+def seccomp_profile(has_loopback: bool) -> str:
     """Return our own system call filter as the engine takes it.
 
-    Only a training has processes that speak over loopback. Its packets are counted for the whole
-    machine, where no mask hides them: boxes of a score could leave each other numbers there.
+    Without loopback no network socket is made, as on a machine that has no such protocol. With
+    cgroup version 1 what it holds is charged to nobody, and its packets are counted for the whole
+    machine, where no mask hides them: boxes of a score, which never have it, could leave each other
+    numbers there.
     """
     text = resources.files("sandbox.box").joinpath("seccomp.json").read_text()
     profile = json.loads(text)
-    if box != "train":
-        rules = profile["syscalls"]
-        profile["syscalls"] = [rule for rule in rules if "reaches lo only" not in rule["comment"]]
+    for rule in profile["syscalls"]:
+        if "reaches lo only" in rule["comment"] and not has_loopback:
+            rule |= {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EAFNOSUPPORT}
     return json.dumps(profile, separators=(",", ":"))
 
 
@@ -127,11 +130,12 @@ def container_settings(spec: RunSpec, lease: Lease) -> Settings:
 def _host_settings(spec: RunSpec, lease: Lease) -> Settings:
     """Return the walls themselves, one a line."""
     limits = spec.limits
+    filter_text = seccomp_profile(limits.loopback and spec.box == "train")
     return {
         "NetworkMode": "none",
         "CapAdd": [],
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(spec.box)}"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={filter_text}"],
         "Privileged": False,
         "ReadonlyRootfs": True,
         "MaskedPaths": [*HIDDEN_PATHS, *lease.counters],

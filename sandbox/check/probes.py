@@ -467,6 +467,10 @@ PROBES: dict[tuple[str, str], Attempt] = {
         "memory_bytes", "memory.max", "memory/memory.limit_in_bytes"
     ),
     ("memory", "swap beyond the memory limit"): swap_limit,
+    ("memory", "network sockets, which may hold memory that nobody counts"): all_of(
+        doing("AF_INET", socket.socket, socket.AF_INET, socket.SOCK_STREAM),
+        doing("AF_INET6", socket.socket, socket.AF_INET6, socket.SOCK_STREAM),
+    ),
     ("memory", "hide from the kernel's choice when memory is short"): doing(
         "oom_score_adj", lower_oom_score
     ),

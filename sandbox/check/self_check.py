@@ -53,6 +53,7 @@ CHECK_LIMITS = Limits(
     output_files=8,
     open_files=128,
     log_bytes=2**18,
+    loopback=False,
 )
 
 
@@ -96,8 +97,9 @@ def machine_notes(
     notes = []
     if cgroup_version == "1":
         notes.append(
-            "what a training sends itself over loopback lies in memory that version 1 of `cgroups` "
-            "counts for nobody, up to the machine's `net.ipv4.tcp_mem`; version 2 counts it"
+            "with loopback = true under [limits], what a training sends itself and does not read "
+            "lies in memory that version 1 of `cgroups` counts for nobody, up to the machine's "
+            "`net.ipv4.tcp_mem`; version 2 counts it"
         )
     if core_pattern.startswith("|"):
         notes.append(
@@ -200,7 +202,9 @@ def _spec(place: Place, name: str, argv: tuple[str, ...], limits: Limits) -> Run
 def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]:
     """Make one family's attempts in one box."""
     source = resources.files("sandbox.check").joinpath("probes.py").read_text(encoding="utf-8")
-    context = CHECK_LIMITS.model_dump() | {
+    # Without network sockets no route would be tried.
+    limits = CHECK_LIMITS.model_copy(update={"loopback": family == "network"})
+    context = limits.model_dump() | {
         "family": family,
         "workspace": "/workspace",
         "variables": sorted(ENVIRONMENT),
@@ -212,7 +216,7 @@ def try_family(executor: Executor, place: Place, family: str) -> list[WallCheck]
     # By the command line: a mount more would be a wall less to try.
     argv = ("python3", "-I", "-S", "-c", source, json.dumps(context))
     try:
-        result = executor.run(_spec(place, family, argv, CHECK_LIMITS))
+        result = executor.run(_spec(place, family, argv, limits))
     except LimitNotEnforced as refusal:
         return [_wall(f, t, "gave way", refusal.message) for f, t in PROBES if f == family]
     silent = "no answer came from inside"

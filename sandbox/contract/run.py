@@ -53,6 +53,9 @@ class Limits(Record):
     open_files: Annotated[int, Field(ge=64)]
     log_bytes: Annotated[int, Field(ge=2**12, le=2**22)]
     """Bytes kept of the log's head, and again of its tail."""
+    loopback: bool
+    """Whether a training's processes may speak to one another over network sockets: what they send
+    and do not read may lie in memory that no limit counts."""
 
 
 class Mount(Record):

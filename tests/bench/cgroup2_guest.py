@@ -25,7 +25,7 @@ from tests.support.boxes import remember
 
 STATE = state_directory(os.environ)
 OPTIONS = ("--require=docker", "-p", "no:cacheprovider", "--color=no", "--tb=short", "-rfE")
-NEED_TORCH = "loader_worker or data_loader_workers or inductor"
+NEED_TORCH = "loader_worker or data_loader_workers or inductor or gloo"
 SECONDS_OF_A_TEST = 1200
 
 

@@ -44,6 +44,7 @@ SMALL_LIMITS: dict[str, float] = {
     "output_files": 8,
     "open_files": 128,
     "log_bytes": 4096,
+    "loopback": False,
 }
 
 

@@ -36,7 +36,7 @@ class Expectation(BaseModel):
     """What of the output was left out, by reason."""
     at_least: dict[str, int] = {}
     """Counters of the evidence."""
-    limits: dict[str, float] = {}
+    limits: dict[str, float | bool] = {}
 
 
 def observations(expected: Expectation, result: RunResult) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 import docker
 import pytest
 
+from agent.attempt.lab import evidence_of
 from agent.attempt.sheet import read_score
 from sandbox import DockerExecutor, Outcome, RunSpec, SandboxError
 from sandbox.box.container import hint_for
@@ -154,6 +155,39 @@ def test_data_loader_workers_and_threads_work_in_the_box(
     )
     result = executor.run(spec)
     assert ("ok", "4950.0\n") == (result.outcome, result.log.head)
+
+
+GLOO = """
+import os, torch, torch.distributed as dist
+rank = 0 if os.fork() else 1
+dist.init_process_group("gloo", init_method="tcp://localhost:29500", rank=rank, world_size=2)
+total = torch.tensor([1.0 + rank])
+dist.all_reduce(total)
+if rank == 0:
+    print(total.item())
+    os.wait()
+"""
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("has_loopback", [True, False])
+def test_gloo_works_with_loopback_and_says_what_to_set_without(
+    executor: DockerExecutor, image: Any, has_loopback: bool
+) -> None:
+    spec = python_spec(
+        GLOO,
+        image=image.image_id,
+        wall_seconds=60,
+        memory_bytes=2048 * MEBIBYTE,
+        pids=128,
+        cpus=2,
+        loopback=has_loopback,
+    )
+    result = executor.run(spec)
+    log = result.log.head + result.log.tail
+    assert ("ok" if has_loopback else "failed") == result.outcome, log
+    assert has_loopback == ("3.0" in log)
+    assert has_loopback != ("loopback = true under [limits]" in evidence_of(result)), log
 
 
 COMPILED = """

@@ -58,7 +58,7 @@ def example_spec() -> RunSpec:
 def readable(settings: Settings) -> str:
     """Return settings as text, the long system call filter replaced by its file's name."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    return text.replace(json.dumps(seccomp_profile("train"))[1:-1], "<sandbox/box/seccomp.json>")
+    return text.replace(json.dumps(seccomp_profile(False))[1:-1], "<sandbox/box/seccomp.json>")
 
 
 def recorded(asked: Settings) -> Settings:
@@ -164,23 +164,27 @@ REFUSED_CALLS = (
 def allowed_calls() -> dict[str, list[dict[str, Any]]]:
     """Return each call with the rules that let it pass."""
     rules: dict[str, list[dict[str, Any]]] = {}
-    for rule in json.loads(seccomp_profile("train"))["syscalls"]:
+    for rule in json.loads(seccomp_profile(True))["syscalls"]:
         for name in rule["names"] if rule["action"] == "SCMP_ACT_ALLOW" else []:
             rules.setdefault(name, []).append(rule)
     return rules
 
 
-def test_boxes_of_a_score_have_no_network_sockets_at_all() -> None:
-    def families(box: Box) -> set[int]:
-        rules = json.loads(seccomp_profile(box))["syscalls"]
-        return {rule["args"][0]["value"] for rule in rules if rule["names"] == ["socket"]}
+def test_only_a_training_with_loopback_has_network_sockets() -> None:
+    def families(box: Box, has_loopback: bool) -> set[int]:
+        spec = box_spec(loopback=has_loopback).model_copy(update={"box": box})
+        options = container_settings(spec, LEASE)["HostConfig"]["SecurityOpt"]
+        rules = json.loads(options[1].removeprefix("seccomp="))["syscalls"]
+        sockets = [rule for rule in rules if rule["names"] == ["socket"]]
+        return {r["args"][0]["value"] for r in sockets if r["action"] == "SCMP_ACT_ALLOW"}
 
-    assert {1, 2, 10, 16} == families("train")
-    assert {1, 16} == families("model") == families("scorer")
+    assert {1, 2, 10, 16} == families("train", True)
+    assert {1, 16} == families("train", False)
+    assert {1, 16} == families("model", True) == families("scorer", True)
 
 
 def test_everything_not_named_is_refused() -> None:
-    assert "SCMP_ACT_ERRNO" == json.loads(seccomp_profile("train"))["defaultAction"]
+    assert "SCMP_ACT_ERRNO" == json.loads(seccomp_profile(True))["defaultAction"]
 
 
 @pytest.mark.parametrize("call", REFUSED_CALLS.split())
