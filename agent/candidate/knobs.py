@@ -12,7 +12,8 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from agent.candidate.knob_places import (
@@ -24,6 +25,8 @@ from agent.candidate.knob_places import (
     why_no_knob,
 )
 from agent.candidate.texts import encoding_of
+from agent.record.chain import GetBlob, LedgerError
+from agent.text import one_line
 
 KnobValue = bool | int | float | str
 
@@ -38,6 +41,11 @@ FLOAT_FACTOR = 10.0
 INT_FACTOR = 4
 MAX_CHOICES = 64
 """More is a range in disguise, and the comment was written by a model."""
+
+
+MAX_KNOBS = 60
+MAX_VALUE_CHARACTERS = 250
+_EXACT = 1e15  # whole numbers up to here survive the floats that trackers keep
 
 
 @dataclass(frozen=True)
@@ -316,3 +324,23 @@ def _is_power_of_two(number: float) -> bool:
 
 def _powers_of_two(low: int, high: int) -> Choices:
     return Choices(tuple(2**n for n in range(low.bit_length() - 1, high.bit_length())))
+
+
+def knob_values(files: Mapping[str, str], get_blob: GetBlob) -> dict[str, KnobValue]:
+    """What each knob of a candidate's Python files is set to, bounded; lost files have none."""
+    found: dict[str, KnobValue] = {}
+    for path, sha in files.items():
+        if path.endswith(".py"):
+            with suppress(LedgerError):
+                for knob in find_knobs(path, get_blob(sha)):
+                    name = knob.name if path == "train.py" else f"{path}/{knob.name}"
+                    found[one_line(name, MAX_VALUE_CHARACTERS)] = _plain(knob.value)
+    return dict(list(found.items())[:MAX_KNOBS])
+
+
+def _plain(value: KnobValue) -> KnobValue:
+    """A value that every tracker and page can hold; other numbers become text."""
+    if isinstance(value, str):
+        return one_line(value, MAX_VALUE_CHARACTERS)
+    is_plain = abs(value) <= _EXACT
+    return value if is_plain else one_line(f"{value:.6e}", MAX_VALUE_CHARACTERS)

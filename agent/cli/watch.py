@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from agent.candidate.diffs import unified_diff
 from agent.cli import flags
 from agent.cli.shared import out, print_event, print_table, say, session_directory
 from agent.night.session import has_begun
@@ -15,14 +16,14 @@ from agent.record.chain import LEDGER_NAME, LedgerError, read_blob, read_ledger,
 from agent.record.events import Entry
 from agent.record.history import History, fold
 from agent.report.activity import is_at_work
-from agent.report.attempt_page import TextRoom, attempt_page, messages_of
+from agent.report.attempt_page import Around, TextRoom, attempt_page, messages_of
 from agent.report.charts import best_steps
 from agent.report.console import attempt_line
 from agent.report.live import LiveReport, WatchServer
 from agent.report.summary import Summary, summary
 from agent.report.tui import show as show_in_terminal
 from agent.report.tui import sparkline
-from agent.text import one_line
+from agent.text import one_line, visible
 from sandbox.contract.errors import UsageError
 
 MAX_SHOWN_BYTES = 400_000
@@ -81,6 +82,9 @@ def show(
     messages: Annotated[
         bool, typer.Option("--messages", help="only what the researcher said and did for it")
     ] = False,
+    against: Annotated[
+        int | None, typer.Option(min=0, help="only how its files differ from this attempt's")
+    ] = None,
     runs: flags.Runs = flags.RUNS,
     as_json: flags.Json = False,
 ) -> None:
@@ -88,11 +92,11 @@ def show(
     directory = session_directory(runs, session)
     entries = read_ledger(directory)
     history = fold(entries)
-    found = next((a for a in history.attempts if a.number == attempt), None)
-    if found is None:
-        hint = f"its attempts are 0 to {len(history.attempts) - 1}" if history.attempts else ""
-        raise UsageError(f"there is no attempt {attempt} in {session}", hint)
+    found = _named(history, attempt, session)
     parts = _parts(found, entries, history, directory)
+    if against is not None:
+        old, new = (_files(a, directory) for a in (_named(history, against, session), found))
+        parts["change"], diff = visible(unified_diff(old, new).decode()).splitlines(), True
     chosen = [
         n for n, is_asked in (("change", diff), ("log", log), ("words", messages)) if is_asked
     ]
@@ -106,6 +110,18 @@ def show(
             say(line)
 
 
+def _named(history: History, number: int, session: str) -> Attempt:
+    for attempt in history.attempts:
+        if attempt.number == number:
+            return attempt
+    hint = f"its attempts are 0 to {len(history.attempts) - 1}" if history.attempts else ""
+    raise UsageError(f"there is no attempt {number} in {session}", hint)
+
+
+def _files(attempt: Attempt, directory: Path) -> dict[str, bytes]:
+    return {name: read_blob(directory, sha) for name, sha in attempt.started.files.items()}
+
+
 def _parts(
     attempt: Attempt, entries: Sequence[Entry], history: History, directory: Path
 ) -> dict[str, Any]:
@@ -115,7 +131,7 @@ def _parts(
         return read_blob(directory, sha)
 
     said = messages_of(entries).get(attempt.number, ())
-    page = attempt_page(attempt, get_blob, TextRoom(MAX_SHOWN_BYTES, MAX_SHOWN_BYTES), said)
+    page = attempt_page(attempt, get_blob, TextRoom(MAX_SHOWN_BYTES, MAX_SHOWN_BYTES), Around(said))
     return {
         "verdict": list(_verdict(attempt, history, page.arithmetic)),
         "change": page.diff,

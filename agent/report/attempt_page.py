@@ -5,12 +5,13 @@ a template: one attempt with endless logs must not cost the others their room.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
+from agent.candidate.knobs import KnobValue, knob_values
 from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, LedgerError
 from agent.record.curves import Curve, unpacked
@@ -30,6 +31,7 @@ from agent.report.summary import describe, value_of
 from agent.text import one_line, visible
 from sandbox.contract.run import Log, Outcome
 
+_FILES_BYTES = 60_000
 _NAMES = {"assistant": "researcher", "user": "nightlab"}
 _TOLD, _UNREADABLE = "told", "record"
 _HEARD = (_TOLD, "nightlab")
@@ -62,7 +64,12 @@ class AttemptPage:
     arithmetic: str
     dethroned: str
     """How it stopped being the best; empty where it did not."""
+    knobs: dict[str, KnobValue]
+    """What they are set to; of all but the baseline only those that differ from it."""
+    files: dict[str, list[str]]
+    """A baseline's, by name, whole: what the changes of all others are applied to."""
     diff: list[str]
+    is_diff_whole: bool
     chain: list[str]
     """The diff again, shorter, for the chain of kept changes."""
     logs: list[tuple[str, list[str]]]
@@ -84,10 +91,22 @@ class TextRoom(NamedTuple):
     chain: int = 0
 
 
+class Around(NamedTuple):
+    """What an attempt's page needs of the rest of the night."""
+
+    messages: Sequence[str] = ()
+    parent: Attempt | None = None
+    knobs: Mapping[str, KnobValue] = {}
+    """The baseline's."""
+
+
 def attempt_page(
-    attempt: Attempt, get_blob: GetBlob, room: TextRoom, messages: Sequence[str] = ()
+    attempt: Attempt, get_blob: GetBlob, room: TextRoom, around: Around | None = None
 ) -> AttemptPage:
     """One attempt, its texts within their room."""
+    around = around or Around()
+    knobs = knob_values(attempt.started.files, get_blob)
+    diff, is_diff_whole = _diff_lines(attempt, get_blob, room.text // 2)
     arithmetic = attempt.finished.arithmetic if attempt.finished else None
     return AttemptPage(
         attempt=attempt,
@@ -98,12 +117,18 @@ def attempt_page(
         needed=arithmetic.required_gain if arithmetic else None,
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         dethroned=describe(attempt.dethroned) if attempt.dethroned else "",
-        diff=_diff_lines(attempt, get_blob, room.text // 2),
-        chain=_diff_lines(attempt, get_blob, room.chain) if attempt.kept else [],
+        knobs={n: v for n, v in knobs.items() if around.knobs.get(n) != v},
+        files=_files(attempt, get_blob) if attempt.started.kind == "baseline" else {},
+        diff=diff,
+        is_diff_whole=is_diff_whole,
+        chain=_diff_lines(attempt, get_blob, room.chain)[0] if attempt.kept else [],
         logs=list(_logs(attempt, get_blob, room.text // 2)),
-        words=spoken(messages, get_blob, room.words),
-        messages=len(messages),
-        curve=charts.loss_curve(_curves(attempt, get_blob)),
+        words=spoken(around.messages, get_blob, room.words),
+        messages=len(around.messages),
+        curve=charts.loss_curve(
+            _curves(attempt, get_blob),
+            next(_curves(around.parent, get_blob), None) if around.parent else None,
+        ),
         runs_left_out=max(0, len(attempt.runs) - MAX_ROWS),
         scores_left_out=max(0, len(attempt.scores) - MAX_ROWS),
     )
@@ -146,14 +171,28 @@ def _curves(attempt: Attempt, get_blob: GetBlob) -> Iterator[Curve]:
                 yield unpacked(get_blob(run.curve))
 
 
-def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> list[str]:
+def _diff_lines(attempt: Attempt, get_blob: GetBlob, limit_bytes: int) -> tuple[list[str], bool]:
+    """The change as far as there is room for it, and whether that is all of it."""
     if attempt.started.diff is None:
-        return []
+        return [], attempt.started.kind == "baseline"
     try:
         text = get_blob(attempt.started.diff).decode(errors="replace")
     except LedgerError as error:
-        return [f"(the diff cannot be shown: {one_line(str(error), 200)})"]
-    return _ends(text, limit_bytes, 0)
+        return [f"(the diff cannot be shown: {one_line(str(error), 200)})"], False
+    lines = _ends(text, limit_bytes, 0)
+    return lines, "\n".join(lines) == visible(text).rstrip("\n")
+
+
+def _files(attempt: Attempt, get_blob: GetBlob) -> dict[str, list[str]]:
+    """The files as lines, as many as have room whole."""
+    found, left = {}, _FILES_BYTES
+    for name, sha in attempt.started.files.items():
+        with suppress(LedgerError):
+            text = visible(get_blob(sha).decode(errors="replace"))
+            left -= len(escape(text).encode())
+            if left >= 0:
+                found[name] = text.split("\n")
+    return found
 
 
 def _whole_log(run: RunFinished, get_blob: GetBlob) -> Log:

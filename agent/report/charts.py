@@ -89,9 +89,11 @@ class LossCurve:
     """Training loss over time, one line a run."""
 
     lines: tuple[str, ...]
-    highest: str
-    lowest: str
-    seconds: str
+    beside: str
+    """The line of what was the best; empty where that is not known."""
+    low: float
+    high: float
+    last_seconds: float
 
 
 @dataclass(frozen=True)
@@ -187,23 +189,20 @@ def axis_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(n * step, f"{n * step:.{decimals}f}") for n in ticks]
 
 
-def loss_curve(curves: Iterable[Curve]) -> LossCurve | None:
+def loss_curve(curves: Iterable[Curve], beside: Curve | None = None) -> LossCurve | None:
     """The loss that runs reported: evidence, drawn and never judged."""
     shown = islice(curves, _MAX_CURVES)
     runs = [points for curve in shown if len(points := _thinned(curve)) > 1]
     if not runs:
         return None
-    losses = [loss for points in runs for _, loss in points]
+    other = _thinned(beside) if beside and len(beside) > 1 else []
+    losses = [loss for points in (*runs, other) for _, loss in points]
     low, high = min(losses), max(losses)
-    last = max(seconds for points in runs for seconds, _ in points)
+    last = max(seconds for points in (*runs, other) for seconds, _ in points)
     x = Scale(0, last or 1, 0, 300)
     y = Scale(low, high if high > low else low + 1, 78, 2)
-    return LossCurve(
-        lines=tuple(" ".join(f"{x(s):g},{y(v):g}" for s, v in points) for points in runs),
-        highest=f"{high:.3g}",
-        lowest=f"{low:.3g}",
-        seconds=f"{last:.0f} s",
-    )
+    *lines, best = (" ".join(f"{x(s):g},{y(v):g}" for s, v in points) for points in (*runs, other))
+    return LossCurve(tuple(lines), best, low, high if high > low else low + 1, last or 1)
 
 
 def progress_png(history: History) -> bytes:

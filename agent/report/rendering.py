@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 MOST_TEXT_BYTES = 60_000
 MAX_LINE_CHARS = 400
 MAX_ROWS = 12
+_SCRIPTS = ("report.js", "compare.js", "colours.js")
 _MARKDOWN_CHARS = 600
 _MAX_FACTS = 40
 _MANY = 100
@@ -87,7 +88,7 @@ def whole_page(
 
 
 def _scripts(*, is_live: bool) -> list[str]:
-    return [_asset(name) for name in ("report.js", "live.js")[: 2 if is_live else 1]]
+    return [_asset(name) for name in (*_SCRIPTS, *(("live.js",) if is_live else ()))]
 
 
 def _source(text: str) -> str:
@@ -112,6 +113,7 @@ def template(name: str) -> Template:
     )
     environment.filters |= {
         "line": one_line,
+        "json": partial(json.dumps, ensure_ascii=False),
         "facts": _facts_line,
         "fenced": lambda lines: Markup(fenced("\n".join(lines), MOST_TEXT_BYTES)),  # noqa: S704
     } | {name: _trusted(shown) for name, shown in _NUMBERS.items()}
@@ -158,6 +160,7 @@ def _size(count_bytes: int) -> str:
 
 _NUMBERS: dict[str, Callable[[Any], str]] = {
     "value": lambda number: f"{number:.4f}",
+    "short": lambda number: f"{number:.3g}",
     "signed": _signed,
     "times": _times,
     "share": lambda number: f"{number:.0%}",

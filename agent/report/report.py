@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from agent.candidate.knobs import KnobValue, knob_values
 from agent.morning.ablation import MEANING, ablation, decision, reviews
 from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, canonical
@@ -22,6 +23,7 @@ from agent.record.history import History, fold
 from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import (
+    Around,
     AttemptPage,
     TextRoom,
     attempt_page,
@@ -50,7 +52,7 @@ _TEXT_BYTES_PER_REPORT = 900_000
 _MAX_REPEATS = 60
 _LEAST_TEXT_BYTES = 1_500
 _LEAST_WORDS_BYTES = 500
-_WORDS_BYTES_PER_REPORT = 500_000
+_WORDS_BYTES_PER_REPORT = 450_000  # halves when the texts' share does
 _MOST_WORDS_BYTES = 30_000
 _CHAIN_BYTES_PER_REPORT = 200_000
 _MOST_CHAIN_BYTES = 20_000
@@ -164,6 +166,7 @@ class Report:
         self._get_blob = get_blob
         self._is_live = is_live
         self._rendered: dict[int, _Rendered] = {}
+        self._knobs: dict[int, Mapping[str, KnobValue]] = {}
 
     def write(self, directory: Path, history: History, entries: Sequence[Entry]) -> None:
         """Write report.html, report.md, results.tsv and progress.png, each whole or not at all."""
@@ -207,15 +210,27 @@ class Report:
         words_bytes = _share(_WORDS_BYTES_PER_REPORT, count, _LEAST_WORDS_BYTES, _MOST_WORDS_BYTES)
         chain_bytes = _share(_CHAIN_BYTES_PER_REPORT, kept, 0, _MOST_CHAIN_BYTES)
         messages = messages_of(entries)
+        first, knobs = history.baseline, self._baseline_knobs(history.baseline)
+        numbered = {attempt.number: attempt for attempt in history.attempts}
         for attempt in history.attempts:
             said = messages.get(attempt.number, ())
             room = TextRoom(text_bytes, words_bytes, chain_bytes if attempt.kept else 0)
-            state = (len(attempt.runs), len(attempt.scores), len(said), attempt.standing, *room)
+            counts = (len(attempt.runs), len(attempt.scores), len(said), first and first.number)
+            state = (*counts, attempt.standing, *room)
             known = self._rendered.get(attempt.number)
             if known is None or known.state != state:
-                page = attempt_page(attempt, self._get_blob, room, said)
+                parent = numbered.get(
+                    -1 if attempt.started.parent is None else attempt.started.parent
+                )
+                around = Around(said, parent, {} if attempt is first else knobs)
+                page = attempt_page(attempt, self._get_blob, room, around)
                 self._rendered[attempt.number] = _render(page, state)
         return [self._rendered[attempt.number] for attempt in history.attempts]
+
+    def _baseline_knobs(self, baseline: Attempt | None) -> Mapping[str, KnobValue]:
+        if baseline is not None and baseline.number not in self._knobs:
+            self._knobs[baseline.number] = knob_values(baseline.started.files, self._get_blob)
+        return self._knobs[baseline.number] if baseline else {}
 
 
 def _share(total_bytes: int, count: int, least_bytes: int, most_bytes: int) -> int:

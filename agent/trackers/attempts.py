@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
 
-from agent.candidate.knobs import KnobValue, find_knobs
+from agent.candidate.knobs import KnobValue, knob_values
 from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, LedgerError, canonical
 from agent.record.curves import Curve, unpacked
@@ -23,10 +23,8 @@ FORMAT = 1
 """Raise it when what is exported changes: then every run is exported anew."""
 MAX_TEXT_CHARACTERS = 1000
 MAX_FACT_CHARACTERS = 250
-MAX_KNOBS = 60
 MAX_TRAININGS = 20
 
-_LARGEST_KNOB = 1e15  # whole numbers up to here survive the floats that trackers keep
 _UNUSUAL = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -105,7 +103,7 @@ def tracked_runs(entries: Sequence[Entry]) -> Iterator[TrackedRun]:
 
 def content_of(run: TrackedRun, get_blob: GetBlob) -> Content:
     """Knobs and curves of an attempt; what is lost or damaged is left out."""
-    return Content(knobs=_knobs(run, get_blob), curves=tuple(_curves(run, get_blob)))
+    return Content(knobs=knob_values(run.files, get_blob), curves=tuple(_curves(run, get_blob)))
 
 
 def _tracked(
@@ -177,24 +175,6 @@ def _metric_name(history: History) -> str:
     """A name that every tracker takes; it says whose word the number is where nobody checked it."""
     name = _UNUSUAL.sub("_", metric_of(history))
     return f"{name}_self_reported" if history.is_self_reported else name
-
-
-def _knobs(run: TrackedRun, get_blob: GetBlob) -> dict[str, KnobValue]:
-    found: dict[str, KnobValue] = {}
-    for path, sha in run.files.items():
-        if path.endswith(".py"):
-            with suppress(LedgerError):
-                for knob in find_knobs(path, get_blob(sha)):
-                    name = knob.name if path == "train.py" else f"{path}/{knob.name}"
-                    found[one_line(name, MAX_FACT_CHARACTERS)] = _plain(knob.value)
-    return dict(list(found.items())[:MAX_KNOBS])
-
-
-def _plain(value: KnobValue) -> KnobValue:
-    """A value that every tracker can hold; other numbers become text."""
-    if isinstance(value, str):
-        return one_line(value, MAX_FACT_CHARACTERS)
-    return value if abs(value) <= _LARGEST_KNOB else one_line(f"{value:.6e}", MAX_FACT_CHARACTERS)
 
 
 def _curves(run: TrackedRun, get_blob: GetBlob) -> Iterator[TrackedCurve]:

@@ -220,6 +220,10 @@ def test_one_attempt_is_shown_in_its_parts(place: Path) -> None:
     assert "--- verdict" not in changed
     (line,) = nightlab(place, "show", "night", "1", "--json").stdout.splitlines()
     assert {"verdict", "change", "log", "words"} < json.loads(line).keys()
+    between = nightlab(place, "show", "night", "1", "--against", "0").stdout
+    assert changed == between
+    assert "(none)\n" == nightlab(place, "show", "night", "1", "--against", "1").stdout
+    assert 2 == nightlab(place, "show", "night", "1", "--against", "9").exit_code
     refused = nightlab(place, "show", "night", "9")
     assert (2, "") == (refused.exit_code, refused.stdout)
     assert "there is no attempt 9 in night" in refused.stderr

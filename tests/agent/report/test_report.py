@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from rich.console import Console
 
+from agent.candidate.diffs import unified_diff
 from agent.record.chain import FIRST_PREVIOUS, LedgerError
 from agent.record.curves import curve_of
 from agent.record.events import (
@@ -344,7 +345,7 @@ def test_hostile_text_adds_no_tag_and_no_script(page: Page, hostile_page: Page) 
     assert set(hostile_page.tags) <= set(page.tags)
     assert hostile_page.tags.count("h1") == 1
     assert hostile_page.raw == page.raw
-    assert len(hostile_page.raw["script"]) == 1
+    assert len(hostile_page.raw["script"]) == 3
     assert not [name for _, name, _ in hostile_page.attributes if name.startswith("on")]
 
 
@@ -372,15 +373,16 @@ def test_the_page_asks_nothing_of_any_network(hostile_page: Page) -> None:
     loading = {"link", "img", "iframe", "object", "embed", "form", "base", "image", "video"}
     assert not loading & set(hostile_page.tags)
     assert not re.search(r"url\(|@import", hostile_page.raw["style"][0])
-    assert not re.search(r"fetch|XMLHttp|innerHTML|eval", hostile_page.raw["script"][0])
+    assert not re.search(r"fetch|XMLHttp|innerHTML|eval", "".join(hostile_page.raw["script"]))
 
 
 def test_the_policy_allows_this_style_and_this_script_and_nothing_else(page: Page) -> None:
     (policy,) = [v for _, name, v in page.attributes if name == "content" and "-src" in v]
     expected = ["default-src 'none'"]
     for kind in ("style", "script"):
-        digest = hashlib.sha256(page.raw[kind][0].encode()).digest()
-        expected.append(f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'")
+        digests = (hashlib.sha256(text.encode()).digest() for text in page.raw[kind])
+        sources = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+        expected.append(f"{kind}-src {' '.join(sources)}")
     assert policy.split("; ") == [*expected, "base-uri 'none'", "form-action 'none'"]
     assert not [name for _, name, _ in page.attributes if name == "style"]
 
@@ -881,7 +883,13 @@ def test_a_loss_curve_is_drawn_from_what_was_stored() -> None:
     assert curve is not None
     (line,) = curve.lines
     assert len(line.split()) <= charts.MAX_CURVE_POINTS + 1
-    assert curve.seconds == "300 s"
+    assert curve.last_seconds == pytest.approx(300, abs=1)
+    over = charts.loss_curve(
+        [curve_of(histories.progress_log(1, 9))], [{"seconds": 900, "loss": 9}] * 2
+    )
+    assert over is not None
+    assert (900, 9, 1) == (over.last_seconds, over.high, len(over.lines))
+    assert "300,2 300,2" == over.beside
 
 
 def test_a_damaged_curve_is_left_out_and_the_rest_is_told() -> None:
@@ -911,7 +919,7 @@ def test_a_wild_attempt_is_drawn_at_the_edge_and_flattens_nothing() -> None:
     assert max(float(tick.label) for tick in chart.y_ticks) < 3
 
 
-def begin(made: histories.Night, number: int, kind: str) -> None:
+def begin(made: histories.Night, number: int, kind: str, **changes: Any) -> None:
     made.add(
         AttemptStarted(
             attempt=number,
@@ -922,7 +930,7 @@ def begin(made: histories.Night, number: int, kind: str) -> None:
             diff=None,
             parent=None,
             seeds=(0, 1, 2, 3),
-        )
+        ).model_copy(update=changes)
     )
 
 
@@ -1034,6 +1042,89 @@ def test_attempts_can_be_looked_for_and_ordered(browser: Browser, written: Path)
     known = [value for value in values if value is not None]
     assert values == [*sorted(known), *[None] * (len(values) - len(known))]
     assert [] == browser.console
+
+
+def real_files() -> histories.Night:
+    """A baseline and three attempts with files, changes and knobs that belong together."""
+    made = histories.Night()
+    text = "".join(f"line_{n} = {n}\n" for n in range(40))
+    first = {"train.py": f"DEPTH = 4\n{text}# end".encode(), "other.py": b"-- no comment\n"}
+    second = {**first, "train.py": first["train.py"].replace(b"DEPTH = 4", b"DEPTH = 6")}
+    third = {"train.py": second["train.py"].replace(b"line_30", b"x") + b"\n", "new.py": b"W = 1\n"}
+    fourth = {**second, "other.py": b"++ now <b>bold</b>\n"}
+    histories.start(made)
+    histories.baseline(made, random.Random(1))
+    for number, files, parent in ((1, second, 0), (2, third, 1), (3, fourth, 1)):
+        before = first if parent == 0 else second
+        begin(
+            made,
+            number,
+            "candidate",
+            parent=parent,
+            files=hashes(made, files),
+            diff=made.put_blob(unified_diff(before, files)),
+        )
+        histories.boxes(made, attempt=number, seed=1)
+        made.add(finished(number, Verdict.KEPT if number == 1 else Verdict.DISCARDED, 2.0 + number))
+    start = made.history.attempts[0].started
+    start.files.update(hashes(made, first))
+    return made
+
+
+PICK = """(() => {
+  const one = document.getElementById('compare-%s');
+  one.value = %s;
+  one.dispatchEvent(new Event('change', { bubbles: true }));
+})()"""
+
+
+def hashes(made: histories.Night, files: dict[str, bytes]) -> dict[str, str]:
+    return {name: made.put_blob(body) for name, body in files.items()}
+
+
+@pytest.mark.slow
+def test_two_attempts_are_compared_by_numbers_knobs_curves_and_the_change_between_them(
+    browser: Browser, tmp_path: Path
+) -> None:
+    made = real_files()
+    page = Report(made.get_blob).html(made.history, made.entries)
+    (tmp_path / "report.html").write_text(page, "utf-8")
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.run("document.getElementById('a2').open = true")
+    browser.click('#a2 button[data-compare="2"]')
+    told = browser.run("document.getElementById('compared').innerText")
+    assert "From #1 to #2" in told
+    assert "-line_30 = 30\n+x = 30\n" in told
+    assert "DEPTH" not in told.partition("From #1")[0]
+    for first, second in ((0, 3), (2, 3), (3, 0), (2, 1)):
+        for place, number in (("a", first), ("b", second)):
+            browser.run(PICK % (place, number))
+        shown = browser.run("document.querySelector('#compared pre').textContent")
+        files = [made.history.attempt(n).started.files for n in (first, second)]
+        whole = unified_diff(*({n: made.get_blob(s) for n, s in one.items()} for one in files))
+        marked = [line for line in whole.decode().splitlines() if line[:1] in "+-"]
+        expected = [line for line in marked if not line.startswith(("+++ b/", "--- a/"))]
+        # Whether the last line of a file ends is not told in the page.
+        expected = [line for line in expected if line[1:] != "# end"]
+        assert sorted(expected) == sorted(
+            line for line in shown.split("\n") if line[:1] in ("+", "-")
+        )
+        knobs = browser.run("document.querySelector('#compared table').innerText")
+        assert ("DEPTH" in knobs) == (0 in (first, second))
+        lines = 4 if 0 in (first, second) else 2  # the baseline was trained three times
+        assert lines == browser.run("document.querySelectorAll('#compared polyline').length")
+    assert browser.run("document.querySelectorAll('#a2 .diff .num').length")
+    assert [] == browser.console
+    made.blobs[made.history.attempt(1).started.diff or ""] += b" cut" * 40_000
+    (tmp_path / "report.html").write_text(
+        Report(made.get_blob).html(made.history, made.entries), "utf-8"
+    )
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.run("document.getElementById('a2').open = true")
+    browser.click('#a2 button[data-compare="2"]')
+    assert "nightlab show NAME 2 --against 1" in browser.run(
+        "document.getElementById('compared').innerText"
+    )
 
 
 def visible_idea(number: int) -> str:
