@@ -24,16 +24,18 @@ from agent.program import has_settings
 from agent.record.reported import LikelyScore, likely_scores, read_reported
 from agent.settings import DataFolder, Goal
 from agent.text import one_line
+from sandbox.contract.errors import UsageError
 from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.contract.run import Log
+from sandbox.image.requirements import read_asked
 
 MAX_FILES = 2000
 NEWLINE = b"\n"
 LARGE_BYTES = 2**20
 """Of what git ignores, so much is taken for data and not for leavings."""
 IN_THE_IMAGE = {"torch", "numpy"}
-REQUIREMENTS = ("requirements.txt",)
-OTHER_REQUIREMENTS = ("uv.lock", "pyproject.toml", "environment.yml", "setup.py")
+REQUIREMENTS = ("uv.lock", "requirements.txt", "pyproject.toml")
+OTHER_REQUIREMENTS = ("environment.yml", "setup.py")
 A_VALUE = "1.5"
 """Stands for whatever a program would print there."""
 LEAVINGS = re.compile(
@@ -468,8 +470,15 @@ def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
         return
     text = f"the image of torch and numpy lacks what is imported: {', '.join(missing)}"
     for name in REQUIREMENTS:
-        if (place / name).is_file():
-            yield Line("hardware", f"requirements = {_quoted(name)}", f"{text}; setup installs it")
+        if not (place / name).is_file():
+            continue
+        try:
+            is_any = bool(read_asked(place, name).requirements)
+        except UsageError as error:
+            text += f"; {error.message}"
+            continue
+        if is_any:
+            yield Line("hardware", f"requirements = {_quoted(name)}", f"{text}; set-up installs it")
             return
     files = [name for name in OTHER_REQUIREMENTS if (place / name).is_file()]
     text += f" (see {', '.join(files)})" if files else ""

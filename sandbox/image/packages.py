@@ -22,7 +22,7 @@ from sandbox.contract.errors import SandboxError
 from sandbox.contract.record import Record
 from sandbox.engine.host import Say, last_lines
 from sandbox.image.check import ask_python
-from sandbox.image.requirements import LOCK, Asked
+from sandbox.image.requirements import LOCK, OF_TORCH, Asked, name_of
 from sandbox.image.wheels import (
     HOW_TO_GET_CPU_TORCH,
     NEWEST_GLIBC_MINOR,
@@ -41,8 +41,6 @@ for one in importlib.metadata.distributions():
         found.setdefault(one.metadata["Name"], {"version": one.version, "needs": needs})
 print(json.dumps({"packages": found}))
 """
-OF_TORCH = re.compile(r"^(torch|triton|pytorch-triton.*|nvidia-.*-cu\d+)$")
-"""What comes with the image's torch, whatever a file says."""
 BUILT_AGAINST_TORCH = ("torchvision", "torchaudio")
 
 
@@ -183,7 +181,9 @@ def _resolve(asked: Asked, held: Held, pip: Pip, into: Path) -> None:
     lines = [
         one for one in asked.requirements if not _is_torchs(one, versions, asked.file, pip.say)
     ]
-    bounds = [one for one in asked.constraints if not _is_torchs(one, versions, "", pip.say)]
+    bounds = [
+        one for one in asked.constraints if not _is_torchs(one, versions, asked.file, pip.say)
+    ]
     with tempfile.TemporaryDirectory(prefix="resolve-", dir=into.parent) as folder:
         stubs = Path(folder)
         _write_stubs(held, pip.target, stubs)
@@ -192,7 +192,9 @@ def _resolve(asked: Asked, held: Held, pip: Pip, into: Path) -> None:
         arguments = ["-r", wanted, "-c", str(stubs / "bounds.txt"), "--find-links", str(stubs)]
         if pip.torch_index:  # for what is built against one torch alone
             arguments += ["--extra-index-url", pip.torch_index]
-        pins, blamed = dict(versions), {""}
+        bounded = {name_of(one) for one in bounds}
+        pins = {name: version for name, version in versions.items() if name not in bounded}
+        blamed = {""}
         while blamed:
             kept = (f"{name}=={version}" for name, version in pins.items())
             _written(stubs / "bounds.txt", (*kept, *bounds))
@@ -216,12 +218,12 @@ def _is_torchs(line: str, versions: Mapping[str, str], file: str, say: Say) -> b
         return False
     name = canonicalize_name(requirement.name)
     torch = versions["torch"]
-    if file and name == "torch" and not requirement.specifier.contains(torch, prereleases=True):
+    if name == "torch" and not requirement.specifier.contains(torch, prereleases=True):
         say(
             f"{file} asks for {line}; the image's torch {torch} takes its place. If the program "
             "needs that one: base_image under [hardware], an image that has it"
         )
-    return bool(OF_TORCH.match(name))
+    return name not in BUILT_AGAINST_TORCH and bool(OF_TORCH.match(name))
 
 
 def _write_stubs(held: Held, target: Target, folder: Path) -> None:

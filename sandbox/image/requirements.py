@@ -1,8 +1,10 @@
 """Reads which packages a person's files ask for."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -22,6 +24,8 @@ INDEXES = re.compile(
     r"|^(--no-index|--pre)$"
 )
 """Options of pip's that a file may have: where wheels come from. None by which one is built."""
+OF_TORCH = re.compile(r"^(torch|torchvision|torchaudio|triton|pytorch-triton.*|nvidia-.*-cu\d+)$")
+"""What goes with one build of torch, and so with the image's, whatever another lock says."""
 HASH = re.compile(r"\s--hash[=\s]sha256:([0-9a-f]{64})")
 
 
@@ -61,10 +65,11 @@ def read_asked(place: Path, name: str) -> Asked:
     lock = place / LOCK
     parts: dict[str, list[str]] = {"options": [], "requirements": [], "constraints": []}
     hashes: dict[str, tuple[str, ...]] = {}
-    for kind, line in _lines(place / name, "requirements", ()):
+    read = READERS.get(Path(name).name, _lines)
+    for kind, line in read(place / name):
         if found := tuple(HASH.findall(line)):
             line = HASH.sub("", line).strip()
-            hashes[canonicalize_name(re.split(r"[^\w.-]", line)[0])] = found
+            hashes[name_of(line)] = (*hashes.get(name_of(line), ()), *found)
         parts[kind].append(line)
     return Asked(
         file=name,
@@ -76,7 +81,14 @@ def read_asked(place: Path, name: str) -> Asked:
     )
 
 
-def _lines(path: Path, kind: str, above: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
+def name_of(line: str) -> str:
+    """The package that a line is about, as pip writes names."""
+    return canonicalize_name(re.split(r"[^\w.-]", line)[0])
+
+
+def _lines(
+    path: Path, kind: str = "requirements", above: tuple[Path, ...] = ()
+) -> Iterator[tuple[str, str]]:
     """What a file of pip's form and those it names say, each with the kind of the line."""
     if path in above:
         return
@@ -92,6 +104,63 @@ def _lines(path: Path, kind: str, above: tuple[Path, ...]) -> Iterator[tuple[str
             yield "options", f"{option[1]} {local.absolute()}" if local and local.exists() else line
         else:
             yield kind, _plain(line, path)
+
+
+def _of_project(path: Path) -> Iterator[tuple[str, str]]:
+    """What a project says that it depends on; its extras and groups stay out."""
+    content = _toml(path)
+    needs = content.get("project", {}).get("dependencies")
+    if needs is None:
+        raise UsageError(
+            f"{path.name} has no dependencies under [project]",
+            "write them into a requirements.txt, and name that",
+        )
+    sources = content.get("tool", {}).get("uv", {}).get("sources", {})
+    for line in needs:
+        _refuse_elsewhere(path, name_of(line), sources.get(name_of(line), {}))
+        yield "requirements", _plain(line, path)
+
+
+def _of_uv(path: Path) -> Iterator[tuple[str, str]]:
+    """What the project of a uv.lock depends on, bounded by all that is locked, with its hashes."""
+    packages = _toml(path).get("package", [])
+    own = [one for one in packages if {"virtual", "editable"} & one.get("source", {}).keys()]
+    if not own:
+        raise UsageError(f"{path.name} is no lock of a project", "name a requirements.txt")
+    for one in own[0].get("dependencies", []):
+        extras = f"[{','.join(one['extra'])}]" if "extra" in one else ""
+        yield "requirements", f"{one['name']}{extras}{_when(one.get('marker'))}"
+    for torch in [one for one in packages if one["name"] == "torch"][:1]:
+        yield "requirements", f"torch=={torch['version'].partition('+')[0]}"
+    for one in packages:
+        _refuse_elsewhere(path, one["name"], {} if one in own else one.get("source", {}))
+        if one not in own and not OF_TORCH.match(one["name"]):
+            files = (*one.get("wheels", []), *([one["sdist"]] if "sdist" in one else []))
+            hashes = "".join(f" --hash={file['hash']}" for file in files if "hash" in file)
+            forks = " or ".join(f"({fork})" for fork in one.get("resolution-markers", []))
+            yield "constraints", f"{one['name']}=={one['version']}{_when(forks)}{hashes}"
+
+
+def _when(marker: str | None) -> str:
+    return f" ; {marker}" if marker else ""
+
+
+def _refuse_elsewhere(path: Path, name: str, source: Any) -> None:
+    """Refuse a package that lies in a repository or a folder: the index has another one, if any."""
+    where = source if isinstance(source, dict) else {}
+    if not OF_TORCH.match(name) and {"git", "path", "directory", "workspace"} & where.keys():
+        raise UsageError(
+            f"{path.name}: {name[:80]} comes from a source ({next(iter(where))}), and nothing is "
+            "built on this machine from somebody's source",
+            "name what the index has in a requirements.txt, and name that file",
+        )
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path.name}: {error}", "mend this line of the TOML") from error
 
 
 def _plain(line: str, path: Path) -> str:
@@ -126,3 +195,7 @@ def _text(path: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "save it as UTF-8 text") from error
+
+
+READERS = {"pyproject.toml": _of_project, "uv.lock": _of_uv}
+"""How a file is read that is not in pip's form, by its name."""

@@ -141,9 +141,34 @@ def test_what_is_not_there_is_marked_and_left_out_of_the_settings(tmp_path: Path
     text = (place / "program.md").read_text()
     assert settings.folders == ()
     assert '# at = "~/data"' in text
-    assert "lacks what is imported: lightning; setup installs it" in text
+    assert "lacks what is imported: lightning; set-up installs it" in text
     assert '\nrequirements = "requirements.txt"\n' in text
     assert "it downloads, and a box has no network" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "line", "said"),
+    [
+        ({"requirements__txt": "lightning\n"}, "requirements.txt", "set-up installs it"),
+        ({"pyproject__toml": "[project]\ndependencies = ['lightning']\n"}, "pyproject.toml", ""),
+        (
+            {"pyproject__toml": "[tool.ruff]\nline-length = 100\n"},
+            None,
+            "requirements.txt, and here",
+        ),
+        ({"requirements__txt": "git+https://x.org/y\n"}, None, "no package by name and no wheel"),
+        ({"environment__yml": "name: x\n"}, None, "see environment.yml"),
+    ],
+)
+def test_a_file_that_names_packages_is_proposed_where_it_can_be_taken(
+    tmp_path: Path, files: dict[str, str], line: str | None, said: str
+) -> None:
+    place = checkout(tmp_path, train__py="import lightning\n" + PLAIN, **files)
+
+    settings = begun(place).settings
+
+    assert (line or "") == settings.hardware.requirements
+    assert said in (place / "program.md").read_text()
 
 
 def test_prose_that_is_somebodys_stays_and_goes_into_nightlab_md(tmp_path: Path) -> None:

@@ -200,6 +200,87 @@ def test_what_would_have_to_be_built_here_is_refused_with_its_line(site: Site, l
     assert f"requirements.txt: `{line}`" in refused.value.message
 
 
+UV_LOCK = """
+version = 1
+[[package]]
+name = "mine"
+source = {{ virtual = "." }}
+dependencies = [
+    {{ name = "model", extra = ["more"], marker = "python_version < '4'" }},
+    {{ name = "torch" }},
+    {{ name = "array-lib" }},
+]
+[[package]]
+name = "model"
+version = "1.0"
+source = {{ registry = "https://example.org/simple" }}
+wheels = [{{ url = "https://example.org/model.whl", hash = "sha256:{model}" }}]
+[[package]]
+name = "array-lib"
+version = "1.5"
+source = {{ registry = "https://example.org/simple" }}
+[[package]]
+name = "forked"
+version = "1.0"
+source = {{ registry = "https://example.org/simple" }}
+resolution-markers = ["python_version < '3.0'"]
+[[package]]
+name = "forked"
+version = "2.0"
+source = {{ registry = "https://example.org/simple" }}
+resolution-markers = ["python_version >= '3.0'"]
+[[package]]
+name = "torch"
+version = "2.9.1"
+source = {{ {torch} }}
+"""
+
+
+def test_a_lock_of_uvs_bounds_versions_and_hashes_and_the_images_torch_stays(site: Site) -> None:
+    for version in ("1.0", "2.0"):
+        model = write_wheel(site.links, "model", version, "forked")
+        write_wheel(site.links, "forked", version)
+    write_wheel(site.links, "array_lib", "1.5")
+    good = wheels.file_sha256(site.links / "model-1.0-py3-none-any.whl")
+    torch = 'registry = "https://example.org/whl/cu128"'
+    text = UV_LOCK.format(model=good, torch=torch)
+    assert ["array-lib==1.5", "forked==2.0", "model==1.0"] == site.fetch(site.asks(text, "uv.lock"))
+    assert any("torch==2.9.1; the image's torch 2.13.0+cpu takes" in line for line in site.said)
+
+    text = UV_LOCK.format(model=wheels.file_sha256(model), torch=torch)
+    with pytest.raises(PackagesUnfit, match="knows other files of model"):
+        site.fetch(site.asks(text, "uv.lock"))
+
+
+def test_a_project_says_what_it_depends_on(site: Site) -> None:
+    text = "[project]\ndependencies = ['model>=1', \"old; python_version < '3'\", 'torch==2.9']\n"
+    write_wheel(site.links, "model", "1.0")
+    assert ["model==1.0"] == site.fetch(site.asks(text, "pyproject.toml"))
+    assert any("torch==2.9" in line for line in site.said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("uv.lock", "version = 1\n", "no lock of a project"),
+        ("uv.lock", UV_LOCK.format(model="0", torch='git = "x"').replace("torch", "x"), "a source"),
+        ("pyproject.toml", "[tool.poetry]\n", "no dependencies under"),
+        ("pyproject.toml", "[project\n", "pyproject.toml: "),
+        (
+            "pyproject.toml",
+            "[project]\ndependencies = ['a']\n[tool.uv.sources]\na = { git = 'x' }\n",
+            "a comes from a source",
+        ),
+        ("pyproject.toml", "[project]\ndependencies = ['a @ git+https://x.org/a']\n", "no wheel"),
+    ],
+)
+def test_what_a_project_cannot_have_from_an_index_is_said(
+    site: Site, name: str, text: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        site.asks(text, name)
+
+
 def test_a_file_that_is_not_there_is_named(site: Site) -> None:
     with pytest.raises(UsageError, match=r"requirements\.txt is not there"):
         read_asked(site.place, "requirements.txt")
