@@ -5,6 +5,7 @@ Errors show an example: the default, or what stands beside the setting. Whatever
 has no default: a limit that is missing is an error and not infinity.
 """
 
+import json
 import re
 from itertools import permutations
 from pathlib import Path, PurePosixPath
@@ -576,20 +577,35 @@ class Settings(Section):
         usd: float | None = None,
         budget_seconds: float | None = None,
         researcher: str | None = None,
+        model: str | None = None,
+        price: tuple[float, ...] | None = None,
+        max_output_tokens: int | None = None,
+        max_conversation_tokens: int | None = None,
         base_image: str | None = None,
         gpus: str | None = None,
     ) -> Self:
         """These settings with what flags say instead; a flag that was not given is None.
 
+        Another model has the public list's price, unless `price` says one.
+
         Raises:
             ProgramError: a flag's value is out of range; the message names the flag.
         """
+        if price is None and model not in (None, self.researcher.model):
+            price = ()
         flags = {
             ("session", "attempts"): ("--attempts", attempts),
             ("session", "hours"): ("--hours", hours),
             ("session", "usd"): ("--usd", usd),
             ("budget", "seconds"): ("--budget-seconds", budget_seconds),
             ("researcher", "name"): ("--researcher", researcher),
+            ("researcher", "model"): ("--model", model),
+            ("researcher", "price_usd_per_million"): ("--price", price),
+            ("researcher", "max_output_tokens"): ("--max-output-tokens", max_output_tokens),
+            ("researcher", "max_conversation_tokens"): (
+                "--max-conversation-tokens",
+                max_conversation_tokens,
+            ),
             ("hardware", "base_image"): ("--base-image", base_image),
             ("hardware", "gpus"): ("--gpus", None if gpus is None else tuple(gpus.split(","))),
         }
@@ -605,6 +621,17 @@ class Settings(Section):
             flag, value = flags[str(detail["loc"][0]), str(detail["loc"][1])]
             message = f"{flag} {value}: {reason_refused(detail)}"
             raise ProgramError(message, "see the command's --help") from None
+
+
+def changed(before: Settings, now: Settings) -> list[str]:
+    """Each setting that is another one now, with both values."""
+    tables, tables_now = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return [
+        f"{key} {json.dumps(value)} in place of {json.dumps((tables[section] or {}).get(key))}"
+        for section, values in tables_now.items()
+        for key, value in (values or {}).items()
+        if value != (tables[section] or {}).get(key)
+    ]
 
 
 def reason_refused(detail: ErrorDetails) -> str:

@@ -1,7 +1,7 @@
 """Arguments and flags that several commands take alike."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,24 @@ IN_ALL = "in all: what was before a resume counts"
 Attempts = Annotated[int | None, typer.Option("--attempts", help=f"stop after so many, {IN_ALL}")]
 Hours = Annotated[float | None, typer.Option("--hours", help=f"stop after so many hours, {IN_ALL}")]
 Usd = Annotated[float | None, typer.Option("--usd", help=f"stop before spending more, {IN_ALL}")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="claude goes on as this one, at its list price")
+]
+Price = Annotated[
+    Any,
+    typer.Option(
+        "--price",
+        parser=lambda told: tuple(map(float, told.split(","))),
+        metavar="USD",
+        help="its own price per million tokens: INPUT,OUTPUT[,CACHE READ,CACHE WRITE]",
+    ),
+]
+MostOutput = Annotated[
+    int | None, typer.Option("--max-output-tokens", help="longest reply from here on")
+]
+MostConversation = Annotated[
+    int | None, typer.Option("--max-conversation-tokens", help="longest conversation from here on")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="show nightlab's own log as well, on stderr")

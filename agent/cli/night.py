@@ -130,6 +130,10 @@ def resume(
     attempts: flags.Attempts = None,
     hours: flags.Hours = None,
     usd: flags.Usd = None,
+    model: flags.Model = None,
+    price: flags.Price = None,
+    max_output_tokens: flags.MostOutput = None,
+    max_conversation_tokens: flags.MostConversation = None,
     track: flags.Track = None,
     track_dir: flags.TrackDir = None,
     runs: flags.Runs = flags.RUNS,
@@ -145,7 +149,14 @@ def resume(
             hint = f"see nightlab report {session}; {way_on(summary(ledger.entries))}"
             raise UsageError(message, hint)
         settings = ledger.history.in_force.with_overrides(
-            attempts=attempts, hours=hours, usd=usd, researcher=researcher
+            attempts=attempts,
+            hours=hours,
+            usd=usd,
+            researcher=researcher,
+            model=model,
+            price=price,
+            max_output_tokens=max_output_tokens,
+            max_conversation_tokens=max_conversation_tokens,
         )
         assert ledger.history.session is not None
         if words := _nothing_to_do(ledger.history, settings):
@@ -158,6 +169,9 @@ def resume(
         content = parse_program(ledger.get_blob(ledger.history.session.program), "program.md")
         wanted = ledger.history.researcher if researcher is None else settings.researcher.name
         name = _researcher(wanted, settings)
+        is_chosen = bool(researcher) or settings.researcher != ledger.history.in_force.researcher
+        if model is not None and name != "claude":
+            raise UsageError(f"--model is claude's, and {name} goes on", "add --researcher claude")
         with (
             operational_log(directory, "resume", os.environ, is_verbose=verbose),
             open_observer(settings, ledger, as_json=as_json) as observer,
@@ -165,8 +179,7 @@ def resume(
             # Swept before anything else runs: a box of the dead session may still be training.
             runtime, removed = recorded_runtime(ledger, settings, os.environ), sweep_now()
             lab = open_lab(ledger, settings, runtime, observer)
-            chosen = None if researcher is None else name
-            begin_again(lab, content, chosen, removed, runtime.engine)
+            begin_again(lab, content, name if is_chosen else None, removed, runtime.engine)
             _work(lab, content, name, export, as_json=as_json)
 
 
@@ -343,7 +356,7 @@ def _require_credentials(name: str, settings: Settings) -> None:
     if settings.session.usd is not None and unpriced:
         raise UsageError(
             f"the price of {unpriced[0]} is not known, so usd cannot be kept",
-            "set price_usd_per_million in program.md, or leave usd out of it and --usd",
+            "set price_usd_per_million in program.md (at a resume: --price), or leave usd out",
         )
 
 

@@ -226,10 +226,19 @@ class _Auditor:
             yield f"attempt {due.attempt} is the best, and was refused ({due.reason}) before"
 
     def _money(self, event: ModelAsked) -> Iterator[str]:
-        if self.history.settings is not None:
-            limit_usd = self.history.settings.session.usd
-            if ending := money_is_out(self.history, limit_usd, event.reserve.usd):
-                yield f"it was asked although {ending[1]}"
+        settings = self.history.settings
+        if settings is None:
+            return
+        if ending := money_is_out(self.history, settings.session.usd, event.reserve.usd):
+            yield f"it was asked although {ending[1]}"
+        proposes, worst = settings.researcher, event.reserve.usage
+        if event.model not in (proposes.model, *proposes.then):
+            yield f"{event.model} was asked, which the settings in force do not name"
+        if worst is not None and worst.output_tokens > proposes.max_output_tokens:
+            yield (
+                f"its reply could have {worst.output_tokens} tokens, and the limit in force is "
+                f"{proposes.max_output_tokens}"
+            )
 
     def _untouched(self, event: AttemptStarted) -> Iterator[str]:
         """What nobody may write is in every candidate as it was when the session began."""

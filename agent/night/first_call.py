@@ -115,7 +115,8 @@ def _check(reply: Reply, prompt: Prompt, settings: Settings, name: str) -> None:
     if reply.stop_reason in CUT_SHORT - {"refusal"}:
         raise UsageError(
             f"{name} could not end its first reply ({reply.stop_reason}) in {most} tokens",
-            "raise max_output_tokens in program.md, or the server's context window",
+            "raise max_output_tokens (program.md; at a resume --max-output-tokens), or the "
+            "server's context window",
         )
     if usage.estimated and settings.session.usd is not None:
         raise UsageError(

@@ -48,8 +48,8 @@ REPLACED = PASSING | {
 MEANWHILE = "stand_in_meanwhile"
 
 WINDOW_FULL = (
-    "the model's context window was full in every conversation: set max_conversation_tokens and "
-    "max_output_tokens in program.md well below what it holds"
+    "the model's context window was full in every conversation; below what it holds: "
+    "`nightlab resume NAME --max-conversation-tokens N --max-output-tokens M`"
 )
 INTERRUPTED_CALL = (
     "interrupted: nightlab stopped during this call, and a part of it may be done; "

@@ -28,7 +28,7 @@ from agent.record.events import (
 from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
 from agent.report.plan import outlook, run_in_words
-from agent.report.summary import Summary, describe, noise_of, result_in_words
+from agent.report.summary import LONGEST_REASON, Summary, describe, noise_of, result_in_words
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.run import Outcome
@@ -45,9 +45,26 @@ MORE = {
     StopReason.MONEY: "--usd X",
 }
 """What a session that reached a limit is allowed more of."""
+ON = MORE | {
+    StopReason.TOKENS: "--researcher tpe, or a new session with more tokens under [session]",
+    StopReason.CALLS: "--researcher tpe, or a new session with more calls under [session]",
+    StopReason.FAILURES_IN_A_ROW: None,
+    StopReason.DISCARDS_IN_A_ROW: None,
+    StopReason.BASELINE_FAILED: None,
+    StopReason.REFUSED_SCORES: "--researcher tpe, once you know why its scores were refused",
+    StopReason.AGENT_IDLE: "--model OTHER, or --researcher tpe",
+    StopReason.STUCK: "--model OTHER, or --researcher tpe",
+    StopReason.REFUSED: "--model OTHER, or --researcher tpe",
+    StopReason.API_REFUSED: "--researcher claude, once that is mended; or --researcher tpe",
+    StopReason.API_OUTAGE: "once the service answers again; or --researcher tpe",
+    StopReason.SANDBOX_FAULT: "once nightlab check passes",
+    StopReason.EXHAUSTED: "--researcher claude, which may change more than knobs",
+}
+"""How each ending goes on, after `nightlab resume NAME`; None where a resume ends at once."""
 JSON_SCHEMA = 1
 """Of what `--json` prints; a name that goes or changes its meaning makes it the next number."""
 IDEA_CHARACTERS = 70
+STAND_IN = "stand_in"
 
 
 class NightConsole:
@@ -282,7 +299,7 @@ def next_lines(numbers: Summary) -> list[str]:
 
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
-    lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, 300)})"]
+    lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, LONGEST_REASON)})"]
     lines += result_in_words(numbers)
     if numbers.is_self_reported and not numbers.baseline_failure:
         lines.append("holdout  none: the program printed these scores, and nothing checked them")
@@ -304,6 +321,10 @@ def closing_lines(numbers: Summary, directory: Path) -> list[str]:
         f"files    {directory / 'workspace'}",
         *next_lines(numbers),
     ]
-    if numbers.ended is not None and numbers.ended in MORE:
-        lines.append(f"more     nightlab resume {directory.name} {MORE[numbers.ended]}")
+    if numbers.ended is not None and (how := ON.get(numbers.ended, "")) is not None:
+        # Who was replaced for good stays so, unless the person says otherwise.
+        is_replaced = any(item.kind == STAND_IN for item in numbers.attention)
+        again = "; add --researcher claude to ask the model again"
+        asks = again if is_replaced and "--researcher" not in how else ""
+        lines.append(f"more     nightlab resume {directory.name} {how}".rstrip() + asks)
     return lines

@@ -280,7 +280,7 @@ def _contents(
         "repeats_left_out": max(0, len(repeated) - _MAX_REPEATS),
         "models": spend_by_model(entries)[:MAX_ROWS],
         "outcomes": spend_by_outcome(history),
-        "machine": machine_state(history),
+        "machine": machine_state(history, entries),
         "facts": [] if history.session is None else _facts(history.session),
     }
 

@@ -32,6 +32,8 @@ from sandbox.contract.run import Outcome
 
 _FOR_THE_RECORD = frozenset({"model_facts", "paused", "continued", "engine_back"})
 """Kinds of notices that nobody has to look at."""
+LONGEST_REASON = 700
+"""Characters: what a service said, and behind it what to do about it."""
 _PLATEAU_ATTEMPTS = 20
 _MUCH_OVER = 1.02
 """A last batch may reach a little beyond the budget."""
@@ -343,7 +345,7 @@ def _attention(history: History, entries: Sequence[Entry]) -> Iterator[Attention
     for kind, count in Counter(notice.kind for notice in notices).items():
         latest = next(n.explanation for n in reversed(notices) if n.kind == kind)
         times = "" if count == 1 else f" ({count} times; this is the last)"
-        yield Attention(kind=one_line(kind, 60), text=one_line(latest, 300) + times)
+        yield Attention(kind=one_line(kind, 60), text=one_line(latest, LONGEST_REASON) + times)
 
 
 def _about_refusals(history: History) -> Iterator[Attention]:
@@ -386,7 +388,7 @@ def _about_the_end(history: History) -> Iterator[Attention]:
         yield Attention(kind="not_ended", text=f"{text} nightlab resume {name} goes on with it.")
     elif history.ended.reason not in PLANNED_STOPS and failed_baseline(history) is None:
         text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
-        yield Attention(kind="ended_early", text=one_line(text, 400))
+        yield Attention(kind="ended_early", text=one_line(text, LONGEST_REASON))
 
 
 def _about_the_result(history: History) -> Iterator[Attention]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from statistics import fmean, stdev
 
 from agent.attempt.disturbance import was_disturbed
@@ -18,12 +19,15 @@ from agent.record.events import (
     RetryWaited,
     RunFinished,
     RunStarted,
+    SessionResumed,
+    SessionStarted,
     Split,
     Usage,
 )
 from agent.record.history import History, is_of_the_night
 from agent.record.usage import WAITS, WorkingTime
 from agent.report.summary import SplitGain, compare, split_gain
+from agent.settings import changed
 from agent.text import one_line
 from sandbox.contract.gpu import GpuReading, GpuUse
 from sandbox.contract.record import Record
@@ -153,8 +157,12 @@ def spend_by_outcome(history: History) -> list[tuple[str, int, float]]:
     ]
 
 
-def machine_state(history: History) -> list[tuple[str, str]]:
+def machine_state(history: History, entries: Iterable[Entry] = ()) -> list[tuple[str, str]]:
     """How quiet and how healthy the machine was while it measured."""
+    begun = [
+        e.event.settings for e in entries if isinstance(e.event, SessionStarted | SessionResumed)
+    ]
+    changes = "; ".join(words for pair in pairwise(begun) for words in changed(*pair))
     runs = [run for attempt in history.attempts for run in attempt.runs]
     quiet = [run.disturbance for run in runs if run.disturbance is not None]
     results = [run.result for run in runs]
@@ -171,6 +179,7 @@ def machine_state(history: History) -> list[tuple[str, str]]:
         *_use_of_peak([run.mfu for run in runs if run.mfu is not None]),
         *_gpus([use for result in results for use in result.gpu]),
         ("times the session was taken up again", str(history.resumes)),
+        *([("changed then", one_line(changes, 600))] if changes else []),
     ]
 
 

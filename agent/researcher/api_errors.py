@@ -43,7 +43,9 @@ SPEND_CAPS = frozenset(
     }
 )
 """Error codes that only the next month or a person changes, whatever their status says."""
-NEW_CONVERSATION = "Go on with `nightlab resume`: it opens a new conversation."
+NEW_CONVERSATION = "Go on with `nightlab resume NAME`: it opens a new conversation."
+AGAIN = "A session goes on with `nightlab resume NAME --researcher claude`."
+OTHER_MODEL = "Take another model: in program.md, or `nightlab resume NAME --model OTHER`."
 CREDENTIALS: dict[Provider, str] = {
     "anthropic": "ANTHROPIC_API_KEY",
     "bedrock": "the AWS credentials and AWS_REGION",
@@ -58,19 +60,31 @@ ADDRESSES: dict[Provider, str] = {
 
 
 REFUSED_WORDS = (
-    (r"credit balance", "The account has no credit: add some. " + WITHOUT_A_KEY),
+    (r"credit balance", f"The account has no credit: add some. {AGAIN} {WITHOUT_A_KEY}"),
+    (
+        r"(usage|spend(ing)?) limits?",
+        f"The account's usage limit is reached: raise it, or wait. {AGAIN} {WITHOUT_A_KEY}",
+    ),
     (
         r"prompt is too long|context (length|window)|maximum context",
-        "Set max_conversation_tokens and max_output_tokens in program.md well below what the "
-        "server's window holds, and start a new session.",
+        "Set max_conversation_tokens and max_output_tokens well below what the server's window "
+        "holds: in program.md, or "
+        "`nightlab resume NAME --max-conversation-tokens N --max-output-tokens M`.",
     ),
-    (r"max_tokens", "Set max_output_tokens in program.md to what the server allows."),
+    (
+        r"max_tokens",
+        "Set max_output_tokens to what the server allows: in program.md, or "
+        "`nightlab resume NAME --max-output-tokens N`.",
+    ),
     (
         r"\btools?\b.*(support|allow|enable)|(support|allow|enable).*\btools?\b|tool.choice",
-        "nightlab needs a model that calls tools: take another one, or switch them on (vLLM: "
-        "--enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja).",
+        "nightlab needs a model that calls tools: switch them on (vLLM: --enable-auto-tool-choice "
+        f"--tool-call-parser NAME; llama.cpp: --jinja). {AGAIN} {OTHER_MODEL}",
     ),
-    (r"thinking(?!` block)|output_config|effort", 'Set thinking = "off" in program.md.'),
+    (
+        r"thinking(?!` block)|output_config|effort",
+        f'Set thinking = "off" in program.md for a new session. {OTHER_MODEL}',
+    ),
 )
 """What a refused request says of its reason, and what a person does about it."""
 
@@ -182,13 +196,13 @@ def final_error(error: BaseException, text: str, provider: Provider) -> ModelErr
         return ModelError(
             StopReason.API_REFUSED,
             f"the model's service answers, but with nothing that can be used ({text})",
-            f"See that {ADDRESSES[provider]} is a server that speaks the Messages API.",
+            f"See that {ADDRESSES[provider]} is a server that speaks the Messages API. {AGAIN}",
         )
     if is_transient(error):
         return ModelError(
             StopReason.API_OUTAGE,
             f"the model's service did not come back in time ({text})",
-            "Go on with `nightlab resume` when it answers again.",
+            "Go on with `nightlab resume NAME` when it answers again.",
         )
     return ModelError(
         StopReason.API_REFUSED,
@@ -209,20 +223,20 @@ def unreachable(host: str, text: str, provider: Provider) -> ModelError:
 
 def _hint(error: BaseException, status: int, provider: Provider) -> str:
     if isinstance(error, APIStatusError) and error.error_code in SPEND_CAPS:
-        return f"The account's spend limit is reached: raise it. {WITHOUT_A_KEY}"
+        return f"The account's spend limit is reached: raise it. {AGAIN} {WITHOUT_A_KEY}"
     if status in (400, 422, 500):
         for words, cure in REFUSED_WORDS:
             if re.search(words, str(error), re.IGNORECASE | re.DOTALL):
                 return cure
     check = f"Check {CREDENTIALS[provider]}."
     if isinstance(error, CredentialsFailed):
-        return f"{check} {WITHOUT_A_KEY}"
+        return f"{check} {AGAIN} {WITHOUT_A_KEY}"
     hints = {
-        0: f"Check {ADDRESSES[provider]}.",
-        401: f"{check} {WITHOUT_A_KEY}",
-        402: f"The account has no credit: add some. {WITHOUT_A_KEY}",
-        403: f"The account may not use this model. {check} {WITHOUT_A_KEY}",
-        404: f"Check the model's id in program.md, and {ADDRESSES[provider]}.",
+        0: f"Check {ADDRESSES[provider]}. {AGAIN}",
+        401: f"{check} {AGAIN} {WITHOUT_A_KEY}",
+        402: f"The account has no credit: add some. {AGAIN} {WITHOUT_A_KEY}",
+        403: f"The account may not use this model. {check} {OTHER_MODEL} {WITHOUT_A_KEY}",
+        404: f"Check the model's id, and {ADDRESSES[provider]}. {OTHER_MODEL}",
     }
     return hints.get(status, NEW_CONVERSATION)
 

@@ -70,7 +70,7 @@ class ModelError(NightlabError):
         history_rejected: the request itself was refused, so a new conversation may pass.
     """
 
-    usual_hint = "Go on with `nightlab resume`."
+    usual_hint = "Go on with `nightlab resume NAME`."
 
     def __init__(
         self, reason: StopReason, message: str, hint: str, *, history_rejected: bool = False

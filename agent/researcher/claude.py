@@ -26,6 +26,7 @@ from anthropic import (
 from agent.record.events import Reserve, StopReason, Usage
 from agent.researcher.api_errors import (
     ERROR_CHARACTERS,
+    OTHER_MODEL,
     CredentialsFailed,
     StreamBroken,
     credential_errors,
@@ -291,5 +292,5 @@ async def _offered(client: AsyncAnthropic) -> list[str]:
 def _unavailable(model: str, offered: list[str], *, retired: bool) -> ModelError:
     what = f"{model} is retired" if retired else f"the model's service knows no {model}"
     names = f"It offers {', '.join(offered[:OFFERED_MODELS])}. " if offered else ""
-    hint = f"{names}Change the model in program.md and start a new session. {WITHOUT_A_KEY}"
+    hint = f"{names}{OTHER_MODEL} {WITHOUT_A_KEY}"
     return ModelError(StopReason.API_REFUSED, one_line(what, ERROR_CHARACTERS), hint)
