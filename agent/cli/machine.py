@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -12,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.attempt.lab import Worker
 from agent.candidate.knobs import described, find_knobs, given_elsewhere, left_out, literal
 from agent.candidate.own_files import copy_workspace
 from agent.candidate.workspace import Workspace
 from agent.cli import flags
 from agent.cli.shared import out, print_event, print_line, print_table, say
 from agent.machine.look import begin_program, look_at
-from agent.machine.rehearse import rehearse
+from agent.machine.rehearse import in_place_of_a_night, rehearse
 from agent.machine.runtime import find_runtime
 from agent.machine.setup import copy_template, image_recipe, own_workspace, set_up
 from agent.program import load_program
@@ -118,26 +116,11 @@ def try_(
         raise UsageError('try is for [goal] source = "reported"', hint)
     source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, say)
-    with TemporaryDirectory(dir=state_directory(os.environ), prefix="try-") as folder:
-        place = Path(folder)
+    with in_place_of_a_night(settings, runtime, state_directory(os.environ), _show_log) as worker:
+        place = worker.directory
         copy_workspace(source, place / "copy", place, settings.workspace.leave_out)
         files = Workspace(place / "copy", settings.workspace.editable, left_out=()).candidate()
-        worker = Worker(
-            session="try",
-            directory=place,
-            settings=settings,
-            executor=runtime.executor,
-            image_id=runtime.image_id,
-            copies={},
-            device=runtime.device,
-            environment=runtime.environment,
-            data_dir=None,
-            fixed_dir=place,
-            gpus=runtime.gpus,
-            gpu_memory=runtime.gpu_memory,
-            on_log=_show_log,
-        )
-        seen = list(rehearse(worker, files, seconds, seeds=(1, 2)))
+        seen = list(rehearse(worker, source, files, seconds, seeds=(1, 2)))
     table = Table("", "what was seen", "what would change it", box=None, pad_edge=False)
     for one in seen:
         style = "yellow" if one.cure else ""

@@ -28,13 +28,14 @@ from agent.cli.shared import (
     sweep_now,
     warn,
 )
+from agent.machine.rehearse import SCORE, before_training, in_place_of_a_night
 from agent.machine.runtime import find_runtime, recorded_runtime
 from agent.machine.setup import own_workspace
 from agent.morning.anchor import anchor_path
 from agent.night.assemble import assemble, check_models, model_names, open_models
 from agent.night.budget import work_is_done
 from agent.night.loop import run_session
-from agent.night.session import begin, check_name, open_lab, recover
+from agent.night.session import Runtime, begin, check_name, open_lab, recover
 from agent.night.waiting import ask_to_continue, ask_to_pause, ask_to_stop
 from agent.program import Program, load_program, parse_program
 from agent.record.chain import read_ledger
@@ -58,6 +59,7 @@ from agent.text import one_line
 from agent.trackers.export import Export, exporter
 from sandbox.contract.errors import UsageError
 from sandbox.contract.log import log
+from sandbox.machine import state_directory
 
 
 def run(
@@ -100,8 +102,8 @@ def run(
     source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, progress(as_json=as_json))
     sweep_now()  # what a dead session left may hold the GPU that this one needs
-    directory = runs / session
-    anchor_path(settings.record.anchor, directory)  # refused before anything is made
+    anchor_path(settings.record.anchor, directory := runs / session)  # may refuse it
+    _look_first(settings, source, runtime, as_json=as_json)
     ledger = begin(
         directory.absolute(),
         content,
@@ -219,6 +221,22 @@ def begin_again(
             recover(lab, removed_containers=removed, researcher=now, engine=engine)
             for call in paid:
                 ledger.append(call)
+
+
+def _look_first(settings: Settings, source: Path, runtime: Runtime, *, as_json: bool) -> None:
+    """Say in a second or two what would fail, with the words of `nightlab try`.
+
+    Raises:
+        UsageError: no training can come to a good end.
+    """
+    with in_place_of_a_night(settings, runtime, state_directory(os.environ)) as worker:
+        for one in before_training(worker, source):
+            if one.is_certain:
+                raise UsageError(one_line(f"{one.about}: {one.seen}", 600), one.cure)
+            if one.cure:
+                warn(one_line(f"{one.about}: {one.seen}; what helps: {one.cure}", 800))
+            elif one.about == SCORE and not as_json:
+                say(one.seen)
 
 
 def _ask_first(

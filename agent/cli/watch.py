@@ -145,6 +145,8 @@ def _verdict(attempt: Attempt, history: History, arithmetic: str) -> Iterator[st
     yield one_line(attempt.started.hypothesis, 600)
     if attempt.finished is not None:
         yield one_line(f"{attempt.finished.explanation} ({attempt.finished.reason})", 800)
+    if attempt.cause is not None:
+        yield attempt.cause.sentence
     if arithmetic:
         yield arithmetic
     for score in attempt.scores:

@@ -118,11 +118,7 @@ def look_at(place: Path, home: Path) -> list[Line] | None:
         place: the directory.
         home: of the person, where programs keep caches.
     """
-    sources = {
-        name: read_named(place / name, MAX_SCRIPT_BYTES)
-        for name in files_of(place)[:MAX_FILES]
-        if name.endswith(".py") and (place / name).stat().st_size < MAX_SCRIPT_BYTES
-    }
+    sources = sources_of(place, files_of(place))
     readme = "".join(
         path.read_text(errors="replace")[:200_000] for path in sorted(place.glob("README*"))[:2]
     ).replace("\\\n", " ")
@@ -143,6 +139,15 @@ def look_at(place: Path, home: Path) -> list[Line] | None:
         *_data(place, code, home),
         *_hardware(place, code),
     ]
+
+
+def sources_of(place: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Python files of a checkout, by name, but those of the size of data."""
+    return {
+        name: read_named(place / name, MAX_SCRIPT_BYTES)
+        for name in names[:MAX_FILES]
+        if name.endswith(".py") and (place / name).stat().st_size < MAX_SCRIPT_BYTES
+    }
 
 
 def _entry(sources: Mapping[str, bytes], readme: str) -> str | None:
@@ -255,13 +260,14 @@ def _tree(code: bytes) -> list[ast.stmt]:
         return []
 
 
-def _nodes(code: bytes) -> list[ast.AST]:
+def nodes_of(code: bytes) -> list[ast.AST]:
+    """All of a file's syntax; nothing of one that is no Python."""
     return [node for statement in _tree(code) for node in ast.walk(statement)]
 
 
 def _printed(code: bytes) -> Iterator[str]:
     """The lines that a script's calls would print, with a number for each value."""
-    for node in _nodes(code):
+    for node in nodes_of(code):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             own = getattr(getattr(node.func, "value", None), "id", "")
@@ -486,24 +492,27 @@ def _hardware(place: Path, code: Mapping[str, bytes]) -> Iterator[Line]:
     yield Line("hardware", "", f"{text}; {cure}", True)
 
 
-def modules_asked(files: Mapping[str, bytes], command: Sequence[str]) -> list[str] | None:
-    """Modules of others that a command's script, and its own modules, import whatever they do.
+def modules_asked(
+    sources: Mapping[str, bytes], files: Iterable[str], command: Sequence[str]
+) -> tuple[list[str], list[str]] | None:
+    """A command's script with its own modules, and what they import of others whatever they do.
 
-    None where the command names no script of these files.
+    None where the command names no script of these sources.
     """
-    sources = {name: text for name, text in files.items() if name.endswith(".py")}
-    entry = next((word for word in command if word in sources), None)
+    named = [*command, *(f"{word.replace('.', '/')}.py" for word in command)]  # after -m
+    entry = next((word for word in named if word in sources), None)
     if entry is None:
         return None
     code = {name: sources[name] for name in (entry, *_imported(entry, sources))}
-    return sorted(_foreign(code, files))
+    return list(code), sorted(_foreign(code, files))
 
 
 def _foreign(code: Mapping[str, bytes], files: Iterable[str]) -> set[str]:
     """Packages that code imports and neither it nor the standard library has."""
     beside = (PurePosixPath(name) for name in code)
     own = {part for path in beside for part in path.with_suffix("").parts}
-    own |= {PurePosixPath(name).parts[0].removesuffix(".py") for name in files}
+    # Wherever they lie: a script may make any folder one of those that Python looks in.
+    own |= {part.removesuffix(".py") for name in files for part in PurePosixPath(name).parts}
     modules = [module for text in code.values() for module in _imports(text)]
     asked = {module.split(".")[0] for module in modules}
     asked |= {"tensorboard"} if any("torch.utils.tensorboard" in one for one in modules) else set()

@@ -1,22 +1,32 @@
 """Rehearses a training in the night's box, before the night."""
 
+import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from agent.attempt.boxes import box_spec, train_spec, with_gpus
 from agent.attempt.disturbance import Usual
 from agent.attempt.lab import Trial, Worker, evidence_of, fresh_directory
 from agent.attempt.trial import files_of, leased
-from agent.machine.look import modules_asked
+from agent.candidate import own_files
+from agent.causes import LACKS, LOOKS, WRITES, cause_of_run
+from agent.machine.look import LEAVINGS, modules_asked, nodes_of, sources_of
+from agent.machine.readiness import try_a_box
+from agent.night.session import Runtime
 from agent.record.reported import read_reported, reported_file
+from agent.settings import Settings
 from agent.text import one_line
-from sandbox.contract.errors import host_faults
+from sandbox.contract.errors import UsageError, host_faults
 from sandbox.contract.run import Outcome, RunResult
 
 IMPORT_SECONDS = 60
+SCORE = "score"
 NEAR = 0.8
 """Share of a limit from which it is worth a word."""
 _ANSWER = "nightlab try: "
@@ -25,26 +35,12 @@ _ABSENT = (
     "absent = [m for m in json.loads(sys.argv[1]) if not importlib.util.find_spec(m)]; "
     f"print({_ANSWER!r} + json.dumps(absent))"
 )
-ADDED = 'in a file named under [hardware]: requirements = "requirements.txt"; then nightlab setup'
-CAUSES = {
-    r"Read-only file system: '([^']*)'": (
-        "it writes where nothing can be written: {0}",
-        "write into its own directory, ~ or $NIGHTLAB_OUTPUT; what shall come back: keep",
-    ),
-    r"(name resolution|Network is unreachable|URLError|Max retries exceeded|Couldn't connect)": (
-        "it asked the network, and a box has none",
-        "download once here, then show the folder: [[data]] with from and at",
-    ),
-    r"No module named '([\w.]+)'": (
-        "the image has no {0}",
-        f"its package's name {ADDED}",
-    ),
-    r"No such file or directory: '([^']*)'": (
-        "it looks for {0}, which is not there",
-        "if git ignores it: [[data]] with from and at",
-    ),
-    r"(No space left on device)": ("a place was full", "raise tmp, shm or output under [limits]"),
-}
+WRITERS = frozenset(
+    ["makedirs", "mkdir", "save", "savefig", "savetxt", "savez", "to_csv", "to_json", "to_parquet"]
+)
+"""Calls whose first text is a place that is written to."""
+PYTHON = re.compile(r"(.*/)?python[\d.]*$")
+WRITABLE = re.compile(r"/tmp(/|$)|/out(/|$)|/dev/(shm/|null|std)|~")  # noqa: S108 - a box's own
 
 
 @dataclass(frozen=True)
@@ -55,16 +51,84 @@ class Rehearsed:
     seen: str
     cure: str = ""
     """A line for program.md, or what to do; empty where all is well."""
+    is_certain: bool = False
+    """Whether no training can come to a good end before that is done."""
+
+
+@contextmanager
+def in_place_of_a_night(
+    settings: Settings,
+    runtime: Runtime,
+    state_dir: Path,
+    on_log: Callable[[bytes], None] = lambda _piece: None,
+) -> Iterator[Worker]:
+    """A worker as the night has one, with a folder that is gone afterwards."""
+    with TemporaryDirectory(dir=state_dir, prefix="try-") as folder:
+        yield Worker(
+            session="try",
+            directory=Path(folder),
+            settings=settings,
+            executor=runtime.executor,
+            image_id=runtime.image_id,
+            copies={},
+            device=runtime.device,
+            environment=runtime.environment,
+            data_dir=None,
+            fixed_dir=Path(folder),
+            gpus=runtime.gpus,
+            gpu_memory=runtime.gpu_memory,
+            on_log=on_log,
+        )
+
+
+def before_training(worker: Worker, source: Path) -> Iterator[Rehearsed]:
+    """What can be told of a program without a training, in a second or two.
+
+    Args:
+        worker: with the night's settings.
+        source: the person's own files, as a session would copy them.
+
+    Raises:
+        SandboxError: nightlab or the engine failed.
+    """
+    settings = worker.settings
+    names, command = own_files.files_of(source), settings.workspace.command
+    sources = sources_of(source, names)
+    asked = modules_asked(sources, names, command)
+    if asked is None:
+        yield Rehearsed("imports", "not looked at: the command names no .py of the workspace")
+    else:
+        yield _imports(worker, asked[1])
+        code = {name: nodes_of(sources[name]) for name in asked[0]}
+        for place in _written(code, is_copied=settings.goal.is_reported):
+            yield Rehearsed("writes", WRITES[0].format(place), WRITES[1])
+        for place in _absent(code, source, names, settings):
+            yield Rehearsed("paths", LOOKS[0].format(place), LOOKS[1])
+    if settings.folders:
+        try:
+            try_a_box(worker.executor, worker.image_id, settings, None)
+        except UsageError as error:
+            yield Rehearsed("data", error.message, error.hint, is_certain=True)
+        else:
+            shown = ", ".join(folder.at or "$NIGHTLAB_DATA" for folder in settings.folders)
+            yield Rehearsed("data", f"can be read: {shown}")
+    if settings.goal.is_reported:
+        yield Rehearsed(SCORE, f"{settings.goal.metric} is read from {settings.goal.expected}")
 
 
 def rehearse(
-    worker: Worker, files: dict[str, bytes], seconds: float | None, seeds: Sequence[int]
+    worker: Worker,
+    source: Path,
+    files: dict[str, bytes],
+    seconds: float | None,
+    seeds: Sequence[int],
 ) -> Iterator[Rehearsed]:
-    """Ask the image for what is imported, train once, and once more with another seed.
+    """Tell what can be told, train once, and once more with another seed.
 
     Args:
         worker: with the night's settings; its `on_log` shows the log.
-        files: of the workspace.
+        source: see `before_training`.
+        files: of the workspace, as a session has them.
         seconds: that a training may take here; None for the night's own limit.
         seeds: two.
 
@@ -72,10 +136,10 @@ def rehearse(
         SandboxError: nightlab or the engine failed.
     """
     settings = worker.settings
-    imports = _imports(worker, modules_asked(files, settings.workspace.command))
-    yield imports
-    if imports.cure:
-        return
+    for one in before_training(worker, source):
+        yield one
+        if one.is_certain or (one.cure and one.about == "imports"):
+            return
     first, value = _trained(worker, files, seeds[0], seconds)
     yield from _ending(first)
     yield from _size(worker, first)
@@ -98,12 +162,54 @@ def rehearse(
         yield Rehearsed("seed", "another one gives the same: it does not reach the score", cure)
 
 
-def _imports(worker: Worker, modules: Sequence[str] | None) -> Rehearsed:
+def _written(code: Mapping[str, list[ast.AST]], *, is_copied: bool) -> Iterator[str]:
+    """Places that code says it writes to and no box of a training can, as far as it names them."""
+    for name, nodes in code.items():
+        for node in nodes:
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            mode = next((word.value for word in node.keywords if word.arg == "mode"), None)
+            first, second = (*map(_text, node.args[:2]), _text(mode), "")[:2]
+            is_open = called == "open" and re.fullmatch(r"[wax][bt+]*", second)
+            path = first or second if called in WRITERS else first if is_open else ""
+            is_there = is_copied and not path.startswith("/")
+            if path and not is_there and not WRITABLE.match(path):
+                yield f"{path} ({name}, line {node.lineno})"
+
+
+def _text(node: ast.expr | None) -> str:
+    """A text that stands in the code; empty for what only a run would tell."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _absent(
+    code: Mapping[str, list[ast.AST]], source: Path, names: Sequence[str], settings: Settings
+) -> Iterator[str]:
+    """Paths that code names, that lie here, and that a box would not have."""
+    there = {str(path) for name in names for path in (Path(name), *Path(name).parents)}
+    shown = tuple(folder.at for folder in settings.folders if folder.at)
+    told = set[str]()
+    for name, nodes in code.items():
+        for node in nodes:
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            path = node.value.removeprefix("./").rstrip("/")
+            if not re.fullmatch(r"\w[\w./ -]{0,199}", path) or path in there | told:
+                continue
+            if LEAVINGS.search(path) or path.startswith(shown) or not (source / path).exists():
+                continue
+            told.add(path)
+            yield f"{path} ({name}, line {node.lineno})"
+
+
+def _imports(worker: Worker, modules: Sequence[str]) -> Rehearsed:
     """What the image lacks of the modules that are imported, as a box of it says."""
-    if modules is None:
-        return Rehearsed("imports", "not looked at: the command names no .py of the workspace")
+    command = worker.settings.workspace.command
+    last = max((n for n, word in enumerate(command) if PYTHON.match(word)), default=None)
+    python = ("python3",) if last is None else command[: last + 1]
     limits = worker.settings.train_limits().model_copy(update={"wall_seconds": IMPORT_SECONDS})
-    argv = ("python3", "-c", _ABSENT, json.dumps(list(modules)))
+    argv = (*python, "-c", _ABSENT, json.dumps(list(modules)))
     spec = box_spec(worker, "try-imports", "train", argv, worker.environment, {}, limits)
     spec = spec.model_copy(update={"working_directory": "/"})
     result = worker.run(spec)
@@ -112,11 +218,13 @@ def _imports(worker: Worker, modules: Sequence[str] | None) -> Rehearsed:
     answers = [line.removeprefix(_ANSWER) for line in lines if line.startswith(_ANSWER)]
     if result.outcome is not Outcome.OK or not answers:
         ended = f"{evidence_of(result)}: {one_line(lines[-1] if lines else '', 200)}"
-        cure = "python3 must start in the image: base_image under [hardware], or more [limits]"
+        cause = cause_of_run(result)
+        cure = cause.cure if cause else "Python must start in the image, within [limits]"
         return Rehearsed("imports", f"the box that looks for them did not answer: {ended}", cure)
     if absent := json.loads(answers[-1]):
-        cure = f"their packages' names {ADDED}"
-        return Rehearsed("imports", f"the image lacks {', '.join(map(str, absent))}", cure)
+        lacks, cure = LACKS
+        what = lacks.format(", ".join(map(str, absent)))
+        return Rehearsed("imports", what, cure, is_certain=True)
     return Rehearsed("imports", f"all there: {', '.join(modules) or 'the standard library alone'}")
 
 
@@ -164,11 +272,10 @@ def _ending(result: RunResult) -> Iterator[Rehearsed]:
     yield Rehearsed(
         "end",
         ended if is_good else f"{ended}: {one_line(last, 200)}",
-        "" if is_good else "see below",
+        "" if is_good else "see its log",
     )
-    for pattern, (seen, cure) in CAUSES.items():
-        if not is_good and (found := list(re.finditer(pattern, text[-65536:]))):
-            yield Rehearsed("cause", seen.format(one_line(found[-1][1], 100)), cure)
+    if cause := cause_of_run(result):
+        yield Rehearsed("cause", cause.words, cause.cure)
 
 
 def _size(worker: Worker, result: RunResult) -> Iterator[Rehearsed]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agent.causes import Cause, cause_of
 from agent.record.events import (
     ATTEMPT,
     AttemptFinished,
@@ -202,6 +203,13 @@ class Attempt:
     def telling_runs(self) -> list[RunFinished]:
         """Its runs; of one that failed in its smoke run those, since there are no others."""
         return self.runs or (self.smoke.runs if self.smoke else [])
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it failed, as far as its runs tell; None for one that did not."""
+        if self.finished is None or self.finished.verdict not in (Verdict.FAILED, Verdict.INVALID):
+            return None
+        return cause_of(self.finished.reason, [run.result for run in self.telling_runs])
 
     @property
     def trainings(self) -> list[RunFinished]:

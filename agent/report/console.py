@@ -143,6 +143,8 @@ class NightConsole:
         """Print its line; an interrupted attempt has one too."""
         line = attempt_line(attempt, self._history(), self._settings)
         self._print(line, STYLES[attempt.finished.verdict] if attempt.finished else "yellow")
+        if attempt.cause is not None:
+            self._print(f"      {attempt.cause.sentence}", "dim")
         if attempt.started.kind == "baseline" and (words := outlook(self._history(), _now())):
             self._print(f"      {words}", "dim")
 

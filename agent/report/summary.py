@@ -40,14 +40,6 @@ _MUCH_OVER = 1.02
 _MUCH_FASTER = 3.0
 _MUCH_OF_THE_GAIN = 0.5
 _LAST_LINES = 12
-_REMEDIES = {
-    "over_budget": "allow more seconds under [budget], or let `nightlab calibrate` propose them",
-    "timed_out": "allow more wall_seconds under [limits] or [scoring], or let it do less",
-    "out_of_memory": "allow more memory under [limits] or [scoring], or make the model smaller",
-    "out_of_gpu_memory": "make model or batch smaller, or let `nightlab calibrate` propose a batch",
-    "no_checkpoint": "write the model into $NIGHTLAB_OUTPUT before the training ends",
-}
-"""What helps a baseline, by its verdict's reason; else its files are to be mended."""
 
 
 class Attention(Record):
@@ -90,10 +82,12 @@ class Summary(Record):
     best_attempt: int | None
     noise: float | None
     """Standard deviation of one score; none before anything was repeated."""
-    baseline_reason: str
-    """The verdict's own word for the failure below."""
     baseline_failure: str
     """Why there is no baseline to compare with; empty where there is one, or may be."""
+    baseline_cause: str
+    """What that came from, as far as is known; see `agent.causes`."""
+    baseline_cure: str
+    """What helps then."""
     last_words: tuple[str, ...]
     """What the log of such a baseline ends with."""
     gain: float | None
@@ -152,7 +146,7 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
     better = None if baseline is None or best is None else gain(direction, best, baseline)
     limits = history.settings.session if history.settings else None
     holdout, failure = split_gain(history, "holdout"), failed_baseline(history)
-    end = failure.finished if failure else None
+    end, cause = failure.finished if failure else None, failure.cause if failure else None
     return Summary(
         session=session.session if session else "",
         researcher=history.researcher,
@@ -167,8 +161,9 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
         best=best,
         best_attempt=history.best.number if history.best else None,
         noise=noise,
-        baseline_reason=end.reason if end else "",
         baseline_failure=(end.explanation or end.reason) if end else "",
+        baseline_cause=cause.words if cause else "",
+        baseline_cure=cause.cure if cause else "",
         last_words=last_words(failure) if failure else (),
         gain=better,
         gain_in_noise=better / noise if better is not None and noise else None,
@@ -220,8 +215,7 @@ def last_words(attempt: Attempt) -> tuple[str, ...]:
 
 def way_on(numbers: Summary) -> str:
     """What to do about a baseline that failed."""
-    known = next((words for end, words in _REMEDIES.items() if end in numbers.baseline_reason), "")
-    mend = known or "mend the files in your own workspace"
+    mend = numbers.baseline_cure or "mend the files in your own workspace"
     return f"{mend}, then begin anew with `nightlab run`: a resume has its own copy of the files"
 
 
@@ -229,6 +223,8 @@ def result_in_words(numbers: Summary) -> Iterator[str]:
     """Baseline, best and holdout in words, as far as they are known."""
     if numbers.baseline_failure:
         yield f"baseline {one_line(numbers.baseline_failure, 300)}"
+        if numbers.baseline_cause:
+            yield f"cause    {numbers.baseline_cause}"
         yield from (f"log      {line}" for line in numbers.last_words)
         yield f"next     {way_on(numbers)}"
         return

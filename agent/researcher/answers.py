@@ -5,6 +5,7 @@ from bisect import bisect_right
 from typing import Any
 
 from agent.attempt.sheet import pace_of
+from agent.causes import cause_of
 from agent.record.attempts import NO_HONEST_MODELS, Attempt, Smoke
 from agent.record.chain import GetBlob
 from agent.record.events import RunFinished, Verdict
@@ -67,6 +68,8 @@ def run_answer(attempt: Attempt, history: History, *, repeated: bool) -> str:
         refused = refused_scores(history, attempt.started.researcher)
         answer["refused_scores"] = f"{refused}; after {most} of them you try nothing more"
     if finished.verdict in FAILURES:
+        if attempt.cause is not None and not _is_log_kept_back(attempt):
+            answer["cause"] = attempt.cause.sentence
         answer["log_tail"] = _log_tail(attempt, _room(answer))
     return to_json(answer)
 
@@ -87,6 +90,8 @@ def smoke_answer(smoke: Smoke, history: History, left: int, *, repeated: bool) -
         "workspace": "as you left it",
     }
     if not finished.passed:
+        if cause := cause_of(finished.reason or "", [run.result for run in smoke.runs]):
+            answer["cause"] = cause.sentence
         answer["log_tail"] = _fitting(
             _end_of_log([run.result for run in smoke.runs]), _room(answer)
         )

@@ -60,8 +60,9 @@ from agent.report.report import (
 )
 from agent.report.summary import Summary, summary, value_of, way_on
 from agent.report.tui import show
+from agent.researcher.answers import run_answer
 from agent.text import one_line
-from sandbox.contract.run import Log, Outcome
+from sandbox.contract.run import Box, Log, Outcome
 from tests.support import histories
 from tests.support.browser import Browser
 from tests.support.reports import render_html, render_markdown
@@ -433,16 +434,32 @@ KeyError: 'no such knob \x1b[31m'
 """
 
 
-def crashed_baseline(outcome: Outcome = Outcome.FAILED, reason: str = "failed") -> histories.Night:
+def crashed_baseline(
+    outcome: Outcome = Outcome.FAILED, reason: str = "failed", box: Box = "train", log: str = CRASH
+) -> histories.Night:
     made = histories.Night()
     histories.start(made)
     begin(made, 0, "baseline")
-    result = histories.run_result("a0", "train", log=CRASH, outcome=outcome)
+    result = histories.run_result("a0", box, log=log, outcome=outcome)
     made.add(histories.run_finished(0, 1, result, disturbed=True, put_blob=made.put_blob))
     end = finished(0, Verdict.FAILED, None)
     made.add(end.model_copy(update={"reason": reason, "explanation": f"the training {reason}"}))
     made.add(SessionEnded(reason=StopReason.BASELINE_FAILED, explanation=f"training {reason}"))
     return made
+
+
+def test_the_likely_cause_and_its_cure_stand_wherever_a_failure_does(tmp_path: Path) -> None:
+    made = crashed_baseline(log="ModuleNotFoundError: No module named 'lightning'\n")
+    made.write(tmp_path / "night")
+    write_report(tmp_path, made.entries, made.get_blob)
+    written = io.StringIO()
+    show(tmp_path / "night", Console(file=written, width=400), lambda: histories.EVENING)
+    closing = "\n".join(closing_lines(summary(made.entries), tmp_path))
+    page = " ".join(Page(read(tmp_path / REPORT_NAME)).text.split())
+    answer = run_answer(made.history.attempts[0], made.history, repeated=False)
+    for text in (closing, written.getvalue(), page, answer):
+        assert "likely: the image has no lightning" in text
+        assert "under [hardware]: requirements = " in text.replace("\\", "")
 
 
 def test_a_crash_of_the_baseline_is_shown_with_its_last_words_and_the_way_on(
@@ -468,19 +485,21 @@ def test_a_crash_of_the_baseline_is_shown_with_its_last_words_and_the_way_on(
 
 
 @pytest.mark.parametrize(
-    ("reason", "remedy"),
+    ("reason", "box", "outcome", "remedy"),
     [
-        ("over_budget", "nightlab calibrate"),
-        ("timed_out", "wall_seconds"),
-        ("model_box_timed_out", "[scoring]"),
-        ("out_of_memory", "memory under [limits]"),
-        ("out_of_gpu_memory", "batch smaller"),
-        ("no_checkpoint", "$NIGHTLAB_OUTPUT"),
-        ("failed", "mend the files"),
+        ("over_budget", "train", Outcome.OK, "nightlab calibrate"),
+        ("timed_out", "train", Outcome.TIMED_OUT, "seconds under [budget]"),
+        ("model_box_timed_out", "model", Outcome.TIMED_OUT, "wall_seconds under [scoring]"),
+        ("out_of_memory", "train", Outcome.OUT_OF_MEMORY, "memory under [limits]"),
+        ("out_of_gpu_memory", "train", Outcome.OUT_OF_GPU_MEMORY, "batch smaller"),
+        ("no_checkpoint", "train", Outcome.OK, "$NIGHTLAB_OUTPUT"),
+        ("failed", "train", Outcome.FAILED, "mend the files"),
     ],
 )
-def test_each_failure_of_a_baseline_has_its_remedy(reason: str, remedy: str) -> None:
-    assert remedy in way_on(summary(crashed_baseline(reason=reason).entries))
+def test_each_failure_of_a_baseline_has_its_remedy(
+    reason: str, box: Box, outcome: Outcome, remedy: str
+) -> None:
+    assert remedy in way_on(summary(crashed_baseline(outcome, reason, box).entries))
 
 
 def test_a_session_without_a_baseline_is_over_or_measures_it() -> None:

@@ -121,7 +121,7 @@ def failed_attempt(
 def failed_model_box(details: dict[str, Any] | None) -> Attempt:
     """An attempt whose model box failed, and what the scorer said of it, if anything."""
     attempt = failed_attempt("trained well", "model_box_failed", repeats=0)
-    attempt.runs += [failed_run(1, "the rows are 17 4 311", "model")]
+    attempt.runs += [failed_run(1, "No module named '17'\nthe rows are 17 4 311", "model")]
     if details is not None:
         attempt.scores.append(scored(7, 1, None, "hung_up").model_copy(update={"details": details}))
     return attempt
@@ -134,7 +134,9 @@ def test_the_log_of_a_box_that_was_sent_validation_rows_is_kept_back(
     attempt = failed_model_box(details)
     history = History(attempts=[*[attempt] * 8])
 
-    assert LOG_KEPT_BACK == json.loads(run_answer(attempt, history, repeated=False))["log_tail"]
+    answer = json.loads(run_answer(attempt, history, repeated=False))
+    assert LOG_KEPT_BACK == answer["log_tail"]
+    assert "cause" not in answer  # which the box's own words could name
     shown = history_answer(history, lambda _: b"", ShowHistory(select="attempt", attempt=7))
     assert "17 4 311" not in shown
     assert LOG_KEPT_BACK == json.loads(shown)["attempt"]["log_tail"]
@@ -143,6 +145,7 @@ def test_the_log_of_a_box_that_was_sent_validation_rows_is_kept_back(
 def test_a_model_box_that_failed_before_any_question_shows_its_log() -> None:
     answer = run_answer(failed_model_box({"batches_asked": 0}), History(), repeated=False)
     assert "17 4 311" in json.loads(answer)["log_tail"]
+    assert "the image has no 17" in json.loads(answer)["cause"]
 
 
 def failed_run(seed: int, log: str, box: Box = "train") -> RunFinished:
