@@ -14,6 +14,7 @@ from agent.candidate.own_files import refuse_unreadable
 from agent.machine.cost import cost_of_data
 from agent.machine.readiness import require_capacity, try_a_box
 from agent.settings import Settings
+from sandbox.check.self_check import LOCKS_WORDS
 from sandbox.contract.errors import EngineUnavailable, SandboxError, UsageError
 from sandbox.contract.reading import MAX_SCRIPT_BYTES, read_named
 from sandbox.engine.find import Engine, find_engine
@@ -71,6 +72,8 @@ def set_up(
     data_dir = make_data(settings, own_workspace(settings, place), state_dir, say)
     shown = ", ".join(str(folder.path) for folder in settings.folders) or "none"
     say(f"data: {data_dir or f'{shown}; the program reports its own score'}")
+    if settings.folders:
+        say(f"locks: {LOCKS_WORDS}")
     if data_dir is not None and (cost := cost_of_data(settings, data_dir)):
         say(cost.words)
     clean_up(engine, state_dir)

@@ -36,6 +36,10 @@ FAMILIES = (
 MEBIBYTE = 2**20
 MODPROBE_ENDS = [6, 14]
 """The first Linux that loads no module for a file that somebody executes."""
+LOCKS_WORDS = (
+    "boxes can lock (`flock`) what they only read, and who locks it here meanwhile, a dataset "
+    "cache, SQLite or git, may wait: give the night a copy where that matters"
+)
 CANARY_VARIABLE = "NIGHTLAB_CHECK_CANARY"
 ENVIRONMENT = {"NIGHTLAB_SEED": "7", "HOME": "/tmp", "USER": "nightlab"}  # noqa: S108 - in the box
 CANDIDATE = "pass\n"
@@ -94,7 +98,7 @@ def machine_notes(
         release: the kernel's.
         modprobe: the program by which it loads modules; empty for none.
     """
-    notes = []
+    notes = [f"in folders of [data], {LOCKS_WORDS}"]
     if cgroup_version == "1":
         notes.append(
             "with loopback = true under [limits], what a training sends itself and does not read "

@@ -313,6 +313,8 @@ def test_a_program_that_writes_beside_itself_gets_its_baseline_in_a_real_box(
     (root / "program.md").write_text(text)
     place = CommandLine(root, engine)
 
+    made = place.nightlab("setup")
+    assert "can lock (`flock`)" in made.stdout, made.stderr
     done = place.nightlab("run", "--researcher", "tpe", "--attempts", "1", "--session", "n")
 
     history = place.history("n")
