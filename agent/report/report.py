@@ -19,7 +19,7 @@ from agent.record.attempts import Attempt
 from agent.record.chain import GetBlob, canonical
 from agent.record.events import Entry, SessionStarted, Verdict
 from agent.record.files import replace_file
-from agent.record.history import History, fold
+from agent.record.history import History, direction_of, fold
 from agent.report import charts
 from agent.report.activity import Activity
 from agent.report.attempt_page import (
@@ -30,8 +30,10 @@ from agent.report.attempt_page import (
     is_self_reported,
     messages_of,
 )
+from agent.report.overview.influence import Measured, Slice, influence
+from agent.report.overview.lineage import lineage, rates
 from agent.report.rendering import MAX_ROWS, MOST_TEXT_BYTES, flat, template, whole_page
-from agent.report.summary import summary, way_on
+from agent.report.summary import noise_of, summary, way_on
 from agent.report.tables import (
     machine_state,
     repeats,
@@ -272,9 +274,13 @@ def _contents(
         "survival": survival(history, review),
         "meaning": MEANING,
         "decision": decision(entries),
+        "lineage": lineage(history),
+        "rates": list(rates(history)),
+        "slices": _slices(history, pages),
         "summary": (numbers := summary(entries, history)),
         "way_on": way_on(numbers) if numbers.baseline_failure else "",
         "pages": pages,
+        "numbered": {page.attempt.number: page for page in pages},
         "time": time_spent(entries),
         "repeats": repeated[:_MAX_REPEATS],
         "repeats_left_out": max(0, len(repeated) - _MAX_REPEATS),
@@ -283,6 +289,24 @@ def _contents(
         "machine": machine_state(history, entries),
         "facts": [] if history.session is None else _facts(history.session),
     }
+
+
+def _slices(history: History, pages: Sequence[AttemptPage]) -> tuple[Slice, ...]:
+    """What the knobs had to do with the scores of this night's own measurements."""
+    first = next((page for page in pages if page.attempt is history.baseline), None)
+    if first is None:
+        return ()
+    seen = [
+        Measured(
+            attempt=page.attempt.number,
+            mark=page.mark,
+            score=page.value,
+            knobs={**first.knobs, **page.knobs},
+        )
+        for page in pages
+        if page.value is not None
+    ]
+    return influence(seen, direction_of(history), noise_of(history))
 
 
 def _facts(session: SessionStarted) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 (() => {
   // Colours in changes, when they are first shown: comments, texts, numbers, words of Python.
   const TOKENS = /(#.*$)|("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(\d[\w.]*)|\b(and|as|assert|async|await|break|class|continue|def|del|elif|else|except|finally|for|from|global|if|import|in|is|lambda|nonlocal|not|or|pass|raise|return|try|while|with|yield|None|True|False)\b/gm;
-  const KINDS = ["com", "str", "num", "key"];
+  const KINDS = ["com", "str", "lit", "key"];
 
   function colour(node) {
     const text = node.data, pieces = [];

@@ -142,7 +142,18 @@
     event.preventDefault();
     step(dot, steps[event.key]);
   });
+  // What scrolls can be reached by keyboard, and nothing else is a stop of its own.
+  function reach() {
+    for (const place of document.querySelectorAll("pre, .scroll")) {
+      const scrolls = place.scrollHeight > place.clientHeight || place.scrollWidth > place.clientWidth;
+      if (scrolls) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }
+  }
+  addEventListener("resize", reach);
+
   document.addEventListener("toggle", (event) => {
+    reach();
     if (!event.target.matches(".attempt")) return;
     for (const log of event.target.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
   }, true);
@@ -167,9 +178,11 @@
   addEventListener("afterprint", () => {
     for (const details of closed.splice(0)) details.open = false;
   });
-  document.addEventListener("renewed", () => { oneStop(); nameTheme(); order(); look(); });
+  document.addEventListener("shown", reach);
+  document.addEventListener("renewed", () => { reach(); oneStop(); nameTheme(); order(); look(); });
   document.querySelector(".filter").hidden = false;
   oneStop();
+  reach();
   dress(themes.includes(remembered()) ? remembered() : "auto");
   if (location.hash.startsWith("#a")) open(location.hash.slice(2));
 })();

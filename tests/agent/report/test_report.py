@@ -30,10 +30,12 @@ from agent.candidate.diffs import unified_diff
 from agent.record.chain import FIRST_PREVIOUS, LedgerError
 from agent.record.curves import curve_of
 from agent.record.events import (
+    ATTEMPT,
     Arithmetic,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
+    Dethroned,
     Noticed,
     RetryWaited,
     SessionEnded,
@@ -47,6 +49,8 @@ from agent.report import tables as findings
 from agent.report.activity import RunNotes
 from agent.report.attempt_page import messages_of, spoken
 from agent.report.console import JsonConsole, NightConsole, attempt_line, closing_lines
+from agent.report.overview.influence import Measured, influence
+from agent.report.overview.lineage import lineage, rates
 from agent.report.plan import outlook, plan, run_in_words
 from agent.report.report import (
     MARKDOWN_NAME,
@@ -802,6 +806,66 @@ def test_time_money_repeats_and_machine_add_up() -> None:
     assert state["trainings disturbed"] == "1 of 54"
 
 
+def test_the_way_from_baseline_to_best_names_parents_ranks_and_tries() -> None:
+    made = real_files()
+    finish(made, 4, Verdict.KEPT, 1.5)
+    begin(made, 5, "candidate", parent=4)
+    found = lineage(made.history)
+    assert [0, 1, 4] == [one.attempt for one in found]
+    assert [1, 2, 0] == [one.tries for one in found]
+    told = dict(rates(made.history))
+    assert "2 of 4, 50%" == told["kept"]
+    assert "hours of training" in told["a kept change cost"]
+    assert "$" not in told["a kept change cost"]
+    assert [] == list(rates(histories.Night().history))
+
+
+def test_a_kept_attempt_that_fell_later_is_off_the_line() -> None:
+    made = real_files()
+    refused = {"seed": 1, "split": "val", "reason": "looks_ahead", "explanation": "", "sheet": None}
+    made.add(Dethroned(attempt=1, purpose=ATTEMPT, best=0, **refused))
+    found = {one.attempt: one.is_on_line for one in lineage(made.history)}
+    assert (True, False) == (found[0], found[1])
+    assert 'class="aside"' in render_html(made.entries, made.get_blob)
+
+
+def turned(count: int, *, spread: float) -> list[Measured]:
+    """Scores that one knob alone decides, beside one that means nothing and one that stays."""
+    chance = random.Random(3)
+    places = [(n % 10 / 10, chance.choice(["a", "b"])) for n in range(count)]
+    return [
+        Measured(
+            attempt=n,
+            mark="discarded",
+            score=2 + spread * place + chance.gauss(0, 0.001),
+            knobs={"LR": place, "KIND": kind, "FIXED": 4, "WIDTH": chance.choice([64, 128])},
+        )
+        for n, (place, kind) in enumerate(places)
+    ]
+
+
+def test_the_knob_that_decides_is_told_first_and_a_fixed_one_not_at_all() -> None:
+    found = influence(turned(40, spread=0.5), "minimize", 0.01)
+    assert "LR" == found[0].name
+    assert found[0].importance > 0.5
+    assert {"LR", "KIND", "WIDTH"} == {one.name for one in found}
+    assert 40 == len(found[0].dots)
+    assert ("0", "0.9") == (found[0].low, found[0].high)
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        (turned(19, spread=0.5), "too few scores"),
+        (turned(40, spread=0.01), "no more than noise"),
+        ([one.model_copy(update={"knobs": {"LR": 1}}) for one in turned(40, spread=1)], "no turns"),
+        ([], "nothing"),
+    ],
+)
+def test_of_knobs_nothing_is_said_where_too_little_is_known(seen: list[Measured], why: str) -> None:
+    assert () == influence(seen, "minimize", 0.01), why
+
+
 # Markdown
 
 
@@ -1132,7 +1196,7 @@ def test_two_attempts_are_compared_by_numbers_knobs_curves_and_the_change_betwee
         assert ("DEPTH" in knobs) == (0 in (first, second))
         lines = 4 if 0 in (first, second) else 2  # the baseline was trained three times
         assert lines == browser.run("document.querySelectorAll('#compared polyline').length")
-    assert browser.run("document.querySelectorAll('#a2 .diff .num').length")
+    assert browser.run("document.querySelectorAll('#a2 .diff .lit').length")
     assert [] == browser.console
     made.blobs[made.history.attempt(1).started.diff or ""] += b" cut" * 40_000
     (tmp_path / "report.html").write_text(
