@@ -36,7 +36,7 @@ def ended(said: str = "", outcome: Outcome = Outcome.FAILED, **fields: Any) -> R
         (
             "Error in library(xgboost) : there is no package called \u2018xgboost\u2019",
             "xgboost",
-            "base_",
+            "requirements",
         ),
         (
             "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
