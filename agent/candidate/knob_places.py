@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 CONFIGURATION = (".yaml", ".yml", ".json", ".toml")
+COMPILED = (".c", ".cc", ".cpp", ".cxx", ".h", ".hpp", ".cu")
 NO_KNOBS = {
     "a seed is another draw and no idea": r"seed|random_state",
     "it measures, or says when": r"eval\w*|valid\w*|val|test\w*|best|metric\w*|interval|every",
@@ -46,6 +47,12 @@ HUGE = 1e15
 """No number that could be turned: beyond it a step of one is lost."""
 _ENTRY = re.compile(rf"(\s*)(?:- )?[\"']?([\w./-]+)[\"']?\s*[:=]\s*({NUMBER})\s*(?:,\s*)?(#.*)?$")
 _OPENS = re.compile(r"(\s*)[\"']?([\w./-]+)[\"']?\s*[:=]\s*(?:[{&]\w*\s*|\w+\s*)?(?:#.*)?$")
+_CONSTANT = re.compile(
+    rf"\s{{0,99}}(?:#[ \t]{{0,9}}define\s{{1,9}}(\w{{1,99}})\s{{1,99}}"
+    rf"|(?:static\s{{1,9}})?const(?:expr)?\s{{1,9}}\w{{1,40}}\s{{1,9}}(\w{{1,99}})\s{{0,9}}=\s{{0,9}})"
+    rf"({NUMBER})[fuUlL]{{0,3}}\s{{0,9}};?\s{{0,99}}(?:/[/*]\s{{0,9}}(.{{0,300}}?)\s{{0,9}}(?:\*/)?\s{{0,9}})?$"
+)
+"""A constant of C or C++ on a line of its own, and what its comment says."""
 _TABLE = re.compile(r"\s*\[([\w.-]+)\]")
 
 
@@ -74,8 +81,11 @@ def why_no_knob(name: str) -> str:
 
 def number_places(file: str, source: bytes) -> list[NumberPlace]:
     """The numbers of a file that have a name of their own, in its order; of a name twice, none."""
-    if PurePath(file).suffix in CONFIGURATION:
+    suffix = PurePath(file).suffix
+    if suffix in CONFIGURATION:
         found = list(_in_configuration(source))
+    elif suffix in COMPILED:
+        found = list(_in_compiled(source))
     else:
         found = list(_in_code(source))
     times = Counter(place.name for place in found)
@@ -122,6 +132,17 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
                     yield f"{node.name}.{one.arg}", default
             case ast.Call():
                 yield from _arguments(node)
+        # What a script sets where it begins.
+        test = getattr(node, "test", None)
+        if (
+            isinstance(node, ast.If)
+            and getattr(getattr(test, "left", None), "id", "") == "__name__"
+        ):
+            for statement in node.body:
+                yield from _assigned("", statement)
+        if isinstance(node, ast.FunctionDef) and node.name == "main":
+            for statement in node.body:
+                yield from _assigned("main.", statement)
 
 
 def _assigned(prefix: str, statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
@@ -133,7 +154,9 @@ def _assigned(prefix: str, statement: ast.stmt) -> Iterator[tuple[str, ast.expr]
 
 
 def _entries(name: str, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """A value, or what a dictionary has of them."""
+    """A value, or what a dictionary has of them; of a condition, what holds if nothing is given."""
+    if isinstance(value, ast.IfExp):
+        value = value.orelse
     if not isinstance(value, ast.Dict):
         yield name, value
         return
@@ -176,3 +199,14 @@ def _in_configuration(source: bytes) -> Iterator[NumberPlace]:
         elif found := _OPENS.match(line):
             above = [(depth, name) for depth, name in above if depth < len(found[1])]
             above.append((len(found[1]), found[2]))
+
+
+def _in_compiled(source: bytes) -> Iterator[NumberPlace]:
+    for number, raw in enumerate(source.splitlines(), start=1):
+        line = raw.decode("latin-1")  # so that characters count as bytes do
+        if len(line) <= MAX_LINE_BYTES and (found := _CONSTANT.match(line)):
+            is_whole = re.fullmatch(r"[-+]?[0-9]+", found[3])
+            value = int(found[3]) if is_whole else float(found[3].replace("_", ""))
+            remark = f"# {found[4] or ''}"
+            name = found[1] or found[2]
+            yield NumberPlace(name, value, number, found.start(3), found.end(3), remark)

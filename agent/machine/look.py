@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
+from agent.candidate.knob_places import COMPILED
 from agent.candidate.knobs import find_knobs
 from agent.candidate.own_files import files_of, git_lists, is_in_repository
 from agent.candidate.seeds import GIVEN, PINNED
@@ -72,7 +73,10 @@ DATASET = re.compile(
 PRINTS = re.compile(
     r"print|^(?:info|write|log|echo|set_description)$|log_?(?:info|main|rank)|_info$"
 )
-COMPILED = (".c", ".cc", ".cpp", ".cxx", ".h", ".hpp")
+NO_COMPILER = (
+    "the image has no compiler: name one with base_image; or ziglang in a requirements.txt, and "
+    "python3 -m ziglang cc (or c++) in command"
+)
 FRAMEWORKS = {
     ("transformers", "Trainer("): "{'train_runtime': 1.5, 'train_loss': 1.5}",
     ("transformers", "trainer.evaluate("): "{'eval_loss': 1.5}",
@@ -200,10 +204,14 @@ def _compiled(place: Path) -> Iterator[Line]:
     yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
     words = _quoted(["sh", "-c", command])
     yield Line("workspace", f"command = {words}", "builds what seems to measure, and runs it")
-    yield Line(
-        "workspace", f"editable = {_quoted([*sources][:16])}", "leave what measures out", True
+    parts = [name for name in sources if name not in mains][:16]
+    knobs = sum(len(find_knobs(name, sources[name].encode())) for name in parts or [entry])
+    text = (
+        "the programs measure and stay as they are" if parts else "it measures too: say what stays"
     )
-    yield Line("hardware", "", "the image has no compiler: name one with base_image", True)
+    line = f"editable = {_quoted(parts or [entry])}"
+    yield Line("workspace", line, f"{text}; {knobs} knobs for the sampler", not parts)
+    yield Line("hardware", "", NO_COMPILER, True)
     yield from _budget({})
 
 

@@ -74,6 +74,47 @@ def test_each_kind_of_place_in_code_is_found() -> None:
     }
 
 
+COMPILED = """\
+#include <cstdio>
+#define TILE 32  // [8..128]
+#define N_ID 5
+  # define KC 500
+constexpr int unroll = 4; /* {2, 4, 8} */
+static const float rate = 0.5f;
+#define MC (16 * TILE)
+int depth = 3;
+"""
+
+
+def test_what_a_script_sets_where_it_begins_is_found() -> None:
+    code = (
+        "def main():\n    width = 64\n    for x in y:\n        inner = 3\n\n"
+        "def other():\n    local = 5\n\nif __name__ == '__main__':\n"
+        "    alpha = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5\n    ratio = 0.3\n"
+    )
+
+    found = {knob.name: knob.value for knob in find_knobs("train.py", code.encode())}
+
+    assert found == {"main.width": 64, "alpha": 0.5, "ratio": 0.3}
+
+
+def test_constants_of_c_are_turned_and_stay_what_they_are() -> None:
+    found = {knob.name: knob for knob in find_knobs("bench.cpp", COMPILED.encode())}
+
+    assert {name: knob.value for name, knob in found.items()} == {
+        "TILE": 32,
+        "KC": 500,
+        "unroll": 4,
+        "rate": 0.5,
+    }
+    assert isinstance(found["TILE"].domain, Span)
+    assert (found["TILE"].domain.low, found["TILE"].domain.high) == (8, 128)
+    assert found["unroll"].from_comment
+    text = turn(turn(COMPILED.encode(), found["rate"], 0.25), found["TILE"], 64).decode()
+    assert "rate = 0.25f;" in text
+    assert "#define TILE 64  // [8..128]" in text
+
+
 def test_what_is_no_knob_is_left_out_with_its_reason() -> None:
     why = left_out("train.py", CODE.encode())
 
@@ -171,6 +212,7 @@ def test_names_that_are(name: str) -> None:
         ("t.py", f"steep = 0x{'f' * 6000}  # {{1, 2}}"),
         ("t.py", f"x = 5  # {{0x{'f' * 900}, 3}}"),
         ("t.py", "# coding: utf-7\nA = 1 +AAo-B = 2 +AAo-C = 3"),
+        ("t.c", f"#define X {'1' * 900}\n#define {'Y' * 900} 1\nconst int z = 1_0;"),
         ("t.yaml", f"lr: {'1' * 5000}\nhuge: 1e999  # [1..5]\nodd: 1__2\nlast: 1_"),
     ],
 )

@@ -472,6 +472,14 @@ def test_a_benchmark_that_is_built_first_has_its_command_and_metric(
     assert settings.workspace.command == ("sh", "-c", call)
     assert (settings.goal.metric, settings.goal.direction) == ("GFLOPS", "maximize")
     assert "no compiler" in (place / "program.md").read_text()
+    assert settings.workspace.editable == ("bench.cpp",)
+
+
+def test_of_a_library_with_a_benchmark_the_library_changes(tmp_path: Path) -> None:
+    place = checkout(tmp_path, bench__cpp=BENCH, src_in_gemm__h="#define TILE 4\n")
+
+    assert begun(place).settings.workspace.editable == ("src/gemm.h",)
+    assert "1 knobs" in (place / "program.md").read_text()
 
 
 @pytest.mark.parametrize(
