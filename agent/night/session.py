@@ -22,7 +22,7 @@ from agent.candidate.own_files import copy_workspace, is_in_repository
 from agent.candidate.workspace import Workspace, WorkspaceError
 from agent.night.waiting import forget_wishes
 from agent.program import Program
-from agent.record.chain import LEDGER_NAME, Clock, utc_now
+from agent.record.chain import LEDGER_NAME, Clock
 from agent.record.events import (
     SAMPLERS,
     AttemptFinished,
@@ -80,7 +80,7 @@ def begin(
     researcher: str,
     seed: int,
     git: Git | None = None,
-    now: Clock = utc_now,
+    now: Clock | None = None,
 ) -> Ledger:
     """Make the session's directory, with its own copy of the workspace, and open its ledger.
 

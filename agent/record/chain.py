@@ -10,8 +10,9 @@ import errno
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def request_sha(shas: Sequence[str]) -> str:
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
+
+
+def steady_clock(wall: Clock = utc_now) -> Clock:
+    """A wall clock that is read once and counted on from there, through sleep and steps of it."""
+    since = time.clock_gettime(time.CLOCK_BOOTTIME)
+    began = wall()
+    return lambda: began + timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME) - since)
 
 
 def read_ledger(directory: Path) -> list[Entry]:

@@ -24,7 +24,7 @@ from agent.record.chain import (
     entry_hash,
     read_blob,
     read_bytes,
-    utc_now,
+    steady_clock,
     verify,
     what_to_do,
 )
@@ -69,7 +69,7 @@ class Ledger:
         self._file = _DurableFile(file, len(entries))
 
     @classmethod
-    def create(cls, directory: Path, now: Clock = utc_now) -> Self:
+    def create(cls, directory: Path, now: Clock | None = None) -> Self:
         """Begin a ledger in a directory that has none.
 
         Raises:
@@ -94,10 +94,10 @@ class Ledger:
                     f"`nightlab resume {directory.name}` goes on with it; "
                     "a new session needs a name of its own.",
                 ) from error
-        return cls(directory, lock, file, [], now)
+        return cls(directory, lock, file, [], now or steady_clock())
 
     @classmethod
-    def open(cls, directory: Path, now: Clock = utc_now) -> Self:
+    def open(cls, directory: Path, now: Clock | None = None) -> Self:
         """Go on with a ledger: verify its chain, cut a torn last line off, lock it.
 
         The bytes cut off stay beside it as `ledger.torn-<n>`.
@@ -124,7 +124,7 @@ class Ledger:
             except BaseException:
                 os.close(lock)
                 raise
-        return cls(directory, lock, file, entries, now)
+        return cls(directory, lock, file, entries, now or steady_clock())
 
     @property
     def head(self) -> str:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from sandbox.box import supervisor
@@ -144,13 +144,13 @@ class BoxRun:
         except LinkBroken as error:
             raise BoxLost(error.message) from error
         # On the host's clock: PID 1's is in a place that the program shares.
-        wall_seconds, finished_at = time.monotonic() - started, datetime.now(UTC)
+        wall_seconds = time.monotonic() - started
         self._ends.on_step("reported")
         log, output, skipped = self._collect(report)
         self._ends.on_step("ended")
         return Observed(
             started_at=started_at,
-            finished_at=finished_at,
+            finished_at=started_at + timedelta(seconds=wall_seconds),
             wall_seconds=wall_seconds,
             report=report,
             counters=report.counters if report else counters,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -24,11 +24,14 @@ from hypothesis import strategies as st
 from agent.record.chain import (
     FIRST_PREVIOUS,
     LEDGER_NAME,
+    Clock,
     LedgerError,
     canonical,
     entry_hash,
     read_blob,
     read_ledger,
+    steady_clock,
+    utc_now,
 )
 from agent.record.events import (
     AttemptInterrupted,
@@ -86,6 +89,23 @@ def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     read = read_ledger(tmp_path / "night")
     assert appended == read
     assert events == [entry.event for entry in read]
+
+
+def test_a_step_of_the_clock_moves_no_event_of_a_night(tmp_path: Path) -> None:
+    """The machine's clock says noon, then two hours earlier, then two later."""
+    says = iter([NOON, NOON - timedelta(hours=2), NOON + timedelta(hours=2)])
+
+    def hours_of(name: str, now: Clock) -> float:
+        with Ledger.create(tmp_path / name, now) as ledger:
+            for text in ("one", "two", "three"):
+                ledger.append(notice(text))
+            return ledger.history.time.active_seconds / 3600
+
+    assert hours_of("steady", steady_clock(lambda: next(says))) < 0.1
+    says = iter([NOON, NOON - timedelta(hours=2), NOON + timedelta(hours=2)])
+    assert hours_of("as it is", lambda: next(says)) > 2
+    with Ledger.create(tmp_path / "default") as ledger:
+        assert ledger.now is not utc_now
 
 
 def test_history_and_head_are_current_after_each_append_and_after_reopening(tmp_path: Path) -> None:
