@@ -22,6 +22,25 @@ _BLANK = re.compile(r"\s+")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&:@$])")
 _BACKTICKS = re.compile(r"`+")
 
+_REASONS = {
+    "not_better": "not better by enough",
+    "did_not_hold": "the gain did not hold",
+    "hidden_gain": "gain too small for its checks",
+    "noise_unknown": "noise not known",
+    "only_a_seed": "only the seed changed",
+    "parent_dethroned": "built on what was refused",
+    "answers_change": "answers depend on other rows",
+    "looks_ahead": "looks ahead",
+    "not_causal": "looks ahead",
+    "holds_held_out_text": "carries held-out text",
+    "literals_unread": "literals too large to read",
+    "too_slow": "scoring too slow",
+    "no_checkpoint": "no model was written",
+    "failed": "ended with an error",
+    "timed_out": "ran out of time",
+    "api_outage": "the model's service was down",
+}
+
 
 def visible(text: str) -> str:
     """The text with every invisible or steering character as a sign; newlines and tabs stay.
@@ -35,6 +54,11 @@ def one_line(text: str, limit: int) -> str:
     """The visible text on one line, `limit` characters at most."""
     # Cut before as well as after: a megabyte of blanks must not be looked through for one line.
     return _head(_BLANK.sub(" ", visible(text[: 4 * limit + 64])).strip(), limit)
+
+
+def in_words(reason: str) -> str:
+    """A reason's code as a person reads it; a code that no table has loses its underscores."""
+    return _REASONS.get(reason, one_line(reason, 60).replace("_", " "))
 
 
 def labelled(metric: str, *, is_self_reported: bool) -> str:

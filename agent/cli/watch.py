@@ -23,7 +23,7 @@ from agent.report.live import LiveReport, WatchServer
 from agent.report.summary import Summary, summary
 from agent.report.tui import show as show_in_terminal
 from agent.report.tui import sparkline
-from agent.text import one_line, visible
+from agent.text import in_words, one_line, visible
 from sandbox.contract.errors import UsageError
 
 MAX_SHOWN_BYTES = 400_000
@@ -57,7 +57,7 @@ def list_(runs: flags.Runs = flags.RUNS, as_json: flags.Json = False) -> None:
 
 def _state(numbers: Summary, directory: Path) -> str:
     if numbers.ended is not None:
-        return f"ended: {numbers.ended.value}"
+        return f"ended: {in_words(numbers.ended)}"
     return "at work" if is_at_work(directory) else "cut off"
 
 
@@ -144,13 +144,13 @@ def _verdict(attempt: Attempt, history: History, arithmetic: str) -> Iterator[st
     yield attempt_line(attempt, history, history.in_force)
     yield one_line(attempt.started.hypothesis, 600)
     if attempt.finished is not None:
-        yield one_line(f"{attempt.finished.explanation} ({attempt.finished.reason})", 800)
+        yield one_line(f"{attempt.finished.explanation} ({in_words(attempt.finished.reason)})", 800)
     if attempt.cause is not None:
         yield attempt.cause.sentence
     if arithmetic:
         yield arithmetic
     for score in attempt.scores:
-        value = f"{score.value:.5f}" if score.value is not None else one_line(str(score.reason), 60)
+        value = f"{score.value:.5f}" if score.value is not None else in_words(str(score.reason))
         yield f"{score.split}, seed {score.seed}: {value}"
 
 

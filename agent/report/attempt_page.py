@@ -27,7 +27,7 @@ from agent.record.events import (
 from agent.record.logs import unpacked_log
 from agent.report import charts
 from agent.report.rendering import MAX_LINE_CHARS, MAX_ROWS
-from agent.report.summary import describe, value_of
+from agent.report.summary import describe, needed, value_of
 from agent.text import one_line, visible
 from sandbox.contract.run import Log, Outcome
 
@@ -61,6 +61,8 @@ class AttemptPage:
     gain: float | None
     needed: float | None
     """The gain that it had to pass."""
+    needs: str
+    """The same in words."""
     arithmetic: str
     dethroned: str
     """How it stopped being the best; empty where it did not."""
@@ -115,6 +117,7 @@ def attempt_page(
         is_self_reported=is_self_reported(attempt),
         gain=arithmetic.gain if arithmetic else None,
         needed=arithmetic.required_gain if arithmetic else None,
+        needs=needed(arithmetic) if arithmetic else "",
         arithmetic=_in_words(arithmetic) if arithmetic else "",
         dethroned=describe(attempt.dethroned) if attempt.dethroned else "",
         knobs={n: v for n, v in knobs.items() if around.knobs.get(n) != v},

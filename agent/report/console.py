@@ -28,9 +28,16 @@ from agent.record.events import (
 from agent.record.history import History
 from agent.report.activity import DOING, RunNotes
 from agent.report.plan import outlook, run_in_words
-from agent.report.summary import LONGEST_REASON, Summary, describe, noise_of, result_in_words
+from agent.report.summary import (
+    LONGEST_REASON,
+    Summary,
+    describe,
+    needed,
+    noise_of,
+    result_in_words,
+)
 from agent.settings import Settings
-from agent.text import one_line
+from agent.text import in_words, one_line
 from sandbox.contract.run import Outcome
 
 STYLES = {
@@ -265,7 +272,7 @@ def attempt_line(attempt: Attempt, history: History, settings: Settings) -> str:
         why = one_line(attempt.interrupted.reason if attempt.interrupted else "", 300)
         return f"#{attempt.number:<4} {attempt.standing:<9} {why}; {hypothesis}"
     if finished.value is None:
-        score = f"{'':<8}  {finished.reason:<21}"
+        score = f"{'':<8}  {in_words(finished.reason):<21}"
     else:
         score = f"{finished.value:<8.4f}  {_difference(finished.arithmetic, history):<21}"
     if settings.goal.is_reported and finished.value is not None:
@@ -283,7 +290,7 @@ def _difference(numbers: Arithmetic | None, history: History) -> str:
     if numbers is None:
         noise = noise_of(history)
         return f"noise {noise:.4f}" if noise is not None else ""
-    return f"{numbers.gain:+.4f} needs {numbers.required_gain:.4f}"
+    return f"{numbers.gain:+.4f} needs {needed(numbers)}"
 
 
 def counts_in_words(numbers: Summary) -> str:
@@ -301,7 +308,8 @@ def next_lines(numbers: Summary) -> list[str]:
 
 def closing_lines(numbers: Summary, directory: Path) -> list[str]:
     """What a person reads when a session is over: result, honesty, cost, where to look."""
-    lines = [f"ended: {numbers.ended} ({one_line(numbers.ended_explanation, LONGEST_REASON)})"]
+    ended = in_words(numbers.ended or "")
+    lines = [f"ended: {ended} ({one_line(numbers.ended_explanation, LONGEST_REASON)})"]
     lines += result_in_words(numbers)
     if numbers.is_self_reported and not numbers.baseline_failure:
         lines.append("holdout  none: the program printed these scores, and nothing checked them")

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from agent.report.summary import Summary
-from agent.text import fenced, for_markdown, one_line
+from agent.text import fenced, for_markdown, in_words, one_line
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MOST_TEXT_BYTES = 60_000
@@ -113,6 +113,7 @@ def template(name: str) -> Template:
     )
     environment.filters |= {
         "line": one_line,
+        "reason": in_words,
         "json": partial(json.dumps, ensure_ascii=False),
         "facts": _facts_line,
         "fenced": lambda lines: Markup(fenced("\n".join(lines), MOST_TEXT_BYTES)),  # noqa: S704

@@ -13,6 +13,7 @@ from agent.record.chain import FIRST_PREVIOUS
 from agent.record.events import (
     ATTEMPT,
     PLANNED_STOPS,
+    Arithmetic,
     AttemptFinished,
     Dethroned,
     Entry,
@@ -26,7 +27,7 @@ from agent.record.events import (
 )
 from agent.record.history import HOLDOUT_MISSING, History, direction_of, fold, gain, metric_of
 from agent.settings import Direction
-from agent.text import labelled, one_line, visible
+from agent.text import in_words, labelled, one_line, visible
 from sandbox.contract.record import Record
 from sandbox.contract.run import Outcome
 
@@ -40,6 +41,8 @@ _MUCH_OVER = 1.02
 _MUCH_FASTER = 3.0
 _MUCH_OF_THE_GAIN = 0.5
 _LAST_LINES = 12
+_WIDE = 8.0
+"""So many times the noise no gain needs but where an attempt's few own scores lie far apart."""
 
 
 class Attention(Record):
@@ -161,7 +164,7 @@ def summary(entries: Sequence[Entry], folded: History | None = None) -> Summary:
         best=best,
         best_attempt=history.best.number if history.best else None,
         noise=noise,
-        baseline_failure=(end.explanation or end.reason) if end else "",
+        baseline_failure=(end.explanation or in_words(end.reason)) if end else "",
         baseline_cause=cause.words if cause else "",
         baseline_cure=cause.cure if cause else "",
         last_words=last_words(failure) if failure else (),
@@ -256,6 +259,14 @@ def _next_steps(history: History, entries: Sequence[Entry]) -> Iterator[str]:
     if decision(entries) is None:
         ways = (f"nightlab {word} {name} --reason …" for word in ("approve", "reject"))
         yield f"not decided: {' or '.join(ways)}"
+
+
+def needed(numbers: Arithmetic) -> str:
+    """The gain that would do, and why it is so large where so little is known."""
+    few = len(numbers.candidate_values) if numbers.own_noise is not None else 0
+    is_wide = few and numbers.required_gain > _WIDE * numbers.noise
+    why = f" (large: only {few} scores, which lie apart)" if is_wide else ""
+    return f"{numbers.required_gain:.4f}{why}"
 
 
 def noise_of(history: History) -> float | None:
@@ -367,7 +378,7 @@ def _where(score: Dethroned | Scored) -> str:
     """Which score was refused, and why, in words."""
     when = "when it was scored again" if score.purpose == ATTEMPT else f"in {score.purpose}"
     place = "on holdout" if score.split == "holdout" else when
-    return f"{place} at seed {score.seed} ({one_line(score.reason or '', 60)})"
+    return f"{place} at seed {score.seed} ({in_words(score.reason or '')})"
 
 
 def _has_holdout(history: History) -> bool:
@@ -383,7 +394,7 @@ def _about_the_end(history: History) -> Iterator[Attention]:
         text = "No end is recorded: the session is at work, or it was cut off and"
         yield Attention(kind="not_ended", text=f"{text} nightlab resume {name} goes on with it.")
     elif history.ended.reason not in PLANNED_STOPS and failed_baseline(history) is None:
-        text = f"It ended early ({history.ended.reason.value}): {history.ended.explanation}"
+        text = f"It ended early ({in_words(history.ended.reason)}): {history.ended.explanation}"
         yield Attention(kind="ended_early", text=one_line(text, LONGEST_REASON))
 
 

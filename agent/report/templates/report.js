@@ -109,6 +109,19 @@
     document.getElementById("attempts").append(...sorted);
   }
 
+  // Where things are on a long page: its sections, and of many attempts every fiftieth.
+  function contents() {
+    const nav = document.getElementById("contents"), count = rows().length;
+    const marks = [...document.querySelectorAll("main h2[id]")].map((head) => [head.id, head.textContent]);
+    for (let number = 50; number < count; number += 50) if (attempt(number)) marks.push([`a${number}`, `#${number}`]);
+    nav.replaceChildren(...marks.map(([id, text]) => {
+      const link = document.createElement("a");
+      [link.href, link.textContent] = [`#${id}`, text];
+      return link;
+    }));
+    nav.hidden = false;
+  }
+
   // The theme. A file: page may not be allowed to remember it.
 
   const themes = ["auto", "light", "dark"];
@@ -158,10 +171,11 @@
     for (const log of event.target.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
   }, true);
   document.addEventListener("click", (event) => {
-    const link = event.target.closest('a[href^="#a"]');
+    const link = event.target.closest('a.dot, a[href^="#a"]:not([href="#all"], [href="#ablation"])');
     const dot = link ? null : nearest(event);
-    if (link) open(link.getAttribute("href").slice(2));
-    if (dot) open(dot.dataset.n);
+    // The address has the attempt, so that Back returns to where it was chosen.
+    if (dot) location.hash = "a" + dot.dataset.n;
+    if (link || dot) open(link ? link.getAttribute("href").slice(2) : dot.dataset.n);
     const button = event.target.closest(".filter button");
     if (button) filter(button.dataset.show);
     if (event.target.id === "theme") {
@@ -179,10 +193,11 @@
     for (const details of closed.splice(0)) details.open = false;
   });
   document.addEventListener("shown", reach);
-  document.addEventListener("renewed", () => { reach(); oneStop(); nameTheme(); order(); look(); });
+  document.addEventListener("renewed", () => { contents(); reach(); oneStop(); nameTheme(); order(); look(); });
   document.querySelector(".filter").hidden = false;
   oneStop();
   reach();
+  contents();
   dress(themes.includes(remembered()) ? remembered() : "auto");
-  if (location.hash.startsWith("#a")) open(location.hash.slice(2));
+  if (/^#a\d+$/.test(location.hash)) open(location.hash.slice(2));
 })();

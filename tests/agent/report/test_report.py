@@ -62,10 +62,10 @@ from agent.report.report import (
     results_tsv,
     write_report,
 )
-from agent.report.summary import Summary, summary, value_of, way_on
+from agent.report.summary import Summary, needed, summary, value_of, way_on
 from agent.report.tui import show
 from agent.researcher.answers import run_answer
-from agent.text import one_line
+from agent.text import in_words, one_line
 from sandbox.contract.run import Box, Log, Outcome
 from tests.support import histories
 from tests.support.browser import Browser
@@ -229,7 +229,7 @@ def test_an_end_that_was_not_planned_is_named() -> None:
     made = histories.night(2, ended=False)
     made.add(SessionEnded(reason=StopReason.API_OUTAGE, explanation="No answer for six hours."))
     (item,) = summary(made.entries).attention
-    assert item.text == "It ended early (api_outage): No answer for six hours."
+    assert item.text == "It ended early (the model's service was down): No answer for six hours."
 
 
 def test_a_night_where_all_went_well_needs_nobody() -> None:
@@ -277,6 +277,38 @@ def test_the_limits_told_are_those_of_the_last_resume() -> None:
 def rows_of(made: histories.Night) -> list[dict[str, str]]:
     """Read as notebooks read it: tab-separated, with a parser that knows quotes."""
     return list(csv.DictReader(io.StringIO(results_tsv(made.history)), delimiter="\t"))
+
+
+def test_a_reason_is_told_in_words_and_never_as_a_code(page: Page) -> None:
+    shown = " ".join(page.text.split())
+    assert "looks ahead" in shown
+    assert "out of memory" in shown
+    made = histories.night(12)
+    lines = [attempt_line(a, made.history, histories.IN_FORCE) for a in made.history.attempts]
+    for text in (shown, *lines, render_markdown(made.entries, made.get_blob)):
+        rest = text.partition("What this ran on")[0]
+        assert not re.search(r"not_causal|out_of_memory|not_better|out\\\\_of", rest)
+    assert "some new code" == in_words("some_new_code")
+
+
+def test_a_need_that_is_wide_for_few_scores_says_so() -> None:
+    attempt = next(a for a in NIGHT.history.candidates if a.finished and a.finished.arithmetic)
+    assert attempt.finished is not None
+    assert attempt.finished.arithmetic is not None
+    wide = {"candidate_values": (2.1, 2.4), "own_noise": 0.21, "required_gain": 1.6015}
+    numbers = attempt.finished.arithmetic.model_copy(update=wide)
+    assert "1.6015 (large: only 2 scores, which lie apart)" == needed(numbers)
+    assert "0.0080" == needed(attempt.finished.arithmetic)
+
+
+def test_the_glossary_of_the_page_is_that_of_the_manual(page: Page) -> None:
+    manual = read(Path(__file__).parents[3] / "docs" / "glossary.md")
+    words = re.findall(r"(?m)^\| (.+?) \| (.+?) \|$", manual)[1:]
+    template = read(Path(charts.__file__).parent / "templates" / "glossary.html")
+    found = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", template)
+    assert words == [(html.unescape(word), html.unescape(meaning)) for word, meaning in found]
+    assert {"val", "holdout", "noise", "head", "smoke run", "disturbed"} <= {w for w, _ in words}
+    assert words[0][1] in page.text
 
 
 def test_results_tsv_is_the_table_that_people_know(golden: Callable[[str, str], None]) -> None:
@@ -1229,6 +1261,37 @@ def test_the_chart_is_one_stop_for_the_keyboard_and_arrows_go_on(
     assert "40" == browser.run("document.activeElement.dataset.n")
     browser.press("Escape")
     assert browser.run("document.getElementById('tip').hidden")
+
+
+@pytest.mark.slow
+def test_back_returns_to_the_chart_and_the_contents_lead_to_each_part(
+    browser: Browser, written: Path
+) -> None:
+    browser.open(written.as_uri())
+    browser.click('.wide a.dot[data-n="6"]')
+    browser.wait_for("location.hash === '#a6'")
+    browser.run("history.back()")
+    browser.wait_for("location.hash === ''")
+    links = browser.run(
+        "[...document.querySelectorAll('#contents a')].map((one) => one.getAttribute('href'))"
+    )
+    assert {"#all", "#chain", "#each"} <= set(links)
+    assert browser.run(f"{json.dumps(links)}.every((one) => document.querySelector(one))")
+    label = "document.querySelector('.wide a.dot[data-n=\"6\"]').getAttribute('aria-label')"
+    assert f"attempt 6, kept, {value_of(HOSTILE.history.attempt(6)):.4f}" == browser.run(label)
+
+
+@pytest.mark.slow
+def test_what_a_finger_has_to_hit_on_a_phone_is_large_enough(
+    browser: Browser, written: Path
+) -> None:
+    browser.resize(390, 800, is_phone=True)
+    browser.open(f"{written.as_uri()}#a6")
+    small = browser.run(
+        "[...document.querySelectorAll('button, summary, select, input, nav a')]"
+        ".filter((one) => one.offsetHeight && one.offsetHeight < 44).map((one) => one.outerHTML)"
+    )
+    assert [] == small
 
 
 @pytest.mark.slow
