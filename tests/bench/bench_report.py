@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from agent.record.ledger import Ledger
 from agent.report.live import LiveReport
 from agent.report.report import Report, write_report
 from tests.support import histories
+from tests.support.browser import Browser
 
 
 def main() -> None:
@@ -73,10 +75,20 @@ def measure(directory: Path, attempts: int) -> dict[str, float]:
     figures["its news seconds"] = time.process_time() - begun
     figures["its news bytes"] = len(json.dumps(news))
     figures["report.html bytes"] = (directory / "report.html").stat().st_size
+    if chromium := shutil.which("chromium"):
+        figures["first paint seconds"] = first_paint(Path(chromium), directory)
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+)", status)
     figures["peak memory bytes"] = int(found[1]) * 1024 if found else 0
     return figures
+
+
+def first_paint(chromium: Path, directory: Path) -> float:
+    """Seconds from the page's address to the first of it that is seen."""
+    with Browser(chromium, directory / "profile") as browser:
+        browser.open((directory / "report.html").as_uri())
+        painted = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+        return float(browser.wait_for(painted)) / 1000
 
 
 if __name__ == "__main__":
