@@ -37,10 +37,11 @@ import importlib.metadata, json
 found = {}
 for one in importlib.metadata.distributions():
     if one.metadata["Name"]:
-        needs = [need for need in one.requires or [] if "extra" not in need]
-        found.setdefault(one.metadata["Name"], {"version": one.version, "needs": needs})
+        package = {"version": one.version, "needs": one.requires or []}
+        found.setdefault(one.metadata["Name"], package)
 print(json.dumps({"packages": found}))
 """
+EXTRA = re.compile(r"""\bextra\s*==\s*["']([^"']+)""")
 BUILT_AGAINST_TORCH = ("torchvision", "torchaudio")
 
 
@@ -236,7 +237,9 @@ def _write_stubs(held: Held, target: Target, folder: Path) -> None:
         stem = f"{canonicalize_name(name).replace('-', '_')}-{version}"
         # Of one version the last build counts, for the newest system.
         file = f"{stem}-999999-{tag}-{tag}-manylinux_2_{NEWEST_GLIBC_MINOR}_{target.machine}.whl"
-        head = ("Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}")
+        extras = sorted({extra for need in package.needs for extra in EXTRA.findall(need)})
+        head = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        head += [f"Provides-Extra: {extra}" for extra in extras]
         needs = (f"Requires-Dist: {need}" for need in package.needs)
         with zipfile.ZipFile(folder / file, "w") as wheel:
             wheel.writestr(f"{stem}.dist-info/METADATA", "\n".join((*head, *needs, "")))

@@ -20,7 +20,7 @@ from tests.support.wheels import write_source, write_wheel
 HELD = Held(
     packages={
         "torch": Distribution(version="2.13.0+cpu", needs=("array_lib>=1",)),
-        "array-lib": Distribution(version="2.0", needs=()),
+        "array-lib": Distribution(version="2.0", needs=('helper>=1; extra == "web"',)),
         "pip": Distribution(version="26.0", needs=()),
     }
 )
@@ -75,6 +75,12 @@ def test_a_package_comes_with_what_it_needs_and_the_image_keeps_what_it_has(site
     write_wheel(site.links, "array_lib", "3.0")
     assert ["helper==1.5", "model==1.0"] == site.fetch(site.asks("model\narray-lib>=1\n"))
     assert "2 packages" in site.said[-1]
+
+
+def test_an_extra_of_what_the_image_has_brings_what_it_needs(site: Site) -> None:
+    write_wheel(site.links, "model", "1.0", "array-lib[web]")
+    write_wheel(site.links, "helper", "1.5")
+    assert ["helper==1.5", "model==1.0"] == site.fetch(site.asks("model\n"))
 
 
 def test_another_version_of_what_the_image_has_is_taken_where_the_file_asks_for_it(
