@@ -1,6 +1,6 @@
 # Everything a person or CI calls. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-cgroup2 test-gpu check study-judge bench compare swap soak build clean
+.PHONY: help demo test test-fast test-cgroup2 test-gpu test-litellm check study-judge bench compare swap soak build clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,9 @@ test-gpu: .venv/.developed ## what needs an NVIDIA GPU; says why where nothing w
 	then $(BIN)/pytest -m gpu --require gpu --require docker; \
 	else echo "SKIPPED, nothing was run: there is no NVIDIA GPU or no driver here; the tests are:"; \
 	  $(BIN)/pytest -m gpu --collect-only -q; fi
+
+test-litellm: .venv/.developed .litellm/.installed ## a night through a real LiteLLM proxy (760 MB, 2 minutes to install)
+	$(BIN)/pytest tests/whole/test_litellm.py
 
 test-cgroup2: .venv/.developed ## the walls' tests on cgroup v2 and a current engine, in an emulated machine (an hour)
 	$(BIN)/nightlab setup
@@ -66,7 +69,7 @@ build: .venv/.developed ## sdist and wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what make made here; sessions in runs/ stay
-	rm -rf .venv .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .litellm .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -83,6 +86,11 @@ clean: ## remove what make made here; sessions in runs/ stay
 
 .venv/.developed: .venv/.installed
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+.litellm/.installed:
+	$(PYTHON) -m venv .litellm
+	.litellm/bin/pip install --quiet 'litellm[proxy]==1.108.7'
 	@touch $@
 
 .PHONY: chromium

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.record.events import (
+    SAMPLERS,
+    ConversationOpened,
     Entry,
     Event,
     ModelAsked,
@@ -76,6 +78,8 @@ class Spend:
     unanswered: ModelAsked | None = None
     """The same, while nothing on record tells how it ended."""
     _since_attempt_usd: float = 0.0
+    _samplers: int = -1
+    """The last conversation that a sampler holds, whose replies are no calls."""
 
     def apply(self, event: Event) -> None:
         """Take one more event of the night into account."""
@@ -83,7 +87,10 @@ class Spend:
             self.asked = self.unanswered = event
         elif not isinstance(event, SessionResumed):  # written before the call is charged
             self.unanswered = None
-        if isinstance(event, ModelCalled):
+        # By who opened it: what a reply says of its own model is the service's word.
+        if isinstance(event, ConversationOpened) and event.researcher in SAMPLERS:
+            self._samplers = event.conversation
+        if isinstance(event, ModelCalled) and event.conversation != self._samplers:
             self._charge(event)
 
     def take_since_attempt_usd(self) -> float:

@@ -46,7 +46,7 @@ from agent.researcher.providers import (
     base_url,
     cost_usd,
 )
-from agent.researcher.redaction import hidden, secrets_in
+from agent.researcher.redaction import hidden, hidden_in, secrets_in
 from agent.researcher.wire import Arrival, request_of, tool_calls, tool_ids
 from agent.settings import ResearcherSettings
 from agent.text import one_line
@@ -160,7 +160,8 @@ class ClaudeModel:
             raise _unavailable(self.name, names, retired=facts is not None)
         if isinstance(most := facts.get("max_tokens"), int) and most > 0:
             self._max_output_tokens = min(self._max_output_tokens, most)
-        return facts
+        said: dict[str, Any] = self._hidden(facts)
+        return said
 
     def close(self) -> None:
         """Close connections and the event loop."""
@@ -199,20 +200,22 @@ class ClaudeModel:
     def _whole(
         self, prompt: Prompt, request: dict[str, Any], arrival: Arrival, seconds: float
     ) -> Reply:
-        content = arrival.content(tool_ids(prompt.messages))
+        # Signed thinking that repeats a secret is refused later: a new conversation, no leak.
+        content = self._hidden(arrival.content(tool_ids(prompt.messages)))
+        stop_reason = self._hidden(arrival.stop_reason)
         usage, details = arrival.usage(_size_bytes(request)), arrival.stop_details
         model = arrival.model if isinstance(arrival.model, str) else None
         refusal = "" if details is None else json.dumps(details, ensure_ascii=False)
         return Reply(
             content=content,
-            tool_calls=tool_calls(content, arrival.stop_reason),
-            stop_reason=arrival.stop_reason,
-            model=model or self.name,
+            tool_calls=tool_calls(content, stop_reason),
+            stop_reason=stop_reason,
+            model=self._hidden(model or self.name),
             usage=usage,
             cost_usd=self._cost_usd(usage, model),
-            request_id=arrival.request_id,
+            request_id=self._hidden(arrival.request_id),
             seconds=seconds,
-            explanation=one_line(hidden(refusal, self._secrets), ERROR_CHARACTERS),
+            explanation=one_line(self._hidden(refusal), ERROR_CHARACTERS),
         )
 
     def _failed(
@@ -239,7 +242,11 @@ class ClaudeModel:
         usage = arrival.lost_usage(self._worst(request))
         if usage is None:
             return None
-        return LostCall(self.name, arrival.request_id, usage, self._cost_usd(usage), seconds)
+        told = self._hidden(arrival.request_id)
+        return LostCall(self.name, told, usage, self._cost_usd(usage), seconds)
+
+    def _hidden(self, told: Any) -> Any:
+        return hidden_in(told, self._secrets)
 
 
 def _size_bytes(request: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ as it is.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "[secret]"
@@ -55,6 +56,15 @@ def _content(path: str) -> str:
             return file.read(MAX_SECRET_FILE_BYTES).decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def hidden_in(value: Any, secrets: Sequence[str]) -> Any:
+    """What a service sent, with every secret replaced in all its texts and names."""
+    if isinstance(value, str):
+        return hidden(value, secrets)
+    if isinstance(value, dict):
+        return {hidden(f"{k}", secrets): hidden_in(item, secrets) for k, item in value.items()}
+    return [hidden_in(one, secrets) for one in value] if isinstance(value, list) else value
 
 
 def hidden(text: str, secrets: Sequence[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,17 @@ from sandbox.contract.errors import UsageError
 from sandbox.engine.find import Engine
 from sandbox.image.image import ImageRecord
 from tests.support.labs import Quiet, play, traced, with_observer
-from tests.support.messages_server import Entry, MessagesServer, Status, tinker
+from tests.support.messages_server import (
+    Entry,
+    MessagesServer,
+    Status,
+    Turn,
+    say,
+    text,
+    thinking,
+    tinker,
+    tool,
+)
 from tests.support.nights import TOY, Place
 from tests.support.spans import Collector
 
@@ -35,6 +46,7 @@ PLANTED = {
     "HF_TOKEN": "hf_plantedTokenOfTheHub",
     "HTTPS_PROXY": "http://somebody:pl4nted-proxy-w0rd@proxy.invalid:3128",
 }
+ECHO = PLANTED["HF_TOKEN"]
 DOCKER_PROXY = "http://somebody:pl4nted-docker-w0rd@proxy.invalid:3128"
 NEEDLES = (
     *(PLANTED[name] for name in ("ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN")),
@@ -48,7 +60,7 @@ TELLTALE = (
 """What a service or a proxy may answer that repeats what it was sent."""
 NOSY = """
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 print(dict(os.environ), flush=True)
@@ -124,6 +136,59 @@ def test_a_night_with_a_telltale_service_keeps_every_secret(
     ]
     assert "x-api-key [secret]" in ended[0]
     assert 2 <= len(said)
+
+
+def _bent(kind: str, *path: str) -> Turn:
+    """A reply whose event of that kind holds a secret there."""
+
+    def bend(events: list[dict[str, Any]]) -> list[dict[str, Any] | str]:
+        for event in events:
+            if event["type"] == kind:
+                event[path[0]][path[1]] = ECHO
+        return [*events]
+
+    return Turn((text("I"), tool("list")), odd=True, bend=bend)
+
+
+ECHOES: dict[str, Turn] = {
+    "words": say(text(ECHO), tool("list")),
+    "thoughts": say(thinking(ECHO), tool("list")),
+    "a tool's input": say(tool("read", file_path=ECHO), tool("run", hypothesis=ECHO, smoke=True)),
+    "a tool's name": replace(say(tool(ECHO, **{ECHO: 1})), odd=True),
+    "a tool's id": say({**tool("list"), "id": ECHO}),
+    "the model's name": _bent("message_start", "message", "model"),
+    "the reason of the end": _bent("message_delta", "delta", "stop_reason"),
+    "a refusal": Turn((text("I"),), "refusal", {"type": "refusal", "explanation": ECHO}),
+    "an error inside": Turn(
+        (text("I"),),
+        odd=True,
+        bend=lambda events: [
+            *events[:2],
+            {"type": "error", "error": {"type": "api_error", "message": ECHO}},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["hidden", "not known as a secret"])
+@pytest.mark.parametrize("name", ECHOES)
+def test_what_a_gateway_repeats_in_a_reply_is_hidden_too(
+    name: str, is_known: bool, tmp_path: Path
+) -> None:
+    changes: dict[str, dict[str, Any]] = {"session": {"attempts": 1}}
+    place, said = Place(tmp_path, changes=changes), list[str]()
+    lab = with_observer(place.begin("claude"), Listening(said))
+    twice: list[Entry] = [ECHOES[name]] * 2
+    answers = itertools.chain(twice, itertools.repeat(tinker))
+    server = MessagesServer(answers, clock=place.clock.monotonic, endless=True, helpful=False)
+    with server, lab.ledger:
+        environ = PLANTED | {"ANTHROPIC_BASE_URL": server.url}
+        if not is_known:
+            del environ["HF_TOKEN"]
+        said.append(play(lab, place.program, "claude", environ).explanation)
+        write_report(place.directory, lab.ledger.entries, lab.ledger.get_blob)
+        assert is_known == (leaks(place.directory, *said) == [])
+        server.unplanned.clear()  # a changed thought or id is refused, and asked anew
 
 
 def test_a_refusal_before_the_night_tells_no_secret(tmp_path: Path) -> None:

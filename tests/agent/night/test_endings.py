@@ -124,6 +124,8 @@ def test_a_model_that_was_replaced_for_good_can_be_asked_again(tmp_path: Path) -
     said = closing_lines(summary(read_ledger(scene.place.directory)), scene.place.directory)
     assert "--attempts N; add --researcher claude to ask the model again" in said[-1]
     assert any("no credit: add some" in line for line in said)
+    # The sampler that went on made many replies, which are no calls of a model.
+    assert 1 == scene.history.spend.calls < len(scene.events(ModelCalled))
 
 
 def resumed(place: Place, server: MessagesServer, **flags: Any) -> None:
