@@ -168,6 +168,26 @@ class Goal(Section):
         return labelled(self.metric, is_self_reported=self.is_reported)
 
 
+class ProgressSettings(Section):
+    """How far a training is, where it does not say so in JSON."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        None, examples=[r"step (?P<step>\d+).*loss (?P<loss>[\d.]+)"]
+    )
+    """Matched in each line of the log; named groups loss, and maybe step and tokens."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_loss(cls, pattern: str | None) -> str | None:
+        try:
+            names = {"loss"} if pattern is None else set(re.compile(pattern).groupindex)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if "loss" not in names or not names <= {"loss", "step", "tokens"}:
+            raise ValueError("needs a group (?P<loss>…), and may have (?P<step>…), (?P<tokens>…)")
+        return pattern
+
+
 class WorkspaceSettings(Section):
     """Which files an experiment is made of, what trains, what the agent may write."""
 
@@ -473,6 +493,7 @@ class Settings(Section):
     """The toml block of program.md, checked."""
 
     goal: Goal = Goal()
+    progress: ProgressSettings = ProgressSettings()
     workspace: WorkspaceSettings = WorkspaceSettings()
     budget: Budget
     limits: BoxLimits

@@ -53,7 +53,15 @@ from agent.attempt.sheet import left_seconds_of
 from agent.attempt.stopping import Rule, Watch
 from agent.record.attempts import DISTURBED
 from agent.record.chain import canonical
-from agent.record.curves import Curve, CurveCollector, mfu_of, packed, said_tokens, unpacked
+from agent.record.curves import (
+    Curve,
+    CurveCollector,
+    mfu_of,
+    packed,
+    progress_read,
+    said_tokens,
+    unpacked,
+)
 from agent.record.events import ATTEMPT, Disturbance, RunFinished, RunStarted, Scored, Split
 from agent.record.logs import excerpt, packed_log
 from agent.record.reported import reported_file
@@ -284,7 +292,8 @@ def _train_once(
         collector = CurveCollector(worker.on_log)
         rule = None if trial.past is None else Rule(worker.settings, trial.past)
         watch = None if rule is None else Watch(collector.curve, rule, trial.budget)
-        result = worker.run(spec, output_dir=checkpoint, on_log=collector, should_stop=watch)
+        with progress_read(worker.settings.progress.pattern, collector) as on_log:
+            result = worker.run(spec, output_dir=checkpoint, on_log=on_log, should_stop=watch)
     noise = _noise_since(worker, trial.usual, before, result.cpu_seconds or 0.0)
     make_readable(checkpoint)
     # What is said after the decision did not count for it, and must not when it is checked.

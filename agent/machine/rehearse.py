@@ -19,7 +19,13 @@ from agent.causes import LACKS, LOOKS, WRITES, cause_of_run
 from agent.machine.look import LEAVINGS, modules_asked, nodes_of, sources_of
 from agent.machine.readiness import try_a_box
 from agent.night.session import Runtime
-from agent.record.reported import read_reported, reported_file
+from agent.record.reported import (
+    LINES_LOOKED_AT,
+    likely_progress,
+    lines_of,
+    read_reported,
+    reported_file,
+)
 from agent.settings import Settings
 from agent.text import one_line
 from sandbox.contract.errors import UsageError, host_faults
@@ -146,6 +152,11 @@ def rehearse(
     if first.outcome is not Outcome.OK:
         return
     yield Rehearsed("output", f"{len(first.output)} files come back")
+    progress = likely_progress(lines_of(first.log)[-LINES_LOOKED_AT:])
+    if settings.progress.pattern is None and progress:
+        line, pattern = progress
+        text = f"`{line}` gives bars, curves and early stopping by [progress] pattern = '{pattern}'"
+        yield Rehearsed("progress", text)
     if isinstance(value, Rehearsed):
         yield value
         return

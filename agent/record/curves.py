@@ -5,11 +5,16 @@ Only known names and finite numbers are taken, and a curve has an end whatever t
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from agent.record.chain import canonical
+from agent.record.reported import Finder, undressed
+from sandbox.contract.log import log
 from sandbox.contract.run import RunResult
 
 NAMES = (
@@ -25,6 +30,9 @@ NAMES = (
 MAX_POINTS = 500
 MAX_LINES = 500_000
 """Progress lines that are read of one run; what comes after them costs nothing."""
+
+SLOW_SECONDS = 1.0
+"""For a pattern, on one piece of a log: where it takes longer it is not asked again in this run."""
 
 _REQUIRED = ("seconds", "loss")
 _MAX_MAGNITUDE = 1e15
@@ -85,6 +93,53 @@ class CurveCollector:
             if self._seen % self._stride == 0:
                 self._points.append(point)
         self._seen += 1
+
+
+@dataclass
+class PatternReader:
+    """Makes progress lines of those that a pattern reads, with the host's seconds, for `take`."""
+
+    take: Callable[[bytes], None]
+    find: Finder
+    clock: Callable[[], float]
+    began: float
+    _partial: bytes = b""
+    _is_over: bool = False
+    _lines: int = 0
+
+    def __call__(self, piece: bytes) -> None:
+        """Read one piece of the log."""
+        if self._is_over:
+            return
+        # A progress bar ends its lines with a carriage return.
+        *parts, self._partial = re.split(rb"[\r\n]", self._partial[-_MAX_LINE_BYTES - 1 :] + piece)
+        whole = [part for part in parts if 0 < len(part) <= _MAX_LINE_BYTES]
+        self._lines += len(whole)
+        texts = [undressed(part.decode(errors="replace")) for part in whole]
+        found = self.find(texts, SLOW_SECONDS) if texts else []
+        self._is_over = found is None or self._lines > MAX_LINES
+        if found is None:
+            log.warning("progress_too_slow", seconds=SLOW_SECONDS)
+        for _, named in found or ():
+            point = {"seconds": round(self.clock() - self.began, 3)}
+            for name, text in named.items():
+                with suppress(ValueError):
+                    point[name] = float((text or "").replace(",", ""))
+            self.take(json.dumps(point).encode() + b"\n")
+
+
+@contextmanager
+def progress_read(
+    pattern: str | None,
+    take: Callable[[bytes], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[bytes], None]]:
+    """Who a log goes to, so that `take` gets progress lines whatever form they have."""
+    if pattern is None:
+        yield take
+        return
+    with Finder(pattern) as find:
+        yield PatternReader(take, find, clock, clock())
 
 
 def curve_of(text: str) -> Curve:

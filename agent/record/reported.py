@@ -17,12 +17,14 @@ import csv
 import json
 import math
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 from agent.settings import Goal
 from agent.text import one_line
@@ -58,11 +60,18 @@ _LIKE_A_SCORE = re.compile(
 )
 _FINDER = """
 import json, re, resource, sys
-pattern, seconds, lines = json.load(sys.stdin)
+pattern, seconds = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 find = re.compile(pattern).finditer
-json.dump([match[1] or "" for line in lines for match in find(line)], sys.stdout)
+for asked in sys.stdin:
+    found = [match for line in json.loads(asked) for match in find(line)]
+    print(json.dumps([[match[1] or "", match.groupdict()] for match in found]), flush=True)
 """
+_LIKE_PROGRESS = re.compile(
+    r"\b(iter|iteration|step|epoch|batch|update)s?['\"]?[ \t:=#\[]{1,3}(\d{1,12})(?=\D).{0,100}?"
+    r"((?:train(?:ing)?[ _/])?loss)[ \t:='\"]{1,4}[0-9][0-9.eE+-]{0,20}",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,12 @@ def lines_of(log: Log) -> list[str]:
     """A log's whole lines without their dress; those of the end where the middle was dropped."""
     text = log.tail.partition("\n")[2] if log.omitted_bytes else log.head + log.tail
     # A training that ended well has said its last line to the end, with a newline or without.
-    return _DRESS.sub("", _WIPED.sub("\r ", text)).split("\n")
+    return undressed(text).split("\n")
+
+
+def undressed(text: str) -> str:
+    """A log without colours and moves of a cursor."""
+    return _DRESS.sub("", _WIPED.sub("\r ", text))
 
 
 def reported_file(folder: Path, goal: Goal) -> bytes | None:
@@ -159,19 +173,67 @@ def likely_scores(lines: Iterable[str]) -> list[LikelyScore]:
     return ranked[:MAX_PROPOSALS]
 
 
+class Finder:
+    """Finds a pattern in lines, in a process of its own: a candidate writes what is looked through.
+
+    Nothing can interrupt `re`. The process has `MATCH_SECONDS` of a processor for all its lines.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        asked = json.dumps([pattern, MATCH_SECONDS])
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _FINDER, asked],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with suppress(OSError):  # what it was not given to the end is of no use any more
+            self._process.communicate()
+
+    def __call__(
+        self, lines: Sequence[str], seconds: float
+    ) -> list[tuple[str, dict[str, str | None]]] | None:
+        """First group and named groups of each match; None where that took too long."""
+        asked, said = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert said is not None
+        try:
+            asked.write(json.dumps(list(lines)).encode() + b"\n")
+            asked.flush()
+            is_there, _, _ = select.select([said], [], [], seconds)
+            return (
+                [(one, named) for one, named in json.loads(said.readline())] if is_there else None
+            )
+        except (OSError, ValueError):
+            return None
+
+
 def _matches(pattern: str, lines: Sequence[str]) -> list[str] | None:
     """What the pattern's group holds wherever it matches; None where that took too long."""
-    # In a process of its own: nothing can interrupt `re`, and a log is written by the candidate.
-    asked = json.dumps([pattern, MATCH_SECONDS, list(lines)])
-    finder = [sys.executable, "-I", "-S", "-c", _FINDER]
-    try:
-        done = subprocess.run(
-            finder, input=asked.encode(), capture_output=True, timeout=6 * MATCH_SECONDS, check=True
-        )
-    except subprocess.SubprocessError:
+    with Finder(pattern) as find:
+        found = find(lines, 6 * MATCH_SECONDS)
+    return None if found is None else [first for first, _ in found]
+
+
+def likely_progress(lines: Iterable[str]) -> tuple[str, str] | None:
+    """A line that looks like a step of progress among others, and the pattern that reads it."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        for match in _LIKE_PROGRESS.finditer(line[:500]):
+            name, step, loss = match.groups()
+            words = r"\s*".join(map(re.escape, loss.split()))
+            pattern = rf"{name}\W+(?P<step>\d+).*?{words}\W+(?P<loss>[\d.eE+-]+)"
+            found.setdefault(pattern, {})[step] = line
+    several = [(steps, pattern) for pattern, steps in found.items() if len(steps) > 1]
+    if not several:
         return None
-    found: list[str] = json.loads(done.stdout)
-    return found
+    steps, pattern = max(several, key=lambda one: len(one[0]))
+    return one_line(list(steps.values())[-1], 100), pattern
 
 
 def _taken(values: Sequence[str], goal: Goal) -> Reading:

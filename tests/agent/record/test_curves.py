@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,17 +16,21 @@ from agent.night.waiting import run_with_retries
 from agent.record.curves import (
     MAX_POINTS,
     NAMES,
+    Curve,
     CurveCollector,
     curve_of,
     packed,
+    progress_read,
     read_point,
     unpacked,
 )
 from agent.record.events import Verdict
+from agent.record.reported import likely_progress
 from agent.report.activity import RunNotes
 from agent.report.attempt_page import TextRoom, attempt_page
 from sandbox.contract.run import Outcome
 from tests.support.histories import night
+from tests.support.labs import play
 from tests.support.nights import Place
 
 FORGED = (
@@ -210,3 +215,99 @@ def test_bytes_that_are_no_curve_are_refused(stored: bytes) -> None:
 def test_an_empty_curve_is_stored_too() -> None:
     assert unpacked(packed([])) == []
     assert json.loads(packed([])) == {"names": [], "rows": []}
+
+
+# --- lines of other forms than JSON ---------------------------------------------------------------
+
+PATTERN = r"iter (?P<step>\d+): loss (?P<loss>nan|\d+(?:,\d{3})*\.\d+)(?:, (?P<tokens>\d+) tokens)?"
+
+
+def curve_by(pattern: str, *pieces: bytes) -> Curve:
+    """The curve of a log that comes in these pieces, a second each."""
+    seconds = iter(range(100))
+    collector = CurveCollector(lambda _piece: None)
+    with progress_read(pattern, collector, lambda: float(next(seconds))) as on_log:
+        for piece in pieces:
+            on_log(piece)
+    return collector.curve()
+
+
+def test_a_pattern_reads_other_lines_and_the_host_tells_the_seconds() -> None:
+    curve = curve_by(
+        PATTERN,
+        b"starting\niter 0: loss 4.5\nit",
+        b"er 10: loss 3.25, 4096 tokens\n\x1b[32miter 20: loss 3.0\x1b[0m\r",
+        b"iter 30: loss nan\n" + 2000 * b"x" + b"iter 40: loss 1.0\niter 50: loss 1,000.5\n",
+    )
+
+    first, second, third, last = curve
+    assert {"seconds": 1.0, "step": 0.0, "loss": 4.5} == first
+    assert {"seconds": 2.0, "step": 10.0, "loss": 3.25, "tokens": 4096.0} == second
+    assert (3.0, 20.0) == (third["loss"], third["step"])
+    assert (1000.5, 50.0) == (last["loss"], last["step"])
+
+
+def test_a_pattern_that_takes_too_long_ends_the_curve_and_nothing_else() -> None:
+    began = time.monotonic()
+    endless = b"a" * 60 + b"!\n"
+
+    curve = curve_by("(?P<loss>[0-9.]+)$|(a+)+$", b"1.5\n", endless, *[b"2.5\n"] * 50)
+
+    assert [1.5] == [point["loss"] for point in curve]
+    assert time.monotonic() - began < 30
+
+
+def test_without_a_pattern_a_log_goes_where_it_went() -> None:
+    collector = CurveCollector(lambda _piece: None)
+    with progress_read(None, collector) as on_log:
+        assert on_log is collector
+
+
+@pytest.mark.parametrize(
+    ("form", "is_progress"),
+    [
+        ("iter {n}: loss 1.9223, time 43.1ms", True),
+        ("step {n}: train loss 1.92, val loss 2.05", True),
+        ("Train Epoch: {n} [0/60000 (0%)]\tLoss: 2.3", True),
+        ("Epoch {n}/10: 100%|##| 9/9 [00:02, loss=0.5]", True),
+        ("{{'step': {n}, 'loss': 0.31}}", True),
+        ("loss of 2.3 percent in {n}", False),
+        ("val_bpb: 0.{n}", False),
+    ],
+)
+def test_a_pattern_for_progress_is_proposed_where_lines_repeat(
+    form: str, is_progress: bool
+) -> None:
+    said = [form.format(n=n) for n in (1, 2, 3)]
+
+    found = likely_progress(["begin", *said, "end"])
+
+    assert is_progress == (found is not None)
+    assert likely_progress(said[:1]) is None
+    if found is not None:
+        assert 3 == len(curve_by(found[1], *[f"{line}\n".encode() for line in said]))
+
+
+def test_a_night_keeps_the_curves_that_a_pattern_reads(tmp_path: Path) -> None:
+    pattern = {"pattern": r"step (?P<step>\d+) has loss (?P<loss>[\d.]+)"}
+    place = Place(tmp_path, changes={"session": {"attempts": 1}, "progress": pattern})
+    place.boxes.shows_progress = True
+
+    def as_words(line: bytes) -> bytes:
+        said = json.loads(line)
+        return f"step {said['step']} has loss {said['loss']}\n".encode()
+
+    place.boxes.log_line = as_words
+    lab = place.begin("tpe")
+    with lab.ledger:
+        play(lab, place.program)
+        baseline = lab.history.attempts[0]
+        curve = unpacked(lab.ledger.get_blob(baseline.trainings[-1].curve or ""))
+
+    assert [float(n) for n in range(1, 21)] == [point["step"] for point in curve]
+
+
+@pytest.mark.parametrize("pattern", ["loss (", r"loss ([\d.]+)", r"(?P<loss>\d)(?P<other>\d)"])
+def test_a_pattern_without_a_loss_is_refused(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"no regular expression|needs a group"):
+        Place(tmp_path, changes={"progress": {"pattern": pattern}})
