@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 CONFIGURATION = (".yaml", ".yml", ".json", ".toml")
 COMPILED = (".c", ".cc", ".cpp", ".cxx", ".h", ".hpp", ".cu")
+WITH_KNOBS = (".py", *CONFIGURATION, *COMPILED)
 NO_KNOBS = {
     "a seed is another draw and no idea": r"seed|random_state",
     "it measures, or says when": r"eval\w*|valid\w*|val|test\w*|best|metric\w*|interval|every",

@@ -21,6 +21,7 @@ from agent.candidate.knob_places import (
     HUGE,
     MAX_LINE_BYTES,
     NUMBER,
+    WITH_KNOBS,
     number_places,
     why_no_knob,
 )
@@ -327,10 +328,10 @@ def _powers_of_two(low: int, high: int) -> Choices:
 
 
 def knob_values(files: Mapping[str, str], get_blob: GetBlob) -> dict[str, KnobValue]:
-    """What each knob of a candidate's Python files is set to, bounded; lost files have none."""
+    """What each knob of a candidate's files is set to, bounded; lost files have none."""
     found: dict[str, KnobValue] = {}
     for path, sha in files.items():
-        if path.endswith(".py"):
+        if path.endswith(WITH_KNOBS):
             with suppress(LedgerError):
                 for knob in find_knobs(path, get_blob(sha)):
                     name = knob.name if path == "train.py" else f"{path}/{knob.name}"

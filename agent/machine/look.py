@@ -191,15 +191,16 @@ def _compiled(place: Path) -> Iterator[Line]:
         text = read_named(build).decode(errors="replace")
         target = re.search(rf"add_executable\(\s{{0,9}}([\w.-]{{1,99}})[^)]{{0,999}}{stem}\.", text)
         made = target[1] if target else stem
-        command = (
-            "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build "
-            f"--target {made} && ./build/{made}"
-        )
+        make = "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build "
+        make, program = f"{make}--target {made}", f"./build/{made}"
     elif (place / "Makefile").is_file():
-        command = f"make && ./{stem}"
+        make, program = "make", f"./{stem}"
     else:
         compiler = "cc" if entry.endswith(".c") else "c++"
-        command = f"{compiler} -O3 -march=native {shlex.quote(entry)} -lm -o program && ./program"
+        make = f"{compiler} -O3 -march=native {shlex.quote(entry)} -lm -o program"
+        program = "./program"
+    # Into a pipe C keeps what it prints until a buffer is full: of a program that is cut, for ever.
+    command = f"{make} && stdbuf -oL {program}"
     yield from _scored([line for code in sources.values() for line in _formats(code)])
     yield Line("workspace", 'path = "."', "this directory; what .gitignore names stays out")
     words = _quoted(["sh", "-c", command])

@@ -31,7 +31,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from agent.attempt.lab import Lab, hashes_of, sha_of
-from agent.candidate.knob_places import CONFIGURATION
+from agent.candidate.knob_places import WITH_KNOBS
 from agent.candidate.knobs import (
     Choices,
     Domain,
@@ -230,7 +230,7 @@ class TpeModel:
         """The knobs of files, each parsed once; what is not given comes from the ledger."""
         knobs: list[Knob] = []
         for path, sha in sorted(hashes.items()):
-            if path.endswith((".py", *CONFIGURATION)) and (path, sha) not in self._found:
+            if path.endswith(WITH_KNOBS) and (path, sha) not in self._found:
                 source = contents[path] if contents else self._lab.ledger.get_blob(sha)
                 self._found[path, sha] = find_knobs(path, source)
             knobs += self._found.get((path, sha), [])

@@ -453,12 +453,12 @@ int main(int argc, char** argv) {
 @pytest.mark.parametrize(
     ("build", "call"),
     [
-        ({}, "c++ -O3 -march=native bench.cpp -lm -o program && ./program"),
-        ({"Makefile": "bench: bench.cpp\n"}, "make && ./bench"),
+        ({}, "c++ -O3 -march=native bench.cpp -lm -o program && stdbuf -oL ./program"),
+        ({"Makefile": "bench: bench.cpp\n"}, "make && stdbuf -oL ./bench"),
         (
             {"CMakeLists__txt": "add_executable(speed bench.cpp)\n"},
             "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build "
-            "--target speed && ./build/speed",
+            "--target speed && stdbuf -oL ./build/speed",
         ),
     ],
 )
