@@ -159,13 +159,19 @@ def _next_step(history: History, number: int, get_blob: GetBlob) -> Step | Decis
     if attempt.started.kind == "baseline":
         return _next_of_baseline(history, attempt, get_blob)
     parent = attempt.started.parent
-    if parent is not None and (history.best is None or history.best.number != parent):
+    if parent is not None and _is_refused(history, parent):
         # Whatever the score, its files hold what was just refused.
         text = f"attempt {parent}, on which it builds, was refused meanwhile: make it anew"
         return Decision(Verdict.DISCARDED, PARENT_DETHRONED, text)
     if parent is not None and _is_only_a_seed(attempt, history.attempt(parent), get_blob):
         return Decision(Verdict.DISCARDED, ONLY_A_SEED, ANOTHER_DRAW)
     return _next_of_candidate(history, attempt, get_blob)
+
+
+def _is_refused(history: History, number: int) -> bool:
+    """Whether a score of an attempt was refused after it was kept, be it the best or not."""
+    was_dethroned = history.attempt(number).dethroned is not None
+    return was_dethroned or history.refusals.of(number) is not None
 
 
 def _is_only_a_seed(attempt: Attempt, parent: Attempt, get_blob: GetBlob) -> bool:
@@ -313,13 +319,13 @@ def judgement_of(
     settings, noise = history.in_force.noise, history.repeats.noise(beside=attempt.number)
     if noise is None or history.best is None:
         raise ValueError("nothing was repeated beside it, so noise is not known")
-    before = [a for a in history.completed if a.number < attempt.number and a.tested]
     terms = Demands(
         direction=history.in_force.goal.direction,
         rate=settings.false_keep_rate_per_night,
-        doubt=doubt_of_a_test(settings.false_keep_rate_per_night, len(before)),
+        doubt=doubt_of_a_test(settings.false_keep_rate_per_night, history.tests_before(attempt)),
         max_repeats=min(settings.max_repeats, len(attempt.started.seeds) - 1),
         smallest_gain=max(settings.smallest_gain or 0.0, smallest_gain),
+        against=history.best.number,
     )
     best = list(history.best.values().values())
     if len(own) == 1:
@@ -335,7 +341,8 @@ def _next_of_keep(
     assert best is not None
     assert noise is not None
     scores = best.values()
-    beside = [scores[key.seed] for key in history.meanwhile if key.seed in scores]
+    asked_for = (key.seed for key in attempt.beside if key.attempt == best.number)
+    beside = [scores[seed] for seed in asked_for if seed in scores]
     asked = _next_beside(history, attempt)
     if len(beside) < MIN_SCORES_BESIDE and asked is not None:
         return asked
@@ -364,7 +371,7 @@ def _next_beside(history: History, attempt: Attempt) -> Measure | None:
     best = history.best
     assert best is not None
     for seed in attempt.started.seeds[1:]:
-        if best.key(seed) not in history.meanwhile:
+        if best.key(seed) not in attempt.beside:
             return Measure(best.number, seed)
     return None
 
@@ -405,7 +412,7 @@ def dethroned(history: History) -> Dethroned | None:
     refusal = None if best is None else history.refusals.of(best.number)
     if best is None or refusal is None:
         return None
-    standing = [a for a in history.attempts if a.kept and history.refusals.of(a.number) is None]
+    standing = [a for a in history.standing if history.refusals.of(a.number) is None]
     return Dethroned(
         attempt=best.number,
         purpose=refusal.purpose,

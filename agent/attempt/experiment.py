@@ -62,7 +62,7 @@ def run_attempt(lab: Lab, kind: AttemptKind, hypothesis: str, researcher: str) -
             # Nothing runs of files that hold what their score would be computed on.
             is_clean = isinstance(next_step(lab.history, number, lab.ledger.get_blob), Measure)
             if is_clean and smoke.is_due(lab, candidate):
-                smoke.run_smoke(lab, candidate, asked_by="nightlab")
+                smoke.run_smoke(lab, candidate, asked_by="nightlab", attempt=number)
             decision = _decide(lab, number, candidate)
     except (SandboxError, SessionOver, KeyboardInterrupt) as error:
         is_lost, is_candidate = isinstance(error, BoxLost), kind == "candidate"
@@ -148,8 +148,9 @@ def advance(lab: Lab) -> None:
 
     A best may be dethroned, and then the one before it is scored on holdout.
     """
-    standing = [attempt.number for attempt in lab.history.attempts if attempt.kept]
-    lab.forget_checkpoints_but({*standing[:1], *standing[-CHECKPOINTS_KEPT:]})
+    standing = [attempt.number for attempt in lab.history.standing]
+    going_on = (attempt.number for attempt in lab.history.open)
+    lab.forget_checkpoints_but({*standing[:1], *standing[-CHECKPOINTS_KEPT:], *going_on})
 
 
 def dethrone(lab: Lab) -> bool:
@@ -164,7 +165,7 @@ def dethrone(lab: Lab) -> bool:
     lab.ledger.append(event)
     log.warning("best_dethroned", attempt=event.attempt, reason=event.reason, best=event.best)
     lab.observer.dethroned(event)
-    if not lab.history.attempts[-1].open:
+    if not lab.history.open:
         drop(lab, event.attempt)
     return True
 

@@ -61,6 +61,8 @@ class Demands:
     """Scores that a candidate may get before it must be settled."""
     smallest_gain: float = 0.0
     """What a gain must be worth at least, however sure it is."""
+    against: int = 0
+    """The attempt that the best's scores are of, for the record."""
 
     @property
     def level(self) -> float:
@@ -226,6 +228,7 @@ def _arithmetic(
     return Arithmetic(
         candidate_mean=fmean(candidate),
         candidate_values=tuple(candidate),
+        against=terms.against,
         best_mean=fmean(best),
         best_values=tuple(best),
         gain=gain(terms.direction, fmean(candidate), fmean(best)),

@@ -228,7 +228,7 @@ class Lab:
         """
         history, settings = self.history, self.settings
         own = next((a for a in history.attempts if a.number == attempt), None)
-        last = history.attempts[-1] if history.attempts else None
+        asker = history.asker(attempt, seed)
         key = TrialKey(purpose, attempt, seed)
         stops = may_stop and settings.economy.early_stopping != "off"
         return Trial(
@@ -247,7 +247,7 @@ class Lab:
             usual=usual_of(history, key),
             past=past(history, attempt, self.ledger.get_blob, settings.budget) if stops else None,
             counts_when_disturbed=own is not None and _may_be_disturbed(own),
-            is_begun=last is not None and last.open and bool(last.runs),
+            is_begun=asker is not None and bool(asker.runs),
         )
 
     def record(self, steps: Steps) -> None:

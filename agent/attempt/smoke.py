@@ -54,16 +54,21 @@ def is_due(lab: Lab, files: dict[str, bytes]) -> bool:
 
 
 def run_smoke(
-    lab: Lab, files: dict[str, bytes], *, asked_by: Literal["nightlab", "researcher"]
+    lab: Lab,
+    files: dict[str, bytes],
+    *,
+    asked_by: Literal["nightlab", "researcher"],
+    attempt: int,
 ) -> Smoke:
     """Run files for a few seconds and record what came of it.
+
+    Args:
+        attempt: the one that it belongs to, or that would come next.
 
     Raises:
         SandboxError: nightlab or the engine failed.
     """
-    history, began = lab.history, time.monotonic()
-    number, attempts = len(history.smokes), len(history.attempts)
-    attempt = attempts - 1 if asked_by == "nightlab" else attempts
+    number, began = len(lab.history.smokes), time.monotonic()
     lab.ledger.append(
         SmokeStarted(
             smoke=number,

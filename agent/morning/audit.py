@@ -5,7 +5,7 @@ night's own functions (`derive.py`); what must fit together is checked by the mo
 one. The audit does not know whether a run told the truth: that is what the boxes are for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from agent.night.budget import money_is_out, work_is_done
 from agent.record.attempts import TrialKey
 from agent.record.chain import LedgerError, torn_bytes
 from agent.record.events import (
+    ATTEMPT,
+    DRIFT,
+    SMOKE,
     AttemptFinished,
     AttemptInterrupted,
     AttemptStarted,
@@ -129,7 +132,7 @@ class _Auditor:
             case SmokeFinished() | AttemptFinished() | DriftChecked():
                 yield from self._all_runs_ended(event)
             case AttemptInterrupted() | Noticed(kind="holdout_missing" | "baseline_not_retaken"):
-                self.runs.forget_open()
+                self.runs.forget_open(self._are_over(event))
             case SessionEnded():
                 yield from self._end(event)
             case FileChanged():
@@ -167,11 +170,27 @@ class _Auditor:
         """What is decided stands on whole runs; what the sandbox failed may have left some open."""
         is_lost = isinstance(event, AttemptFinished) and event.reason == BOX_LOST
         if is_lost or (isinstance(event, DriftChecked) and event.problem):
-            self.runs.forget_open()
-        yield from self.runs.all_ended()
+            self.runs.forget_open(self._are_over(event))
+        yield from self.runs.all_ended(self._are_over(event))
+
+    def _are_over(self, event: Event) -> Callable[[RunStarted], bool]:
+        """Which runs must have ended, or broke off, with an event: others may go on beside it."""
+        match event:
+            case SmokeFinished():
+                return lambda run: run.purpose == f"{SMOKE}{event.smoke}"
+            case DriftChecked():
+                return lambda run: run.purpose.startswith(DRIFT)
+            case AttemptFinished() | AttemptInterrupted():
+                return lambda run: self.runs.attempt_of(run) == event.attempt
+            case SessionEnded():
+                return lambda run: not self.runs.is_of_a_broken_smoke(run)
+            case Noticed():
+                return lambda run: run.purpose == ATTEMPT and self.runs.attempt_of(run) is None
+            case _:
+                return lambda _: True
 
     def _begin(self, event: SessionStarted | SessionResumed) -> Iterator[str]:
-        self.runs.forget_open()
+        self.runs.forget_open(self._are_over(event))
         before = self.history.settings
         if isinstance(event, SessionStarted):
             self.runs.seeds = frozenset(event.seeds)
@@ -183,7 +202,6 @@ class _Auditor:
 
     def _start(self, event: AttemptStarted) -> Iterator[str]:
         history = self.history
-        self._forget_broken_smoke()
         session = history.session.seeds if history.session else ()
         if event.kind == "baseline" and event.seeds != session:
             yield "the baseline's seeds are not the session's"
@@ -191,30 +209,29 @@ class _Auditor:
             yield "its first seed is not the session's"
         if event.attempt != len(history.attempts):
             yield f"attempt {event.attempt} comes where {len(history.attempts)} was due"
-        if history.attempts and history.attempts[-1].open:
+        settings = history.settings
+        if history.open:
             yield f"attempt {event.attempt} starts while the one before is open"
-        limits = history.settings.session if history.settings else None
-        if event.kind == "candidate" and limits and len(history.completed) >= limits.attempts:
+        done = len(history.completed) + len(history.open)
+        if settings and event.kind == "candidate" and done >= settings.session.attempts:
             yield (
-                f"attempt {event.attempt} starts although {limits.attempts} attempts are "
+                f"attempt {event.attempt} starts although {settings.session.attempts} attempts are "
                 "done, the limit"
             )
         yield from self._untouched(event)
         yield from self._still_best()
-        best = None if history.best is None else history.best.number
-        if event.parent != best:
-            yield f"its parent is {event.parent}, the best was {best}"
-        if history.best is not None:
-            yield from self.blobs.shown(
-                unified_diff, event.diff, history.best.started.files, event.files
-            )
+        best, parent = history.best.number if history.best else None, event.parent
+        if parent != best:
+            yield f"its parent is {parent}, the best was {best}"
+        elif parent is not None:
+            before = history.attempt(parent).started.files
+            yield from self.blobs.shown(unified_diff, event.diff, before, event.files)
 
     def _end(self, event: SessionEnded) -> Iterator[str]:
         """Ends that follow from counts must be what the counts come to."""
-        self._forget_broken_smoke()
         yield from self._still_best()
         if event.reason is not StopReason.SANDBOX_FAULT:
-            yield from self.runs.all_ended()
+            yield from self.runs.all_ended(self._are_over(event))
         if self.history.settings is not None and event.reason in COUNTED:
             due = work_is_done(self.history, self.history.settings.session)
             if due is None or due[0] is not event.reason:
@@ -252,23 +269,17 @@ class _Auditor:
                 yield f"its {name} is not the one that the session began with"
 
     def _smoke(self, event: SmokeStarted) -> Iterator[str]:
-        self._forget_broken_smoke()
         history = self.history
         attempts, smokes = history.attempts, history.smokes
-        due = len(attempts) - (event.asked_by == "nightlab")
-        if (event.smoke, event.attempt) != (len(smokes), due):
+        is_ours = event.asked_by == "nightlab"
+        due = [a.number for a in history.open] if is_ours else [len(attempts)]
+        if event.smoke != len(smokes) or event.attempt not in due:
             yield f"smoke run {event.smoke} comes where another one was due"
-        if event.asked_by == "nightlab" and attempts[-1].started.files != event.files:
+        if is_ours and history.attempt(event.attempt).started.files != event.files:
             yield "its files are not those of the attempt"
         most = history.settings.economy.max_smokes if history.settings else 0
         if event.asked_by == "researcher" and history.smokes_in_a_row >= most:
             yield f"a smoke run more than the {most} that are allowed between two attempts"
-
-    def _forget_broken_smoke(self) -> None:
-        """A smoke run without an end was a fault: it was tried again, or given up."""
-        smokes = self.history.smokes
-        if smokes and smokes[-1].finished is None:
-            self.runs.forget_open()
 
     def _variant(self, event: VariantMeasured) -> Iterator[str]:
         planned = self.variants.get((event.review, event.variant))

@@ -49,7 +49,7 @@ def _checkpoints(folder: Path, history: History, hashes: FileHashes) -> Iterator
 
     While an attempt is open, or was cut off, one may be half there.
     """
-    if history.attempts and history.attempts[-1].open:
+    if history.open:
         return
     for path in sorted(folder.glob("*-*")):
         number, _, seed = path.name.partition("-")

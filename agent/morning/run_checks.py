@@ -3,13 +3,13 @@
 What follows from a run is derived elsewhere (`derive.py`); here is what must fit together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import get_args
 
 from agent.attempt.boxes import MODEL_RUN, Terms, terms_of
 from agent.record.attempts import TrialKey
-from agent.record.events import SMOKE, RunFinished, RunStarted, Scored
+from agent.record.events import ATTEMPT, SMOKE, RunFinished, RunStarted, Scored
 from agent.record.history import History
 from sandbox.contract.gpu import MemoryBound
 from sandbox.contract.run import Limits, Outcome
@@ -36,15 +36,30 @@ class RunChecks:
             case Scored():
                 yield from self._score(event)
 
-    def all_ended(self) -> Iterator[str]:
+    def all_ended(self, are_over: Callable[[RunStarted], bool]) -> Iterator[str]:
         """Name the runs that have no end although what they belong to has one."""
-        for run_id in self._open:
+        for run_id in self.forget_open(are_over):
             yield f"run {run_id} has no end"
-        self._open.clear()
 
-    def forget_open(self) -> None:
-        """What broke off may have left runs without an end."""
-        self._open.clear()
+    def forget_open(self, are_over: Callable[[RunStarted], bool]) -> list[str]:
+        """What broke off may have left runs without an end: those that were left so."""
+        left = [run_id for run_id, run in self._open.items() if are_over(run)]
+        for run_id in left:
+            del self._open[run_id]
+        return left
+
+    def attempt_of(self, run: RunStarted) -> int | None:
+        """The open attempt that a run is for; None for one of no attempt, or between two."""
+        if run.purpose.startswith(SMOKE):
+            smoke = self.history.smokes[int(run.purpose.removeprefix(SMOKE))].started
+            return smoke.attempt if smoke.asked_by == "nightlab" else None
+        asker = self.history.asker(run.attempt, run.seed) if run.purpose == ATTEMPT else None
+        return None if asker is None else asker.number
+
+    def is_of_a_broken_smoke(self, run: RunStarted) -> bool:
+        """A smoke run without an end was a fault: it was tried again, or given up."""
+        number = run.purpose.removeprefix(SMOKE)
+        return number != run.purpose and self.history.smokes[int(number)].finished is None
 
     def _start(self, event: RunStarted) -> Iterator[str]:
         if event.run_id in self._run_ids:

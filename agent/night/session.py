@@ -223,18 +223,18 @@ def recover(
 ) -> None:
     """Put a session that ended or broke into the state its ledger tells, and record that.
 
-    The attempt that was open is closed as interrupted; half-made files go; the workspace keeps a
+    Every attempt that was open is closed as interrupted; half-made files go; the workspace keeps a
     language model's edits that were not tried yet and loses all others.
     """
     history = lab.ledger.history
     forget_wishes(lab.worker.directory)
-    open_attempt = next((a for a in history.attempts if a.open), None)
+    cut_off = tuple(attempt.number for attempt in history.open)
     # First of all: what is written before it counts the time until now as hours of the session.
     lab.ledger.append(
         SessionResumed(
             nightlab_version=VERSION,
             settings=lab.settings,
-            interrupted_attempt=None if open_attempt is None else open_attempt.number,
+            interrupted_attempts=cut_off,
             removed_containers=removed_containers,
             engine=engine,
             machine=machine(),
@@ -244,15 +244,10 @@ def recover(
     _charge_unanswered(lab.ledger)
     # A kill may have come between a refused score and what follows from it.
     is_dethroned = dethrone(lab)
-    if open_attempt is not None:
-        lab.ledger.append(
-            AttemptInterrupted(
-                attempt=open_attempt.number,
-                is_box_lost=False,
-                reason="nightlab stopped during it",
-            )
-        )
-        lab.observer.attempt_finished(lab.history.attempt(open_attempt.number))
+    for number in cut_off:
+        reason = "nightlab stopped during it"
+        lab.ledger.append(AttemptInterrupted(attempt=number, is_box_lost=False, reason=reason))
+        lab.observer.attempt_finished(lab.history.attempt(number))
     _remove_half_made_files(lab.worker.directory)
     advance(lab)
     if history.best is not None and (is_dethroned or not _holds_untried_edits(lab.ledger)):

@@ -137,7 +137,10 @@ class Toolbox:
             message = f"{most} smoke runs since the last attempt are enough"
             raise ToolRefused("too_many_smokes", message, "run without smoke, or change less")
         try:
-            smoked = with_retries(lab, lambda: run_smoke(lab, candidate, asked_by="researcher"))
+            due = len(lab.history.attempts)
+            smoked = with_retries(
+                lab, lambda: run_smoke(lab, candidate, asked_by="researcher", attempt=due)
+            )
         except BoxLost as error:
             hint = "change what may bring it about"
             raise ToolRefused("box_lost", error.message, hint) from error

@@ -146,6 +146,8 @@ class Attempt:
     interrupted: AttemptInterrupted | None = None
     dethroned: Dethroned | None = None
     """How it stopped being the best, where a later score of it was refused."""
+    beside: list[TrialKey] = field(default_factory=list)
+    """Trials of the best that it asked for: a test measures both sides."""
     provisional: set[int] = field(default_factory=set)
     """Seeds of a baseline whose score stands on a training beside other work, until it is taken
     again on a quiet machine."""

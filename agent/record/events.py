@@ -128,6 +128,8 @@ class Arithmetic(Record):
 
     candidate_mean: float
     candidate_values: tuple[float, ...]
+    against: int
+    """The attempt that was the best when it was decided."""
     best_mean: float
     best_values: tuple[float, ...]
     gain: float
@@ -231,7 +233,7 @@ class SessionResumed(Record):
     nightlab_version: str
     settings: Settings
     """The settings from here on; a resume may allow more attempts, hours or money."""
-    interrupted_attempt: int | None
+    interrupted_attempts: tuple[int, ...]
     removed_containers: tuple[str, ...]
     engine: dict[str, Any]
     """What the session goes on with."""

@@ -58,7 +58,59 @@ OF_THE_MORNING = (
 
 
 @dataclass
-class History:
+class Tried:
+    """The attempts of a session: all, those that are open, those that have a verdict."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    open: list[Attempt] = field(default_factory=list)
+    """Those that go on: one for each researcher at most."""
+    tests: list[Attempt] = field(default_factory=list)
+    """Candidates with a score at a fresh seed, in the order in which they got the first."""
+    completed: list[Attempt] = field(default_factory=list)
+    """Candidates that got a verdict, in the order in which they got it."""
+
+    def attempt(self, number: int) -> Attempt:
+        """The attempt of that number.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = self._find(number)
+        if found is None:
+            raise KeyError(number)
+        return found
+
+    @property
+    def baseline(self) -> Attempt | None:
+        """The measured baseline, if there is one."""
+        return next((a for a in self.attempts if a.was_kept and a.started.kind == "baseline"), None)
+
+    def asker(self, attempt: int, seed: int) -> Attempt | None:
+        """The open attempt that a trial of an attempt's files is for: that one, or one that tests.
+
+        Fresh seeds are an attempt's alone, so they say which one has the best measured beside it.
+        """
+        mine = (a for a in self.open if a.number == attempt or seed in a.started.seeds[1:])
+        return next(mine, None)
+
+    def tests_before(self, attempt: Attempt) -> int:
+        """How many tests of the night began before an attempt's own; of none of its own, all."""
+        return sum(1 for _ in takewhile(lambda other: other is not attempt, self.tests))
+
+    @property
+    def standing(self) -> list[Attempt]:
+        """The attempts that were kept and still stand, in the order in which they were kept."""
+        baseline = [] if self.baseline is None else [self.baseline]
+        return [attempt for attempt in (*baseline, *self.completed) if attempt.kept]
+
+    def _find(self, number: int) -> Attempt | None:
+        if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
+            return self.attempts[number]
+        return next((a for a in reversed(self.attempts) if a.number == number), None)
+
+
+@dataclass
+class History(Tried):
     """The fold over one ledger. Read it, never write it: `apply` alone changes it."""
 
     session: SessionStarted | None = None
@@ -72,17 +124,12 @@ class History:
     """Number of the conversation that goes on; 0 before the first."""
     resumes: int = 0
     ended: SessionEnded | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    completed: list[Attempt] = field(default_factory=list)
-    """Candidates that got a verdict, in the order in which they got it."""
     best: Attempt | None = None
     """The last kept attempt that was not dethroned; the baseline until then."""
     refusals: Refusals = field(default_factory=Refusals)
     smokes: list[Smoke] = field(default_factory=list)
     trials: dict[TrialKey, TrialRecord] = field(default_factory=dict)
     """Every training with its scoring, whatever it was for."""
-    meanwhile: list[TrialKey] = field(default_factory=list)
-    """Trials of the best that the open attempt asked for: a test measures both sides."""
     repeats: Repeats = field(default_factory=Repeats)
     time: WorkingTime = field(default_factory=WorkingTime)
     spend: Spend = field(default_factory=Spend)
@@ -103,7 +150,7 @@ class History:
             case AttemptStarted():
                 cost_usd = self.spend.take_since_attempt_usd()
                 self.attempts.append(Attempt(event, entry.at, cost_usd=cost_usd))
-                self.meanwhile = []
+                self.open.append(self.attempts[-1])
             case LiteralsRead() | SmokeStarted() | SmokeFinished():
                 self._look_at(event)
             case AttemptFinished():
@@ -127,17 +174,6 @@ class History:
             return int(event.purpose.removeprefix(SMOKE)) < len(self.smokes)
         return all(self._find(number) is not None for number in _attempts_named(event))
 
-    def attempt(self, number: int) -> Attempt:
-        """The attempt of that number.
-
-        Raises:
-            KeyError: there is none.
-        """
-        found = self._find(number)
-        if found is None:
-            raise KeyError(number)
-        return found
-
     def trial(self, key: TrialKey) -> TrialRecord:
         """What is on record of a trial; an empty record where it was never begun."""
         return self.trials.get(key) or TrialRecord()
@@ -152,11 +188,6 @@ class History:
         if self.settings is None:
             raise UsageError("the ledger names no settings", "start a new session")
         return self.settings
-
-    @property
-    def baseline(self) -> Attempt | None:
-        """The measured baseline, if there is one."""
-        return next((a for a in self.attempts if a.was_kept and a.started.kind == "baseline"), None)
 
     @property
     def is_self_reported(self) -> bool:
@@ -202,11 +233,6 @@ class History:
         """How many candidates got that verdict."""
         return sum(attempt.standing == verdict.value for attempt in self.completed)
 
-    def _find(self, number: int) -> Attempt | None:
-        if 0 <= number < len(self.attempts) and self.attempts[number].number == number:
-            return self.attempts[number]
-        return next((a for a in reversed(self.attempts) if a.number == number), None)
-
     def _measure(self, event: RunStarted | RunFinished | Scored) -> None:
         key = TrialKey(event.purpose, event.attempt, event.seed)
         trial = self.trials.setdefault(key, TrialRecord())
@@ -230,8 +256,9 @@ class History:
     def _count(
         self, attempt: Attempt, key: TrialKey, event: RunStarted | RunFinished | Scored
     ) -> None:
-        if attempt is not self.attempts[-1] and self.attempts[-1].open:
-            self.meanwhile += [] if key in self.meanwhile else [key]
+        asker = self.asker(key.attempt, key.seed)
+        if asker is not None and asker is not attempt and key not in asker.beside:
+            asker.beside.append(key)
         if isinstance(event, RunFinished):
             attempt.runs.append(event)
         elif isinstance(event, Scored):
@@ -242,6 +269,8 @@ class History:
                 noise = None if training is None else training.disturbance
                 is_clean = noise is None or not noise.is_beside_others
                 (attempt.provisional.discard if is_clean else attempt.provisional.add)(event.seed)
+            if attempt.open and attempt.tested and attempt not in self.tests:
+                self.tests.append(attempt)
             self.repeats.update(attempt)
 
     def _look_at(self, event: LiteralsRead | SmokeStarted | SmokeFinished) -> None:
@@ -261,18 +290,23 @@ class History:
         """
         attempt = self.attempt(event.attempt)
         attempt.interrupted = event
+        self._close(attempt)
+        self.tests = [test for test in self.tests if test is not attempt]
         self.repeats.update(attempt)
-        for key in self.meanwhile:
+        for key in attempt.beside:
             gone = list(self.trials.pop(key).scores.values())
             other = self.attempt(key.attempt)
             other.scores = [score for score in other.scores if all(score is not g for g in gone)]
             other.provisional.discard(key.seed)
             self.repeats.update(other)
-        self.meanwhile = []
+
+    def _close(self, attempt: Attempt) -> None:
+        self.open = [other for other in self.open if other is not attempt]
 
     def _finish(self, event: AttemptFinished) -> None:
         attempt = self.attempt(event.attempt)
         attempt.finished = event
+        self._close(attempt)
         if attempt.started.kind == "candidate":
             self.completed.append(attempt)
             self.drift.judged()
@@ -304,7 +338,8 @@ class History:
         self.drift.checked(event)
         if event.changed:
             best = self.attempt(event.attempt)
-            self.repeats.shift(best, [a.number for a in self.completed[-since:]] if since else ())
+            doubtful = [*(self.completed[-since:] if since else ()), *self.open]
+            self.repeats.shift(best, [attempt.number for attempt in doubtful])
             best.remeasured = {event.seed: fmean(event.today)}
             best.counted_from, best.curves_from = len(best.scores), len(best.runs)
             self.repeats.update(best)

@@ -445,6 +445,7 @@ def _measured(made: Night, chance: random.Random, number: int, best: float, log:
     arithmetic = Arithmetic(
         candidate_mean=mean,
         candidate_values=values,
+        against=0,
         best_mean=best,
         best_values=(best,),
         gain=best - mean,

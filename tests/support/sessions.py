@@ -76,7 +76,7 @@ def resumed(lines: Lines, section: str, **changes: Any) -> None:
         "type": "session_resumed",
         "nightlab_version": "test",
         "settings": tables,
-        "interrupted_attempt": None,
+        "interrupted_attempts": (),
         "removed_containers": [],
         "engine": start["engine"],
         "machine": start["machine"],

@@ -93,7 +93,7 @@ def test_a_killed_session_goes_on_and_loses_nothing(place: CommandLine) -> None:
     assert done.returncode == 0, done.stderr
     after = place.history("cut")
     assert [cut] == [event.attempt for event in place.events("cut", AttemptInterrupted)]
-    assert [cut] == [event.interrupted_attempt for event in place.events("cut", SessionResumed)]
+    assert [(cut,)] == [event.interrupted_attempts for event in place.events("cut", SessionResumed)]
     assert list(range(len(after.attempts))) == [a.number for a in after.attempts]
     assert len(after.completed) == 3
     kept = [(a.started, a.finished) for a in before.attempts[:-1]]

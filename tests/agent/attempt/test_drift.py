@@ -213,7 +213,7 @@ def test_a_session_that_goes_on_elsewhere_looks_at_once(history: History) -> Non
     resumed = SessionResumed(
         nightlab_version="test",
         settings=history.session.settings,
-        interrupted_attempt=None,
+        interrupted_attempts=(),
         removed_containers=(),
         engine={},
         machine=here,
@@ -277,7 +277,7 @@ def test_a_look_without_a_result_is_repeated_after_a_few_attempts(
         SessionResumed(
             nightlab_version="test",
             settings=history.session.settings,
-            interrupted_attempt=None,
+            interrupted_attempts=(),
             removed_containers=(),
             engine={},
             machine=here | {"cores": here["cores"] + 1},

@@ -104,7 +104,7 @@ def test_what_passed_once_is_not_smoked_again(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         files = rewritten(lab, "# new code")
         assert is_due(lab, files)
-        assert run_smoke(lab, files, asked_by="researcher").finished is not None
+        assert run_smoke(lab, files, asked_by="researcher", attempt=1).finished is not None
         assert not is_due(lab, files)
         run_attempt(lab, "candidate", "new code", "claude")
         smokes = [e.event for e in lab.ledger.entries if isinstance(e.event, SmokeStarted)]
@@ -150,7 +150,7 @@ def test_a_smoke_run_is_no_attempt_and_no_score(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         before = [a.values() for a in lab.ledger.history.attempts]
         files = rewritten(lab, "# new code")
-        run_smoke(lab, files, asked_by="researcher")
+        run_smoke(lab, files, asked_by="researcher", attempt=1)
         assert before == [a.values() for a in lab.ledger.history.attempts]
         assert files == lab.workspace.candidate()
         assert not any((lab.worker.directory / "boxes").iterdir())
@@ -160,7 +160,7 @@ def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         entries = lab.ledger.entries
         before = dict(time_spent(entries))
-        run_smoke(lab, rewritten(lab, "# new code"), asked_by="researcher")
+        run_smoke(lab, rewritten(lab, "# new code"), asked_by="researcher", attempt=1)
         after = dict(time_spent(entries))
     spent = {name: after[name] - before.get(name, 0.0) for name in after}
     assert 5.0 == spent["smoke runs"]  # by the clock, which does not move while a box scores
@@ -170,7 +170,7 @@ def test_a_smoke_run_is_part_of_where_the_time_went(tmp_path: Path) -> None:
 def test_the_number_of_smokes_counts_from_the_last_attempt(tmp_path: Path) -> None:
     with (lab := a_lab(tmp_path)).ledger:
         for number in range(3):
-            run_smoke(lab, rewritten(lab, f"# {number}"), asked_by="researcher")
+            run_smoke(lab, rewritten(lab, f"# {number}"), asked_by="researcher", attempt=1)
             assert number + 1 == lab.ledger.history.smokes_in_a_row
         run_attempt(lab, "candidate", "new code", "claude")
         assert 0 == lab.ledger.history.smokes_in_a_row
@@ -184,7 +184,7 @@ def test_a_smoke_run_that_somebody_ended_is_nobodys_failure(tmp_path: Path) -> N
         lab = with_executor(lab, FakeExecutor(Clock(), outcome=killed))
         files = rewritten(lab, "# new code")
         with pytest.raises(SandboxError, match="ended by somebody else"):
-            run_smoke(lab, files, asked_by="researcher")
+            run_smoke(lab, files, asked_by="researcher", attempt=1)
         assert lab.ledger.history.find_smoke(hashes_of(files)) is None
 
 
@@ -217,7 +217,7 @@ def test_a_smoke_run_is_tried_again_after_a_fault_of_the_engine_and_the_audit_ag
     with (lab := a_lab(tmp_path)).ledger:
         lab = with_executor(lab, FakeExecutor(Clock(), fault=faulty_once))
         files = rewritten(lab, "# new code")
-        smoked = with_retries(lab, lambda: run_smoke(lab, files, asked_by="researcher"))
+        smoked = with_retries(lab, lambda: run_smoke(lab, files, asked_by="researcher", attempt=1))
         assert smoked.finished is not None
         assert smoked.finished.passed
         assert [None] == [s.finished for s in lab.ledger.history.smokes[1:-1]]

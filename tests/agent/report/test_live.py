@@ -395,7 +395,7 @@ def resumed() -> SessionResumed:
     return SessionResumed(
         nightlab_version="0.1.0",
         settings=histories.IN_FORCE,
-        interrupted_attempt=None,
+        interrupted_attempts=(),
         removed_containers=(),
         engine={},
         machine={},

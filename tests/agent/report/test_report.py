@@ -262,7 +262,7 @@ def test_the_limits_told_are_those_of_the_last_resume() -> None:
         SessionResumed(
             nightlab_version="0.1.0",
             settings=more,
-            interrupted_attempt=None,
+            interrupted_attempts=(),
             removed_containers=(),
             engine={},
             machine={},
@@ -575,6 +575,7 @@ def test_what_had_to_be_passed_lies_on_the_better_side_of_the_best(direction: st
     numbers = Arithmetic(
         candidate_mean=best,
         candidate_values=(best,),
+        against=0,
         best_mean=best,
         best_values=(best,),
         gain=0.0,

@@ -170,6 +170,7 @@ def test_a_run_answer_is_at_most_2_kb_and_valid_json(
     arithmetic = Arithmetic(
         candidate_mean=numbers[0],
         candidate_values=(numbers[0],) * 50,
+        against=0,
         best_mean=numbers[1],
         best_values=(numbers[1],),
         gain=numbers[2],
