@@ -209,6 +209,12 @@ class WorkspaceSettings(Section):
         (), examples=[["docs", "assets/*.mp4"]]
     )
     """Folders and files that no session copies, beside what git ignores."""
+    max_files: Annotated[int, Field(ge=1, le=200_000)] = 5000
+    """Of all that a session copies; the editable ones are 500 at most."""
+    max_bytes: Annotated[Size, Field(ge=2**20, le=2**34)] = Field(
+        256 * 2**20, alias="max_size", examples=["1g"]
+    )
+    """Of the same; the editable ones hold 16 MiB at most."""
 
     @field_validator("keep", "leave_out")
     @classmethod
@@ -232,8 +238,8 @@ class WorkspaceSettings(Section):
                 raise ValueError("holds a path that is not plain and relative")
             if pattern in FIXED_FILES:
                 raise ValueError(f"holds {pattern}, which decides the score and stays fixed")
-            if "**" in pattern:
-                raise ValueError("holds '**'; a '*' stands for one name")
+            if any("**" in part and part != "**" for part in pattern.split("/")):
+                raise ValueError("holds '**' inside a name; it stands for folders: src/**/*.py")
         return editable
 
 

@@ -1,5 +1,6 @@
 """git in a person's repository, with nothing in it run."""
 
+import hashlib
 import re
 import subprocess
 from collections.abc import Mapping
@@ -78,18 +79,23 @@ class Git:
             found[path] = (mode, sha)
         return found
 
-    def cleaned(self, files: Mapping[str, bytes], *, is_kept: bool = False) -> dict[str, str]:
+    def cleaned(
+        self, files: Mapping[str, bytes], known: Mapping[str, str], *, is_kept: bool = False
+    ) -> dict[str, str]:
         """The blobs that git makes of files: line ends and such by its attributes, no filters.
 
         A filter is a program of the repository's choice, so those named are turned off.
 
         Args:
             files: as they lie in the work tree, by their paths from where git is started.
+            known: blobs of commits by path; git is not asked for each file that is one of them.
             is_kept: whether the blobs are written into the repository.
 
         Raises:
             UsageError: a filter has a name that cannot be turned off.
         """
+        same = {p: known[p] for p, c in files.items() if p in known and _blob(c, known[p])}
+        files = {path: content for path, content in files.items() if path not in same}
         names = "\0".join(files).encode(errors="surrogateescape")
         told = self("check-attr", "-z", "--stdin", "filter", stdin=names).split(b"\0")[2::3]
         drivers = {name.decode(errors="surrogateescape") for name in told} - _NO_DRIVERS
@@ -98,7 +104,7 @@ class Git:
         keys = ("clean=", "process=", "required=false")
         off = [word for d in sorted(drivers) for k in keys for word in ("-c", f"filter.{d}.{k}")]
         words = (*off, "hash-object", *(["-w"] if is_kept else []), "--stdin")
-        return {
+        return same | {
             path: self(*words, f"--path={path}", stdin=content).decode().strip()
             for path, content in files.items()
         }
@@ -110,6 +116,13 @@ class Git:
             "GIT_OPTIONAL_LOCKS": "0",
             "GIT_NO_LAZY_FETCH": "1",
         }
+
+
+def _blob(content: bytes, sha: str) -> bool:
+    """Whether a blob holds just that."""
+    algorithm = "sha1" if len(sha) == 40 else "sha256"
+    whole = b"blob %d\0%b" % (len(content), content)
+    return hashlib.new(algorithm, whole, usedforsecurity=False).hexdigest() == sha
 
 
 def repository_of(git: Git, files: Mapping[str, bytes]) -> Repository | None:
@@ -125,6 +138,6 @@ def repository_of(git: Git, files: Mapping[str, bytes]) -> Repository | None:
     prefix = git.line("rev-parse", "--show-prefix")
     listed = git.listed(head, prefix.rstrip("/"))
     there = {path.removeprefix(prefix): sha for path, (_, sha) in listed.items()}
-    changed = {name for name, sha in git.cleaned(files).items() if there.get(name) != sha}
+    changed = {name for name, sha in git.cleaned(files, there).items() if there.get(name) != sha}
     gone = {name for name in there if not (git.place / name).exists()}
     return Repository(head=head, changed=tuple(sorted(changed | gone)))

@@ -18,10 +18,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.candidate.confinement import OpenBeneath, choose_opener, closing
+from agent.candidate.own_files import NEVER_COPIED, matches
 from agent.candidate.texts import decoded
 from agent.settings import FIXED_FILES
 from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
@@ -29,12 +29,14 @@ from sandbox.contract.errors import MAKE_ROOM, NightlabError, SandboxError
 MAX_FILE_BYTES = 256 * 1024
 MAX_CANDIDATE_BYTES = 16 * 2**20
 MAX_FILES = 500
-MAX_DEPTH = 8
+"""What may be written is bounded so; of all others the person says how much there may be."""
+MAX_DEPTH = 32
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 200
 """Leaves room for what a temporary name adds below the 255 bytes of common file systems."""
 WHOLE = ("", ".", "./")
 """How a model may write the workspace itself."""
+TOO_MUCH = "name fewer files under editable in [workspace]"
 MAX_MATCHES = 100
 MAX_MATCH_CHARACTERS = 200
 
@@ -78,7 +80,8 @@ class Workspace:
 
     Args:
         root: the workspace's directory; it must exist.
-        editable: paths, or patterns whose `*` stays within one name, such as "src/*.py".
+        editable: paths, or patterns such as "src/*.py" and "src/**/*.py": a `*` stays within one
+            name, and `**` stands for any folders.
         opener: how paths are opened; without it the strongest way that this kernel has.
         left_out: files at its top that no snapshot holds, since they decide the score.
     """
@@ -95,10 +98,14 @@ class Workspace:
         self._editable = editable
         self._left_out = left_out
         self._open_beneath = opener or choose_opener(root)
+        self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
+        """What nobody here writes, as it was when its file was last another one."""
 
     def is_editable(self, path: str) -> bool:
         """Whether the agent may write `path`."""
-        return may_be_written(_parts(path), self._editable)
+        with suppress(WorkspaceError):  # nobody writes what is not even shown
+            return may_be_written(_parts(path), self._editable)
+        return False
 
     def read(self, path: str) -> bytes:
         """A file as it is.
@@ -125,11 +132,9 @@ class Workspace:
         below = "" if path in WHOLE else clean_path(path)
         with self._root_for(path or "the workspace") as root:
             found = [
-                FileEntry(name, size, self.is_editable(name))
-                for name, size in self._walk(root, below, MAX_DEPTH)
+                FileEntry(name, status.st_size, self.is_editable(name))
+                for name, status in self._walk(root, below, MAX_DEPTH)
             ]
-        if len(found) > MAX_FILES:
-            raise WorkspaceError("too_many_files", f"more than {MAX_FILES} files")
         return sorted(found, key=lambda entry: entry.path)
 
     def search(self, text: str, path: str = "") -> list[Match]:
@@ -148,21 +153,34 @@ class Workspace:
         return list(itertools.islice(matches, MAX_MATCHES))
 
     def candidate(self) -> dict[str, bytes]:
-        """All files of a snapshot by path: everything but what is left out of it.
+        """All files of a snapshot by path, hidden ones too: everything but what is left out of it.
 
         Raises:
-            WorkspaceError: together they are larger than a snapshot may be.
+            WorkspaceError: those that may be written are more than a candidate may have.
         """
-        paths = [entry.path for entry in self.list_files() if entry.path not in self._left_out]
-        files = {path: self._read(path, MAX_CANDIDATE_BYTES) for path in paths}
-        if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
-            limit = MAX_CANDIDATE_BYTES // 2**20
-            raise WorkspaceError("too_large", f"the workspace holds more than {limit} MiB")
-        return files
+        with self._root_for("the workspace") as root:
+            found = dict(self._walk(root, "", MAX_DEPTH, is_hidden_shown=True))
+            files = self.editable_files()
+            for path in found.keys() - files.keys() - set(self._left_out):
+                files[path] = self._fixed(root, path, found[path])
+        return dict(sorted(files.items()))
 
     def editable_files(self) -> dict[str, bytes]:
-        """The files of the candidate that the agent may write."""
-        return {path: data for path, data in self.candidate().items() if self.is_editable(path)}
+        """The files of the candidate that the agent may write.
+
+        Raises:
+            WorkspaceError: they are more than a candidate may have.
+        """
+        paths = [entry.path for entry in self.list_files() if entry.editable]
+        if len(paths) > MAX_FILES:
+            raise WorkspaceError(
+                "too_many_files", f"more than {MAX_FILES} files may be edited", TOO_MUCH
+            )
+        files = {path: self._read(path, MAX_CANDIDATE_BYTES) for path in paths}
+        if sum(map(len, files.values())) > MAX_CANDIDATE_BYTES:
+            held = f"the files that may be edited hold more than {MAX_CANDIDATE_BYTES // 2**20} MiB"
+            raise WorkspaceError("too_large", held, TOO_MUCH)
+        return files
 
     def restore(self, files: dict[str, bytes]) -> None:
         """Make the editable files equal to those in `files`; all others stay as they are.
@@ -185,9 +203,19 @@ class Workspace:
         with closing(os.open(self._root, flags)) as root, _describing_errors(path):
             yield root
 
+    def _fixed(self, root: int, path: str, status: os.stat_result) -> bytes:
+        """A file that nobody here writes: read again only where it is another one than it was."""
+        facts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if self._known.get(path, ((),))[0] != facts:
+            self._known[path] = facts, self._read_plain(root, path, path, status.st_size)
+        return self._known[path][1]
+
     def _read(self, path: str, limit: int) -> bytes:
-        name = clean_path(path)
         with self._root_for(path) as root:
+            return self._read_plain(root, clean_path(path), path, limit)
+
+    def _read_plain(self, root: int, name: str, path: str, limit: int) -> bytes:
+        with _describing_errors(path):
             # Checked first without opening it: to open a FIFO or a device already is to use it.
             with closing(self._open_beneath(root, name, os.O_PATH)) as found:
                 _refuse_all_but_plain_files(os.fstat(found), path)
@@ -255,15 +283,17 @@ class Workspace:
             current = self._directory(root, "/".join(parents[:depth]))
         return current
 
-    def _walk(self, root: int, below: str, depth: int) -> Iterator[tuple[str, int]]:
+    def _walk(
+        self, root: int, below: str, depth: int, *, is_hidden_shown: bool = False
+    ) -> Iterator[tuple[str, os.stat_result]]:
         with closing(self._directory(root, below)) as directory:
-            found = _entries(directory)
+            found = _entries(directory, is_hidden_shown=is_hidden_shown)
         for name, status in found:
             path = f"{below}/{name}" if below else name
             if stat.S_ISDIR(status.st_mode) and depth > 1:
-                yield from self._walk(root, path, depth - 1)
+                yield from self._walk(root, path, depth - 1, is_hidden_shown=is_hidden_shown)
             elif stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                yield path, status.st_size
+                yield path, status
 
     def _texts(self, path: str) -> list[tuple[str, str]]:
         if path not in WHOLE:
@@ -306,9 +336,9 @@ def clean_path(path: str) -> str:
 
 def may_be_written(parts: Sequence[str], editable: Iterable[str]) -> bool:
     """Whether a path of these components is one that the agent may write."""
-    if parts[-1] in FIXED_FILES:
+    if parts[-1] in FIXED_FILES or any(part.startswith(".") for part in parts):
         return False
-    return any(_matches(parts, pattern.split("/")) for pattern in editable)
+    return any(matches(parts, pattern.split("/")) for pattern in editable)
 
 
 def _parts(path: str) -> list[str]:
@@ -334,11 +364,11 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-def _entries(directory: int) -> list[tuple[str, os.stat_result]]:
+def _entries(directory: int, *, is_hidden_shown: bool) -> list[tuple[str, os.stat_result]]:
     found = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if _is_presentable(entry.name):
+            if _is_presentable(entry.name) or (is_hidden_shown and entry.name not in NEVER_COPIED):
                 with suppress(FileNotFoundError):
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
     return found
@@ -346,13 +376,9 @@ def _entries(directory: int) -> list[tuple[str, os.stat_result]]:
 
 def _is_presentable(name: str) -> bool:
     try:
-        return name != "__pycache__" and len(_parts(name)) == 1
+        return name not in NEVER_COPIED and len(_parts(name)) == 1
     except WorkspaceError:
         return False
-
-
-def _matches(parts: Sequence[str], pattern: list[str]) -> bool:
-    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
 def _refuse_all_but_plain_files(status: os.stat_result, path: str) -> None:

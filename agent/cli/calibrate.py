@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from agent.attempt.lab import hashes_of, sha_of
-from agent.candidate.workspace import Workspace
+from agent.candidate.own_files import files_of
 from agent.cli import flags
 from agent.cli.logs import operational_log
 from agent.cli.shared import (
@@ -97,7 +97,7 @@ def _digits(source: Path, settings: Settings, runtime: Runtime) -> str:
 
     And by a nightlab whose settings are others: it could not read what this one wrote.
     """
-    files = hashes_of(Workspace(source, settings.workspace.editable).candidate())
+    files = hashes_of({name: (source / name).read_bytes() for name in files_of(source)})
     scorer = source / "evaluate.py"
     fixed = sha_of(read_named(scorer, MAX_SCRIPT_BYTES)) if scorer.is_file() else None
     form = Settings.model_json_schema()

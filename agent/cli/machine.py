@@ -117,8 +117,17 @@ def try_(
     source = own_workspace(settings, program.parent)
     runtime = find_runtime(settings, program.parent, os.environ, say)
     with in_place_of_a_night(settings, runtime, state_directory(os.environ), _show_log) as worker:
-        place = worker.directory
-        copy_workspace(source, place / "copy", place, settings.workspace.leave_out)
+        place, own = worker.directory, settings.workspace
+        left = copy_workspace(
+            source,
+            place / "copy",
+            place,
+            own.leave_out,
+            max_files=own.max_files,
+            max_bytes=own.max_bytes,
+        )
+        if left:
+            say(f"not copied: {left}")
         files = Workspace(place / "copy", settings.workspace.editable, left_out=()).candidate()
         seen = list(rehearse(worker, source, files, seconds, seeds=(1, 2)))
     table = Table("", "what was seen", "what would change it", box=None, pad_edge=False)

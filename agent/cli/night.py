@@ -94,9 +94,8 @@ def run(
         base_image=base_image,
         gpus=gpus,
     )
-    session = session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S")
-    check_name(session)  # refused, like all below, before a build or a download takes its time
-    export = exporter(track, track_dir, runs, os.environ)
+    session = check_name(session or datetime.now().astimezone().strftime("night-%Y%m%d-%H%M%S"))
+    export = exporter(track, track_dir, runs, os.environ)  # refused before any build, as the name
     name, paid = _researcher(settings.researcher.name, settings), list[ModelCalled]()
     _ask_first(name, content, settings, paid)
     source = own_workspace(settings, program.parent)
@@ -113,6 +112,7 @@ def run(
         researcher=name,
         seed=secrets.randbits(31) if seed is None else seed,
         git=Git(source, os.environ),
+        say=progress(as_json=as_json),
     )
     with (
         ledger,

@@ -177,7 +177,7 @@ class _Sides:
         branch = {p: blob for p, blob in self.theirs.items() if p not in self.paths} | dict(merged)
         due = self.new | self.scorers
         others = (path for path in branch if Path(path).name not in FIXED_FILES)
-        looked_at = due.keys() | {path for path in others if is_wanted(Path(path))}
+        looked_at = due.keys() | {path for path in others if is_wanted(Path(path), is_tracked=True)}
         return tuple(sorted(path for path in looked_at if branch.get(path) != due.get(path)))
 
 
@@ -190,16 +190,17 @@ def _sides(git: Git, head: str, ledger: Ledger, new: Files) -> _Sides:
 
     def stored(files: Files) -> dict[str, str]:
         below = {beneath(folder, name): content for name, content in files.items()}
-        return git.cleaned(below, is_kept=True)
+        return git.cleaned(below, known, is_kept=True)
 
     def at(commit: str) -> dict[str, tuple[str, str]]:
         listed = git.listed(commit, where).items()
         return {path.removeprefix(prefix): found for path, found in listed}
 
-    theirs = at(head)
+    theirs, base = at(head), None if began is None else at(began)
+    known = {path: blob for path, (_, blob) in (theirs | (base or {})).items()}
     return _Sides(
         prefix=prefix,
-        base=None if began is None else {path: blob for path, (_, blob) in at(began).items()},
+        base=None if base is None else {path: blob for path, (_, blob) in base.items()},
         old=stored(read_files(ledger.directory, session.files)),
         new=stored(new),
         scorers=stored(read_files(ledger.directory, session.fixed_files)),

@@ -29,6 +29,7 @@ from agent.record.events import (
     AttemptInterrupted,
     AttemptStarted,
     ModelCalled,
+    Noticed,
     SessionResumed,
     SessionStarted,
     ToolCalled,
@@ -81,6 +82,7 @@ def begin(
     seed: int,
     git: Git | None = None,
     now: Clock | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Ledger:
     """Make the session's directory, with its own copy of the workspace, and open its ledger.
 
@@ -90,6 +92,7 @@ def begin(
         source: the person's workspace.
         seed: what the seeds of all runs are drawn from.
         git: started in the person's workspace; None where nobody asks what is committed there.
+        say: told what is not copied.
 
     Raises:
         UsageError: the session exists, or the workspace lacks a file or holds too much.
@@ -116,13 +119,17 @@ def begin(
             undone.callback(ignored.unlink, missing_ok=True)
             ignored.write_text("*\n", encoding="utf-8")  # sessions are nothing to commit
         ledger = undone.enter_context(Ledger.create(directory, now))
+        left = _lay_out(directory, program, source, settings)
         _start(ledger, program, settings, source, runtime, researcher, seed, git)
+        if left:
+            say(f"not copied: {left}")
+            ledger.append(Noticed(kind="not_copied", explanation=f"not copied: {left}"))
         undone.pop_all()
     return ledger
 
 
-def check_name(session: str) -> None:
-    """Refuse what cannot be the name of a new session.
+def check_name(session: str) -> str:
+    """A name; refuses what cannot be the name of a new session.
 
     Raises:
         UsageError: it could lead out of the directory of sessions, or hide there.
@@ -132,6 +139,7 @@ def check_name(session: str) -> None:
             f"a session cannot be called {one_line(session, 80)!r}",
             "letters, digits, dots, dashes and underscores, a letter or digit first, 80 at most",
         )
+    return session
 
 
 def _start(
@@ -145,7 +153,6 @@ def _start(
     git: Git | None,
 ) -> None:
     directory, scorers = ledger.directory, _scorers(settings)
-    _lay_out(directory, program, source, settings)
     candidate = _first_candidate(workspace_of(directory, settings))
     fixed = {name: read_named(source / name, MAX_SCRIPT_BYTES) for name in scorers}
     index = None if runtime.data_dir is None else index_of(runtime.data_dir)
@@ -311,22 +318,31 @@ def _first_candidate(workspace: Workspace) -> dict[str, bytes]:
     return candidate
 
 
-def _lay_out(directory: Path, program: Program, source: Path, settings: Settings) -> None:
+def _lay_out(directory: Path, program: Program, source: Path, settings: Settings) -> str:
+    """Fill the session's directory; what of the person's files is not copied, in words."""
     (directory / "program.md").write_bytes(program.source)
     (directory / "guidance.md").touch()
-    left_out = settings.workspace.leave_out
-    copy_workspace(source, directory / "workspace", directory.parent.resolve(), left_out)
+    own = settings.workspace
+    left = copy_workspace(
+        source,
+        directory / "workspace",
+        directory.parent.resolve(),
+        own.leave_out,
+        max_files=own.max_files,
+        max_bytes=own.max_bytes,
+    )
     fixed = directory / "fixed"
     fixed.mkdir(mode=0o755)
     for name in _scorers(settings):
         shutil.copyfile(source / name, fixed / name)
         (fixed / name).chmod(0o644)
     fixed.chmod(0o755)
+    return left
 
 
 def _remove_half_made_files(directory: Path) -> None:
     shutil.rmtree(directory / "boxes", ignore_errors=True)
-    for half_made in ("blobs/*/.*.tmp", "workspace/**/.*.tmp", ".*.tmp"):
+    for half_made in ("blobs/*/.*.tmp", f"workspace/**/.{'[0-9a-f]' * 16}.tmp", ".*.tmp"):
         for path in directory.glob(half_made):
             path.unlink(missing_ok=True)
 

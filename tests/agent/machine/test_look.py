@@ -275,7 +275,7 @@ def test_a_link_brings_no_file_that_is_not_copied_itself(
     if where == "folder":  # git knows its files, and it has become a link since
         (place / "sub").mkdir()
         (place / "sub" / "key.txt").write_text("mine")
-        subprocess.run(["git", "-C", str(place), "add", "."], check=True)
+        subprocess.run(["git", "-C", str(place), "add", "sub"], check=True)
         (place / "sub" / "key.txt").unlink()
         (place / "sub").rmdir()
         (place / "sub").symlink_to(outside)
@@ -369,7 +369,7 @@ def test_files_of_a_submodule_belong_to_it(tmp_path: Path) -> None:
     ):
         subprocess.run(["git", *me, "-C", str(place), *command], check=True, capture_output=True)
 
-    assert files_of(outer) == ["lib/lib.py", "train.py"]
+    assert files_of(outer) == [".gitmodules", "lib/lib.py", "train.py"]
 
 
 # --- init, then a night ---------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def test_a_filter_of_the_repository_is_not_run(mine: Mine) -> None:
 def test_a_filter_with_an_odd_name_is_refused(mine: Mine) -> None:
     (mine.root / ".gitattributes").write_text("*.py filter=a=b\n")
     with pytest.raises(UsageError, match="cannot be turned off"):
-        mine.git.cleaned({"workspace/train.py": b""})
+        mine.git.cleaned({"workspace/train.py": b""}, {})
 
 
 def test_another_repository_needs_the_files_and_gets_the_change_alone(
