@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Tests serve themselves on loopback; a site's proxy must not stand between.
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+# Hundreds of clients of the model are made, and each would read all certificates anew.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 
 
 # A shell starts background jobs deaf to Ctrl-C; tests of it need ears, and so do their children.
