@@ -111,5 +111,7 @@ def verdicts_of(entries: list[Entry]) -> list[Any]:
         started, finished = attempt.started, attempt.finished
         told = started.model_dump(exclude={"attempt"}) | {"parent": numbers[started.parent]}
         end = finished.model_dump(exclude={"attempt", "seconds"})
+        if end["arithmetic"]:
+            end["arithmetic"]["against"] = numbers[end["arithmetic"]["against"]]
         verdicts.append((told, end, attempt.values(), attempt.values("holdout")))
     return verdicts
