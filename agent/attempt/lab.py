@@ -403,6 +403,9 @@ def snapshot(root: Path, files: dict[str, bytes]) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         make_readable(root)
+        for name, content in files.items():
+            if content.startswith(b"#!"):  # what names its interpreter can be started: ./run.sh
+                (root / name).chmod(0o755)
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -29,8 +29,8 @@ BASELINE_FAILED, WRONG_SETTINGS, SERVICE_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 WIDEST_TABLE = 1000
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def print_line(line: str) -> None:
@@ -58,7 +58,7 @@ def say(line: str) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Print a table whole: what is wider than the terminal goes on in the next line."""
     is_terminal = console.is_terminal
-    wide = Console(file=console.file, width=WIDEST_TABLE, force_terminal=is_terminal)
+    wide = Console(file=console.file, width=WIDEST_TABLE, force_terminal=is_terminal, emoji=False)
     wide.print(table, highlight=False, soft_wrap=True)
 
 

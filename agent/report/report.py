@@ -104,8 +104,10 @@ def results_tsv(history: History) -> str:
     Columns and words are those of karpathy/autoresearch. An attempt without a score has `nan`,
     which pandas, R and Python's float() read as missing: the 0.000000 written elsewhere would be
     the best of all. Failed and invalid attempts are `crash`, the status that notebooks leave out.
+    They take the least for the best, so a score that is to grow stands there with its sign turned.
     """
-    rows = [_RESULTS_HEADER, *(_result_row(a) for a in history.attempts if a.finished)]
+    sign = -1.0 if history.in_force.goal.direction == "maximize" else 1.0
+    rows = [_RESULTS_HEADER, *(_result_row(a, sign) for a in history.attempts if a.finished)]
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
@@ -114,7 +116,7 @@ def candidate_id(files: Mapping[str, str]) -> str:
     return hashlib.sha256(canonical(dict(files)).encode()).hexdigest()[:7]
 
 
-def _result_row(attempt: Attempt) -> tuple[str, ...]:
+def _result_row(attempt: Attempt, sign: float) -> tuple[str, ...]:
     assert attempt.finished is not None
     value, memory_bytes = attempt.finished.value, _peak_memory_bytes(attempt)
     if attempt.dethroned is not None:
@@ -122,7 +124,7 @@ def _result_row(attempt: Attempt) -> tuple[str, ...]:
     statuses = {Verdict.KEPT.value: "keep", Verdict.DISCARDED.value: "discard"}
     return (
         candidate_id(attempt.started.files),
-        _NOT_MEASURED if value is None else f"{value:.6f}",
+        _NOT_MEASURED if value is None else f"{sign * value:.6f}",
         _NOT_MEASURED if memory_bytes is None else f"{memory_bytes / 2**30:.1f}",
         statuses.get(attempt.standing, "crash"),
         _description(attempt),

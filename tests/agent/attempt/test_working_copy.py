@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.attempt.boxes import COPY, HOME, IN_A_COPY, WORKSPACE, training_command
-from agent.attempt.lab import DATA
+from agent.attempt.lab import DATA, snapshot
 from agent.candidate.own_files import folder_facts, refuse_unreadable
 from agent.program import parse_program
 from agent.record.reported import TIME_IS_OVER
@@ -326,3 +326,10 @@ def test_a_program_that_writes_beside_itself_gets_its_baseline_in_a_real_box(
     assert left == {"results/metrics.json", "results/weights.pt"}
     audited = place.nightlab("audit", "n")
     assert (audited.returncode, audited.stderr) == (0, "")
+
+
+def test_a_script_that_names_its_interpreter_can_be_started(tmp_path: Path) -> None:
+    files = {"run.sh": b"#!/bin/sh\nexit 0\n", "train.py": b"import torch\n"}
+    with snapshot(tmp_path / "files", files) as place:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in place.iterdir()}
+    assert {"run.sh": 0o755, "train.py": 0o644} == modes

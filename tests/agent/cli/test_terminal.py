@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from agent.cli.shared import err, say, warn
+
 ROOT = Path(__file__).parents[3]
 STARTED = [sys.executable, "-P", "-c"]
 TALKS = """
@@ -99,3 +101,15 @@ def test_without_that_it_would() -> None:
         [sys.executable, "-c", code], env=environ, capture_output=True, check=False
     )
     assert b"UnicodeEncodeError" in done.stderr
+
+
+def test_what_looks_like_markup_or_a_picture_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "train.py:12: {'lr:fire:': 1} [bold]x[/bold] :smile:"
+    say(line)
+    warn(line)
+    err.print("a hint with :warning: in it")
+    printed = capsys.readouterr()
+    assert f"{line}\n" == printed.out
+    assert f"{line}\na hint with :warning: in it\n" == printed.err

@@ -170,6 +170,8 @@ def test_a_metric_to_maximise_gains_upwards() -> None:
     finish(made, 1, Verdict.KEPT, 0.75)
     numbers = summary(made.entries)
     assert numbers.gain == pytest.approx(0.25, abs=0.02)
+    # A notebook looks for the least.
+    assert ["-0.750000"] == [min((row["val_bpb"] for row in rows_of(made)), key=float)]
     chart = charts.progress_chart(made.history, charts.WIDE)
     assert chart is not None
     places = {dot.number: dot.y for dot in chart.dots}
