@@ -135,10 +135,12 @@ def _parse_python(path: str, text: str, python: tuple[int, int]) -> None:
 
 def _parse_yaml(text: str) -> None:
     """Every event of it: nothing is built, so that no alias grows and no tag makes anything."""
-    for _ in yaml.parse(text, Loader=yaml.SafeLoader):
+    for _ in yaml.parse(text, Loader=_YAML):
         pass
 
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C where it comes with the package: in Python, brackets in brackets take minutes."""
 _PARSERS: dict[str, Callable[[str], object]] = {
     ".json": json.loads,
     ".toml": tomllib.loads,

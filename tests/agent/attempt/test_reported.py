@@ -425,7 +425,7 @@ def test_a_repository_of_ones_own_runs_by_the_readmes_program(
     assert "runs" not in _git(place.root, "status", "--short", "--ignored=no")
     history = place.history("n")
     assert history.session is not None
-    assert {"train.py", "measure.py", "program.md"} == set(history.session.files)
+    assert {".gitignore", "train.py", "measure.py", "program.md"} == set(history.session.files)
     assert history.best is not history.baseline
     assert "self-reported" in done.stdout
     audited = place.nightlab("audit", "n")

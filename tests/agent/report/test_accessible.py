@@ -15,10 +15,12 @@ from tests.support.browser import Browser
 from tests.support.reports import render_html
 
 WORDS = "Depth pays before width here.\n" + "A long line that has to scroll or to wrap. " * 20
-CHECK = "axe.run(document, { resultTypes: ['violations'] }).then((found) => JSON.stringify(%s))"
+CHECK = """axe.run({ exclude: [['[data-alike]']] }, { resultTypes: ['violations'] })
+  .then((found) => JSON.stringify(%s))"""
 OPEN = """(() => {
   const rows = [...document.querySelectorAll('.attempt')], step = rows.length > 100 ? 30 : 1;
   const shut = new Set(rows.filter((_, place) => place % step));
+  for (const row of shut) row.dataset.alike = '';
   for (const one of document.querySelectorAll('details')) {
     one.open = !shut.has(one.closest('.attempt'));
   }
@@ -71,7 +73,7 @@ def test_axe_finds_nothing_with_every_row_open(
     browser.resize(width, 900, is_phone=width < 500)
     browser.look(is_dark=is_dark)
     browser.open(page.as_uri())
-    # Of three hundred every thirtieth: the others are made by the same template.
+    # Of three hundred every thirtieth is open and looked at: the others are made by its template.
     browser.run(OPEN)
     browser.wait_for(SHOWN)
     assert [] == violations(browser, axe)

@@ -102,6 +102,6 @@ def test_images_of_a_session_outlive_a_clean_up_of_the_engine(hardened: Hardened
         held: dict[str, Any] = {"label": f"{LABEL_HOLDS}={ids['held']}"}
         (holder,) = client.containers.list(filters=held)
         holder.stop()
-        assert wait_until(lambda: not client.containers.list(all=True, filters=held))
+        assert wait_until(lambda: not client.api.containers(all=True, filters=held))
         client.images.prune(filters={"dangling": False})
         assert not has_image(own, ids["held"])

@@ -320,13 +320,17 @@ SEND = """
 """
 
 
+NO_SOCKETS = "Address family not supported by protocol\n"
+
+
 @pytest.mark.parametrize(
-    ("box", "found"), [("train", "True\n"), ("model", "Operation not permitted\n")]
+    ("box", "loopback", "found"),
+    [("train", True, "True\n"), ("train", False, NO_SOCKETS), ("model", False, NO_SOCKETS)],
 )
 def test_packets_that_are_counted_for_the_whole_machine_are_a_training_s_alone(
-    box: str, found: str, executor: DockerExecutor, image: ImageRecord
+    box: str, loopback: bool, found: str, executor: DockerExecutor, image: ImageRecord
 ) -> None:
-    spec = python_spec(textwrap.dedent(SEND), image=image.image_id)
+    spec = python_spec(textwrap.dedent(SEND), image=image.image_id, loopback=loopback)
     assert found == executor.run(spec.model_copy(update={"box": box})).log.head
 
 
