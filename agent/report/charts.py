@@ -152,7 +152,7 @@ def progress_chart(history: History, frame: Frame) -> ProgressChart | None:
         best_line="M" + "L".join(_staircase(steps, last, 0.0, x, y)),
         noise_band=_band(steps, last, noise, x, y),
         needed="".join(
-            f"M{x(n - 0.5):g} {y(value):g}H{x(n + 0.5):g}"
+            f"M{x(n - 0.5):g} {y(value):g}H{x(min(n + 0.5, last)):g}"
             for n, value in needed_scores(history)
             if low < value < high
         ),

@@ -595,6 +595,16 @@ def test_what_had_to_be_passed_lies_on_the_better_side_of_the_best(direction: st
     assert passed == pytest.approx(best + (0.1 if direction == "maximize" else -0.1))
 
 
+@pytest.mark.parametrize("attempts", range(2, 9))
+def test_what_had_to_be_passed_is_drawn_within_the_picture(attempts: int) -> None:
+    chart = charts.progress_chart(histories.night(attempts).history, charts.WIDE)
+    assert chart is not None
+    dashes = re.findall(r"M([\d.]+) [\d.]+H([\d.]+)", chart.needed)
+    assert dashes
+    assert all(float(left) >= charts.WIDE.left for left, _ in dashes)
+    assert all(float(right) <= charts.WIDE.width - charts.WIDE.right for _, right in dashes)
+
+
 def test_who_has_no_score_stands_on_a_rail_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an axis where lower is better they would look like the best of the night."""
     drawn: list[tuple[bool, str]] = []
