@@ -106,7 +106,7 @@ def results_tsv(history: History) -> str:
     the best of all. Failed and invalid attempts are `crash`, the status that notebooks leave out.
     They take the least for the best, so a score that is to grow stands there with its sign turned.
     """
-    sign = -1.0 if history.in_force.goal.direction == "maximize" else 1.0
+    sign = -1.0 if direction_of(history) == "maximize" else 1.0
     rows = [_RESULTS_HEADER, *(_result_row(a, sign) for a in history.attempts if a.finished)]
     return "".join("\t".join(row) + "\n" for row in rows)
 
