@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -41,3 +42,20 @@ def write_source(folder: Path, name: str, version: str, marker: Path) -> Path:
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
     return path
+
+
+def pip_that_knows(folder: Path, **settings: str) -> dict[str, str]:
+    """The environment of a pip that finds wheels in a folder and heeds no settings of this machine.
+
+    Args:
+        folder: of the wheels.
+        settings: its further variables, by name.
+    """
+    return {
+        "PATH": os.environ["PATH"],
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_FIND_LINKS": str(folder),
+        **settings,
+    }

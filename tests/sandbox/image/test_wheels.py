@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from sandbox.image.wheels import (
     fetch_wheels,
     inspect_torch,
 )
-from tests.support.wheels import write_wheel
+from tests.support.wheels import pip_that_knows, write_wheel
 
 TARGET = Target(python="3.11", machine="x86_64")
 CPU_SOURCE = "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n"
@@ -55,16 +54,9 @@ class Site:
 
     def fetch(self) -> Wheels:
         self.said.clear()
-        environ = {
-            "PATH": os.environ["PATH"],
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_NO_CACHE_DIR": "1",
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "PIP_FIND_LINKS": str(self.links),
-            # An address where nobody listens: nothing but the folder may be needed.
-            "PIP_INDEX_URL": "http://127.0.0.1:1/",
-            "PIP_RETRIES": "0",
-        }
+        # An address where nobody listens: nothing but the folder may be needed.
+        nobody = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
+        environ = pip_that_knows(self.links, **nobody)
         pip = Pip(TARGET, environ, self.torch_index, self.said.append)
         return fetch_wheels(self.wanted, self.lock, pip, folder=self.cache)
 
